@@ -1,0 +1,1 @@
+"""Callbacks for the trainer of accel-core."""

@@ -1,0 +1,1 @@
+"""Adapters of accel-core for timm and transformers, and learning rate schedulers."""
