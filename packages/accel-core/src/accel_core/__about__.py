@@ -1,1 +1,3 @@
+"""The version of all three distributions."""
+
 __version__ = "0.1.0"

@@ -1,0 +1,226 @@
+"""Arrows point one way, files stay small, and importing a package does nothing: read from the source itself."""
+
+import ast
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[1]
+SOURCES = {
+    "accel_core": REPOSITORY / "packages/accel-core/src/accel_core",
+    "accel_callbacks": REPOSITORY / "packages/accel-callbacks/src/accel_callbacks",
+    "accel_integrations": REPOSITORY / "packages/accel-integrations/src/accel_integrations",
+}
+SIBLINGS = {"accel_callbacks": "accel_integrations", "accel_integrations": "accel_callbacks"}
+THIRD_PARTY_OF_CORE = {"torch", "accelerate", "numpy", "safetensors"}
+
+MAX_LINES_OF_CORE = 2400
+MAX_LINES_OF_TRAINER = 650
+MAX_LINES_OF_A_FILE = 300
+
+
+class Import(NamedTuple):
+    """One imported name: `from accel_core.errors import AccelError` is `accel_core.errors.AccelError`."""
+
+    target: str
+    line: int
+    only_for_types: bool
+
+
+def module_name(path: Path, root: Path) -> str:
+    parts = path.relative_to(root.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def modules_of(root: Path) -> dict[str, Path]:
+    return {module_name(path, root): path for path in sorted(root.rglob("*.py"))}
+
+
+def imports_of(source: str, module: str = "", is_package: bool = False) -> list[Import]:
+    """Every import in the file, in functions too."""
+    return list(_imports(ast.parse(source).body, module if is_package else module.rpartition(".")[0], False))
+
+
+def _imports(nodes: list[ast.AST], package: str, only_for_types: bool) -> Iterator[Import]:
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            yield from (Import(alias.name, node.lineno, only_for_types) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                parts = package.split(".")
+                base = ".".join([*parts[: len(parts) - node.level + 1], *filter(None, [base])])
+            yield from (Import(f"{base}.{alias.name}", node.lineno, only_for_types) for alias in node.names)
+        elif isinstance(node, ast.If) and _tests_type_checking(node.test):
+            yield from _imports(node.body, package, True)
+            yield from _imports(node.orelse, package, only_for_types)
+        else:
+            yield from _imports(list(ast.iter_child_nodes(node)), package, only_for_types)
+
+
+def _tests_type_checking(test: ast.expr) -> bool:
+    return ast.unparse(test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING")
+
+
+def imports_in(path: Path, root: Path) -> list[Import]:
+    return imports_of(path.read_text(encoding="utf-8"), module_name(path, root), path.name == "__init__.py")
+
+
+def imported_module(target: str, modules: dict[str, Path]) -> str | None:
+    """The module among `modules` that is imported: a name in a module stands for the module."""
+    if target in modules:
+        return target
+    parent = target.rpartition(".")[0]
+    return parent if parent in modules else None
+
+
+def find_circle(arrows: dict[str, set[str]]) -> list[str] | None:
+    finished: set[str] = set()
+
+    def follow(module: str, path: list[str]) -> list[str] | None:
+        if module in path:
+            return [*path[path.index(module) :], module]
+        if module not in finished:
+            for target in sorted(arrows.get(module, ())):
+                if circle := follow(target, [*path, module]):
+                    return circle
+            finished.add(module)
+        return None
+
+    for module in sorted(arrows):
+        if circle := follow(module, []):
+            return circle
+    return None
+
+
+def lines_of(path: Path) -> int:
+    return len(path.read_text(encoding="utf-8").splitlines())
+
+
+def test_core_imports_only_what_it_depends_on():
+    allowed = sys.stdlib_module_names | THIRD_PARTY_OF_CORE | {"accel_core"}
+    root = SOURCES["accel_core"]
+    foreign = [
+        f"{path.name}:{found.line} imports {found.target}"
+        for path in modules_of(root).values()
+        for found in imports_in(path, root)
+        if found.target.partition(".")[0] not in allowed
+    ]
+    assert not foreign
+
+
+@pytest.mark.parametrize("package", SIBLINGS)
+def test_siblings_do_not_import_each_other(package):
+    root = SOURCES[package]
+    found_siblings = [
+        f"{path.name}:{found.line} imports {found.target}"
+        for path in modules_of(root).values()
+        for found in imports_in(path, root)
+        if found.target.partition(".")[0] == SIBLINGS[package]
+    ]
+    assert not found_siblings
+
+
+@pytest.mark.parametrize("package", SOURCES)
+def test_modules_import_each_other_without_a_circle(package):
+    root = SOURCES[package]
+    modules = modules_of(root)
+    arrows = {
+        module: {
+            target
+            for found in imports_in(path, root)
+            if not found.only_for_types and (target := imported_module(found.target, modules)) is not None
+        }
+        for module, path in modules.items()
+    }
+    assert find_circle(arrows) is None
+
+
+def test_nothing_imports_the_trainer_but_the_door_of_the_package():
+    may_import = {("accel_core", False), ("accel_core.callback", True)}
+    importers = [
+        f"{module}:{found.line}"
+        for root in SOURCES.values()
+        for module, path in modules_of(root).items()
+        for found in imports_in(path, root)
+        if f"{found.target}.".startswith("accel_core.trainer.") and (module, found.only_for_types) not in may_import
+    ]
+    assert not importers
+
+
+def test_core_stays_small():
+    lines = {path.name: lines_of(path) for path in modules_of(SOURCES["accel_core"]).values()}
+    assert sum(lines.values()) <= MAX_LINES_OF_CORE
+    assert lines.pop("trainer.py", 0) <= MAX_LINES_OF_TRAINER
+    assert {name: number for name, number in lines.items() if number > MAX_LINES_OF_A_FILE} == {}
+
+
+@pytest.mark.parametrize("package", SOURCES)
+def test_importing_has_no_side_effect(package):
+    """Compared with importing torch and accelerate alone, which every user of the package has imported anyway."""
+    script = f"""
+        import logging, random, sys, warnings
+        import accelerate, numpy, torch, torch.distributed
+
+        def state():
+            return {{
+                "python's random state": random.getstate(),
+                "numpy's random state": [part.tolist() if hasattr(part, "tolist") else part
+                                         for part in numpy.random.get_state()],
+                "torch's random state": torch.random.get_rng_state().tolist(),
+                "CUDA": torch.cuda.is_initialized(),
+                "process group": torch.distributed.is_initialized(),
+                "threads": torch.get_num_threads(),
+                "accelerate": accelerate.state.PartialState._shared_state.copy(),
+                "logging": (logging.getLogger().handlers, logging.getLogger().level),
+                "logging of accel": logging.getLogger("accel_core").handlers,
+                "warnings": list(warnings.filters),
+            }}
+
+        before, modules_before = state(), set(sys.modules)
+        import {package}
+        after = state()
+        assert before == after, [name for name in before if before[name] != after[name]]
+
+        added = {{name.partition(".")[0] for name in set(sys.modules) - modules_before}}
+        added |= {{name for name in set(sys.modules) - modules_before if name == "tqdm.notebook"}}
+        print(*added)
+    """
+    finished = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert finished.returncode == 0, finished.stderr
+    never = {"torchmetrics", "timm", "transformers", "torchvision", "matplotlib", "tensorboard", "tqdm.notebook"}
+    never |= {"accel_callbacks", "accel_integrations"} - {package}
+    assert set(finished.stdout.split()) & never == set()
+
+
+class TestTheReadingItself:
+    """The rules above would pass on any source if reading it found nothing."""
+
+    def test_imports_inside_functions_are_found(self):
+        source = "def f():\n    try:\n        import timm.data\n    except ImportError:\n        from torch import nn\n"
+        assert imports_of(source) == [Import("timm.data", 3, False), Import("torch.nn", 5, False)]
+
+    def test_imports_for_types_are_told_apart(self):
+        source = "if TYPE_CHECKING:\n    from a import b\nelse:\n    import c\n"
+        assert imports_of(source) == [Import("a.b", 2, True), Import("c", 4, False)]
+
+    def test_relative_imports_are_resolved(self):
+        assert imports_of("from . import b\nfrom .c import d", "package.a") == [
+            Import("package.b", 1, False),
+            Import("package.c.d", 2, False),
+        ]
+        assert imports_of("from .a import b", "package", is_package=True) == [Import("package.a.b", 1, False)]
+
+    def test_circles_are_found(self):
+        assert find_circle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c", "b"]
+        assert find_circle({"a": {"b", "c"}, "b": {"c"}, "c": set()}) is None
+
+    def test_every_package_has_source_files(self):
+        assert all(modules_of(root) for root in SOURCES.values())
