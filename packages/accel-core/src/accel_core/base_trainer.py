@@ -1,0 +1,460 @@
+"""What a trainer is made of: construction, preparation, saving, processes. The loop itself is in trainer.py."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import secrets
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch.utils.data import DataLoader, default_collate
+
+from . import checks, engines, training_state
+from .callback import TrainerCallback
+from .callback_list import CallbackList
+from .dataloaders import ShardedDataLoader, create_dataloader, default_dataloader_kwargs
+from .description import describe_run
+from .distributed import (
+    Agreement,
+    check_processes_see_each_other,
+    gather_tensor,
+    gather_values,
+    share_from_main,
+    together,
+)
+from .errors import ConfigurationError
+from .limit_batches import batch_limits
+from .log_metrics import LogMetricsCallback
+from .loss_tracker import LossTracker, MeanTrackers
+from .placeholders import resolve_placeholders
+from .print_progress import PrintProgressCallback
+from .random_state import seed_process
+from .run_config import TrainerRunConfig, plan_run
+from .run_history import InMemoryRunHistory, RunHistory
+from .run_progress import RunProgress
+from .terminate_on_nan import TerminateOnNaNCallback
+from .update_groups import CountAgreement
+
+DEFAULT_CALLBACKS: tuple[type[TrainerCallback], ...] = (
+    TerminateOnNaNCallback,
+    PrintProgressCallback,
+    LogMetricsCallback,
+)
+
+
+class BaseTrainer:
+    """A training loop around a model, a loss function and an optimizer, customised by overriding and by callbacks."""
+
+    run_config: TrainerRunConfig
+    """The numbers of the current or latest training run."""
+    trust_engine_files: bool = False
+    """Allow loading the sharded states of FSDP and DeepSpeed, which those libraries unpickle: code in them would run."""
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        loss_func: Callable[[Any, Any], torch.Tensor] | None,
+        optimizer: Any,
+        callbacks: Iterable[TrainerCallback | type[TrainerCallback]] = DEFAULT_CALLBACKS,
+        run_history: RunHistory | None = None,
+        *,
+        accelerator: Accelerator | None = None,
+        seed: int | None = None,
+    ) -> None:
+        """Hold the parts; nothing is placed, wrapped or seeded before the first run.
+
+        Args:
+            loss_func: from the model's outputs and the targets to the mean loss of the batch, a scalar; None where
+                `calculate_train_batch_loss` is overridden.
+            optimizer: over the parameters of `model`; None is enough to evaluate.
+            callbacks: instances, or classes that need no arguments.
+            accelerator: your own, for mixed precision, FSDP, DeepSpeed or trackers; else `create_accelerator` makes one.
+            seed: of the order of the data, and of all random numbers from the first run on. None takes the order's seed
+                from `torch.initial_seed()` and seeds nothing.
+
+        Raises:
+            ConfigurationError: an argument cannot be used.
+        """
+        checks.check_model(model)
+        checks.check_optimizer(optimizer)
+        checks.check_callable("loss_func", loss_func, "Pass a function such as torch.nn.functional.cross_entropy, or a module.")
+        checks.check_seed(seed)
+        self.model = model
+        self.loss_func = loss_func
+        self.optimizer = optimizer
+        self.run_history: RunHistory = InMemoryRunHistory() if run_history is None else run_history
+        self.run_progress = RunProgress()
+        self.scheduler: Any = None
+        self.create_scheduler_fn: Callable[[Any], Any] | None = None
+        self.train_dataset: Any = None
+        self.eval_dataset: Any = None
+        self.collate_fn: Callable[[list[Any]], Any] | None = None
+        self.train_dataloader: ShardedDataLoader | None = None
+        self.eval_dataloader: ShardedDataLoader | None = None
+        self.seed = seed
+        self.run_id: str | None = None
+        """Names the run in its checkpoints; a resumed run keeps it."""
+        self._accelerator = accelerator
+        self._prepared: engines.Prepared | None = None
+        self._place: dict[str, Any] | None = None
+        self.last_checkpoint: Path | None = None
+        """The newest complete training state of the latest run."""
+        self._is_running = self._is_seeded = self._is_unequal_evaluation = False
+        self.callbacks = CallbackList(callbacks, self)
+        self.callbacks.on_init_end(self)
+
+    # ------------------------------------------------------------------ what you may create
+
+    def create_accelerator(self) -> Accelerator:
+        """Return the `Accelerator` of this trainer; called when it is first needed."""
+        return Accelerator()
+
+    def prepare(self) -> None:
+        """Place and wrap `self.model` and `self.optimizer`. Override it to prepare more, and call `super().prepare()`."""
+        if self.optimizer is None:
+            self.model = self.accelerator.prepare_model(self.model)
+        else:
+            self.model, self.optimizer = self.accelerator.prepare(self.model, self.optimizer)
+
+    def get_default_train_dl_kwargs(self, batch_size: int) -> dict[str, Any]:
+        """Return the arguments of the training `DataLoader` that hold unless `train_dataloader_kwargs` says otherwise."""
+        return default_dataloader_kwargs(self.train_dataset, batch_size, True, self.accelerator)
+
+    def get_default_eval_dl_kwargs(self, batch_size: int) -> dict[str, Any]:
+        """Return the arguments of the evaluation `DataLoader` that hold unless `eval_dataloader_kwargs` says otherwise."""
+        return default_dataloader_kwargs(self.eval_dataset, batch_size, False, self.accelerator)
+
+    def create_train_dataloader(self, batch_size: int, train_dl_kwargs: dict[str, Any] | None = None) -> Any:
+        """Return a loader of `self.train_dataset` as for a single process; the trainer shares it out afterwards."""
+        defaults = self.get_default_train_dl_kwargs(batch_size)
+        return create_dataloader(self.train_dataset, defaults, train_dl_kwargs, self.collate_fn)
+
+    def create_eval_dataloader(self, batch_size: int, eval_dl_kwargs: dict[str, Any] | None = None) -> Any:
+        """Return a loader of `self.eval_dataset` as for a single process; the trainer shares it out afterwards."""
+        defaults = self.get_default_eval_dl_kwargs(batch_size)
+        return create_dataloader(self.eval_dataset, defaults, eval_dl_kwargs, self.collate_fn)
+
+    def create_scheduler(self) -> Any:
+        """Return the scheduler of the run, or None; placeholders in `create_scheduler_fn` get their values."""
+        if self.create_scheduler_fn is None:
+            return None
+        assert self._prepared is not None
+        return resolve_placeholders(self.create_scheduler_fn, self.run_config)(self._prepared.user_optimizer)
+
+    def create_run_config(self, **arguments: Any) -> TrainerRunConfig:
+        """Return the numbers of the run, from the `arguments` of `train` and the loaders."""
+        return plan_run(arguments, self.train_dataloader, self.eval_dataloader, self.accelerator, self.data_seed)
+
+    # ------------------------------------------------------------------ beginning and closing a run
+
+    def _check_can_run(self, method: str, calculation: str | None = None) -> None:
+        if self._is_running:
+            raise ConfigurationError(
+                f"{method} was called inside a run of the same trainer, but one run must end before the next. Call {method} "
+                f"afterwards, or run_eval_epoch to evaluate in the middle of training."
+            )
+        if calculation and self.loss_func is None and getattr(type(self), calculation) is getattr(Trainer, calculation):
+            raise ConfigurationError(
+                f"loss_func is None, but {calculation} needs it. Pass a loss function, or override {calculation}."
+            )
+
+    def _begin_training(self, arguments: dict[str, Any], state: training_state.TrainerState | None) -> None:
+        """Build everything that a training run needs; what takes long comes last."""
+        self._arguments = arguments
+        self._begin_run(state)
+        batch_size = arguments["per_device_batch_size"]
+        eval_batch_size = arguments["eval_per_device_batch_size"] or batch_size
+        train_loader = self.create_train_dataloader(batch_size, arguments["train_dataloader_kwargs"])
+        self.train_dataloader = self._shard(train_loader, arguments["seed_each_sample"])
+        self.eval_dataloader = None
+        if self.eval_dataset is not None:
+            self.eval_dataloader = self._shard(self.create_eval_dataloader(eval_batch_size, arguments["eval_dataloader_kwargs"]))
+        self._limit_batches()
+        self._prepare_once()
+        self.run_config = self.create_run_config(**arguments)
+        self.scheduler = self.create_scheduler()
+        self._scheduler_interval, self._scheduler_needs_metric = checks.scheduler_interval(
+            self.scheduler, arguments["scheduler_step_every"]
+        )
+        has_own_collate = not (isinstance(train_loader, DataLoader) and train_loader.collate_fn is default_collate)
+        self._counts = CountAgreement(has_own_collate or not self.train_dataloader.is_sized, self.accelerator.num_processes)
+        self.run_progress = RunProgress()
+        if arguments["reset_run_history"] and state is None:
+            self.run_history.reset()
+        self.run_id = state["run_id"] if state is not None else share_from_main(secrets.token_hex(6))
+        self.last_checkpoint, self._place = None, None
+
+    def _begin_evaluation(self, dataset: Any, batch_size: int, kwargs: Any, collate_fn: Any) -> ShardedDataLoader:
+        """Build what an evaluation needs, and leave the data of the latest training run as it is."""
+        self._begin_run(None)
+        kept, self.eval_dataset, self.collate_fn = (self.eval_dataset, self.collate_fn), dataset, collate_fn
+        try:
+            loader = self._shard(self.create_eval_dataloader(batch_size, kwargs))
+        finally:
+            self.eval_dataset, self.collate_fn = kept
+        self.train_dataloader, self.eval_dataloader = None, loader
+        self._limit_batches()
+        self._prepare_once()
+        return loader
+
+    def _begin_run(self, state: training_state.TrainerState | None) -> None:
+        """Choose the seed, and forget what the run before left."""
+        check_processes_see_each_other(self.accelerator.num_processes)
+        engines.check_accelerator(self.accelerator)
+        if self.seed is not None and not self._is_seeded:
+            seed_process(self.seed, self.accelerator.process_index)
+            self._is_seeded = True
+        own_seed = share_from_main(torch.initial_seed() if self.seed is None else self.seed)
+        self.data_seed = state["seed"] if state is not None else own_seed
+        self.agreement = Agreement(self.device)
+        self.train_loss, self.eval_loss = LossTracker(self.device), LossTracker(self.device)
+        self._train_logs = MeanTrackers(self.device)
+        self._is_first_step = self._is_first_eval_step = True
+        self._is_cut_short = False
+
+    def _shard(self, loader: Any, seed_each_sample: bool = False) -> ShardedDataLoader:
+        """Share a loader out over the processes."""
+        accelerator = self.accelerator
+        processes = (accelerator.num_processes, accelerator.process_index)
+        return ShardedDataLoader(loader, self.data_seed, self.device, *processes, seed_each_sample)
+
+    def _limit_batches(self) -> None:
+        for limit in batch_limits(self.callbacks):
+            self.print(limit.limit(self.train_dataloader, self.eval_dataloader))
+
+    def _prepared_parts(self) -> engines.Prepared:
+        if self._prepared is None:
+            raise ConfigurationError("Nothing is prepared yet, so there is no state to save. Call train or evaluate first.")
+        return self._prepared
+
+    def _prepare_once(self) -> None:
+        """Place and wrap model and optimizer, unless they are those of the run before."""
+        if self._prepared is None or not self._prepared.is_of(self.model, self.optimizer):
+            checks.check_attributes({name: value for name, value in vars(self).items() if name != "model"}, self.model)
+            self.callbacks.on_prepare_start(self)
+            user_parts = (self.model, self.optimizer)
+            self.prepare()
+            self._prepared = engines.Prepared(*user_parts, self.model, self.optimizer)
+        self.model, self.optimizer = self._prepared.model, self._prepared.optimizer
+        engines.move_modules(vars(self), self.device)
+        self._backward = engines.choose_backward(self.accelerator, self.optimizer)
+        self._stepping_optimizer = engines.choose_optimizer(self.accelerator, self.optimizer)
+
+    @contextlib.contextmanager
+    def _running(self) -> Iterator[None]:
+        """Close everything at the end, and give the user's own model and optimizer back."""
+        self._is_running = True
+        model, optimizer = self.model, self.optimizer
+        try:
+            yield
+        except BaseException as error:
+            with engines.noted(error):
+                self.callbacks.on_exception(self, error=error)
+            with engines.noted(error):
+                self.callbacks.on_run_close(self)
+            if optimizer is not None:
+                optimizer.zero_grad()
+            raise
+        else:
+            self.callbacks.on_run_close(self)
+        finally:
+            for loader in (self.train_dataloader, self.eval_dataloader):
+                if loader is not None:
+                    loader.close()
+            self._is_running = False
+            kept = self._prepared
+            self.model, self.optimizer = (model, optimizer) if kept is None else (kept.user_model, kept.user_optimizer)
+
+    # ------------------------------------------------------------------ saving
+
+    def save_training_state(self, output_dir: str | Path, checkpoint_kwargs: dict[str, Any] | None = None) -> None:
+        """Save all that resuming needs as the folder `output_dir`, complete or not at all. Every process takes part.
+
+        Between updates only. Does nothing where the state of this very update and epoch stands there already.
+
+        Args:
+            checkpoint_kwargs: plain values of your own, which `load_training_state` returns.
+
+        Raises:
+            CheckpointError: it could not be written, or parameters are not finite; what was there is untouched.
+        """
+        path = Path(output_dir).absolute()
+        prepared = self._prepared_parts()
+        checks.check_between_updates(prepared.model)
+        engines.check_finite(prepared.model)
+        engines.share_buffers(prepared.model)
+        extra = {"extra.pt": checkpoint_kwargs or {}}
+        if training_state.save_folder(
+            path,
+            self._run_state(),
+            lambda: {**engines.main_files(self.accelerator, prepared, self.scheduler), **extra},
+            self._process_state,
+            process_index=self.accelerator.process_index,
+            gather=gather_values,
+            write_engine=self.accelerator.save_state if engines.is_sharded(self.accelerator) else None,
+        ):
+            self.callbacks.on_checkpoint_saved(self, path=path)
+        self.last_checkpoint = path
+
+    def load_training_state(self, input_dir: str | Path) -> dict[str, Any]:
+        """Restore what `save_training_state` saved, and return its `checkpoint_kwargs`. Every process takes part.
+
+        To go on with a run use `train(..., resume_from=input_dir)`, which also finds the place in the data.
+        """
+        self._check_can_run("load_training_state")
+        state = training_state.open_training_state(input_dir)
+        with self._running():
+            self._begin_run(state)
+            self._prepare_once()
+            self._restore_objects(Path(input_dir), state)
+            self._restore_place()
+        return training_state.read_extra(Path(input_dir))
+
+    def save_checkpoint(
+        self,
+        save_path: str | Path,
+        checkpoint_kwargs: dict[str, Any] | None = None,
+        save_optimizer: bool = True,
+        save_scheduler: bool = True,
+    ) -> None:
+        """Export the model to one file, atomically: `.safetensors` has weights only, any other ending all that is asked for.
+
+        The keys are `model_state_dict`, `optimizer_state_dict`, `scheduler_state_dict` and those of `checkpoint_kwargs`. Every
+        process takes part; the main one writes.
+        """
+        content = {
+            "model_state_dict": engines.full_model_state(self.accelerator, self.model),
+            **(checkpoint_kwargs or {}),
+        }
+        if save_optimizer and self.optimizer is not None:
+            content["optimizer_state_dict"] = self.optimizer.state_dict()
+        if save_scheduler and self.scheduler is not None:
+            content["scheduler_state_dict"] = self.scheduler.state_dict()
+        together(lambda: training_state.write_export(Path(save_path), content), self.is_main_process)
+
+    def load_checkpoint(
+        self, checkpoint_path: str | Path, load_optimizer: bool = True, load_scheduler: bool = True
+    ) -> dict[str, Any]:
+        """Load an export, and return what is in it. The main process reads; every process takes part."""
+        content: dict[str, Any] = together(lambda: training_state.read_export(Path(checkpoint_path)), self.is_main_process)
+        engines.load_model_state(self.get_model(keep_torch_compile=False), content["model_state_dict"], Path(checkpoint_path))
+        if load_optimizer and "optimizer_state_dict" in content:
+            self.optimizer.load_state_dict(content["optimizer_state_dict"])
+        if load_scheduler and self.scheduler is not None and "scheduler_state_dict" in content:
+            self.scheduler.load_state_dict(content["scheduler_state_dict"])
+        return content
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return plain values of your own subclass that have to survive with the training state, by process."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what `state_dict` returned; called like that of a callback."""
+
+    def _run_state(self) -> training_state.RunState:
+        loader, config = self.train_dataloader, self.run_config
+        return {
+            "run_id": self.run_id,
+            "run_progress": dataclasses.asdict(self.run_progress),
+            "run_history": self.run_history.state_dict(),
+            "seed": self.data_seed,
+            "num_samples": None if loader is None else loader.num_samples,
+            "launched": {
+                "num_processes": config.num_processes,
+                "per_device_batch_size": config.train_per_device_batch_size,
+                "gradient_accumulation_steps": config.gradient_accumulation_steps,
+                "num_update_steps": config.num_update_steps,
+                "versions": training_state.library_versions(),
+            },
+            "callbacks": [name for name, _ in self.callbacks.named()],
+        }
+
+    def _process_state(self) -> dict[str, Any]:
+        """What differs between processes."""
+        loader = self.train_dataloader
+        return {
+            "random": training_state.random_state(self.device),
+            "train_loss": self.train_loss.state_dict(),
+            "train_logs": self._train_logs.state_dict(),
+            "callbacks": self.callbacks.state_dict(),
+            "trainer": self.state_dict(),
+            "data": None if loader is None else loader.state_before_batch,
+        }
+
+    def _restore_objects(self, folder: Path, state: training_state.TrainerState) -> None:
+        """Restore model, optimizer, scheduler, progress and history; the place in the loop comes later."""
+        place = training_state.read_process_state(folder, self.accelerator.process_index, self.accelerator.num_processes)
+        self._place, self._place_folder = place, folder
+        self.callbacks.load_state_dict(place["callbacks"])
+        self.load_state_dict(place["trainer"])
+        engines.load_state(folder, self.accelerator, self._prepared_parts(), self.scheduler, self.trust_engine_files)
+        self.run_progress = RunProgress(**state["run_progress"])
+        self.run_history.load_state_dict(state["run_history"])
+        for sentence in training_state.compare(state, self._run_state()):
+            self.print(sentence)
+
+    def _restore_place(self) -> None:
+        """Restore what the loop itself has changed since `_restore_objects`, at the place where it was saved."""
+        if self._place is None:
+            return
+        place, self._place = self._place, None
+        self.callbacks.load_state_dict(place["callbacks"])
+        self.load_state_dict(place["trainer"])
+        self.train_loss.load_state_dict(place["train_loss"])
+        self._train_logs.load_state_dict(place["train_logs"])
+        if self.train_dataloader is not None and place["data"] is not None:
+            self.train_dataloader.stateful_source.load_state_dict(place["data"])
+        training_state.restore_random_state(place["random"], self.device)
+        self.callbacks.on_checkpoint_loaded(self, path=self._place_folder)
+        self.agreement.read(wait=True)
+
+    # ------------------------------------------------------------------ processes
+
+    @property
+    def accelerator(self) -> Accelerator:
+        """The accelerator, made when it is first asked for."""
+        if self._accelerator is None:
+            self._accelerator = self.create_accelerator()
+        return self._accelerator
+
+    @property
+    def device(self) -> torch.device:
+        """Where this process computes."""
+        return self.accelerator.device
+
+    @property
+    def is_main_process(self) -> bool:
+        """Whether this process prints and writes, once for the whole job."""
+        return self.accelerator.is_main_process
+
+    def print(self, *args: Any, **kwargs: Any) -> None:
+        """Print on the main process."""
+        if self.is_main_process:
+            print(*args, **kwargs)
+
+    def gather(self, tensor: torch.Tensor, padding_value: float | None = None) -> torch.Tensor:
+        """Join the tensors of all processes on the first dimension, which may differ. Every process takes part.
+
+        Args:
+            padding_value: fills up other dimensions where they differ.
+        """
+        if self._is_unequal_evaluation:
+            raise ConfigurationError(
+                f"gather was called inside an evaluation step, but process {self.accelerator.num_processes - 1} of "
+                f"{self.accelerator.num_processes} has no batch there and would never answer. Update the metric on each process and "
+                f"compute it in on_eval_epoch_end, or use MetricsCallback."
+            )
+        return gather_tensor(tensor, padding_value)
+
+    def get_model(self, keep_torch_compile: bool = True) -> torch.nn.Module:
+        """Return the model without what was wrapped around it."""
+        return self.accelerator.unwrap_model(self.model, keep_torch_compile=keep_torch_compile)  # type: ignore[no-any-return]
+
+    def describe(self) -> str:
+        """Return what will happen, or happened last: data, batch sizes, updates, precision, processes, callbacks in order."""
+        datasets = {"train_dataset": self.train_dataset, "eval_dataset": self.eval_dataset}
+        return describe_run(self.model, self.optimizer, self.callbacks, datasets, getattr(self, "run_config", None))

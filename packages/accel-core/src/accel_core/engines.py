@@ -1,0 +1,246 @@
+"""What Accelerate wraps around a model and an optimizer, and where it can be left out."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator, DistributedType
+from torch.nn.parallel import DistributedDataParallel
+
+from . import durable_files, training_state
+from .distributed import broadcast_buffers, gather_values
+from .errors import CheckpointError, ConfigurationError
+from .random_state import keep_random_state
+
+_OWN_BACKWARD = (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
+_SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
+
+
+@dataclasses.dataclass
+class Prepared:
+    """The user's model and optimizer with what `prepare` made of them."""
+
+    user_model: torch.nn.Module
+    user_optimizer: Any
+    model: torch.nn.Module
+    optimizer: Any
+
+    def __post_init__(self) -> None:
+        self.trainable = self._trainable_now()
+        """Which parameters had gradients when the model was wrapped."""
+
+    def is_of(self, model: torch.nn.Module, optimizer: Any) -> bool:
+        """Whether these are the very objects that were prepared."""
+        return self.user_model is model and self.user_optimizer is optimizer
+
+    def _trainable_now(self) -> tuple[bool, ...]:
+        return tuple(parameter.requires_grad for parameter in self.model.parameters())
+
+    def wrap_again_if_needed(self, accelerator: Accelerator) -> None:
+        """Wrap the model anew if parameters were frozen or unfrozen: DDP would not synchronise those it did not know."""
+        if isinstance(self.model, DistributedDataParallel) and self.trainable != self._trainable_now():
+            handler = accelerator.ddp_handler
+            kwargs = handler.to_kwargs() if handler is not None else {}
+            device_ids = None if accelerator.device.type == "cpu" else [accelerator.local_process_index]
+            self.model = DistributedDataParallel(self.model.module, device_ids=device_ids, **kwargs)
+            accelerator._models[:] = [self.model]
+            self.trainable = self._trainable_now()
+
+
+def is_sharded(accelerator: Accelerator) -> bool:
+    """Whether the engine spreads parameters over the processes, and saves and loads them itself."""
+    return accelerator.distributed_type in _SHARDED
+
+
+def has_own_backward(accelerator: Accelerator) -> bool:
+    """Whether the engine changes the parameters inside backward."""
+    return accelerator.distributed_type in _OWN_BACKWARD
+
+
+def has_collective_forward(accelerator: Accelerator) -> bool:
+    """Whether a forward communicates, so that every process has to do the same number of them."""
+    return accelerator.num_processes > 1 and accelerator.distributed_type in (*_SHARDED, DistributedType.XLA)
+
+
+def is_direct(accelerator: Accelerator, optimizer: Any) -> bool:
+    """Whether Accelerate has nothing to add to `backward`, `step` and `zero_grad`.
+
+    Then the trainer calls them directly, once decided: the wrapper looks for a package on the disk at every step and for
+    a signature at every `zero_grad`. A scaler, XLA, engines with a backward of their own, and LOMO go the long way.
+    """
+    lomo = type(getattr(optimizer, "optimizer", optimizer)).__name__ in ("Lomo", "AdaLomo")
+    own = accelerator.distributed_type in (*_OWN_BACKWARD, DistributedType.XLA)
+    return accelerator.scaler is None and not own and not lomo
+
+
+def choose_backward(accelerator: Accelerator, optimizer: Any) -> Callable[[torch.Tensor], None]:
+    """Return the function that computes the gradients of a loss."""
+    return _plain_backward if is_direct(accelerator, optimizer) else accelerator.backward
+
+
+def choose_optimizer(accelerator: Accelerator, optimizer: Any) -> Any:
+    """Return the object whose `step` and `zero_grad` are called: the user's own optimizer where that is enough."""
+    return getattr(optimizer, "optimizer", optimizer) if is_direct(accelerator, optimizer) else optimizer
+
+
+def _plain_backward(loss: torch.Tensor) -> None:
+    loss.backward()  # type: ignore[no-untyped-call]
+
+
+def gradient_sync(accelerator: Accelerator, model: torch.nn.Module, is_last: bool) -> contextlib.AbstractContextManager[Any]:
+    """Return the context of a step: gradients are synchronised in the last one of an update only."""
+    if accelerator.num_processes == 1:
+        return _NOTHING
+    if has_own_backward(accelerator):
+        accelerator.gradient_state._set_sync_gradients(is_last)
+    return _NOTHING if is_last else accelerator.no_sync(model)
+
+
+_NOTHING = contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def without_trace(model: torch.nn.Module, device: torch.device) -> Iterator[None]:
+    """Put buffers and random state back afterwards, as if no forward had happened."""
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    with keep_random_state(device):
+        yield
+    with torch.no_grad():
+        for buffer, before in buffers:
+            buffer.copy_(before)
+
+
+@contextlib.contextmanager
+def evaluation_mode(model: torch.nn.Module) -> Iterator[torch.nn.Module]:
+    """Give the module to evaluate, without gradients; each of its modules is back in its mode afterwards.
+
+    Under DDP it is the module inside, with the main process's buffers on every process: the wrapper would wait for a
+    process that has no batch. Engines whose forward is collective keep theirs.
+    """
+    inner = model
+    if isinstance(model, DistributedDataParallel):
+        inner = model.module
+        broadcast_buffers(inner)
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        with torch.no_grad():
+            yield inner
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def multiply_gradients(model: torch.nn.Module, factor: float | torch.Tensor) -> None:
+    """Multiply all gradients by `factor`."""
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    torch._foreach_mul_(gradients, factor)
+
+
+def share_buffers(model: torch.nn.Module) -> None:
+    """Give every process the main process's buffers. Every process takes part."""
+    if isinstance(model, DistributedDataParallel):
+        broadcast_buffers(model.module)
+
+
+def check_finite(model: torch.nn.Module) -> None:
+    """Raise on every process if a parameter is not finite on any. Every process takes part."""
+    bad = next((name for name, parameter in model.named_parameters() if not torch.isfinite(parameter).all()), None)
+    found = next((name for name in gather_values(bad) if name), None)
+    if found:
+        raise CheckpointError(
+            f"The parameter {found!r} is not finite, so the state was not saved and the checkpoints before it stay. Go on from the "
+            f"newest of them, with a lower learning rate or clipped gradients."
+        )
+
+
+def full_model_state(accelerator: Accelerator, model: torch.nn.Module) -> dict[str, Any]:
+    """State of the unwrapped and uncompiled model, with the main process's buffers. Every process takes part."""
+    share_buffers(model)
+    if is_sharded(accelerator):
+        return accelerator.get_state_dict(model)  # type: ignore[no-any-return]
+    return accelerator.unwrap_model(model, keep_torch_compile=False).state_dict()  # type: ignore[no-any-return]
+
+
+def main_files(accelerator: Accelerator, prepared: Prepared, scheduler: Any) -> dict[str, Any]:
+    """Contents of the files that the main process writes into a checkpoint folder, by name."""
+    files: dict[str, Any] = {}
+    if not is_sharded(accelerator):
+        model = accelerator.unwrap_model(prepared.model, keep_torch_compile=False)
+        files = training_state.model_files(model.state_dict())
+        if prepared.optimizer is not None:
+            files["optimizer.pt"] = prepared.optimizer.state_dict()
+    if scheduler is not None:
+        files["scheduler.pt"] = scheduler.state_dict()
+    if accelerator.scaler is not None:
+        files["scaler.pt"] = accelerator.scaler.state_dict()
+    return files
+
+
+def load_state(folder: Path, accelerator: Accelerator, prepared: Prepared, scheduler: Any, trust_engine_files: bool) -> None:
+    """Load what `main_files` and the engine have written. Every process takes part."""
+    if is_sharded(accelerator):
+        if not trust_engine_files:
+            raise ConfigurationError(
+                f"'{folder}' has sharded files, which {accelerator.distributed_type.value} unpickles: code in them would run. If you "
+                f"trust them, set trainer.trust_engine_files = True."
+            )
+        accelerator.load_state(str(folder / "engine"))
+    else:
+        model = accelerator.unwrap_model(prepared.model, keep_torch_compile=False)
+        load_model_state(model, training_state.read_model_state(folder), folder)
+        if prepared.optimizer is not None:
+            load_into("optimizer.pt", folder, prepared.optimizer)
+    if scheduler is not None:
+        load_into("scheduler.pt", folder, scheduler)
+    if accelerator.scaler is not None and (folder / "scaler.pt").exists():
+        load_into("scaler.pt", folder, accelerator.scaler)
+
+
+def load_into(name: str, folder: Path, target: Any) -> None:
+    """Load a file of a checkpoint into an optimizer, scheduler or scaler."""
+    state = durable_files.read_object(folder / name)
+    try:
+        target.load_state_dict(state)
+    except (ValueError, KeyError, RuntimeError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"'{folder / name}' does not fit the {type(target).__name__} of this run: {error} Build it as in the run that was saved."
+        ) from error
+
+
+def load_model_state(model: torch.nn.Module, state: dict[str, Any], source: Path) -> None:
+    """Load a state dict into the unwrapped model. Raises `CheckpointError` if it is of another model."""
+    try:
+        model.load_state_dict(state)
+    except (RuntimeError, KeyError) as error:
+        raise CheckpointError(f"'{source}' holds the state of another model than {type(model).__name__}: {error}") from error
+
+
+def check_accelerator(accelerator: Accelerator) -> None:
+    """Raise if the accelerator accumulates by itself, which would divide the gradients twice."""
+    steps = accelerator.gradient_accumulation_steps
+    if steps != 1:
+        raise ConfigurationError(
+            f"The Accelerator has gradient_accumulation_steps={steps}, from its argument or from accelerate launch, but must have "
+            f"1, since the trainer accumulates itself. Pass gradient_accumulation_steps={steps} to train instead."
+        )
+
+
+@contextlib.contextmanager
+def noted(error: BaseException) -> Iterator[None]:
+    """Let what fails within be a note of `error`, which is on its way already."""
+    try:
+        yield
+    except Exception as another:
+        error.add_note(f"While closing, a callback failed too: {another!r}")
+
+
+def move_modules(attributes: dict[str, Any], device: torch.device) -> None:
+    """Move the modules among the attributes of the trainer (metrics, loss modules) to `device`."""
+    for name, value in attributes.items():
+        if isinstance(value, torch.nn.Module) and name != "model":
+            value.to(device)

@@ -1,0 +1,40 @@
+"""Everything that accel raises or warns with on its own account."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+
+class AccelError(Exception):
+    """Base of the errors that accel raises itself."""
+
+
+class ConfigurationError(AccelError, ValueError):
+    """A mistake of the caller: the message has the value, what was expected and what to do."""
+
+
+class CheckpointError(AccelError, RuntimeError):
+    """A checkpoint that cannot be written or read: the message names the file and what to do."""
+
+
+class AccelWarning(UserWarning):
+    """Something that the user should change, though training goes on."""
+
+
+class RunInterrupted(SystemExit):
+    """Raised by `train` after a signal: the update was finished, the state saved, everything closed.
+
+    Unhandled it ends the process without a traceback, with the status 128 + signal that shells and schedulers expect.
+    """
+
+    def __init__(self, signal_number: int, checkpoint: Path | None) -> None:
+        super().__init__(128 + signal_number)
+        self.signal_number = signal_number
+        self.checkpoint = checkpoint
+        """The newest complete checkpoint of the run, or None if nothing saved one."""
+
+    def __str__(self) -> str:
+        name = signal.Signals(self.signal_number).name
+        saved = f"the state is in {self.checkpoint}" if self.checkpoint else "no callback saved the state"
+        return f"{name} ended the run: {saved}."

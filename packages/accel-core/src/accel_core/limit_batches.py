@@ -1,0 +1,76 @@
+"""Quick runs with a few batches: LimitBatchesCallback, LimitBatches and the environment variable ACCEL_LIMIT_BATCHES."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from types import TracebackType
+
+from .callback import TrainerCallback
+from .checks import check_whole_number
+from .dataloaders import ShardedDataLoader
+from .errors import ConfigurationError
+
+LIMIT_BATCHES_ENV_VAR = "ACCEL_LIMIT_BATCHES"
+
+
+class LimitBatchesCallback(TrainerCallback):
+    """End each epoch of training and evaluation after `num_batches` batches of each process."""
+
+    def __init__(
+        self, num_batches: int, eval_only: bool = False, intermediate_only: bool = False, *, overfit: bool = False
+    ) -> None:
+        """Limit a run.
+
+        Args:
+            eval_only: leave training as it is.
+            intermediate_only: limit the evaluations in the middle of an epoch alone.
+            overfit: train on the same batches in every epoch, to see whether the model can learn them by heart.
+        """
+        check_whole_number("num_batches", num_batches, "Use 1 for a single batch an epoch.")
+        if overfit and (eval_only or intermediate_only):
+            raise ConfigurationError("overfit is True, but eval_only or intermediate_only leave training as it is. Drop one.")
+        self.num_batches = num_batches
+        self.eval_only = eval_only
+        self.intermediate_only = intermediate_only
+        self.overfit = overfit
+
+    def limit(self, train: ShardedDataLoader | None, evaluation: ShardedDataLoader | None) -> str:
+        """Limit the loaders of a run, and return a sentence that says so."""
+        if train is not None and not (self.eval_only or self.intermediate_only):
+            train.max_steps, train.repeat_first_epoch = self.num_batches, self.overfit
+        if evaluation is not None:
+            evaluation.max_intermediate_steps = self.num_batches
+            evaluation.max_steps = evaluation.max_steps if self.intermediate_only else self.num_batches
+        what = "evaluation in mid-epoch" if self.intermediate_only else "evaluation" if self.eval_only else "epoch"
+        again = ", the same ones again and again" if self.overfit else ""
+        return f"Each {what} is limited to {self.num_batches} batches a process{again}."
+
+
+class LimitBatches:
+    """Context manager: runs within it are limited as by `LimitBatchesCallback(num_batches)`."""
+
+    def __init__(self, num_batches: int) -> None:
+        check_whole_number("num_batches", num_batches, "Use 1 for a single batch an epoch.")
+        self.num_batches = num_batches
+
+    def __enter__(self) -> None:
+        self.before = os.environ.get(LIMIT_BATCHES_ENV_VAR)
+        os.environ[LIMIT_BATCHES_ENV_VAR] = str(self.num_batches)
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self.before is None:
+            del os.environ[LIMIT_BATCHES_ENV_VAR]
+        else:
+            os.environ[LIMIT_BATCHES_ENV_VAR] = self.before
+
+
+def batch_limits(callbacks: Iterable[TrainerCallback]) -> list[LimitBatchesCallback]:
+    """The limits among `callbacks`, and the one that the environment asks for."""
+    limits = [callback for callback in callbacks if isinstance(callback, LimitBatchesCallback)]
+    wanted = os.environ.get(LIMIT_BATCHES_ENV_VAR)
+    if wanted is None:
+        return limits
+    if not wanted.isdigit():
+        raise ConfigurationError(f"{LIMIT_BATCHES_ENV_VAR} is {wanted!r}, but must be a whole number of at least 1. Or unset it.")
+    return [*limits, LimitBatchesCallback(int(wanted))]

@@ -1,0 +1,110 @@
+"""All numbers of a training run that follow from the arguments, the data and the hardware."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+from accelerate import Accelerator
+
+from .dataloaders import ShardedDataLoader
+from .errors import ConfigurationError
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainerRunConfig:
+    """The run as it will be: numbers derived once, before the first update. None where the data has no length."""
+
+    num_epochs: int | None
+    train_per_device_batch_size: int | None
+    train_dl_kwargs: dict[str, Any] | None
+    eval_per_device_batch_size: int | None
+    eval_dl_kwargs: dict[str, Any] | None
+    gradient_accumulation_steps: int
+    gradient_clip_value: float | None
+    gradient_clip_norm: float | None
+    train_total_batch_size: int | None
+    """Samples of a full update, on all processes."""
+    eval_total_batch_size: int | None
+    num_update_steps_per_epoch: int | None
+    max_num_train_steps: int | None
+    """The limit of the run in updates, as it was given."""
+    num_update_steps: int | None
+    """Updates of the whole run."""
+    train_dataloader_len: int | None
+    """Batches of one process in an epoch."""
+    eval_dataloader_len: int | None
+    is_local_process_zero: bool
+    is_world_process_zero: bool
+    is_distributed: bool
+    mixed_precision: str
+    num_processes: int
+    seed: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields by name; the dictionaries among them are copies."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {name: dict(value) if isinstance(value, dict) else value for name, value in values.items()}
+
+
+def plan_updates(
+    num_steps_per_epoch: int | None,
+    gradient_accumulation_steps: int,
+    num_epochs: int | None,
+    max_num_train_steps: int | None,
+) -> tuple[int | None, int | None, int | None]:
+    """Return epochs, updates per epoch and updates of the run; the smaller limit wins, and None is what is not known.
+
+    Raises:
+        ConfigurationError: an epoch has no update.
+    """
+    if num_steps_per_epoch is None:
+        return num_epochs, None, max_num_train_steps
+    per_epoch = math.ceil(num_steps_per_epoch / gradient_accumulation_steps)
+    if per_epoch == 0:
+        raise ConfigurationError(
+            "train_dataset gives no batch: it is empty, or smaller than one batch of all processes with drop_last=True. Pass "
+            "more data, a smaller per_device_batch_size, or leave out drop_last."
+        )
+    total = math.inf if num_epochs is None else num_epochs * per_epoch
+    total = int(min(total, math.inf if max_num_train_steps is None else max_num_train_steps))
+    epochs = math.ceil(total / per_epoch)
+    return epochs if num_epochs is None else min(num_epochs, epochs), per_epoch, total
+
+
+def plan_run(
+    arguments: dict[str, Any],
+    train_loader: ShardedDataLoader | None,
+    eval_loader: ShardedDataLoader | None,
+    accelerator: Accelerator,
+    seed: int,
+) -> TrainerRunConfig:
+    """The numbers of a run, from the arguments of `train` and the loaders of this process."""
+    processes, accumulation = accelerator.num_processes, arguments["gradient_accumulation_steps"]
+    lengths = [len(loader) if loader is not None and loader.is_sized else None for loader in (train_loader, eval_loader)]
+    sizes = [None if loader is None else loader.batch_size for loader in (train_loader, eval_loader)]
+    epochs, per_epoch, total = plan_updates(lengths[0], accumulation, arguments["num_epochs"], arguments["max_num_train_steps"])
+    return TrainerRunConfig(
+        num_epochs=epochs,
+        train_per_device_batch_size=sizes[0],
+        train_dl_kwargs=arguments["train_dataloader_kwargs"],
+        eval_per_device_batch_size=sizes[1],
+        eval_dl_kwargs=arguments["eval_dataloader_kwargs"],
+        gradient_accumulation_steps=accumulation,
+        gradient_clip_value=arguments["gradient_clip_value"],
+        gradient_clip_norm=arguments["gradient_clip_norm"],
+        train_total_batch_size=None if sizes[0] is None else sizes[0] * processes * accumulation,
+        eval_total_batch_size=None if sizes[1] is None else sizes[1] * processes,
+        num_update_steps_per_epoch=per_epoch,
+        max_num_train_steps=arguments["max_num_train_steps"],
+        num_update_steps=total,
+        train_dataloader_len=lengths[0],
+        eval_dataloader_len=lengths[1],
+        is_local_process_zero=accelerator.is_local_main_process,
+        is_world_process_zero=accelerator.is_main_process,
+        is_distributed=processes > 1,
+        mixed_precision=str(accelerator.mixed_precision),
+        num_processes=processes,
+        seed=seed,
+    )

@@ -1,0 +1,446 @@
+"""The loop. A level of nesting is a method:
+
+    train                        check, build and prepare, resume, then
+      run_training               for each epoch: run_train_epoch, run_eval_epoch
+        run_train_epoch          for each group of batches of one update: run_train_step for each, then run_update
+          run_train_step         forward and backward; no synchronisation before the last step of the group
+          run_update             clip, optimizer, scheduler, zero the gradients, count
+        run_eval_epoch           exact on any number of processes
+    evaluate, predict
+
+A *step* is forward and backward of one batch on one process. An *update* is one step of the optimizer, made of up to
+`gradient_accumulation_steps` steps on every process. Everything that counts or limits counts updates.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import checks, engines, training_state
+from .base_trainer import BaseTrainer
+from .dataloaders import ShardedDataLoader
+from .errors import RunInterrupted
+from .loss_tracker import LossTracker, MeanTrackers
+from .outputs import join_over_processes, to_cpu
+from .random_state import keep_random_state
+from .run_history import RunHistory
+from .update_groups import Step, UpdateGroup, eval_steps, is_unequal, update_groups
+
+
+class Trainer(BaseTrainer):
+    """A training loop around a model, a loss function and an optimizer, customised by overriding and by callbacks.
+
+    Construction, the parts that you may create, saving and what concerns processes are in `BaseTrainer`.
+    """
+
+    # ------------------------------------------------------------------ entering
+
+    def train(
+        self,
+        train_dataset: Any,
+        num_epochs: int | None = None,
+        eval_dataset: Any = None,
+        per_device_batch_size: int = 8,
+        max_num_train_steps: int | None = None,
+        gradient_accumulation_steps: int = 1,
+        gradient_clip_value: float | None = None,
+        create_scheduler_fn: Callable[[Any], Any] | None = None,
+        train_dataloader_kwargs: dict[str, Any] | None = None,
+        eval_dataloader_kwargs: dict[str, Any] | None = None,
+        reset_run_history: bool = True,
+        collate_fn: Callable[[list[Any]], Any] | None = None,
+        resume_from: str | Path | None = None,
+        *,
+        gradient_clip_norm: float | None = None,
+        eval_per_device_batch_size: int | None = None,
+        scheduler_step_every: str = "update",
+        scheduler_metric: str = "eval_loss_epoch",
+        seed_each_sample: bool = False,
+    ) -> RunHistory:
+        """Train until the first limit, an agreed stop or an error, and return the run history.
+
+        Args:
+            train_dataset: map-style or iterable data, or a ready `DataLoader`.
+            num_epochs: passes over the data; this or `max_num_train_steps` is needed, and the smaller ends the run.
+            eval_dataset: evaluated after each epoch.
+            per_device_batch_size: samples in a step of one process.
+            max_num_train_steps: limit in updates. On resuming, both limits are totals.
+            gradient_accumulation_steps: steps of each process in an update.
+            gradient_clip_value: largest absolute value of an element of a gradient.
+            create_scheduler_fn: from the optimizer to a scheduler; a partial may hold `TrainerPlaceholderValues`.
+            train_dataloader_kwargs: arguments of torch's `DataLoader`, which win over the defaults.
+            reset_run_history: begin with an empty history; a resumed run always keeps it.
+            resume_from: a folder of `save_training_state`; None starts afresh.
+            gradient_clip_norm: largest L2 norm of all gradients together.
+            eval_per_device_batch_size: `per_device_batch_size` if None.
+            scheduler_step_every: `"update"` or `"epoch"`; one whose `step` needs a metric steps every epoch.
+            scheduler_metric: the metric of the run history that such a scheduler gets.
+            seed_each_sample: seed python, numpy and torch for each sample from (seed, epoch, index).
+
+        Raises:
+            ConfigurationError: an argument cannot be used; nothing was changed.
+            CheckpointError: `resume_from` is no complete state.
+            RunInterrupted: a signal ended the run, after its state was saved.
+        """
+        arguments = {name: value for name, value in locals().items() if name not in ("self", "train_dataset", "eval_dataset")}
+        self._check_can_run("train", "calculate_train_batch_loss")
+        checks.check_train_arguments(train_dataset, eval_dataset, arguments)
+        checks.check_trainable(self.model, self.optimizer)
+        state = None if resume_from is None else training_state.open_training_state(resume_from)
+        with self._running():
+            self.train_dataset, self.eval_dataset, self.collate_fn = train_dataset, eval_dataset, collate_fn
+            self.create_scheduler_fn = create_scheduler_fn
+            self._begin_training(arguments, state)
+            self.training_run_start()
+            self.callbacks.on_training_run_start(self)
+            if state is not None:
+                self._restore_objects(Path(resume_from), state)
+            self.run_training()
+        if self.agreement.signal_number:
+            raise RunInterrupted(self.agreement.signal_number, self.last_checkpoint)
+        return self.run_history
+
+    def evaluate(
+        self,
+        dataset: Any = None,
+        per_device_batch_size: int = 8,
+        dataloader_kwargs: dict[str, Any] | None = None,
+        collate_fn: Callable[[list[Any]], Any] | None = None,
+    ) -> dict[str, float]:
+        """Evaluate the model and return the metrics of this evaluation; they are added to the run history.
+
+        Args:
+            dataset: like that of `train`; None takes the evaluation data of the latest run.
+        """
+        self._check_can_run("evaluate", "calculate_eval_batch_loss")
+        dataset = self.eval_dataset if dataset is None else dataset
+        checks.check_evaluation_arguments(dataset, per_device_batch_size, dataloader_kwargs, collate_fn)
+        with self._running():
+            loader = self._begin_evaluation(dataset, per_device_batch_size, dataloader_kwargs, collate_fn)
+            num_records = len(self.run_history.get_records())
+            self.evaluation_run_start()
+            self.callbacks.on_evaluation_run_start(self)
+            self.run_eval_epoch(loader, metric_prefix="evaluation")
+            self.evaluation_run_end()
+            self.callbacks.on_evaluation_run_end(self)
+            records = self.run_history.get_records()[num_records:]
+        return {record["name"]: record["value"] for record in records}
+
+    def predict(
+        self,
+        dataset: Any,
+        per_device_batch_size: int = 8,
+        dataloader_kwargs: dict[str, Any] | None = None,
+        collate_fn: Callable[[list[Any]], Any] | None = None,
+    ) -> Any:
+        """Return what `calculate_predictions` gives for the whole data set, in its order, on the CPU, on every process.
+
+        The structure is that of one batch; tensors are joined on the first dimension.
+        """
+        self._check_can_run("predict")
+        checks.check_evaluation_arguments(dataset, per_device_batch_size, dataloader_kwargs, collate_fn)
+        with self._running():
+            loader = self._begin_evaluation(dataset, per_device_batch_size, dataloader_kwargs, collate_fn)
+            with self._evaluating():
+                outputs = [
+                    to_cpu(self.calculate_predictions(step.batch)) for step in self._eval_steps(loader) if not step.is_idle
+                ]
+                return join_over_processes(outputs)
+
+    # ------------------------------------------------------------------ the loop
+
+    def run_training(self) -> None:
+        """Run epochs until the run is done or all processes stop."""
+        progress = self.run_progress
+        self.agreement.read(wait=True)
+        while not self._is_done():
+            if not progress.updates_completed_in_epoch:
+                self._restore_place()
+            if not progress.train_epoch_completed:
+                self.run_train_epoch()
+            self._restore_place()
+            if self._is_cut_short:
+                break
+            if self.eval_dataloader is not None and not progress.eval_epoch_completed:
+                self.run_eval_epoch(self.eval_dataloader)
+            self._complete_epoch()
+        self.training_run_end()
+        self.callbacks.on_training_run_end(self)
+
+    def run_train_epoch(self) -> None:
+        """Train on what is left of the epoch."""
+        progress = self.run_progress
+        loader = self._start_train_epoch()
+        self.train_epoch_start()
+        self.callbacks.on_train_epoch_start(self)
+        self._restore_place()
+        for group in update_groups(loader, self.run_config.gradient_accumulation_steps):
+            if self.stop_reason is not None or self._has_reached_limit():
+                self._is_cut_short = self.stop_reason is not None
+                break
+            for step in group.steps:
+                self.run_train_step(step, group)
+            self.run_update(group)
+        else:
+            progress.train_epoch_completed = True
+        self.agreement.read(wait=True)
+        self._is_cut_short = self._is_cut_short or self.agreement.signal_number > 0
+        if not self._is_cut_short:
+            self._record_losses("train", self.train_loss, self._train_logs)
+        self.train_epoch_end()
+        self.callbacks.on_train_epoch_end(self)
+
+    def run_train_step(self, step: Step, group: UpdateGroup) -> None:
+        """Forward and backward of one batch."""
+        if step.is_idle:
+            self._run_idle_train_step(step, group)
+            return
+        self.callbacks.on_train_step_start(self, batch=step.batch)
+        with engines.gradient_sync(self.accelerator, self.model, step.is_last):
+            output = self.calculate_train_batch_loss(step.batch)
+            if self._is_first_step:
+                is_fresh = self.run_progress.updates_completed == 0
+                checks.check_batch_output(output, "calculate_train_batch_loss", needs_gradient=True, is_first=is_fresh)
+                self._is_first_step = False
+            loss, num_items = output["loss"], output.get("num_items_in_batch", output["batch_size"])
+            weight = group.count(step, num_items, "num_items_in_batch" in output)
+            self.backward_step(loss if weight is None else loss * weight)
+        self.train_loss.update(loss, num_items)
+        if "log" in output:
+            self._train_logs.update(output["log"], num_items)
+        number = self.run_progress.steps_completed_in_epoch + group.steps_completed - 1
+        self.callbacks.on_train_step_end(self, batch=step.batch, batch_output=output, step=number)
+
+    def run_update(self, group: UpdateGroup) -> None:
+        """Change the parameters by the gradients of `group`, and count it."""
+        factor = self._counts.correction(group, self.device)
+        if factor is not None:
+            engines.multiply_gradients(self.model, factor)
+        self.callbacks.on_optimizer_step_start(self)
+        self.clip_gradients()
+        self.optimizer_step()
+        was_skipped = self.accelerator.scaler is not None and self.accelerator.optimizer_step_was_skipped
+        if self._scheduler_interval == "update" and not was_skipped:
+            self.scheduler_step()
+        self.optimizer_zero_grad()
+        self.run_progress.complete_update(group.steps_completed, group.num_samples, was_skipped)
+        self.run_history.current_update = self.run_progress.updates_completed
+        self.agreement.read()
+        self.callbacks.on_optimizer_step_end(self)
+        self.agreement.start()
+
+    def run_eval_epoch(
+        self, dataloader: ShardedDataLoader | None = None, metric_prefix: str = "eval", is_intermediate: bool = False
+    ) -> None:
+        """Evaluate on `dataloader`, or on the evaluation data of the run; every process takes part.
+
+        Sums are kept by process and added once at the end, so that no sample counts twice and none is left out. In the
+        middle of an epoch the random state is put back.
+        """
+        loader = self._eval_loader if dataloader is None else dataloader
+        names = {"is_intermediate": is_intermediate, "metric_prefix": metric_prefix}
+        logs = MeanTrackers(self.device)
+        self.eval_loss.reset()
+        with keep_random_state(self.device) if is_intermediate else contextlib.nullcontext(), self._evaluating():
+            self.eval_epoch_start()
+            self.callbacks.on_eval_epoch_start(self, **names)
+            for step in self._eval_steps(loader, is_intermediate):
+                self.run_eval_step(step, logs)
+        self._record_losses(metric_prefix, self.eval_loss, logs)
+        if metric_prefix == "eval" and not is_intermediate:
+            self.run_progress.eval_epoch_completed = True
+        self.eval_epoch_end()
+        self.callbacks.on_eval_epoch_end(self, **names)
+
+    def run_eval_step(self, step: Step, logs: MeanTrackers) -> None:
+        """Forward of one batch; what an idle process computes is thrown away."""
+        if step.is_idle:
+            if engines.has_collective_forward(self.accelerator):
+                self.calculate_eval_batch_loss(step.batch)
+            return
+        self.callbacks.on_eval_step_start(self, batch=step.batch)
+        output = self.calculate_eval_batch_loss(step.batch)
+        if self._is_first_eval_step:
+            checks.check_batch_output(output, "calculate_eval_batch_loss", needs_gradient=False, is_first=False)
+            self._is_first_eval_step = False
+        num_items = output.get("num_items_in_batch", output["batch_size"])
+        self.eval_loss.update(output["loss"], num_items)
+        if "log" in output:
+            logs.update(output["log"], num_items)
+        self.callbacks.on_eval_step_end(self, batch=step.batch, batch_output=output)
+
+    def _start_train_epoch(self) -> ShardedDataLoader:
+        """Go to the place in the data where the epoch begins, or goes on."""
+        progress, loader = self.run_progress, self.train_dataloader
+        assert self._prepared is not None and loader is not None
+        if progress.updates_completed_in_epoch == 0:
+            self.train_loss.reset()
+            self._train_logs = MeanTrackers(self.device)
+        self.run_history.current_epoch = progress.current_epoch
+        self._prepared.wrap_again_if_needed(self.accelerator)
+        self.model = self._prepared.model
+        loader.begin_epoch(progress.epochs_completed, progress.samples_completed_in_epoch, progress.steps_completed_in_epoch)
+        return loader
+
+    def _complete_epoch(self) -> None:
+        """Count the epoch if the data is through; a run may have reached its limit before."""
+        if self.run_progress.train_epoch_completed:
+            if self._scheduler_interval == "epoch":
+                self.scheduler_step()
+            self.run_progress.complete_epoch()
+        self.training_run_epoch_end()
+        self.callbacks.on_training_run_epoch_end(self)
+        self.agreement.read(wait=True)
+
+    def _run_idle_train_step(self, step: Step, group: UpdateGroup) -> None:
+        """Take part in the communication of a step without samples: a batch is repeated with weight zero."""
+        with (
+            engines.without_trace(self.model, self.device),
+            engines.gradient_sync(self.accelerator, self.model, step.is_last),
+        ):
+            group.steps_completed += 1
+            self.backward_step(self.calculate_train_batch_loss(step.batch)["loss"] * 0.0)
+
+    def _eval_steps(self, loader: ShardedDataLoader, is_intermediate: bool = False) -> Iterator[Step]:
+        """The steps of an evaluation; idle ones only for engines whose forward needs every process."""
+        max_steps = loader.max_steps
+        loader.max_steps = loader.max_intermediate_steps if is_intermediate else max_steps
+        loader.begin_epoch(0)
+        loader.max_steps = max_steps
+        self._is_unequal_evaluation = is_unequal(loader)
+        return eval_steps(loader, engines.has_collective_forward(self.accelerator))
+
+    @contextlib.contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        """Let `self.model` be the module to evaluate."""
+        training_model = self.model
+        try:
+            with engines.evaluation_mode(training_model) as self.model:
+                yield
+        finally:
+            self.model = training_model
+            self._is_unequal_evaluation = False
+
+    def _record_losses(self, prefix: str, loss: LossTracker, logs: MeanTrackers) -> None:
+        """Record the mean loss and what was logged; every process takes part."""
+        suffix = "" if prefix == "evaluation" else "_epoch"
+        self.run_history.update_metric(f"{prefix}_loss{suffix}", loss.reduce())
+        for name, value in logs.reduce().items():
+            self.run_history.update_metric(f"{prefix}_{name}{suffix}", value)
+
+    # ------------------------------------------------------------------ what you may override
+
+    def calculate_train_batch_loss(self, batch: Any) -> dict[str, Any]:
+        """Return `loss` (mean over the batch), `model_outputs` and `batch_size` of a batch, by default `(inputs, targets)`.
+
+        Further keys travel to the callbacks. `num_items_in_batch` says that the loss is the mean over that many items, such
+        as tokens. `log`, a dictionary of scalars, is averaged and recorded as `train_<name>_epoch`.
+        """
+        inputs, targets = checks.unpack_batch(batch)
+        outputs = self.model(inputs)
+        loss = checks.call_loss(self.loss_func, outputs, targets)
+        return {"loss": loss, "model_outputs": outputs, "batch_size": checks.num_samples_in(inputs)}
+
+    def calculate_eval_batch_loss(self, batch: Any) -> dict[str, Any]:
+        """Like `calculate_train_batch_loss`, without gradients; by default the same computation."""
+        return Trainer.calculate_train_batch_loss(self, batch)
+
+    def calculate_predictions(self, batch: Any) -> Any:
+        """Return the outputs for a batch: by default the model's, of the first element of a tuple or of the batch itself."""
+        return self.model(batch[0] if isinstance(batch, (tuple, list)) else batch)
+
+    def count_items(self, batch: Any) -> int | None:
+        """Return the items of a batch that its loss is the mean of; needed by engines that step inside backward, for losses
+        that are no mean over samples. None counts samples.
+        """
+        return None
+
+    def backward_step(self, loss: torch.Tensor) -> None:
+        """Compute gradients; `loss` already carries its weight within the update."""
+        self._backward(loss)
+
+    def clip_gradients(self) -> None:
+        """Clip the gradients of the update, by value and by norm, as `train` was told."""
+        if self.run_config.gradient_clip_value is not None:
+            self.accelerator.clip_grad_value_(self.model.parameters(), self.run_config.gradient_clip_value)
+        if self.run_config.gradient_clip_norm is not None:
+            self.accelerator.clip_grad_norm_(self.model.parameters(), self.run_config.gradient_clip_norm)
+
+    def optimizer_step(self) -> None:
+        """Change the parameters."""
+        self._stepping_optimizer.step()
+
+    def scheduler_step(self) -> None:
+        """Step the scheduler: after an update, or after an epoch, as `train` was told. One that needs a metric gets it."""
+        if self.scheduler is None:
+            return
+        if self._scheduler_needs_metric:
+            self.scheduler.step(self.run_history.get_latest_metric(self._arguments["scheduler_metric"]))
+        else:
+            self.scheduler.step()
+
+    def optimizer_zero_grad(self) -> None:
+        """Clear the gradients after an update."""
+        self._stepping_optimizer.zero_grad()
+
+    def training_run_start(self) -> None:
+        """Act when all is prepared; does nothing."""
+
+    def train_epoch_start(self) -> None:
+        """Act when an epoch of training begins; puts the model in train mode, so call `super()`."""
+        self.model.train()
+
+    def train_epoch_end(self) -> None:
+        """Act when an epoch of training ends; does nothing."""
+
+    def eval_epoch_start(self) -> None:
+        """Act when an evaluation begins; puts the model in eval mode, so call `super()`."""
+        self.model.eval()
+
+    def eval_epoch_end(self) -> None:
+        """Act when an evaluation ends; does nothing."""
+
+    def training_run_epoch_end(self) -> None:
+        """Act when training and evaluation of an epoch are done; does nothing."""
+
+    def training_run_end(self) -> None:
+        """Act at the normal end of a training run, or after an agreed stop; does nothing."""
+
+    def evaluation_run_start(self) -> None:
+        """Act when `evaluate` begins; does nothing."""
+
+    def evaluation_run_end(self) -> None:
+        """Act when `evaluate` is done; does nothing."""
+
+    # ------------------------------------------------------------------ stopping
+
+    def request_stop(self, reason: str, signal_number: int = 0) -> None:
+        """Ask all processes to stop at the next safe point, after the same update.
+
+        Args:
+            reason: what `stop_reason` says on every process.
+            signal_number: of the signal behind it; `train` raises `RunInterrupted` once all is closed.
+        """
+        self.agreement.say_stop(reason, signal_number)
+
+    @property
+    def stop_reason(self) -> str | None:
+        """Why all processes stop, once they have agreed; None in a run that ends by its own limits."""
+        return self.agreement.stop_reason
+
+    def _is_done(self) -> bool:
+        return self.stop_reason is not None or self._has_reached_limit()
+
+    def _has_reached_limit(self) -> bool:
+        progress, epochs, updates = (
+            self.run_progress,
+            self._arguments["num_epochs"],
+            self._arguments["max_num_train_steps"],
+        )
+        is_last_epoch_done = epochs is not None and progress.epochs_completed >= epochs
+        return is_last_epoch_done or (updates is not None and progress.updates_completed >= updates)

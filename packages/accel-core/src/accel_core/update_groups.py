@@ -1,0 +1,187 @@
+"""The batches of one update, and what each of them weighs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+
+from .dataloaders import ShardedDataLoader
+from .distributed import gather_values, share_from_main
+from .errors import ConfigurationError
+
+
+class Step(NamedTuple):
+    """One batch of an update on this process."""
+
+    batch: Any
+    is_last: bool
+    """It is the last of its update, so gradients are synchronised."""
+    is_idle: bool
+    """This process has no samples in this step: it repeats a batch with weight zero, because the others need it to."""
+    planned_items: int | None
+    """Samples that the batch has if nothing drops any; None for data without a length."""
+
+
+class UpdateGroup:
+    """The steps of one update; iterate it once.
+
+    The gradient of an update is the mean over all items of all its steps on all processes. Since processes are averaged
+    by DDP, a step's loss, being the mean of n items, is multiplied by n over `planned_items`, the planned items of the
+    group divided by the number of processes.
+    """
+
+    def __init__(self, steps: Iterator[Step], is_alone: bool, num_samples: int, planned_items: float) -> None:
+        self.steps = steps
+        self.num_samples = num_samples
+        """Samples on all processes, as planned."""
+        self.planned_items = planned_items
+        self.is_alone = is_alone
+        """The only step of the only process: nothing to weigh."""
+        self.num_items: Any = 0
+        """Items that this process has counted."""
+        self.steps_completed = 0
+        self.is_counted = False
+        """What was counted on this process differs from the plan."""
+
+    def count(self, step: Step, num_items: Any, is_token_count: bool) -> Any:
+        """Count the items of `step` and return what its loss is multiplied by; None is 1.
+
+        Args:
+            num_items: what the loss is the mean of; a number, or a tensor of one element.
+            is_token_count: the items are not the samples of the plan.
+        """
+        self.steps_completed += 1
+        self.num_items = self.num_items + num_items
+        if self.is_alone:
+            return None
+        if is_token_count or num_items != step.planned_items:
+            self.is_counted = True
+        return num_items / self.planned_items
+
+    def correction(self, num_processes: int, device: torch.device) -> float | torch.Tensor:
+        """What the gradients are multiplied by because the counts differ from the plan. Every process takes part."""
+        num_items = torch.as_tensor(self.num_items, dtype=torch.float64, device=device).clone()
+        if num_processes > 1:
+            torch.distributed.all_reduce(num_items)
+        if device.type == "cpu" and num_items <= 0:
+            raise ConfigurationError(
+                f"The batches of an update have {num_items:g} items together, but must have at least one, since the loss is "
+                f"their mean. Leave out samples without any, or return a batch_size or num_items_in_batch above 0."
+            )
+        return self.planned_items * num_processes / num_items
+
+
+class CountAgreement:
+    """Whether the processes have to add up what they counted, because it may differ from the plan on any of them.
+
+    They do where a collate function of the user's own may drop samples, where the data has no length, and from the first
+    update on where a step counts tokens.
+    """
+
+    def __init__(self, may_differ: bool, num_processes: int) -> None:
+        self.is_needed = may_differ
+        self.num_processes = num_processes
+        self._is_first = True
+
+    def correction(self, group: UpdateGroup, device: torch.device) -> float | torch.Tensor | None:
+        """What the gradients of `group` are multiplied by; None is 1. Every process takes part."""
+        if self.num_processes == 1:
+            return group.correction(1, device) if group.is_counted else None
+        if self._is_first:
+            self.is_needed = any(gather_values(self.is_needed or group.is_counted))
+            self._is_first = False
+        if group.is_counted and not self.is_needed:
+            raise ConfigurationError(
+                "The batch_size that calculate_train_batch_loss returned differs from the samples that were asked for, or the "
+                "step began to return num_items_in_batch, which other processes cannot know in mid-run. Return "
+                "num_items_in_batch in every step."
+            )
+        return group.correction(self.num_processes, device) if self.is_needed else None
+
+
+def update_groups(loader: ShardedDataLoader, gradient_accumulation_steps: int) -> Iterator[UpdateGroup]:
+    """Group the batches of the epoch begun into updates: all of the same number of steps but for the last."""
+    plan = loader.plan()
+    if plan is None:
+        yield from _groups_of_stream(loader, gradient_accumulation_steps)
+        return
+    batches = iter(loader)
+    latest: list[Any] = []
+    for first in range(0, len(plan), gradient_accumulation_steps):
+        sizes = plan[first : first + gradient_accumulation_steps]
+        num_samples = sum(total for total, _ in sizes)
+        steps = _steps_of_plan(batches, [own for _, own in sizes], latest)
+        is_alone = len(sizes) == loader.num_processes == 1
+        yield UpdateGroup(steps, is_alone, num_samples, num_samples / loader.num_processes)
+
+
+def _steps_of_plan(batches: Iterator[Any], sizes: list[int], latest: list[Any]) -> Iterator[Step]:
+    for number, size in enumerate(sizes, start=1):
+        if size or not latest:
+            latest[:] = [next(batches)]
+        yield Step(latest[0], number == len(sizes), size == 0, size)
+
+
+def _groups_of_stream(loader: ShardedDataLoader, gradient_accumulation_steps: int) -> Iterator[UpdateGroup]:
+    """Groups of data without a length, which looks one batch ahead. Several processes agree on each step."""
+    ahead = _LookAhead(iter(loader))
+    batch_size = loader.batch_size or 1
+    while ahead.has_next:
+        steps = _steps_of_stream(ahead, gradient_accumulation_steps)
+        planned = batch_size * gradient_accumulation_steps
+        yield UpdateGroup(steps, gradient_accumulation_steps == loader.num_processes == 1, 0, planned)
+
+
+def _steps_of_stream(ahead: _LookAhead, most: int) -> Iterator[Step]:
+    for number in range(1, most + 1):
+        batch, is_idle = ahead.take()
+        is_last = number == most or not ahead.has_next
+        yield Step(batch, is_last, is_idle, None)
+        if is_last:
+            return
+
+
+class _LookAhead:
+    """Batches of this process, and whether any process has a next one."""
+
+    def __init__(self, batches: Iterator[Any]) -> None:
+        self.batches = batches
+        self.latest: list[Any] = []
+        self.next: list[Any] = []
+        self._fetch()
+
+    def _fetch(self) -> None:
+        self.next = [batch for batch in [next(self.batches, None)] if batch is not None]
+        owners = gather_values(bool(self.next))
+        self.has_next = any(owners)
+        if self.has_next and not self.latest and not all(owners):
+            # The main process has the first batch of every stream: those that get none borrow it, with weight zero.
+            self.latest = [share_from_main((self.next or self.latest)[0] if self.next or self.latest else None)]
+
+    def take(self) -> tuple[Any, bool]:
+        """The next batch, or the latest again where only other processes have one; and whether it is a repetition."""
+        is_idle = not self.next
+        self.latest = self.next or self.latest
+        taken = self.latest[0]
+        self._fetch()
+        return taken, is_idle
+
+
+def eval_steps(loader: ShardedDataLoader, keep_idle: bool) -> Iterator[Step]:
+    """The batches of an evaluation, one a step.
+
+    Args:
+        keep_idle: give a process that has no samples in a step a batch nevertheless, marked as idle.
+    """
+    for group in update_groups(loader, 1):
+        for step in group.steps:
+            if keep_idle or not step.is_idle:
+                yield step
+
+
+def is_unequal(loader: ShardedDataLoader) -> bool:
+    """Whether a process may be without a batch in a step of the epoch begun."""
+    plan = loader.plan()
+    return loader.num_processes > 1 and (plan is None or any(total < loader.num_processes for total, _ in plan[-1:]))
