@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import secrets
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from accelerate import Accelerator
-from torch.utils.data import DataLoader, default_collate
 
 from . import checks, engines, training_state
 from .callback import TrainerCallback
@@ -20,24 +17,22 @@ from .dataloaders import ShardedDataLoader, create_dataloader, default_dataloade
 from .description import describe_run
 from .distributed import (
     Agreement,
-    check_processes_see_each_other,
     gather_tensor,
-    gather_values,
-    share_from_main,
     together,
 )
 from .errors import ConfigurationError
-from .limit_batches import batch_limits
 from .log_metrics import LogMetricsCallback
 from .loss_tracker import LossTracker, MeanTrackers
 from .placeholders import resolve_placeholders
 from .print_progress import PrintProgressCallback
-from .random_state import seed_process
+from .resuming import compare, read_export, read_place, write_export
 from .run_config import TrainerRunConfig, plan_run
 from .run_history import InMemoryRunHistory, RunHistory
 from .run_progress import RunProgress
 from .terminate_on_nan import TerminateOnNaNCallback
-from .update_groups import CountAgreement
+
+if TYPE_CHECKING:
+    from .callback import Trainer
 
 DEFAULT_CALLBACKS: tuple[type[TrainerCallback], ...] = (
     TerminateOnNaNCallback,
@@ -49,6 +44,13 @@ DEFAULT_CALLBACKS: tuple[type[TrainerCallback], ...] = (
 class BaseTrainer:
     """A training loop around a model, a loss function and an optimizer, customised by overriding and by callbacks."""
 
+    agreement: Agreement
+    """What the processes tell each other; callbacks may register topics of their own."""
+    data_seed: int
+    """Of the order of the data in the current or latest run."""
+    train_loss: LossTracker
+    eval_loss: LossTracker
+    _train_logs: MeanTrackers
     run_config: TrainerRunConfig
     """The numbers of the current or latest training run."""
     trust_engine_files: bool = False
@@ -105,7 +107,7 @@ class BaseTrainer:
         """The newest complete training state of the latest run."""
         self._is_running = self._is_seeded = self._is_unequal_evaluation = False
         self.callbacks = CallbackList(callbacks, self)
-        self.callbacks.on_init_end(self)
+        self.callbacks.on_init_end(cast("Trainer", self))
 
     # ------------------------------------------------------------------ what you may create
 
@@ -142,177 +144,13 @@ class BaseTrainer:
         """Return the scheduler of the run, or None; placeholders in `create_scheduler_fn` get their values."""
         if self.create_scheduler_fn is None:
             return None
-        assert self._prepared is not None
-        return resolve_placeholders(self.create_scheduler_fn, self.run_config)(self._prepared.user_optimizer)
+        return resolve_placeholders(self.create_scheduler_fn, self.run_config)(self._prepared_parts().user_optimizer)
 
     def create_run_config(self, **arguments: Any) -> TrainerRunConfig:
         """Return the numbers of the run, from the `arguments` of `train` and the loaders."""
         return plan_run(arguments, self.train_dataloader, self.eval_dataloader, self.accelerator, self.data_seed)
 
-    # ------------------------------------------------------------------ beginning and closing a run
-
-    def _check_can_run(self, method: str, calculation: str | None = None) -> None:
-        if self._is_running:
-            raise ConfigurationError(
-                f"{method} was called inside a run of the same trainer, but one run must end before the next. Call {method} "
-                f"afterwards, or run_eval_epoch to evaluate in the middle of training."
-            )
-        if calculation and self.loss_func is None and getattr(type(self), calculation) is getattr(Trainer, calculation):
-            raise ConfigurationError(
-                f"loss_func is None, but {calculation} needs it. Pass a loss function, or override {calculation}."
-            )
-
-    def _begin_training(self, arguments: dict[str, Any], state: training_state.TrainerState | None) -> None:
-        """Build everything that a training run needs; what takes long comes last."""
-        self._arguments = arguments
-        self._begin_run(state)
-        batch_size = arguments["per_device_batch_size"]
-        eval_batch_size = arguments["eval_per_device_batch_size"] or batch_size
-        train_loader = self.create_train_dataloader(batch_size, arguments["train_dataloader_kwargs"])
-        self.train_dataloader = self._shard(train_loader, arguments["seed_each_sample"])
-        self.eval_dataloader = None
-        if self.eval_dataset is not None:
-            self.eval_dataloader = self._shard(self.create_eval_dataloader(eval_batch_size, arguments["eval_dataloader_kwargs"]))
-        self._limit_batches()
-        self._prepare_once()
-        self.run_config = self.create_run_config(**arguments)
-        self.scheduler = self.create_scheduler()
-        self._scheduler_interval, self._scheduler_needs_metric = checks.scheduler_interval(
-            self.scheduler, arguments["scheduler_step_every"]
-        )
-        has_own_collate = not (isinstance(train_loader, DataLoader) and train_loader.collate_fn is default_collate)
-        self._counts = CountAgreement(has_own_collate or not self.train_dataloader.is_sized, self.accelerator.num_processes)
-        self.run_progress = RunProgress()
-        if arguments["reset_run_history"] and state is None:
-            self.run_history.reset()
-        self.run_id = state["run_id"] if state is not None else share_from_main(secrets.token_hex(6))
-        self.last_checkpoint, self._place = None, None
-
-    def _begin_evaluation(self, dataset: Any, batch_size: int, kwargs: Any, collate_fn: Any) -> ShardedDataLoader:
-        """Build what an evaluation needs, and leave the data of the latest training run as it is."""
-        self._begin_run(None)
-        kept, self.eval_dataset, self.collate_fn = (self.eval_dataset, self.collate_fn), dataset, collate_fn
-        try:
-            loader = self._shard(self.create_eval_dataloader(batch_size, kwargs))
-        finally:
-            self.eval_dataset, self.collate_fn = kept
-        self.train_dataloader, self.eval_dataloader = None, loader
-        self._limit_batches()
-        self._prepare_once()
-        return loader
-
-    def _begin_run(self, state: training_state.TrainerState | None) -> None:
-        """Choose the seed, and forget what the run before left."""
-        check_processes_see_each_other(self.accelerator.num_processes)
-        engines.check_accelerator(self.accelerator)
-        if self.seed is not None and not self._is_seeded:
-            seed_process(self.seed, self.accelerator.process_index)
-            self._is_seeded = True
-        own_seed = share_from_main(torch.initial_seed() if self.seed is None else self.seed)
-        self.data_seed = state["seed"] if state is not None else own_seed
-        self.agreement = Agreement(self.device)
-        self.train_loss, self.eval_loss = LossTracker(self.device), LossTracker(self.device)
-        self._train_logs = MeanTrackers(self.device)
-        self._is_first_step = self._is_first_eval_step = True
-        self._is_cut_short = False
-
-    def _shard(self, loader: Any, seed_each_sample: bool = False) -> ShardedDataLoader:
-        """Share a loader out over the processes."""
-        accelerator = self.accelerator
-        processes = (accelerator.num_processes, accelerator.process_index)
-        return ShardedDataLoader(loader, self.data_seed, self.device, *processes, seed_each_sample)
-
-    def _limit_batches(self) -> None:
-        for limit in batch_limits(self.callbacks):
-            self.print(limit.limit(self.train_dataloader, self.eval_dataloader))
-
-    def _prepared_parts(self) -> engines.Prepared:
-        if self._prepared is None:
-            raise ConfigurationError("Nothing is prepared yet, so there is no state to save. Call train or evaluate first.")
-        return self._prepared
-
-    def _prepare_once(self) -> None:
-        """Place and wrap model and optimizer, unless they are those of the run before."""
-        if self._prepared is None or not self._prepared.is_of(self.model, self.optimizer):
-            checks.check_attributes({name: value for name, value in vars(self).items() if name != "model"}, self.model)
-            self.callbacks.on_prepare_start(self)
-            user_parts = (self.model, self.optimizer)
-            self.prepare()
-            self._prepared = engines.Prepared(*user_parts, self.model, self.optimizer)
-        self.model, self.optimizer = self._prepared.model, self._prepared.optimizer
-        engines.move_modules(vars(self), self.device)
-        self._backward = engines.choose_backward(self.accelerator, self.optimizer)
-        self._stepping_optimizer = engines.choose_optimizer(self.accelerator, self.optimizer)
-
-    @contextlib.contextmanager
-    def _running(self) -> Iterator[None]:
-        """Close everything at the end, and give the user's own model and optimizer back."""
-        self._is_running = True
-        model, optimizer = self.model, self.optimizer
-        try:
-            yield
-        except BaseException as error:
-            with engines.noted(error):
-                self.callbacks.on_exception(self, error=error)
-            with engines.noted(error):
-                self.callbacks.on_run_close(self)
-            if optimizer is not None:
-                optimizer.zero_grad()
-            raise
-        else:
-            self.callbacks.on_run_close(self)
-        finally:
-            for loader in (self.train_dataloader, self.eval_dataloader):
-                if loader is not None:
-                    loader.close()
-            self._is_running = False
-            kept = self._prepared
-            self.model, self.optimizer = (model, optimizer) if kept is None else (kept.user_model, kept.user_optimizer)
-
     # ------------------------------------------------------------------ saving
-
-    def save_training_state(self, output_dir: str | Path, checkpoint_kwargs: dict[str, Any] | None = None) -> None:
-        """Save all that resuming needs as the folder `output_dir`, complete or not at all. Every process takes part.
-
-        Between updates only. Does nothing where the state of this very update and epoch stands there already.
-
-        Args:
-            checkpoint_kwargs: plain values of your own, which `load_training_state` returns.
-
-        Raises:
-            CheckpointError: it could not be written, or parameters are not finite; what was there is untouched.
-        """
-        path = Path(output_dir).absolute()
-        prepared = self._prepared_parts()
-        checks.check_between_updates(prepared.model)
-        engines.check_finite(prepared.model)
-        engines.share_buffers(prepared.model)
-        extra = {"extra.pt": checkpoint_kwargs or {}}
-        if training_state.save_folder(
-            path,
-            self._run_state(),
-            lambda: {**engines.main_files(self.accelerator, prepared, self.scheduler), **extra},
-            self._process_state,
-            process_index=self.accelerator.process_index,
-            gather=gather_values,
-            write_engine=self.accelerator.save_state if engines.is_sharded(self.accelerator) else None,
-        ):
-            self.callbacks.on_checkpoint_saved(self, path=path)
-        self.last_checkpoint = path
-
-    def load_training_state(self, input_dir: str | Path) -> dict[str, Any]:
-        """Restore what `save_training_state` saved, and return its `checkpoint_kwargs`. Every process takes part.
-
-        To go on with a run use `train(..., resume_from=input_dir)`, which also finds the place in the data.
-        """
-        self._check_can_run("load_training_state")
-        state = training_state.open_training_state(input_dir)
-        with self._running():
-            self._begin_run(state)
-            self._prepare_once()
-            self._restore_objects(Path(input_dir), state)
-            self._restore_place()
-        return training_state.read_extra(Path(input_dir))
 
     def save_checkpoint(
         self,
@@ -334,13 +172,13 @@ class BaseTrainer:
             content["optimizer_state_dict"] = self.optimizer.state_dict()
         if save_scheduler and self.scheduler is not None:
             content["scheduler_state_dict"] = self.scheduler.state_dict()
-        together(lambda: training_state.write_export(Path(save_path), content), self.is_main_process)
+        together(lambda: write_export(Path(save_path), content), self.is_main_process)
 
     def load_checkpoint(
         self, checkpoint_path: str | Path, load_optimizer: bool = True, load_scheduler: bool = True
     ) -> dict[str, Any]:
         """Load an export, and return what is in it. The main process reads; every process takes part."""
-        content: dict[str, Any] = together(lambda: training_state.read_export(Path(checkpoint_path)), self.is_main_process)
+        content: dict[str, Any] = together(lambda: read_export(Path(checkpoint_path)), self.is_main_process)
         engines.load_model_state(self.get_model(keep_torch_compile=False), content["model_state_dict"], Path(checkpoint_path))
         if load_optimizer and "optimizer_state_dict" in content:
             self.optimizer.load_state_dict(content["optimizer_state_dict"])
@@ -355,10 +193,15 @@ class BaseTrainer:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from what `state_dict` returned; called like that of a callback."""
 
+    def _prepared_parts(self) -> engines.Prepared:
+        if self._prepared is None:
+            raise ConfigurationError("Nothing is prepared yet, so there is no state to save. Call train or evaluate first.")
+        return self._prepared
+
     def _run_state(self) -> training_state.RunState:
         loader, config = self.train_dataloader, self.run_config
         return {
-            "run_id": self.run_id,
+            "run_id": str(self.run_id),
             "run_progress": dataclasses.asdict(self.run_progress),
             "run_history": self.run_history.state_dict(),
             "seed": self.data_seed,
@@ -387,30 +230,17 @@ class BaseTrainer:
 
     def _restore_objects(self, folder: Path, state: training_state.TrainerState) -> None:
         """Restore model, optimizer, scheduler, progress and history; the place in the loop comes later."""
-        place = training_state.read_process_state(folder, self.accelerator.process_index, self.accelerator.num_processes)
+        accelerator = self.accelerator
+        saved_processes = state["launched"]["num_processes"]
+        place = read_place(folder, accelerator.process_index, accelerator.num_processes, saved_processes)
         self._place, self._place_folder = place, folder
         self.callbacks.load_state_dict(place["callbacks"])
         self.load_state_dict(place["trainer"])
         engines.load_state(folder, self.accelerator, self._prepared_parts(), self.scheduler, self.trust_engine_files)
         self.run_progress = RunProgress(**state["run_progress"])
         self.run_history.load_state_dict(state["run_history"])
-        for sentence in training_state.compare(state, self._run_state()):
+        for sentence in compare(state, self._run_state()):
             self.print(sentence)
-
-    def _restore_place(self) -> None:
-        """Restore what the loop itself has changed since `_restore_objects`, at the place where it was saved."""
-        if self._place is None:
-            return
-        place, self._place = self._place, None
-        self.callbacks.load_state_dict(place["callbacks"])
-        self.load_state_dict(place["trainer"])
-        self.train_loss.load_state_dict(place["train_loss"])
-        self._train_logs.load_state_dict(place["train_logs"])
-        if self.train_dataloader is not None and place["data"] is not None:
-            self.train_dataloader.stateful_source.load_state_dict(place["data"])
-        training_state.restore_random_state(place["random"], self.device)
-        self.callbacks.on_checkpoint_loaded(self, path=self._place_folder)
-        self.agreement.read(wait=True)
 
     # ------------------------------------------------------------------ processes
 
@@ -424,12 +254,12 @@ class BaseTrainer:
     @property
     def device(self) -> torch.device:
         """Where this process computes."""
-        return self.accelerator.device
+        return self.accelerator.device  # type: ignore[no-any-return]
 
     @property
     def is_main_process(self) -> bool:
         """Whether this process prints and writes, once for the whole job."""
-        return self.accelerator.is_main_process
+        return self.accelerator.is_main_process  # type: ignore[no-any-return]
 
     def print(self, *args: Any, **kwargs: Any) -> None:
         """Print on the main process."""

@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
-    from .trainer import Trainer
+    from .trainer import Trainer as Trainer
 
 
 class TrainerCallback:

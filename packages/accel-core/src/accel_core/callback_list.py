@@ -159,8 +159,8 @@ def _call_every(methods: list[Callable[..., None]], *args: Any, **kwargs: Any) -
         except Exception as error:
             errors.append(error)
     if errors:
-        for error in errors[1:]:
-            errors[0].add_note(f"Another callback failed while closing: {error!r}")
+        for another in errors[1:]:
+            errors[0].add_note(f"Another callback failed while closing: {another!r}")
         raise errors[0]
 
 

@@ -15,21 +15,26 @@ A *step* is forward and backward of one batch on one process. An *update* is one
 from __future__ import annotations
 
 import contextlib
+import secrets
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
+from torch.utils.data import DataLoader, default_collate
 
-from . import checks, engines, training_state
+from . import checks, durable_files, engines, training_state
 from .base_trainer import BaseTrainer
 from .dataloaders import ShardedDataLoader
-from .errors import RunInterrupted
+from .distributed import Agreement, check_processes_see_each_other, close_process_group_at_exit, gather_values, share_from_main
+from .errors import ConfigurationError, RunInterrupted
+from .limit_batches import batch_limits
 from .loss_tracker import LossTracker, MeanTrackers
 from .outputs import join_over_processes, to_cpu
-from .random_state import keep_random_state
+from .random_state import keep_random_state, seed_process
 from .run_history import RunHistory
-from .update_groups import Step, UpdateGroup, eval_steps, is_unequal, update_groups
+from .run_progress import RunProgress
+from .update_groups import CountAgreement, Step, UpdateGroup, eval_steps, is_unequal, update_groups
 
 
 class Trainer(BaseTrainer):
@@ -98,7 +103,7 @@ class Trainer(BaseTrainer):
             self._begin_training(arguments, state)
             self.training_run_start()
             self.callbacks.on_training_run_start(self)
-            if state is not None:
+            if resume_from is not None and state is not None:
                 self._restore_objects(Path(resume_from), state)
             self.run_training()
         if self.agreement.signal_number:
@@ -151,6 +156,120 @@ class Trainer(BaseTrainer):
                     to_cpu(self.calculate_predictions(step.batch)) for step in self._eval_steps(loader) if not step.is_idle
                 ]
                 return join_over_processes(outputs)
+
+    def _check_can_run(self, method: str, calculation: str | None = None) -> None:
+        if self._is_running:
+            raise ConfigurationError(
+                f"{method} was called inside a run of the same trainer, but one run must end before the next. Call {method} "
+                f"afterwards, or run_eval_epoch to evaluate in the middle of training."
+            )
+        if calculation and self.loss_func is None and getattr(type(self), calculation) is getattr(Trainer, calculation):
+            raise ConfigurationError(
+                f"loss_func is None, but {calculation} needs it. Pass a loss function, or override {calculation}."
+            )
+
+    def _begin_training(self, arguments: dict[str, Any], state: training_state.TrainerState | None) -> None:
+        """Build everything that a training run needs; what takes long comes last."""
+        self._arguments = arguments
+        self._begin_run(state)
+        batch_size = arguments["per_device_batch_size"]
+        eval_batch_size = arguments["eval_per_device_batch_size"] or batch_size
+        train_loader = self.create_train_dataloader(batch_size, arguments["train_dataloader_kwargs"])
+        self.train_dataloader = self._shard(train_loader, arguments["seed_each_sample"])
+        self.eval_dataloader = None
+        if self.eval_dataset is not None:
+            self.eval_dataloader = self._shard(self.create_eval_dataloader(eval_batch_size, arguments["eval_dataloader_kwargs"]))
+        self._limit_batches()
+        self._prepare_once()
+        self.run_config = self.create_run_config(**arguments)
+        self.scheduler = self.create_scheduler()
+        self._scheduler_interval, self._scheduler_needs_metric = checks.scheduler_interval(
+            self.scheduler, arguments["scheduler_step_every"]
+        )
+        has_own_collate = not (isinstance(train_loader, DataLoader) and train_loader.collate_fn is default_collate)
+        self._counts = CountAgreement(has_own_collate or not self.train_dataloader.is_sized, self.accelerator.num_processes)
+        self.run_progress = RunProgress()
+        if arguments["reset_run_history"] and state is None:
+            self.run_history.reset()
+        self.run_id = state["run_id"] if state is not None else share_from_main(secrets.token_hex(6))
+        self.last_checkpoint, self._place = None, None
+
+    def _begin_evaluation(self, dataset: Any, batch_size: int, kwargs: Any, collate_fn: Any) -> ShardedDataLoader:
+        """Build what an evaluation needs, and leave the data of the latest training run as it is."""
+        self._begin_run(None)
+        kept, self.eval_dataset, self.collate_fn = (self.eval_dataset, self.collate_fn), dataset, collate_fn
+        try:
+            loader = self._shard(self.create_eval_dataloader(batch_size, kwargs))
+        finally:
+            self.eval_dataset, self.collate_fn = kept
+        self.train_dataloader, self.eval_dataloader = None, loader
+        self._limit_batches()
+        self._prepare_once()
+        return loader
+
+    def _begin_run(self, state: training_state.TrainerState | None) -> None:
+        """Choose the seed, and forget what the run before left."""
+        check_processes_see_each_other(self.accelerator.num_processes)
+        close_process_group_at_exit()
+        engines.check_accelerator(self.accelerator)
+        if self.seed is not None and not self._is_seeded:
+            seed_process(self.seed, self.accelerator.process_index)
+            self._is_seeded = True
+        own_seed = share_from_main(torch.initial_seed() if self.seed is None else self.seed)
+        self.data_seed = state["seed"] if state is not None else own_seed
+        self.agreement = Agreement(self.device)
+        self.train_loss, self.eval_loss = LossTracker(self.device), LossTracker(self.device)
+        self._train_logs = MeanTrackers(self.device)
+        self._is_first_step = self._is_first_eval_step = True
+        self._is_cut_short = False
+
+    def _shard(self, loader: Any, seed_each_sample: bool = False) -> ShardedDataLoader:
+        """Share a loader out over the processes."""
+        accelerator = self.accelerator
+        processes = (accelerator.num_processes, accelerator.process_index)
+        return ShardedDataLoader(loader, self.data_seed, self.device, *processes, seed_each_sample)
+
+    def _limit_batches(self) -> None:
+        for limit in batch_limits(self.callbacks):
+            self.print(limit.limit(self.train_dataloader, self.eval_dataloader))
+
+    def _prepare_once(self) -> None:
+        """Place and wrap model and optimizer, unless they are those of the run before."""
+        if self._prepared is None or not self._prepared.is_of(self.model, self.optimizer):
+            checks.check_attributes({name: value for name, value in vars(self).items() if name != "model"}, self.model)
+            self.callbacks.on_prepare_start(self)
+            user_parts = (self.model, self.optimizer)
+            self.prepare()
+            self._prepared = engines.Prepared(*user_parts, self.model, self.optimizer)
+        self.model, self.optimizer = self._prepared.model, self._prepared.optimizer
+        engines.move_modules(vars(self), self.device)
+        self._backward = engines.choose_backward(self.accelerator, self.optimizer)
+        self._stepping_optimizer = engines.choose_optimizer(self.accelerator, self.optimizer)
+
+    @contextlib.contextmanager
+    def _running(self) -> Iterator[None]:
+        """Close everything at the end, and give the user's own model and optimizer back."""
+        self._is_running = True
+        model, optimizer = self.model, self.optimizer
+        try:
+            yield
+        except BaseException as error:
+            with engines.noted(error):
+                self.callbacks.on_exception(self, error=error)
+            with engines.noted(error):
+                self.callbacks.on_run_close(self)
+            if optimizer is not None:
+                optimizer.zero_grad()
+            raise
+        else:
+            self.callbacks.on_run_close(self)
+        finally:
+            for loader in (self.train_dataloader, self.eval_dataloader):
+                if loader is not None:
+                    loader.close()
+            self._is_running = False
+            kept = self._prepared
+            self.model, self.optimizer = (model, optimizer) if kept is None else (kept.user_model, kept.user_optimizer)
 
     # ------------------------------------------------------------------ the loop
 
@@ -242,20 +361,21 @@ class Trainer(BaseTrainer):
         Sums are kept by process and added once at the end, so that no sample counts twice and none is left out. In the
         middle of an epoch the random state is put back.
         """
-        loader = self._eval_loader if dataloader is None else dataloader
-        names = {"is_intermediate": is_intermediate, "metric_prefix": metric_prefix}
+        loader = self.eval_dataloader if dataloader is None else dataloader
+        if loader is None:
+            raise ConfigurationError("eval_dataset is None, so there is nothing to evaluate on. Pass eval_dataset to train.")
         logs = MeanTrackers(self.device)
         self.eval_loss.reset()
         with keep_random_state(self.device) if is_intermediate else contextlib.nullcontext(), self._evaluating():
             self.eval_epoch_start()
-            self.callbacks.on_eval_epoch_start(self, **names)
+            self.callbacks.on_eval_epoch_start(self, is_intermediate=is_intermediate, metric_prefix=metric_prefix)
             for step in self._eval_steps(loader, is_intermediate):
                 self.run_eval_step(step, logs)
         self._record_losses(metric_prefix, self.eval_loss, logs)
         if metric_prefix == "eval" and not is_intermediate:
             self.run_progress.eval_epoch_completed = True
         self.eval_epoch_end()
-        self.callbacks.on_eval_epoch_end(self, **names)
+        self.callbacks.on_eval_epoch_end(self, is_intermediate=is_intermediate, metric_prefix=metric_prefix)
 
     def run_eval_step(self, step: Step, logs: MeanTrackers) -> None:
         """Forward of one batch; what an idle process computes is thrown away."""
@@ -276,14 +396,14 @@ class Trainer(BaseTrainer):
 
     def _start_train_epoch(self) -> ShardedDataLoader:
         """Go to the place in the data where the epoch begins, or goes on."""
-        progress, loader = self.run_progress, self.train_dataloader
-        assert self._prepared is not None and loader is not None
+        progress, prepared = self.run_progress, self._prepared_parts()
+        loader = cast(ShardedDataLoader, self.train_dataloader)
         if progress.updates_completed_in_epoch == 0:
             self.train_loss.reset()
             self._train_logs = MeanTrackers(self.device)
         self.run_history.current_epoch = progress.current_epoch
-        self._prepared.wrap_again_if_needed(self.accelerator)
-        self.model = self._prepared.model
+        prepared.wrap_again_if_needed(self.accelerator)
+        self.model = prepared.model
         loader.begin_epoch(progress.epochs_completed, progress.samples_completed_in_epoch, progress.steps_completed_in_epoch)
         return loader
 
@@ -444,3 +564,65 @@ class Trainer(BaseTrainer):
         )
         is_last_epoch_done = epochs is not None and progress.epochs_completed >= epochs
         return is_last_epoch_done or (updates is not None and progress.updates_completed >= updates)
+
+    # ------------------------------------------------------------------ saving
+
+    def save_training_state(self, output_dir: str | Path, checkpoint_kwargs: dict[str, Any] | None = None) -> None:
+        """Save all that resuming needs as the folder `output_dir`, complete or not at all. Every process takes part.
+
+        Between updates only. Does nothing where the state of this very update and epoch stands there already.
+
+        Args:
+            checkpoint_kwargs: plain values of your own, which `load_training_state` returns.
+
+        Raises:
+            CheckpointError: it could not be written, or parameters are not finite; what was there is untouched.
+        """
+        path = Path(output_dir).absolute()
+        prepared = self._prepared_parts()
+        checks.check_between_updates(prepared.model)
+        engines.check_finite(prepared.model)
+        engines.share_buffers(prepared.model)
+        extra = {"extra.pt": checkpoint_kwargs or {}}
+        if training_state.save_folder(
+            path,
+            self._run_state(),
+            lambda: {**engines.main_files(self.accelerator, prepared, self.scheduler), **extra},
+            self._process_state,
+            process_index=self.accelerator.process_index,
+            gather=gather_values,
+            write_engine=self.accelerator.save_state if engines.is_sharded(self.accelerator) else None,
+        ):
+            self.callbacks.on_checkpoint_saved(self, path=path)
+        self.last_checkpoint = path
+
+    def load_training_state(self, input_dir: str | Path) -> dict[str, Any]:
+        """Restore what `save_training_state` saved, and return its `checkpoint_kwargs`. Every process takes part.
+
+        To go on with a run use `train(..., resume_from=input_dir)`, which also finds the place in the data.
+        """
+        self._check_can_run("load_training_state")
+        state = training_state.open_training_state(input_dir)
+        with self._running():
+            self._begin_run(state)
+            self._prepare_once()
+            self._restore_objects(Path(input_dir), state)
+            self._restore_place()
+        extra: dict[str, Any] = durable_files.read_object(Path(input_dir) / "extra.pt")
+        return extra
+
+    def _restore_place(self) -> None:
+        """Restore what the loop itself has changed since `_restore_objects`, at the place where it was saved."""
+        if self._place is None:
+            return
+        place, self._place = self._place, None
+        self.callbacks.load_state_dict(place["callbacks"])
+        self.load_state_dict(place["trainer"])
+        self.train_loss.load_state_dict(place["train_loss"])
+        self._train_logs.load_state_dict(place["train_logs"])
+        if self.train_dataloader is not None and place["data"] is not None:
+            self.train_dataloader.stateful_source.load_state_dict(place["data"])
+        if place["random"] is not None:
+            training_state.restore_random_state(place["random"], self.device)
+        self.callbacks.on_checkpoint_loaded(self, path=self._place_folder)
+        self.agreement.read(wait=True)

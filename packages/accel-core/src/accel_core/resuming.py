@@ -1,0 +1,97 @@
+"""What a resumed run takes over from a training state, also on another number of processes; and portable exports."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from . import durable_files
+from .errors import CheckpointError, ConfigurationError
+from .training_state import RunState, process_file
+
+
+def read_place(folder: Path, process_index: int, num_processes: int, saved_processes: int) -> dict[str, Any]:
+    """The state of this process at its place in the loop.
+
+    On another number of processes everyone gets the callbacks' state of the main process, the main process all the sums of
+    the losses, and nobody a random state or the position of iterable data.
+    """
+    if num_processes == saved_processes:
+        return durable_files.read_object(folder / process_file(process_index))  # type: ignore[no-any-return]
+    places = [durable_files.read_object(folder / process_file(index)) for index in range(saved_processes)]
+    is_main = process_index == 0
+    logs: dict[str, Any] = {}
+    for place in places:
+        for name, part in place["train_logs"].items():
+            logs[name] = _add(part, logs.get(name))
+    losses = None
+    for place in places:
+        losses = _add(place["train_loss"], losses)
+    nothing = {"total": 0.0, "count": 0.0}
+    sums = {"train_loss": losses if is_main else nothing, "train_logs": logs if is_main else {}}
+    return {**places[0], **sums, "random": None, "data": None}
+
+
+def _add(part: dict[str, float], other: dict[str, float] | None) -> dict[str, float]:
+    return part if other is None else {key: part[key] + other[key] for key in part}
+
+
+def compare(saved: RunState, now: RunState) -> list[str]:
+    """Sentences about what differs between the run that was saved and the one that goes on.
+
+    Raises:
+        ConfigurationError: the position in the data means nothing for the data of this run.
+    """
+    before, after = saved["launched"], now["launched"]
+    position = saved["run_progress"]["samples_completed_in_epoch"]
+    told = []
+    if saved["num_samples"] != now["num_samples"]:
+        if position:
+            raise ConfigurationError(
+                f"train_dataset has {now['num_samples']} samples, but the state was saved after {position} of {saved['num_samples']} "
+                f"samples of an epoch. Resume with the same data, or start a new run from an export with load_checkpoint."
+            )
+        told.append(f"The data has changed from {saved['num_samples']} to {now['num_samples']} samples.")
+    if before["num_processes"] != after["num_processes"]:
+        told.append(
+            f"The run goes on with {after['num_processes']} instead of {before['num_processes']} processes, with the next sample. The "
+            f"random numbers of dropout and augmentation, and what metrics had counted in this epoch, cannot be carried over."
+        )
+    for key, what in (
+        ("per_device_batch_size", "samples by process and step"),
+        ("gradient_accumulation_steps", "steps an update"),
+        ("num_update_steps", "updates in all (the saved scheduler keeps its own plan)"),
+    ):
+        if before[key] != after[key]:  # type: ignore[literal-required]
+            told.append(f"The run goes on with {after[key]} instead of {before[key]} {what}.")  # type: ignore[literal-required]
+    changed = [
+        f"{name} {before['versions'][name]} → {version}"
+        for name, version in after["versions"].items()
+        if before["versions"].get(name) != version
+    ]
+    if changed:
+        told.append(f"Versions have changed, so the last bits may differ: {', '.join(changed)}.")
+    missing = [name for name in saved["callbacks"] if name not in now["callbacks"]]
+    if missing:
+        told.append(f"The state of {missing} is dropped, since this run has no such callbacks.")
+    return told
+
+
+def write_export(path: Path, content: dict[str, Any]) -> None:
+    """Write an export to one file, atomically; `.safetensors` holds the model's tensors only."""
+    if path.suffix == ".safetensors":
+        durable_files.replace_file(path, lambda aside: durable_files.write_tensors(aside, content["model_state_dict"]))
+    else:
+        durable_files.replace_file(path, lambda aside: durable_files.write_object(aside, content))
+
+
+def read_export(path: Path) -> dict[str, Any]:
+    """Read an export. Raises `CheckpointError` if the file is none; nothing in it is executed."""
+    if path.is_dir():
+        raise CheckpointError(f"'{path}' is a folder, but an export is a file. Use train(..., resume_from='{path}') to resume.")
+    if path.suffix == ".safetensors":
+        return {"model_state_dict": durable_files.read_tensors(path)}
+    content = durable_files.read_object(path)
+    if not isinstance(content, dict) or "model_state_dict" not in content:
+        raise CheckpointError(f"'{path}' has no 'model_state_dict', so it is no export of save_checkpoint. Use another file.")
+    return content
