@@ -213,7 +213,7 @@ class BaseTrainer:
                 "num_update_steps": config.num_update_steps,
                 "versions": training_state.library_versions(),
             },
-            "callbacks": [name for name, _ in self.callbacks.named()],
+            "callbacks": list(self.callbacks.state_dict()),
         }
 
     def _process_state(self) -> dict[str, Any]:
@@ -239,7 +239,8 @@ class BaseTrainer:
         engines.load_state(folder, self.accelerator, self._prepared_parts(), self.scheduler, self.trust_engine_files)
         self.run_progress = RunProgress(**state["run_progress"])
         self.run_history.load_state_dict(state["run_history"])
-        for sentence in compare(state, self._run_state()):
+        names = [name for name, _ in self.callbacks.named()]
+        for sentence in compare(state, self._run_state(), names):
             self.print(sentence)
 
     # ------------------------------------------------------------------ processes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,8 @@ def _add(part: dict[str, float], other: dict[str, float] | None) -> dict[str, fl
     return part if other is None else {key: part[key] + other[key] for key in part}
 
 
-def compare(saved: RunState, now: RunState) -> list[str]:
-    """Sentences about what differs between the run that was saved and the one that goes on.
+def compare(saved: RunState, now: RunState, callbacks: Iterable[str]) -> list[str]:
+    """Sentences about what differs between the run that was saved and the one that goes on with `callbacks`.
 
     Raises:
         ConfigurationError: the position in the data means nothing for the data of this run.
@@ -71,7 +72,7 @@ def compare(saved: RunState, now: RunState) -> list[str]:
     ]
     if changed:
         told.append(f"Versions have changed, so the last bits may differ: {', '.join(changed)}.")
-    missing = [name for name in saved["callbacks"] if name not in now["callbacks"]]
+    missing = [name for name in saved["callbacks"] if name not in callbacks]
     if missing:
         told.append(f"The state of {missing} is dropped, since this run has no such callbacks.")
     return told
