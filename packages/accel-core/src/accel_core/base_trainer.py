@@ -25,7 +25,7 @@ from .log_metrics import LogMetricsCallback
 from .loss_tracker import LossTracker, MeanTrackers
 from .placeholders import resolve_placeholders
 from .print_progress import PrintProgressCallback
-from .resuming import compare, read_export, read_place, write_export
+from .resuming import read_export, read_place, write_export
 from .run_config import TrainerRunConfig, plan_run
 from .run_history import InMemoryRunHistory, RunHistory
 from .run_progress import RunProgress
@@ -44,13 +44,8 @@ DEFAULT_CALLBACKS: tuple[type[TrainerCallback], ...] = (
 class BaseTrainer:
     """A training loop around a model, a loss function and an optimizer, customised by overriding and by callbacks."""
 
-    agreement: Agreement
-    """What the processes tell each other; callbacks may register topics of their own."""
     data_seed: int
     """Of the order of the data in the current or latest run."""
-    train_loss: LossTracker
-    eval_loss: LossTracker
-    _train_logs: MeanTrackers
     run_config: TrainerRunConfig
     """The numbers of the current or latest training run."""
     trust_engine_files: bool = False
@@ -101,6 +96,12 @@ class BaseTrainer:
         self.run_id: str | None = None
         """Names the run in its checkpoints; a resumed run keeps it."""
         self._accelerator = accelerator
+        nowhere = torch.device("cpu")
+        self.agreement = Agreement(nowhere)
+        """What the processes tell each other in a run; callbacks may register topics of their own."""
+        self.train_loss, self.eval_loss = LossTracker(nowhere), LossTracker(nowhere)
+        self._train_logs = MeanTrackers(nowhere)
+        self._is_in_update = False
         self._prepared: engines.Prepared | None = None
         self._place: dict[str, Any] | None = None
         self.last_checkpoint: Path | None = None
@@ -239,9 +240,6 @@ class BaseTrainer:
         engines.load_state(folder, self.accelerator, self._prepared_parts(), self.scheduler, self.trust_engine_files)
         self.run_progress = RunProgress(**state["run_progress"])
         self.run_history.load_state_dict(state["run_history"])
-        names = [name for name, _ in self.callbacks.named()]
-        for sentence in compare(state, self._run_state(), names):
-            self.print(sentence)
 
     # ------------------------------------------------------------------ processes
 
@@ -265,7 +263,7 @@ class BaseTrainer:
     def print(self, *args: Any, **kwargs: Any) -> None:
         """Print on the main process."""
         if self.is_main_process:
-            print(*args, **kwargs)
+            print(*args, **kwargs)  # noqa: T201
 
     def gather(self, tensor: torch.Tensor, padding_value: float | None = None) -> torch.Tensor:
         """Join the tensors of all processes on the first dimension, which may differ. Every process takes part.

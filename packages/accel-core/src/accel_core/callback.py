@@ -50,7 +50,8 @@ class TrainerCallback:
         """At the end of `Trainer.__init__`."""
 
     def on_prepare_start(self, trainer: Trainer) -> None:
-        """The accelerator exists; model, optimizer and data are still the user's own: the last chance to change the module.
+        """Last chance to change the module: the accelerator exists, but model, optimizer and data are the user's own.
+
         Fires when something is about to be prepared: once, and again where the model was exchanged.
         """
 

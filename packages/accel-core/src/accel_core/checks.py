@@ -250,15 +250,6 @@ def _kind(value: Any) -> str:
     return f"a {type(value).__name__}"
 
 
-def check_between_updates(model: torch.nn.Module) -> None:
-    """Raise if gradients are there, which no checkpoint would hold."""
-    if any(parameter.grad is not None for parameter in model.parameters()):
-        raise ConfigurationError(
-            "save_training_state was called in the middle of an update, but gradients are not part of the state. Call it in "
-            "on_optimizer_step_end or later."
-        )
-
-
 def unpack_batch(batch: Any) -> tuple[Any, Any]:
     """Inputs and targets of a batch that is a tuple or list of at least two. Raises `ConfigurationError` for any other."""
     if isinstance(batch, (tuple, list)) and len(batch) >= 2:

@@ -290,13 +290,16 @@ class ShardedDataLoader:
         """Samples on all processes and on this one for each step of the epoch begun, or None if that is not known."""
         return None if self.sampler is None else list(self.sampler.plan())
 
-    def begin_epoch(self, epoch: int, position: int = 0, steps: int = 0) -> None:
-        """Go to the sample `position` of `epoch` (from 0); a stream skips the first `steps` batches of this process."""
+    def begin_epoch(self, epoch: int, position: int = 0, steps: int = 0, max_steps: int | None = None) -> None:
+        """Go to the sample `position` of `epoch` (from 0); a stream skips the first `steps` batches of this process.
+
+        The epoch ends after `max_steps`, counted from its beginning.
+        """
         epoch = 0 if self.repeat_first_epoch else epoch
         self._generator.manual_seed(derive_seed(self.seed, "workers", epoch, self.process_index))
-        self._skip = steps
+        self._skip, self._most = steps, max_steps
         if self.sampler is not None:
-            self.sampler.max_steps = self.max_steps
+            self.sampler.max_steps = max_steps
             self.sampler.begin_epoch(epoch, position)
         elif hasattr(self.dataset, "set_epoch"):
             self.dataset.set_epoch(epoch)
@@ -325,7 +328,7 @@ class ShardedDataLoader:
         if self.deals_batches:
             batches = itertools.islice(batches, self.process_index, None, self.num_processes)
         for number in itertools.count():
-            if self.max_steps is not None and number >= self.max_steps:
+            if self._most is not None and number >= self._most:
                 return
             if source is not None:
                 self.state_before_batch = copy.deepcopy(source.state_dict())

@@ -129,6 +129,7 @@ def evaluation_mode(model: torch.nn.Module) -> Iterator[torch.nn.Module]:
     modes = [(module, module.training) for module in model.modules()]
     try:
         with torch.no_grad():
+            inner.eval()
             yield inner
     finally:
         for module, training in modes:

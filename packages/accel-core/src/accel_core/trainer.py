@@ -32,8 +32,10 @@ from .limit_batches import batch_limits
 from .loss_tracker import LossTracker, MeanTrackers
 from .outputs import join_over_processes, to_cpu
 from .random_state import keep_random_state, seed_process
+from .resuming import compare
 from .run_history import RunHistory
 from .run_progress import RunProgress
+from .save_folder import save_folder
 from .update_groups import CountAgreement, Step, UpdateGroup, eval_steps, is_unequal, update_groups
 
 
@@ -105,6 +107,7 @@ class Trainer(BaseTrainer):
             self.callbacks.on_training_run_start(self)
             if resume_from is not None and state is not None:
                 self._restore_objects(Path(resume_from), state)
+                self._tell_differences(state)
             self.run_training()
         if self.agreement.signal_number:
             raise RunInterrupted(self.agreement.signal_number, self.last_checkpoint)
@@ -152,10 +155,8 @@ class Trainer(BaseTrainer):
         with self._running():
             loader = self._begin_evaluation(dataset, per_device_batch_size, dataloader_kwargs, collate_fn)
             with self._evaluating():
-                outputs = [
-                    to_cpu(self.calculate_predictions(step.batch)) for step in self._eval_steps(loader) if not step.is_idle
-                ]
-                return join_over_processes(outputs)
+                outputs = [(to_cpu(self.calculate_predictions(step.batch)), step.is_idle) for step in self._eval_steps(loader)]
+                return join_over_processes([output for output, is_idle in outputs if not is_idle])
 
     def _check_can_run(self, method: str, calculation: str | None = None) -> None:
         if self._is_running:
@@ -179,8 +180,12 @@ class Trainer(BaseTrainer):
         self.eval_dataloader = None
         if self.eval_dataset is not None:
             self.eval_dataloader = self._shard(self.create_eval_dataloader(eval_batch_size, arguments["eval_dataloader_kwargs"]))
-        self._limit_batches()
+        self._limit_batches(self.train_dataloader, self.eval_dataloader)
         self._prepare_once()
+        self.agreement = Agreement(self.device)
+        self.train_loss, self._train_logs = LossTracker(self.device), MeanTrackers(self.device)
+        self._is_first_step, self._is_cut_short = True, False
+        self._stepping_optimizer.zero_grad()
         self.run_config = self.create_run_config(**arguments)
         self.scheduler = self.create_scheduler()
         self._scheduler_interval, self._scheduler_needs_metric = checks.scheduler_interval(
@@ -192,7 +197,7 @@ class Trainer(BaseTrainer):
         if arguments["reset_run_history"] and state is None:
             self.run_history.reset()
         self.run_id = state["run_id"] if state is not None else share_from_main(secrets.token_hex(6))
-        self.last_checkpoint, self._place = None, None
+        self.last_checkpoint = None
 
     def _begin_evaluation(self, dataset: Any, batch_size: int, kwargs: Any, collate_fn: Any) -> ShardedDataLoader:
         """Build what an evaluation needs, and leave the data of the latest training run as it is."""
@@ -202,13 +207,12 @@ class Trainer(BaseTrainer):
             loader = self._shard(self.create_eval_dataloader(batch_size, kwargs))
         finally:
             self.eval_dataset, self.collate_fn = kept
-        self.train_dataloader, self.eval_dataloader = None, loader
-        self._limit_batches()
+        self._limit_batches(None, loader)
         self._prepare_once()
         return loader
 
     def _begin_run(self, state: training_state.TrainerState | None) -> None:
-        """Choose the seed, and forget what the run before left."""
+        """Choose the seed, and check that the processes are as they should be."""
         check_processes_see_each_other(self.accelerator.num_processes)
         close_process_group_at_exit()
         engines.check_accelerator(self.accelerator)
@@ -217,11 +221,8 @@ class Trainer(BaseTrainer):
             self._is_seeded = True
         own_seed = share_from_main(torch.initial_seed() if self.seed is None else self.seed)
         self.data_seed = state["seed"] if state is not None else own_seed
-        self.agreement = Agreement(self.device)
-        self.train_loss, self.eval_loss = LossTracker(self.device), LossTracker(self.device)
-        self._train_logs = MeanTrackers(self.device)
-        self._is_first_step = self._is_first_eval_step = True
-        self._is_cut_short = False
+        self.eval_loss, self._is_first_eval_step = LossTracker(self.device), True
+        self._place = None
 
     def _shard(self, loader: Any, seed_each_sample: bool = False) -> ShardedDataLoader:
         """Share a loader out over the processes."""
@@ -229,9 +230,9 @@ class Trainer(BaseTrainer):
         processes = (accelerator.num_processes, accelerator.process_index)
         return ShardedDataLoader(loader, self.data_seed, self.device, *processes, seed_each_sample)
 
-    def _limit_batches(self) -> None:
+    def _limit_batches(self, train_loader: ShardedDataLoader | None, eval_loader: ShardedDataLoader | None) -> None:
         for limit in batch_limits(self.callbacks):
-            self.print(limit.limit(self.train_dataloader, self.eval_dataloader))
+            self.print(limit.limit(train_loader, eval_loader))
 
     def _prepare_once(self) -> None:
         """Place and wrap model and optimizer, unless they are those of the run before."""
@@ -249,7 +250,7 @@ class Trainer(BaseTrainer):
     @contextlib.contextmanager
     def _running(self) -> Iterator[None]:
         """Close everything at the end, and give the user's own model and optimizer back."""
-        self._is_running = True
+        self._is_running, self._is_in_update = True, False
         model, optimizer = self.model, self.optimizer
         try:
             yield
@@ -277,6 +278,9 @@ class Trainer(BaseTrainer):
         """Run epochs until the run is done or all processes stop."""
         progress = self.run_progress
         self.agreement.read(wait=True)
+        if self._place is not None and self._has_reached_limit():
+            self.print(f"The run in {self._place_folder} is finished after {progress.updates_completed} updates: nothing to do.")
+            self._restore_place()
         while not self._is_done():
             if not progress.updates_completed_in_epoch:
                 self._restore_place()
@@ -302,6 +306,7 @@ class Trainer(BaseTrainer):
             if self.stop_reason is not None or self._has_reached_limit():
                 self._is_cut_short = self.stop_reason is not None
                 break
+            self._is_in_update = True
             for step in group.steps:
                 self.run_train_step(step, group)
             self.run_update(group)
@@ -347,6 +352,7 @@ class Trainer(BaseTrainer):
         if self._scheduler_interval == "update" and not was_skipped:
             self.scheduler_step()
         self.optimizer_zero_grad()
+        self._is_in_update = False
         self.run_progress.complete_update(group.steps_completed, group.num_samples, was_skipped)
         self.run_history.current_update = self.run_progress.updates_completed
         self.agreement.read()
@@ -404,7 +410,8 @@ class Trainer(BaseTrainer):
         self.run_history.current_epoch = progress.current_epoch
         prepared.wrap_again_if_needed(self.accelerator)
         self.model = prepared.model
-        loader.begin_epoch(progress.epochs_completed, progress.samples_completed_in_epoch, progress.steps_completed_in_epoch)
+        position = (progress.samples_completed_in_epoch, progress.steps_completed_in_epoch)
+        loader.begin_epoch(progress.epochs_completed, *position, max_steps=loader.max_steps)
         return loader
 
     def _complete_epoch(self) -> None:
@@ -428,10 +435,7 @@ class Trainer(BaseTrainer):
 
     def _eval_steps(self, loader: ShardedDataLoader, is_intermediate: bool = False) -> Iterator[Step]:
         """The steps of an evaluation; idle ones only for engines whose forward needs every process."""
-        max_steps = loader.max_steps
-        loader.max_steps = loader.max_intermediate_steps if is_intermediate else max_steps
-        loader.begin_epoch(0)
-        loader.max_steps = max_steps
+        loader.begin_epoch(0, max_steps=loader.max_intermediate_steps if is_intermediate else loader.max_steps)
         self._is_unequal_evaluation = is_unequal(loader)
         return eval_steps(loader, engines.has_collective_forward(self.accelerator))
 
@@ -546,6 +550,8 @@ class Trainer(BaseTrainer):
             reason: what `stop_reason` says on every process.
             signal_number: of the signal behind it; `train` raises `RunInterrupted` once all is closed.
         """
+        if not self._is_running:
+            raise ConfigurationError(f"request_stop({reason!r}) was called outside of a run. Call it in an event of a callback.")
         self.agreement.say_stop(reason, signal_number)
 
     @property
@@ -580,11 +586,15 @@ class Trainer(BaseTrainer):
         """
         path = Path(output_dir).absolute()
         prepared = self._prepared_parts()
-        checks.check_between_updates(prepared.model)
+        if self._is_in_update:
+            raise ConfigurationError(
+                "save_training_state was called in the middle of an update, but gradients are not part of the state. Call it in "
+                "on_optimizer_step_end or later."
+            )
         engines.check_finite(prepared.model)
         engines.share_buffers(prepared.model)
         extra = {"extra.pt": checkpoint_kwargs or {}}
-        if training_state.save_folder(
+        if save_folder(
             path,
             self._run_state(),
             lambda: {**engines.main_files(self.accelerator, prepared, self.scheduler), **extra},
@@ -610,6 +620,10 @@ class Trainer(BaseTrainer):
             self._restore_place()
         extra: dict[str, Any] = durable_files.read_object(Path(input_dir) / "extra.pt")
         return extra
+
+    def _tell_differences(self, state: training_state.TrainerState) -> None:
+        for sentence in compare(state, self._run_state(), [name for name, _ in self.callbacks.named()]):
+            self.print(sentence)
 
     def _restore_place(self) -> None:
         """Restore what the loop itself has changed since `_restore_objects`, at the place where it was saved."""

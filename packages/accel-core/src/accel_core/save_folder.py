@@ -1,0 +1,124 @@
+"""How a checkpoint folder is written by several processes, so that it is complete or absent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from . import durable_files
+from .errors import AccelError, CheckpointError, ConfigurationError
+from .training_state import (
+    FORMAT_VERSION,
+    STATE_FILE,
+    RunState,
+    beside,
+    examine,
+    has_only_own_files,
+    is_same_state,
+    process_file,
+    refuse_other_run,
+    remove_checkpoint,
+    remove_leftovers,
+)
+
+
+def save_folder(
+    path: str | Path,
+    state: RunState,
+    create_main_files: Callable[[], Mapping[str, Any]],
+    create_process_state: Callable[[], Mapping[str, Any]],
+    *,
+    process_index: int,
+    gather: Callable[[Any], Sequence[Any]],
+    write_engine: Callable[[Path], object] | None = None,
+) -> bool:
+    """Write a checkpoint folder. Every process takes part, and either all of them return or all raise.
+
+    Args:
+        path: of the folder. A state of the same run that is there gives way once the new one is complete.
+        state: for trainer_state.json; that of the main process counts.
+        create_main_files: called on the main process; contents by file name: tensors for `.safetensors`, else plain.
+        create_process_state: returns what this process keeps in its own file.
+        process_index: 0 is the main process.
+        gather: returns the values of all processes in their order, once all have called it.
+        write_engine: called on every process with the folder in which an engine writes its own files.
+
+    Returns:
+        Whether something was written: not if this state stands there already.
+
+    Raises:
+        CheckpointError: what failed and on which process; the checkpoints before are as they were.
+        ConfigurationError: the same for a state that cannot be saved.
+    """
+    path, is_main = Path(path).absolute(), process_index == 0
+    aside = beside(path, ".incomplete")
+
+    def together(action: Callable[[], object], takes_part: bool = True) -> list[bool]:
+        outcome, cause = False, None
+        try:
+            outcome = bool(takes_part and action())
+        except Exception as error:
+            cause = error
+        told = cause and (str(cause) if isinstance(cause, AccelError) else f"{type(cause).__name__}: {cause}")
+        gathered = gather((outcome, told, isinstance(cause, ConfigurationError)))
+        failed = {f"Process {i}: {text}": is_users for i, (_, text, is_users) in enumerate(gathered) if text is not None}
+        if not failed:
+            return [outcome for outcome, _, _ in gathered]
+        if is_main:
+            remove_checkpoint(aside)
+        kind = ConfigurationError if all(failed.values()) else CheckpointError
+        raise kind(f"The training state was not saved to '{path}'. {' '.join(failed)}") from cause
+
+    def write_own_files() -> None:
+        if not aside.is_dir():
+            raise CheckpointError(f"'{aside}' is not there. On several machines it has to be on a disk that they share.")
+        for name, content in (create_main_files() if is_main else {}).items():
+            is_tensors = name.endswith(".safetensors")
+            (durable_files.write_tensors if is_tensors else durable_files.write_object)(aside / name, content)
+        durable_files.write_object(aside / process_file(process_index), create_process_state())
+
+    if together(lambda: _prepare(path, state), is_main)[0]:
+        return False
+    num_processes = len(together(write_own_files))
+    if write_engine is not None:
+        together(lambda: write_engine(aside / "engine"))
+    together(lambda: _publish(path, state, num_processes), is_main)
+    return True
+
+
+def _prepare(path: Path, state: RunState) -> bool:
+    """Make the folder to write to. Returns whether `state` stands at `path` already."""
+    if is_same_state(path, state["run_id"], state["run_progress"]):
+        return True
+    if path.exists() and not ((path / STATE_FILE).exists() or has_only_own_files(path)):
+        raise CheckpointError(f"'{path}' is no folder of a training state. Choose an empty or a new folder.")
+    refuse_other_run(path, state["run_id"])
+    durable_files.make_folder(path.parent)
+    remove_leftovers(path.parent)
+    durable_files.make_folder(beside(path, ".incomplete"))
+    return False
+
+
+def _publish(path: Path, state: RunState, num_processes: int) -> None:
+    aside, replaced = beside(path, ".incomplete"), beside(path, ".replaced")
+    if missing := [name for name in map(process_file, range(num_processes)) if not (aside / name).exists()]:
+        raise CheckpointError(f"'{aside}' has no {missing}. On several machines it has to be on a disk that they share.")
+    entries = sorted(aside.rglob("*"))
+    for entry in entries:
+        if entry.relative_to(aside).parts[0] == "engine":
+            durable_files.sync(entry)
+    files = {entry.relative_to(aside).as_posix(): entry.stat().st_size for entry in entries if entry.is_file()}
+    durable_files.write_json(aside / STATE_FILE, {"format_version": FORMAT_VERSION, **state, "files": files})
+    durable_files.sync(aside)
+    try:
+        if isinstance(examine(path), dict):
+            durable_files.rename(path, replaced)
+        elif path.exists():
+            durable_files.remove_folder(path)
+        durable_files.rename(aside, path)
+    except OSError:
+        if replaced.exists() and not path.exists():
+            durable_files.rename(replaced, path)
+        raise
+    remove_leftovers(path.parent)
