@@ -274,8 +274,8 @@ class BaseTrainer:
         if self._is_unequal_evaluation:
             raise ConfigurationError(
                 f"gather was called inside an evaluation step, but process {self.accelerator.num_processes - 1} of "
-                f"{self.accelerator.num_processes} has no batch there and would never answer. Update the metric on each process and "
-                f"compute it in on_eval_epoch_end, or use MetricsCallback."
+                f"{self.accelerator.num_processes} has no batch there and would never answer. Update the metric on each process "
+                f"and compute it in on_eval_epoch_end, or use MetricsCallback."
             )
         return gather_tensor(tensor, padding_value)
 

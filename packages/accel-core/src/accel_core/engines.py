@@ -136,8 +136,33 @@ def evaluation_mode(model: torch.nn.Module) -> Iterator[torch.nn.Module]:
             module.training = training
 
 
-def multiply_gradients(model: torch.nn.Module, factor: float | torch.Tensor) -> None:
-    """Multiply all gradients by `factor`."""
+LEFT_TO_ENGINE = ("optimizer_step", "optimizer_zero_grad", "clip_gradients")
+
+
+def check_left_to_engine(accelerator: Accelerator, overridden: list[str], arguments: dict[str, Any]) -> None:
+    """Raise if something was asked for that an engine which steps inside backward does itself."""
+    if not has_own_backward(accelerator):
+        return
+    engine = accelerator.distributed_type.value
+    if overridden:
+        raise ConfigurationError(
+            f"{overridden} are overridden, but {engine} does that inside backward. Remove them, or use DDP or FSDP."
+        )
+    for name in ("gradient_clip_value", "gradient_clip_norm"):
+        if arguments[name] is not None:
+            raise ConfigurationError(
+                f"{name} is {arguments[name]}, but {engine} clips inside backward. Leave it out, and set gradient_clipping in the "
+                f"configuration of {engine}."
+            )
+
+
+def multiply_gradients(accelerator: Accelerator, model: torch.nn.Module, factor: float | torch.Tensor) -> None:
+    """Multiply all gradients by `factor`, where they are not in the parameters already."""
+    if has_own_backward(accelerator):
+        raise ConfigurationError(
+            f"The items of an update differ from the plan, but {accelerator.distributed_type.value} has changed the parameters inside "
+            f"backward already. Override count_items(batch), which counts beforehand."
+        )
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
     torch._foreach_mul_(gradients, factor)
 
@@ -154,8 +179,8 @@ def check_finite(model: torch.nn.Module) -> None:
     found = next((name for name in gather_values(bad) if name), None)
     if found:
         raise CheckpointError(
-            f"The parameter {found!r} is not finite, so the state was not saved and the checkpoints before it stay. Go on from the "
-            f"newest of them, with a lower learning rate or clipped gradients."
+            f"The parameter {found!r} is not finite, so the state was not saved and the checkpoints before it stay. Go on from "
+            f"the newest of them, with a lower learning rate or clipped gradients."
         )
 
 
@@ -187,8 +212,8 @@ def load_state(folder: Path, accelerator: Accelerator, prepared: Prepared, sched
     if is_sharded(accelerator):
         if not trust_engine_files:
             raise ConfigurationError(
-                f"'{folder}' has sharded files, which {accelerator.distributed_type.value} unpickles: code in them would run. If you "
-                f"trust them, set trainer.trust_engine_files = True."
+                f"'{folder}' has sharded files, which {accelerator.distributed_type.value} unpickles: code in them would run. If "
+                f"you trust them, set trainer.trust_engine_files = True."
             )
         accelerator.load_state(str(folder / "engine"))
     else:
@@ -209,7 +234,8 @@ def load_into(name: str, folder: Path, target: Any) -> None:
         target.load_state_dict(state)
     except (ValueError, KeyError, RuntimeError, TypeError, AttributeError) as error:
         raise CheckpointError(
-            f"'{folder / name}' does not fit the {type(target).__name__} of this run: {error} Build it as in the run that was saved."
+            f"'{folder / name}' does not fit the {type(target).__name__} of this run: {error} Build it as in the run that was "
+            f"saved."
         ) from error
 
 
@@ -226,8 +252,8 @@ def check_accelerator(accelerator: Accelerator) -> None:
     steps = accelerator.gradient_accumulation_steps
     if steps != 1:
         raise ConfigurationError(
-            f"The Accelerator has gradient_accumulation_steps={steps}, from its argument or from accelerate launch, but must have "
-            f"1, since the trainer accumulates itself. Pass gradient_accumulation_steps={steps} to train instead."
+            f"The Accelerator has gradient_accumulation_steps={steps}, from its argument or from accelerate launch, but must "
+            f"have 1, since the trainer accumulates itself. Pass gradient_accumulation_steps={steps} to train instead."
         )
 
 

@@ -185,6 +185,9 @@ class Trainer(BaseTrainer):
         self.agreement = Agreement(self.device)
         self.train_loss, self._train_logs = LossTracker(self.device), MeanTrackers(self.device)
         self._is_first_step, self._is_cut_short = True, False
+        self._counts_ahead = type(self).count_items is not Trainer.count_items
+        overridden = [name for name in engines.LEFT_TO_ENGINE if getattr(type(self), name) is not getattr(Trainer, name)]
+        engines.check_left_to_engine(self.accelerator, overridden, arguments)
         self._stepping_optimizer.zero_grad()
         self.run_config = self.create_run_config(**arguments)
         self.scheduler = self.create_scheduler()
@@ -307,6 +310,8 @@ class Trainer(BaseTrainer):
                 self._is_cut_short = self.stop_reason is not None
                 break
             self._is_in_update = True
+            if self._counts_ahead:
+                group.count_ahead(self.count_items, self.accelerator.num_processes, self.device)
             for step in group.steps:
                 self.run_train_step(step, group)
             self.run_update(group)
@@ -344,7 +349,7 @@ class Trainer(BaseTrainer):
         """Change the parameters by the gradients of `group`, and count it."""
         factor = self._counts.correction(group, self.device)
         if factor is not None:
-            engines.multiply_gradients(self.model, factor)
+            engines.multiply_gradients(self.accelerator, self.model, factor)
         self.callbacks.on_optimizer_step_start(self)
         self.clip_gradients()
         self.optimizer_step()
@@ -479,8 +484,9 @@ class Trainer(BaseTrainer):
         return self.model(batch[0] if isinstance(batch, (tuple, list)) else batch)
 
     def count_items(self, batch: Any) -> int | None:
-        """Return the items of a batch that its loss is the mean of; needed by engines that step inside backward, for losses
-        that are no mean over samples. None counts samples.
+        """Return the items of a batch that its loss is the mean of, before its forward; None leaves it to the forward.
+
+        Engines that step inside backward need it for losses that are no mean over samples.
         """
         return None
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
 
 from .dataloaders import ShardedDataLoader
-from .distributed import gather_values, share_from_main
+from .distributed import gather_values, share_from_main, sum_over_processes
 from .errors import ConfigurationError
 
 
@@ -42,8 +42,20 @@ class UpdateGroup:
         self.num_items: Any = 0
         """Items that this process has counted."""
         self.steps_completed = 0
+        self.is_counted_ahead = False
         self.is_counted = False
         """What was counted on this process differs from the plan."""
+
+    def count_ahead(self, count_items: Callable[[Any], int | None], num_processes: int, device: torch.device) -> None:
+        """Plan with what `count_items` finds in the batches, which are all held for it. Every process takes part."""
+        steps = list(self.steps)
+        counts = [0 if step.is_idle else count_items(step.batch) for step in steps]
+        numbers = [count for count in counts if count is not None]
+        if len(numbers) == len(counts):
+            steps = [step._replace(planned_items=count) for step, count in zip(steps, numbers, strict=True)]
+            self.planned_items = sum_over_processes([sum(numbers)], device)[0] / num_processes
+            self.is_counted_ahead = True
+        self.steps = iter(steps)
 
     def count(self, step: Step, num_items: Any, is_token_count: bool) -> Any:
         """Count the items of `step` and return what its loss is multiplied by; None is 1.
@@ -56,7 +68,7 @@ class UpdateGroup:
         self.num_items = self.num_items + num_items
         if self.is_alone:
             return None
-        if is_token_count or num_items != step.planned_items:
+        if (is_token_count and not self.is_counted_ahead) or num_items != step.planned_items:
             self.is_counted = True
         return num_items / self.planned_items
 
