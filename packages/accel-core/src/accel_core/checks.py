@@ -39,10 +39,10 @@ def check_callable(name: str, value: Any, way_out: str) -> None:
         raise ConfigurationError(f"{name} is {value!r}, but must be a function. {way_out}")
 
 
-def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+def check_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
     """Raise unless `value` is one of `choices`."""
     if value not in choices:
-        hint = did_you_mean(str(value), choices)
+        hint = did_you_mean(str(value), map(str, choices))
         raise ConfigurationError(f"{name} is {value!r}, but must be one of {list(choices)}.{hint}")
 
 
@@ -219,8 +219,8 @@ def check_batch_output(output: Any, method: str, needs_gradient: bool, is_first:
         )
     if is_first and not torch.isfinite(loss):
         raise ConfigurationError(
-            f"{method} returned the loss {loss.item()} for the first batch, but it must be finite. Look for nan or inf in the data, "
-            f"and for log or division of zero in the loss function."
+            f"{method} returned the loss {loss.item()} for the first batch, but it must be finite. Look for nan or inf in the "
+            f"data, and for log or division of zero in the loss function."
         )
 
 

@@ -51,8 +51,9 @@ def indexable_tensors(dataset: Any) -> tuple[tuple[torch.Tensor, ...], torch.Ten
 
 
 def default_num_workers(dataset: Any, num_local_processes: int) -> int:
-    """0 for what is in memory, for iterable data (each worker would repeat it) and where workers are not forked; else the
-    cores that this process may use over the processes of this machine, at most 8.
+    """Cores that this process may use over the processes of this machine, at most 8.
+
+    0 for what is in memory, for iterable data, which each worker would repeat, and where workers are not forked.
     """
     in_memory = isinstance(dataset, (list, tuple, torch.Tensor)) or indexable_tensors(dataset) is not None
     method = multiprocessing.get_start_method(allow_none=True) or multiprocessing.get_all_start_methods()[0]
@@ -76,7 +77,7 @@ def default_dataloader_kwargs(dataset: Any, batch_size: int, shuffle: bool, acce
 def create_dataloader(dataset: Any, defaults: dict[str, Any], own: dict[str, Any] | None, collate_fn: Any) -> DataLoader[Any]:
     """A torch `DataLoader` over `dataset`; what the user gives wins over `defaults`. A ready one is returned as it is."""
     if isinstance(dataset, DataLoader) or (is_ready_loader(dataset)):
-        return dataset
+        return dataset  # type: ignore[no-any-return]
     kwargs = {**defaults, **({"collate_fn": collate_fn} if collate_fn is not None else {}), **(own or {})}
     if not is_map_style(dataset):
         kwargs.pop("shuffle", None)
@@ -244,6 +245,7 @@ class ShardedDataLoader:
             )
         tensors = indexable_tensors(loader.dataset) if loader.collate_fn is default_collate and not loader.num_workers else None
         dataset: Any
+        convert: Any
         if tensors is not None:
             dataset, convert, collate_fn = IndexedTensors(*tensors), _as_tensor, _identity
         else:
@@ -255,11 +257,10 @@ class ShardedDataLoader:
         self.torch_loader = self._rebuild(loader, dataset, batch_sampler=self.sampler, collate_fn=collate_fn)
 
     def _rebuild(self, loader: Any, dataset: Any, **changed: Any) -> DataLoader[Any]:
-        kept = ("num_workers", "collate_fn", "pin_memory", "timeout", "worker_init_fn", "multiprocessing_context")
-        kept += ("prefetch_factor", "persistent_workers", "pin_memory_device") if loader.num_workers else ("pin_memory_device",)
-        kwargs = {name: getattr(loader, name) for name in kept if hasattr(loader, name)}
-        if not kwargs.get("pin_memory_device"):
-            kwargs.pop("pin_memory_device", None)
+        kept = ["num_workers", "collate_fn", "pin_memory", "timeout", "worker_init_fn", "multiprocessing_context"]
+        if loader.num_workers:
+            kept += ["prefetch_factor", "persistent_workers"]
+        kwargs = {name: getattr(loader, name) for name in kept}
         # A generator of its own, because a loader without one draws from the global random state at each iter().
         return DataLoader(dataset, **{**kwargs, **changed}, generator=self._generator)
 

@@ -151,8 +151,8 @@ def check_left_to_engine(accelerator: Accelerator, overridden: list[str], argume
     for name in ("gradient_clip_value", "gradient_clip_norm"):
         if arguments[name] is not None:
             raise ConfigurationError(
-                f"{name} is {arguments[name]}, but {engine} clips inside backward. Leave it out, and set gradient_clipping in the "
-                f"configuration of {engine}."
+                f"{name} is {arguments[name]}, but {engine} clips inside backward. Leave it out, and set gradient_clipping in "
+                f"the configuration of {engine}."
             )
 
 
@@ -160,8 +160,8 @@ def multiply_gradients(accelerator: Accelerator, model: torch.nn.Module, factor:
     """Multiply all gradients by `factor`, where they are not in the parameters already."""
     if has_own_backward(accelerator):
         raise ConfigurationError(
-            f"The items of an update differ from the plan, but {accelerator.distributed_type.value} has changed the parameters inside "
-            f"backward already. Override count_items(batch), which counts beforehand."
+            f"The items of an update differ from the plan, but {accelerator.distributed_type.value} has changed the parameters "
+            f"inside backward already. Override count_items(batch), which counts beforehand."
         )
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
     torch._foreach_mul_(gradients, factor)

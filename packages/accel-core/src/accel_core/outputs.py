@@ -46,8 +46,8 @@ def _join(parts: list[Any]) -> Any:
     if first is None:
         return None
     raise ConfigurationError(
-        f"calculate_predictions returned {first!r}, but must return tensors with a first dimension of samples, or lists of values, "
-        f"in any nesting of dictionaries, tuples and lists."
+        f"calculate_predictions returned {first!r}, but must return tensors with a first dimension of samples, or lists of "
+        f"values, in any nesting of dictionaries, tuples and lists."
     )
 
 
@@ -55,6 +55,6 @@ def _like(example: Any, values: Any) -> Any:
     """`values` in the type of `example`."""
     if isinstance(example, tuple) and hasattr(example, "_fields"):
         return type(example)(*values)
-    if dataclasses.is_dataclass(example):
-        return type(example)(**values)
+    if dataclasses.is_dataclass(example):  # such as the outputs of transformers, which are mappings too
+        return example.__class__(**values)
     return type(example)(values)

@@ -22,8 +22,8 @@ class Placeholder:
         return self.description
 
 
-def _combine(symbol: str, operation: Callable[[Any, Any], Any], swapped: bool) -> Callable[[Any, Any], Placeholder]:
-    def combined(placeholder: Placeholder, other: Any) -> Placeholder:
+def _combine(symbol: str, operation: Callable[[Any, Any], Any], swapped: bool) -> Callable[[Placeholder, Any], Any]:
+    def combined(placeholder: Placeholder, other: Any) -> Any:
         if not isinstance(other, (int, float, Placeholder)) or isinstance(other, bool):
             return NotImplemented
         left, right = (other, placeholder) if swapped else (placeholder, other)

@@ -50,13 +50,14 @@ def compare(saved: RunState, now: RunState, callbacks: Iterable[str]) -> list[st
         if position:
             raise ConfigurationError(
                 f"train_dataset has {now['num_samples']} samples, but the state was saved after {position} of "
-                f"{saved['num_samples']} samples of an epoch. Resume with the same data, or start a new run from an export with load_checkpoint."
+                f"{saved['num_samples']} samples of an epoch. Resume with the same data, or start a new run from an "
+                f"export with load_checkpoint."
             )
         told.append(f"The data has changed from {saved['num_samples']} to {now['num_samples']} samples.")
     if before["num_processes"] != after["num_processes"]:
         told.append(
             f"The run goes on with {after['num_processes']} instead of {before['num_processes']} processes, with the next sample. "
-            f"The random numbers of dropout and augmentation, and what metrics had counted in this epoch, cannot be carried over."
+            f"Random numbers of dropout and augmentation, and what metrics had counted in this epoch, cannot be carried over."
         )
     for key, what in (
         ("per_device_batch_size", "samples by process and step"),
