@@ -36,7 +36,7 @@ from .resuming import compare
 from .run_history import RunHistory
 from .run_progress import RunProgress
 from .save_folder import save_folder
-from .update_groups import CountAgreement, Step, UpdateGroup, eval_steps, is_unequal, update_groups
+from .update_groups import CountAgreement, Step, UpdateGroup, eval_steps, is_unequal, items_of, update_groups
 
 
 class Trainer(BaseTrainer):
@@ -336,12 +336,11 @@ class Trainer(BaseTrainer):
                 is_fresh = self.run_progress.updates_completed == 0
                 checks.check_batch_output(output, "calculate_train_batch_loss", needs_gradient=True, is_first=is_fresh)
                 self._is_first_step = False
-            loss, num_items = output["loss"], output.get("num_items_in_batch", output["batch_size"])
-            weight = group.count(step, num_items, "num_items_in_batch" in output)
+            loss, weight = output["loss"], group.count(step, output)
             self.backward_step(loss if weight is None else loss * weight)
-        self.train_loss.update(loss, num_items)
+        self.train_loss.update(loss, items_of(output))
         if "log" in output:
-            self._train_logs.update(output["log"], num_items)
+            self._train_logs.update(output["log"], items_of(output))
         number = self.run_progress.steps_completed_in_epoch + group.steps_completed - 1
         self.callbacks.on_train_step_end(self, batch=step.batch, batch_output=output, step=number)
 
@@ -358,7 +357,7 @@ class Trainer(BaseTrainer):
             self.scheduler_step()
         self.optimizer_zero_grad()
         self._is_in_update = False
-        self.run_progress.complete_update(group.steps_completed, group.num_samples, was_skipped)
+        self.run_progress.complete_update(group.steps_completed, group.samples_of_all(self.device), was_skipped)
         self.run_history.current_update = self.run_progress.updates_completed
         self.agreement.read()
         self.callbacks.on_optimizer_step_end(self)
@@ -399,10 +398,9 @@ class Trainer(BaseTrainer):
         if self._is_first_eval_step:
             checks.check_batch_output(output, "calculate_eval_batch_loss", needs_gradient=False, is_first=False)
             self._is_first_eval_step = False
-        num_items = output.get("num_items_in_batch", output["batch_size"])
-        self.eval_loss.update(output["loss"], num_items)
+        self.eval_loss.update(output["loss"], items_of(output))
         if "log" in output:
-            logs.update(output["log"], num_items)
+            logs.update(output["log"], items_of(output))
         self.callbacks.on_eval_step_end(self, batch=step.batch, batch_output=output)
 
     def _start_train_epoch(self) -> ShardedDataLoader:

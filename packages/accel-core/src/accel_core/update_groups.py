@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -35,7 +35,8 @@ class UpdateGroup:
     def __init__(self, steps: Iterator[Step], is_alone: bool, num_samples: int, planned_items: float) -> None:
         self.steps = steps
         self.num_samples = num_samples
-        """Samples on all processes, as planned."""
+        """Samples on all processes, as planned; of a stream those that this process has counted."""
+        self.is_stream = num_samples == 0
         self.planned_items = planned_items
         self.is_alone = is_alone
         """The only step of the only process: nothing to weigh."""
@@ -57,20 +58,23 @@ class UpdateGroup:
             self.is_counted_ahead = True
         self.steps = iter(steps)
 
-    def count(self, step: Step, num_items: Any, is_token_count: bool) -> Any:
-        """Count the items of `step` and return what its loss is multiplied by; None is 1.
-
-        Args:
-            num_items: what the loss is the mean of; a number, or a tensor of one element.
-            is_token_count: the items are not the samples of the plan.
-        """
+    def count(self, step: Step, output: Mapping[str, Any]) -> Any:
+        """Count the items of `step`, of which `output` came, and return what its loss is multiplied by; None is 1."""
         self.steps_completed += 1
+        num_items = items_of(output)
         self.num_items = self.num_items + num_items
+        if self.is_stream:
+            self.num_samples += int(output["batch_size"])
         if self.is_alone:
             return None
-        if (is_token_count and not self.is_counted_ahead) or num_items != step.planned_items:
+        is_token_count = "num_items_in_batch" in output and not self.is_counted_ahead
+        if is_token_count or num_items != step.planned_items:
             self.is_counted = True
         return num_items / self.planned_items
+
+    def samples_of_all(self, device: torch.device) -> int:
+        """Samples of the update on all processes. Every process takes part."""
+        return int(sum_over_processes([self.num_samples], device)[0]) if self.is_stream else self.num_samples
 
     def correction(self, num_processes: int, device: torch.device) -> float | torch.Tensor:
         """What the gradients are multiplied by because the counts differ from the plan. Every process takes part."""
@@ -83,6 +87,11 @@ class UpdateGroup:
                 f"their mean. Leave out samples without any, or return a batch_size or num_items_in_batch above 0."
             )
         return self.planned_items * num_processes / num_items
+
+
+def items_of(output: Mapping[str, Any]) -> Any:
+    """What the loss of a batch is the mean of: a number, or a tensor of one element."""
+    return output["num_items_in_batch"] if "num_items_in_batch" in output else output["batch_size"]
 
 
 class CountAgreement:
