@@ -1,0 +1,154 @@
+"""ProgressBarCallback: a bar in a terminal and in a notebook, a line a minute elsewhere."""
+
+from __future__ import annotations
+
+import sys
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from tqdm import tqdm
+
+from accel_core import TrainerCallback
+
+if TYPE_CHECKING:
+    from accel_core import LossTracker, Trainer
+    from accel_core.dataloaders import ShardedDataLoader
+
+
+class ProgressBarCallback(TrainerCallback):
+    """Show epoch, running loss, learning rate, samples a second and remaining time, on the main process.
+
+    In a terminal or a notebook: a bar for each epoch of training, which stays, and one for each evaluation, which goes when it
+    is done. Elsewhere, so that no log is filled, a line a minute at most. The loss is the mean so far of the main process, the
+    rate that of all processes. Both are read only when they are shown, so a step pays for a look at the clock.
+    """
+
+    seconds_between_draws: ClassVar[float] = 0.1
+    seconds_between_lines: ClassVar[float] = 60.0
+
+    def on_training_run_start(self, trainer: Trainer) -> None:
+        """Begin without a bar."""
+        self._bars: list[_Bar] = []
+
+    def on_evaluation_run_start(self, trainer: Trainer) -> None:
+        """Begin without a bar."""
+        self._bars = []
+
+    def on_train_epoch_start(self, trainer: Trainer) -> None:
+        """Open the bar of the epoch."""
+        config, progress, loader = trainer.run_config, trainer.run_progress, trainer.train_dataloader
+        if not trainer.is_main_process or loader is None:
+            return
+        total = len(loader) if loader.is_sized else None
+        if total is not None and config.max_num_train_steps is not None:
+            updates = config.max_num_train_steps - progress.updates_completed
+            total = min(total, progress.steps_completed_in_epoch + updates * config.gradient_accumulation_steps)
+        of = f"/{config.num_epochs}" if config.num_epochs is not None else ""
+        done = progress.steps_completed_in_epoch
+        self._open(_Bar(f"Epoch {progress.current_epoch}{of}", loader, trainer.train_loss, total, done, stays=True))
+
+    def on_train_step_end(self, trainer: Trainer, batch: Any, batch_output: dict[str, Any], step: int) -> None:
+        """Count the batch; show it if it is time."""
+        if self._bars:
+            self._bars[-1].completed = step + 1
+            if perf_counter() >= self._bars[-1].next_time:
+                self._bars[-1].show(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer) -> None:
+        """Close the bar of the epoch."""
+        self._close(trainer)
+
+    def on_eval_epoch_start(self, trainer: Trainer, is_intermediate: bool, metric_prefix: str) -> None:
+        """Open the bar of the evaluation."""
+        loader = trainer.eval_dataloader
+        if trainer.is_main_process and loader is not None:
+            total = len(loader) if loader.is_sized else None
+            self._open(_Bar("Evaluation", loader, trainer.eval_loss, total, 0, stays=False))
+
+    def on_eval_step_end(self, trainer: Trainer, batch: Any, batch_output: dict[str, Any]) -> None:
+        """Count the batch; show it if it is time."""
+        if self._bars:
+            self._bars[-1].completed += 1
+            if perf_counter() >= self._bars[-1].next_time:
+                self._bars[-1].show(trainer)
+
+    def on_eval_epoch_end(self, trainer: Trainer, is_intermediate: bool, metric_prefix: str) -> None:
+        """Close the bar of the evaluation."""
+        self._close(trainer)
+
+    def on_run_close(self, trainer: Trainer) -> None:
+        """Close what an exception has left open."""
+        for bar in getattr(self, "_bars", []):
+            bar.close()
+        self._bars = []
+
+    def _open(self, bar: _Bar) -> None:
+        self._bars.append(bar)
+
+    def _close(self, trainer: Trainer) -> None:
+        if self._bars:
+            bar = self._bars.pop()
+            if bar.tqdm is not None:
+                bar.show(trainer)
+            bar.close()
+
+
+class _Bar:
+    """One bar, or where there is no terminal the lines in its place."""
+
+    def __init__(
+        self, title: str, loader: ShardedDataLoader, loss: LossTracker, total: int | None, done: int, stays: bool
+    ) -> None:
+        self.title = title
+        self.loss = loss
+        self.total = total
+        self.completed = self.begun_at = done
+        self.began = perf_counter()
+        self.samples_in_step = (loader.batch_size or 0) * loader.num_processes
+        bar_class = _bar_class()
+        self.tqdm: Any = None
+        self.seconds = ProgressBarCallback.seconds_between_lines
+        if bar_class is not None:
+            self.seconds = ProgressBarCallback.seconds_between_draws
+            self.tqdm = bar_class(desc=title, total=total, initial=done, leave=stays, unit="batch", dynamic_ncols=True)
+        self.next_time = self.began + self.seconds
+
+    def show(self, trainer: Trainer) -> None:
+        """Read the values from the device, and draw the bar or print the line."""
+        now = perf_counter()
+        self.next_time = now + self.seconds
+        values = {"loss": f"{self.loss.average:.4g}"}
+        if trainer.optimizer is not None and self.loss is trainer.train_loss:
+            values["lr"] = f"{trainer.optimizer.param_groups[0]['lr']:.3g}"
+        if self.samples_in_step:
+            rate = (self.completed - self.begun_at) * self.samples_in_step / max(now - self.began, 1e-9)
+            values["samples/s"] = f"{rate:,.0f}"
+        if self.tqdm is not None:
+            self.tqdm.set_postfix(values, refresh=False)
+            self.tqdm.n = self.completed
+            self.tqdm.refresh()
+        else:
+            of = f"/{self.total}" if self.total is not None else ""
+            told = ", ".join(f"{name} {value}" for name, value in values.items())
+            trainer.print(f"{self.title}: batch {self.completed}{of}, {told}{self._remaining(now)}")
+
+    def close(self) -> None:
+        """Let go of the line of the terminal."""
+        if self.tqdm is not None:
+            self.tqdm.close()
+
+    def _remaining(self, now: float) -> str:
+        steps = self.completed - self.begun_at
+        if self.total is None or not steps:
+            return ""
+        seconds = (self.total - self.completed) * (now - self.began) / steps
+        return f", {tqdm.format_interval(seconds)} remaining"
+
+
+def _bar_class() -> Any:
+    """The bar of tqdm for this place, or None where a bar would only fill a log."""
+    if "ipykernel" in sys.modules:
+        from tqdm.notebook import tqdm as notebook_bar
+
+        return notebook_bar
+    return tqdm if sys.stderr.isatty() else None
