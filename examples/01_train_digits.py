@@ -62,7 +62,6 @@ def main() -> None:
         nn.ReLU(),
         nn.AdaptiveMaxPool2d(4),
         nn.Flatten(),
-       
         nn.Linear(64 * 4 * 4, 10),
     )
 

@@ -1,0 +1,51 @@
+"""The examples do what their headers say."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from launching import launch
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+def run(name: str, *args: str) -> str:
+    result = subprocess.run([sys.executable, EXAMPLES / name, *args], capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def test_accuracy(output: str) -> float:
+    return float(re.search(r"Test accuracy: ([\d.]+)%", output).group(1))  # type: ignore[union-attr]
+
+
+test_accuracy.__test__ = False  # type: ignore[attr-defined]
+
+
+def test_digits_are_recognised_with_at_least_96_percent() -> None:
+    assert test_accuracy(run("01_train_digits.py")) >= 96
+
+
+@pytest.mark.slow
+def test_two_processes_recognise_as_many_digits_as_one() -> None:
+    one = test_accuracy(run("01_train_digits.py"))
+    two = launch(EXAMPLES / "01_train_digits.py", processes=2, timeout=150)
+    assert test_accuracy(two.stdout) == one
+
+
+@pytest.mark.slow
+def test_the_option_mnist_works_without_a_network() -> None:
+    assert test_accuracy(run("01_train_digits.py", "--mnist", "--epochs", "2")) >= 90
+
+
+def test_three_ways_of_tracking_metrics_give_equal_numbers() -> None:
+    by_subclassing = run("02_metrics_by_subclassing.py").strip().splitlines()[-1]
+    by_callback = run("03_metrics_by_callback.py").strip().splitlines()[-1]
+    assert by_callback == f"equal {by_subclassing}"
+
+
+def test_a_custom_event_reaches_the_callback_each_epoch() -> None:
+    assert run("04_custom_callback_event.py").strip().splitlines()[-1] == "3 batches verified"
