@@ -57,7 +57,7 @@ def compare(saved: RunState, now: RunState, callbacks: Iterable[str]) -> list[st
     if before["num_processes"] != after["num_processes"]:
         told.append(
             f"The run goes on with {after['num_processes']} instead of {before['num_processes']} processes, with the next sample. "
-            f"Random numbers of dropout and augmentation, and what metrics counted in this epoch, cannot be carried over."
+            f"Random numbers of dropout and augmentation, and metrics so far in this epoch, cannot be carried over."
         )
     for key, what in (
         ("per_device_batch_size", "samples by process and step"),
