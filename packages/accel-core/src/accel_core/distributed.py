@@ -148,9 +148,10 @@ class Agreement:
     def start(self) -> None:
         """Send what was said, without waiting. Every process takes part."""
         if is_distributed():
-            self._word = torch.tensor([self.said.get(t, 0) for t in self.topics], dtype=torch.int64, device=self.device)
+            # Taken before it is read: a signal handler may speak at any moment, and what it says then goes with the next word.
+            said, self.said = self.said, {}
+            self._word = torch.tensor([said.get(t, 0) for t in self.topics], dtype=torch.int64, device=self.device)
             self._work = dist.all_reduce(self._word, op=dist.ReduceOp.MAX, async_op=True)
-            self.said = {}
 
     def read(self, wait: bool = False) -> None:
         """Set `agreed` to the word on its way, or with `wait` to all that was said until now. Every process takes part."""

@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from . import durable_files, training_state
 from .distributed import broadcast_buffers, gather_values
-from .errors import CheckpointError, ConfigurationError
+from .errors import CheckpointError, ConfigurationError, NotFiniteError
 from .random_state import keep_random_state
 
 _OWN_BACKWARD = (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
@@ -178,7 +178,7 @@ def check_finite(model: torch.nn.Module) -> None:
     bad = next((name for name, parameter in model.named_parameters() if not torch.isfinite(parameter).all()), None)
     found = next((name for name in gather_values(bad) if name), None)
     if found:
-        raise CheckpointError(
+        raise NotFiniteError(
             f"The parameter {found!r} is not finite, so the state was not saved and the checkpoints before it stay. Go on from "
             f"the newest of them, with a lower learning rate or clipped gradients."
         )

@@ -18,6 +18,10 @@ class CheckpointError(AccelError, RuntimeError):
     """A checkpoint that cannot be written or read: the message names the file and what to do."""
 
 
+class NotFiniteError(CheckpointError):
+    """Parameters are nan or infinite, so nothing was saved, and what stands there is untouched."""
+
+
 class AccelWarning(UserWarning):
     """Something that the user should change, though training goes on."""
 

@@ -24,6 +24,10 @@ class RunProgress:
     """The training of the current epoch is done and its loss recorded, the epoch itself not yet."""
     eval_epoch_completed: bool = False
     """The evaluation of the current epoch is done too."""
+    epoch_cut_by_limit: bool = False
+    """A limit of the run ended the training of the current epoch before all of its data was seen."""
+    run_completed: bool = False
+    """That epoch is closed as well: nothing is left to do unless the limit is raised."""
 
     @property
     def current_epoch(self) -> int:
@@ -43,3 +47,9 @@ class RunProgress:
         self.epochs_completed += 1
         self.updates_completed_in_epoch = self.steps_completed_in_epoch = self.samples_completed_in_epoch = 0
         self.train_epoch_completed = self.eval_epoch_completed = False
+
+    def reopen_epoch(self) -> None:
+        """Go on with an epoch that a limit had cut, now that the limit is higher."""
+        if self.epoch_cut_by_limit:
+            self.train_epoch_completed = self.eval_epoch_completed = False
+            self.epoch_cut_by_limit = self.run_completed = False

@@ -281,16 +281,19 @@ class Trainer(BaseTrainer):
         """Run epochs until the run is done or all processes stop."""
         progress = self.run_progress
         self.agreement.read(wait=True)
-        if self._place is not None and self._has_reached_limit():
+        if self._place is not None and self._is_finished():
             self.print(f"The run in {self._place_folder} is finished after {progress.updates_completed} updates: nothing to do.")
+        if self._is_done():
             self._restore_place()
+        if not self._has_reached_limit():
+            progress.reopen_epoch()
         while not self._is_done():
             if not progress.updates_completed_in_epoch:
                 self._restore_place()
             if not progress.train_epoch_completed:
                 self.run_train_epoch()
             self._restore_place()
-            if self._is_cut_short:
+            if self._is_cut_short or self.agreement.signal_number:
                 break
             if self.eval_dataloader is not None and not progress.eval_epoch_completed:
                 self.run_eval_epoch(self.eval_dataloader)
@@ -306,8 +309,9 @@ class Trainer(BaseTrainer):
         self.callbacks.on_train_epoch_start(self)
         self._restore_place()
         for group in update_groups(loader, self.run_config.gradient_accumulation_steps):
-            if self.stop_reason is not None or self._has_reached_limit():
-                self._is_cut_short = self.stop_reason is not None
+            progress.epoch_cut_by_limit = self._has_reached_limit()
+            if progress.epoch_cut_by_limit or self.stop_reason is not None:
+                self._is_cut_short = not progress.epoch_cut_by_limit
                 break
             self._is_in_update = True
             if self._counts_ahead:
@@ -315,12 +319,10 @@ class Trainer(BaseTrainer):
             for step in group.steps:
                 self.run_train_step(step, group)
             self.run_update(group)
-        else:
-            progress.train_epoch_completed = True
         self.agreement.read(wait=True)
-        self._is_cut_short = self._is_cut_short or self.agreement.signal_number > 0
         if not self._is_cut_short:
             self._record_losses("train", self.train_loss, self._train_logs)
+            progress.train_epoch_completed = True
         self.train_epoch_end()
         self.callbacks.on_train_epoch_end(self)
 
@@ -419,7 +421,8 @@ class Trainer(BaseTrainer):
 
     def _complete_epoch(self) -> None:
         """Count the epoch if the data is through; a run may have reached its limit before."""
-        if self.run_progress.train_epoch_completed:
+        self.run_progress.run_completed = self.run_progress.epoch_cut_by_limit
+        if not self.run_progress.epoch_cut_by_limit:
             if self._scheduler_interval == "epoch":
                 self.scheduler_step()
             self.run_progress.complete_epoch()
@@ -564,16 +567,17 @@ class Trainer(BaseTrainer):
         return self.agreement.stop_reason
 
     def _is_done(self) -> bool:
-        return self.stop_reason is not None or self._has_reached_limit()
+        return self.stop_reason is not None or self._is_finished()
+
+    def _is_finished(self) -> bool:
+        is_closed = self.run_progress.run_completed or not self.run_progress.updates_completed_in_epoch
+        return is_closed and self._has_reached_limit()
 
     def _has_reached_limit(self) -> bool:
-        progress, epochs, updates = (
-            self.run_progress,
-            self._arguments["num_epochs"],
-            self._arguments["max_num_train_steps"],
-        )
-        is_last_epoch_done = epochs is not None and progress.epochs_completed >= epochs
-        return is_last_epoch_done or (updates is not None and progress.updates_completed >= updates)
+        progress, arguments = self.run_progress, self._arguments
+        epochs = (progress.epochs_completed, arguments["num_epochs"])
+        updates = (progress.updates_completed, arguments["max_num_train_steps"])
+        return any(limit is not None and number >= limit for number, limit in (epochs, updates))
 
     # ------------------------------------------------------------------ saving
 
