@@ -1,0 +1,60 @@
+"""A metric of the run history that a callback watches, and which of its values is better."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from accel_core import ConfigurationError
+from accel_core.run_history import did_you_mean
+
+if TYPE_CHECKING:
+    from accel_core import Trainer
+
+
+class WatchedMetric:
+    """The values of one metric, as a callback sees them at the end of each epoch."""
+
+    def __init__(self, owner: str, name: str, greater_is_better: bool) -> None:
+        """Hold the name.
+
+        Args:
+            owner: the class of the callback, for errors.
+
+        Raises:
+            ConfigurationError: the name is no string.
+        """
+        if not isinstance(name, str):
+            raise ConfigurationError(f"watch_metric is {name!r}, but must be the name of a metric, such as 'eval_loss_epoch'.")
+        self.owner = owner
+        self.name = name
+        self.greater_is_better = greater_is_better
+
+    def check_will_be_recorded(self, trainer: Trainer) -> None:
+        """Raise before an epoch is spent, where the loss of an evaluation is watched and there is no evaluation."""
+        if self.name == "eval_loss_epoch" and trainer.eval_dataloader is None:
+            raise ConfigurationError(
+                f"{self.owner} watches 'eval_loss_epoch', but train got no eval_dataset, so it would never be recorded. Pass an "
+                f"eval_dataset, or watch_metric='train_loss_epoch'."
+            )
+
+    def value_of_epoch(self, trainer: Trainer) -> float | None:
+        """Return the newest value, or None if it was not recorded in the epoch that goes on.
+
+        Raises:
+            ConfigurationError: the run history has no such metric at all.
+        """
+        history = trainer.run_history
+        for record in reversed(history.get_records()):
+            if record["name"] == self.name:
+                return record["value"] if record["epoch"] == history.current_epoch else None
+        names = sorted(history.get_metric_names())
+        raise ConfigurationError(
+            f"{self.owner} watches {self.name!r}, but the run history has only {names}.{did_you_mean(self.name, names)}"
+        )
+
+    def is_better(self, value: float, best: float | None, by_more_than: float = 0.0) -> bool:
+        """Whether `value` is better than `best` (None is worse than any number). nan is never better."""
+        if best is None:
+            return not math.isnan(value)
+        return (value - best if self.greater_is_better else best - value) > by_more_than
