@@ -101,11 +101,11 @@ for size in (61, 5, 1):
     found = trainer.evaluate(TensorDataset(inputs, targets), per_device_batch_size=4)["evaluation_accuracy"]
     expected = (model(inputs).argmax(1) == targets).double().mean().item()
     assert abs(found - expected) < 1e-6, (size, found, expected)
-print("exact on", trainer.accelerator.process_index)
+print(f"exact on {trainer.accelerator.process_index};", end="", flush=True)
 """
 
 
 def test_metrics_are_exact_on_two_processes_also_where_one_has_no_batch() -> None:
     result = launch(SCRIPT, processes=2, timeout=120)
-    assert "exact on 0" in result.stdout
-    assert "exact on 1" in result.stdout
+    assert "exact on 0;" in result.stdout
+    assert "exact on 1;" in result.stdout
