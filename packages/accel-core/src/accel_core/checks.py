@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from .dataloaders import is_map_style
+from .datasets import is_map_style
 from .errors import ConfigurationError
 from .run_history import did_you_mean
 

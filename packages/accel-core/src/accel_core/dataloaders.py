@@ -1,4 +1,4 @@
-"""Data loaders of one process: defaults, sharing out, batches of in-memory tensors by index, seeding of samples."""
+"""Data loaders of one process: defaults, and the share of each process in a loader made for one."""
 
 from __future__ import annotations
 
@@ -6,56 +6,28 @@ import copy
 import itertools
 import multiprocessing
 import os
-import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import send_to_device
-from torch.utils.data import (
-    DataLoader,
-    Dataset,
-    IterableDataset,
-    Subset,
-    TensorDataset,
-    default_collate,
-    get_worker_info,
-)
+from torch.utils.data import DataLoader, IterableDataset, default_collate
 
 from .data_order import EpochOrder, ShardedBatchSampler, derive_seed, split_batch_sampler
+from .datasets import IndexedTensors, SampleReader, SeededRandomness, Stream, indexable_tensors, is_map_style
 from .errors import ConfigurationError
 
 MOST_WORKERS = 8
 
 
-def is_map_style(dataset: Any) -> bool:
-    """Whether samples are had by index and their number is known."""
-    return hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__") and not isinstance(dataset, IterableDataset)
-
-
-def indexable_tensors(dataset: Any) -> tuple[tuple[torch.Tensor, ...], torch.Tensor | None] | None:
-    """Tensors on the CPU that `dataset` consists of, and the indices that it selects (None for all), or None.
-
-    Only for exactly a `TensorDataset`, or `Subset`s of one: a subclass may do anything in `__getitem__`.
-    """
-    indices: torch.Tensor | None = None
-    while type(dataset) is Subset:
-        own = torch.as_tensor(dataset.indices, dtype=torch.int64)
-        indices = own if indices is None else own[indices]
-        dataset = dataset.dataset
-    if type(dataset) is not TensorDataset or any(tensor.device.type != "cpu" for tensor in dataset.tensors):
-        return None
-    return dataset.tensors, indices
-
-
 def default_num_workers(dataset: Any, num_local_processes: int) -> int:
-    """Cores that this process may use over the processes of this machine, at most 8.
+    """The cores that this process may use over the processes of this machine, at most 8.
 
-    0 for what is in memory, for iterable data, which each worker would repeat, and where workers are not forked.
+    0 for what is in memory, for iterable data (each worker would repeat it) and where workers are not forked.
     """
-    in_memory = isinstance(dataset, (list, tuple, torch.Tensor)) or indexable_tensors(dataset) is not None
+    in_memory = isinstance(dataset, (list, tuple, torch.Tensor, np.ndarray)) or indexable_tensors(dataset) is not None
     method = multiprocessing.get_start_method(allow_none=True) or multiprocessing.get_all_start_methods()[0]
     if in_memory or not is_map_style(dataset) or method != "fork":
         return 0
@@ -74,127 +46,50 @@ def default_dataloader_kwargs(dataset: Any, batch_size: int, shuffle: bool, acce
     }
 
 
-def create_dataloader(dataset: Any, defaults: dict[str, Any], own: dict[str, Any] | None, collate_fn: Any) -> DataLoader[Any]:
-    """A torch `DataLoader` over `dataset`; what the user gives wins over `defaults`. A ready one is returned as it is."""
-    if isinstance(dataset, DataLoader) or (is_ready_loader(dataset)):
-        return dataset  # type: ignore[no-any-return]
-    kwargs = {**defaults, **({"collate_fn": collate_fn} if collate_fn is not None else {}), **(own or {})}
-    if not is_map_style(dataset):
-        kwargs.pop("shuffle", None)
-        dataset = dataset if isinstance(dataset, IterableDataset) else Stream(dataset)
-    for given, replaced in (
-        ("sampler", ["shuffle"]),
-        ("batch_sampler", ["shuffle", "batch_size", "drop_last", "sampler"]),
-    ):
-        if kwargs.get(given) is not None:
-            kwargs = {key: value for key, value in kwargs.items() if key not in replaced or key in (own or {})}
-    if kwargs.get("batch_sampler") is not None and "batch_size" not in (own or {}):
-        kwargs.pop("batch_size", None)
+def create_dataloader(dataset: Any, defaults: dict[str, Any], own: dict[str, Any] | None, collate_fn: Any) -> Any:
+    """A torch `DataLoader` over `dataset`; what the user gives wins over `defaults`. A ready one is returned as it is.
+
+    Raises:
+        ConfigurationError: arguments that torch's `DataLoader` refuses.
+    """
+    if is_ready_loader(dataset):
+        return dataset
+    own = own or {}
+    kwargs = {**defaults, "collate_fn": collate_fn, **own}
+    replaced: tuple[str, ...] = ()
+    if kwargs.get("batch_sampler") is not None:
+        replaced = ("shuffle", "batch_size", "drop_last", "sampler")
+    elif kwargs.get("sampler") is not None or not is_map_style(dataset):
+        replaced = ("shuffle",)
+    kwargs = {key: value for key, value in kwargs.items() if key not in replaced or key in own}
     kwargs.setdefault("persistent_workers", kwargs.get("num_workers", 0) > 0)
-    return DataLoader(dataset, **kwargs)
+    try:
+        return DataLoader(dataset if is_map_style(dataset) or isinstance(dataset, IterableDataset) else Stream(dataset), **kwargs)
+    except (ValueError, TypeError, AssertionError) as error:
+        raise ConfigurationError(
+            f"The dataloader_kwargs {own} are refused by torch's DataLoader over a {type(dataset).__name__}: {error}. Leave out "
+            f"or change what it names."
+        ) from error
 
 
 def is_ready_loader(dataset: Any) -> bool:
-    """Whether `dataset` is a loader of another kind than torch's: it says which `batch_size` its batches have."""
-    return hasattr(dataset, "batch_size") and hasattr(dataset, "__iter__") and not hasattr(dataset, "__getitem__")
+    """Whether `dataset` is a loader: torch's, or one that says which `batch_size` its batches have."""
+    is_like_one = hasattr(dataset, "batch_size") and hasattr(dataset, "__iter__") and not hasattr(dataset, "__getitem__")
+    return isinstance(dataset, DataLoader) or is_like_one
 
 
-class Stream(IterableDataset[Any]):
-    """Any iterable as an `IterableDataset`, of which a process keeps its part of each global step."""
-
-    def __init__(self, iterable: Iterable[Any], step: tuple[int, int, int, bool] | None = None) -> None:
-        self.iterable = iterable
-        self.step = step
-        """Batch size, number of processes, index of this process, drop_last; None to keep everything."""
-
-    def __iter__(self) -> Iterator[Any]:
-        if self.step is None:
-            yield from self.iterable
-            return
-        batch_size, num_processes, process_index, drop_last = self.step
-        samples = iter(self.iterable)
-        while chunk := list(itertools.islice(samples, batch_size * num_processes)):
-            if len(chunk) == batch_size * num_processes:
-                yield from chunk[process_index * batch_size : (process_index + 1) * batch_size]
-            elif not drop_last:
-                size, extra = divmod(len(chunk), num_processes)
-                start = process_index * size + min(process_index, extra)
-                yield from chunk[start : start + size + (process_index < extra)]
-
-
-class IndexedTensors(Dataset[Any]):
-    """Batches of tensors in memory by one `index_select` each, instead of sample by sample."""
-
-    def __init__(self, tensors: tuple[torch.Tensor, ...], indices: torch.Tensor | None) -> None:
-        self.tensors = tensors
-        self.indices = indices
-
-    def __getitems__(self, indices: torch.Tensor) -> list[torch.Tensor]:
-        if self.indices is not None:
-            indices = self.indices.index_select(0, indices)
-        return [tensor.index_select(0, indices) for tensor in self.tensors]
-
-
-class SampleReader(Dataset[Any]):
-    """Reads samples of a map-style data set, naming the one that fails; optionally seeds random numbers for each."""
-
-    def __init__(self, dataset: Any, seed: int | None) -> None:
-        self.dataset = dataset
-        self.seed = seed
-
-    def __getitem__(self, key: tuple[int, Any]) -> Any:
-        epoch, index = key
-        try:
-            if self.seed is None:
-                return self.dataset[index]
-            with SeededRandomness(derive_seed(self.seed, "sample", epoch, index)):
-                return self.dataset[index]
-        except Exception as error:
-            raise self._failure(index, error) from error
-
-    def __getitems__(self, keys: list[tuple[int, Any]]) -> list[Any]:
-        if self.seed is None and getattr(self.dataset, "__getitems__", None):
-            indices = [index for _, index in keys]
-            try:
-                return self.dataset.__getitems__(indices)  # type: ignore[no-any-return]
-            except Exception as error:
-                raise self._failure(indices, error) from error
-        return [self[key] for key in keys]
-
-    def _failure(self, index: Any, error: Exception) -> ConfigurationError:
-        name, length = type(self.dataset).__name__, len(self.dataset)
-        return ConfigurationError(
-            f"Reading the sample {index} of a {name} with the length {length} failed with {type(error).__name__}: {error}. Try "
-            f"dataset[{index}] by itself, and see that every index from 0 to {length - 1} works."
-        )
-
-
-class SeededRandomness:
-    """Within it python, numpy and torch draw from `seed`; in the main process their state is put back afterwards."""
-
-    def __init__(self, seed: int) -> None:
-        self.seed = seed
-
-    def __enter__(self) -> None:
-        self.before = None
-        if get_worker_info() is None:
-            self.before = (random.getstate(), np.random.get_state(), torch.get_rng_state())
-        random.seed(self.seed)
-        np.random.seed(self.seed % 2**32)
-        torch.default_generator.manual_seed(self.seed)
-
-    def __exit__(self, *error: object) -> None:
-        if self.before is not None:
-            random.setstate(self.before[0])
-            np.random.set_state(self.before[1])
-            torch.set_rng_state(self.before[2])
+def is_plain_loader(loader: Any) -> bool:
+    """Whether `loader` iterates as torch's own `DataLoader` does, whatever its constructor may be."""
+    if not isinstance(loader, DataLoader):
+        return False
+    return all(getattr(type(loader), name) is getattr(DataLoader, name) for name in ("__iter__", "_get_iterator"))
 
 
 class ShardedDataLoader:
     """The batches of this process, on its device; built from a loader that was made for a single process.
 
-    Map-style data of a plain torch `DataLoader` is read in the order of `data_order`. Everything else is a stream: its
-    samples, or the batches of a loader of another kind, are dealt out in turn.
+    Map-style data of a torch `DataLoader` is read in the order of `data_order`. Everything else is a stream: its samples,
+    or the batches of a loader of another kind, are dealt out in turn.
     """
 
     def __init__(
@@ -212,61 +107,68 @@ class ShardedDataLoader:
         self.num_processes = num_processes
         self.process_index = process_index
         self.seed = seed
+        self.batch_size: int | None = getattr(loader, "batch_size", None)
+        """Samples in a full batch of one process, or None if that is not known."""
         self.sampler: ShardedBatchSampler | None = None
         self.state_before_batch: Any = None
         """Of a stream with a `state_dict`: its state before the batch that was fetched last."""
-        self._generator = torch.Generator()
-        self._skip = 0
         self.max_steps: int | None = None
         """Steps after which an epoch ends early."""
         self.max_intermediate_steps: int | None = None
         """The same for an evaluation in the middle of an epoch."""
         self.repeat_first_epoch = False
         """The same batches in every epoch."""
-        own = type(loader) is DataLoader
-        if own and loader.batch_sampler is not None and not isinstance(loader.dataset, IterableDataset):
-            self._shard_samples(loader, seed_each_sample)
-        elif own and isinstance(loader.dataset, IterableDataset) and num_processes > 1 and loader.batch_size:
-            step = (loader.batch_size, num_processes, process_index, loader.drop_last)
-            self.torch_loader: Any = self._rebuild(loader, Stream(loader.dataset, step), batch_size=loader.batch_size)
-        elif own and isinstance(loader.dataset, IterableDataset):
-            self.torch_loader = self._rebuild(loader, loader.dataset, batch_size=loader.batch_size, drop_last=loader.drop_last)
-        else:
-            self.torch_loader = loader
-        self.deals_batches = not own and num_processes > 1
+        self.deals_batches = False
         """Every process iterates the whole loader and keeps every W-th batch."""
+        self.torch_loader: Any = loader
+        self._generator = torch.Generator()
+        self._epoch = self._skip = 0
+        self._most: int | None = None
+        self._is_restored = False
+        is_plain, is_stream = is_plain_loader(loader), isinstance(self.dataset, IterableDataset)
+        if is_plain and not is_stream and hasattr(loader.batch_sampler or loader.sampler, "__len__"):
+            self._shard_samples(loader, seed_each_sample)
+        elif is_plain and is_stream and loader.batch_size:
+            step = (loader.batch_size, num_processes, process_index, loader.drop_last)
+            dataset = Stream(loader.dataset, step) if num_processes > 1 else loader.dataset
+            self.torch_loader = self._rebuild(loader, dataset, batch_size=loader.batch_size, drop_last=loader.drop_last)
+        else:
+            self.deals_batches = num_processes > 1
 
     def _shard_samples(self, loader: Any, seed_each_sample: bool) -> None:
-        sampler, batch_size, drop_last = split_batch_sampler(loader.batch_sampler)
+        sampler, batch_size, drop_last = split_batch_sampler(loader.batch_sampler or loader.sampler)
         if getattr(sampler, "num_replicas", 1) > 1:
             raise ConfigurationError(
                 f"The sampler is a {type(sampler).__name__}, which shares out the data itself, as accel does too. Pass the data "
                 f"set alone, or a sampler over all of it."
             )
         tensors = indexable_tensors(loader.dataset) if loader.collate_fn is default_collate and not loader.num_workers else None
-        dataset: Any
-        convert: Any
-        if tensors is not None:
-            dataset, convert, collate_fn = IndexedTensors(*tensors), _as_tensor, _identity
-        else:
-            dataset = SampleReader(loader.dataset, self.seed if seed_each_sample else None)
-            convert, collate_fn = _with_epoch, loader.collate_fn
-        self.sampler = ShardedBatchSampler(
-            EpochOrder(sampler, self.seed), batch_size, drop_last, self.num_processes, self.process_index, convert
-        )
-        self.torch_loader = self._rebuild(loader, dataset, batch_sampler=self.sampler, collate_fn=collate_fn)
+        dataset: Any = SampleReader(loader.dataset, self.seed if seed_each_sample else None)
+        convert: Any = _with_epoch
+        changed = {"collate_fn": loader.collate_fn}
+        kind = "batch_sampler"
+        self.batch_size = batch_size
+        if loader.batch_sampler is None:
+            # With batch_size=None each "sample" of the data set is a ready batch.
+            kind, batch_size, convert, changed = "sampler", 1, _first_with_epoch, {"batch_size": None, **changed}
+        elif tensors is not None:
+            dataset, convert, changed = IndexedTensors(*tensors), _as_tensor, {"collate_fn": _identity}
+        order = EpochOrder(sampler, self.seed)
+        self.sampler = ShardedBatchSampler(order, batch_size, drop_last, self.num_processes, self.process_index, convert)
+        self.torch_loader = self._rebuild(loader, dataset, **changed, **{kind: self.sampler})
 
     def _rebuild(self, loader: Any, dataset: Any, **changed: Any) -> DataLoader[Any]:
         kept = ["num_workers", "collate_fn", "pin_memory", "timeout", "worker_init_fn", "multiprocessing_context"]
         if loader.num_workers:
             kept += ["prefetch_factor", "persistent_workers"]
+        kept += ["in_order"] if hasattr(loader, "in_order") else []
         kwargs = {name: getattr(loader, name) for name in kept}
         # A generator of its own, because a loader without one draws from the global random state at each iter().
         return DataLoader(dataset, **{**kwargs, **changed}, generator=self._generator)
 
     @property
     def is_sized(self) -> bool:
-        """Whether the steps of an epoch are known beforehand."""
+        """Whether the steps of an epoch and the samples of each are planned beforehand."""
         return self.sampler is not None
 
     @property
@@ -274,18 +176,29 @@ class ShardedDataLoader:
         """Samples of an epoch on all processes, or None if that is not known."""
         return len(self.sampler.order) if self.sampler is not None and self.sampler.batch_size is not None else None
 
-    def __len__(self) -> int:
-        """Steps of an epoch, the same on every process. Raises `TypeError` if they are not known."""
-        if self.sampler is None:
-            raise TypeError(f"The number of batches of {type(self.dataset).__name__} is not known.")
-        steps, rest = divmod(len(self.sampler.order), self.sampler.step_size)
-        steps += bool(rest) and not self.sampler.drop_last
+    @property
+    def num_steps(self) -> int | None:
+        """Steps of an epoch, the same on every process; of a stream by what its `__len__` says. None if that is not known."""
+        if self.sampler is not None:
+            num_items, step_size, drop_last = len(self.sampler.order), self.sampler.step_size, self.sampler.drop_last
+        else:
+            # A stream of samples has the length of its data; any other loader says how many batches it has.
+            is_stream = self.torch_loader is not self.loader
+            source = getattr(self.dataset, "iterable", self.dataset) if is_stream else self.loader
+            try:
+                num_items = len(source)
+            except (TypeError, NotImplementedError):
+                return None
+            step_size = ((self.batch_size or 1) if is_stream else 1) * self.num_processes
+            drop_last = is_stream and self.loader.drop_last
+        steps = num_items // step_size if drop_last else -(-num_items // step_size)
         return steps if self.max_steps is None else min(steps, self.max_steps)
 
-    @property
-    def batch_size(self) -> int | None:
-        """Samples in a full batch of one process, or None if that is not known."""
-        return self.sampler.batch_size if self.sampler is not None else getattr(self.loader, "batch_size", None)
+    def __len__(self) -> int:
+        """Steps of an epoch. Raises `TypeError` if they are not known."""
+        if self.num_steps is None:
+            raise TypeError(f"The number of batches of {type(self.dataset).__name__} is not known.")
+        return self.num_steps
 
     def plan(self) -> list[tuple[int, int]] | None:
         """Samples on all processes and on this one for each step of the epoch begun, or None if that is not known."""
@@ -296,14 +209,22 @@ class ShardedDataLoader:
 
         The epoch ends after `max_steps`, counted from its beginning.
         """
-        epoch = 0 if self.repeat_first_epoch else epoch
+        self._epoch = epoch = 0 if self.repeat_first_epoch else epoch
         self._generator.manual_seed(derive_seed(self.seed, "workers", epoch, self.process_index))
-        self._skip, self._most = steps, max_steps
+        self._skip, self._most, self._is_restored = steps, max_steps, False
         if self.sampler is not None:
             self.sampler.max_steps = max_steps
             self.sampler.begin_epoch(epoch, position)
-        elif hasattr(self.dataset, "set_epoch"):
-            self.dataset.set_epoch(epoch)
+            return
+        sources: list[Any] = [self.dataset, getattr(self.loader, "batch_sampler", None), getattr(self.loader, "sampler", None)]
+        for source in sources:
+            if hasattr(source, "set_epoch"):
+                source.set_epoch(epoch)
+
+    @property
+    def is_at_start(self) -> bool:
+        """Whether the epoch was begun at its first sample."""
+        return self._skip == 0 and (self.sampler is None or not self.sampler.start)
 
     def __iter__(self) -> Iterator[Any]:
         batches = iter(self._stream() if self.sampler is None else self.torch_loader)
@@ -323,22 +244,34 @@ class ShardedDataLoader:
                 return source
         return None
 
+    def restore_source(self, state: Any) -> None:
+        """Put the data itself at its saved place in the epoch begun, so that no batch has to be skipped."""
+        self.stateful_source.load_state_dict(state)
+        self._is_restored = True
+
     def _stream(self) -> Iterator[Any]:
-        source = self.stateful_source
-        batches = iter(self.torch_loader)
-        if self.deals_batches:
-            batches = itertools.islice(batches, self.process_index, None, self.num_processes)
-        for number in itertools.count():
-            if self._most is not None and number >= self._most:
-                return
-            if source is not None:
-                self.state_before_batch = copy.deepcopy(source.state_dict())
-            try:
-                batch = next(batches)
-            except StopIteration:
-                return
+        start = self._skip if self._is_restored else 0
+        most = None if self._most is None else max(self._most - start, 0)
+        for number, batch in enumerate(itertools.islice(self._read_own_batches(), most), start):
             if number >= self._skip:
                 yield batch
+
+    def _read_own_batches(self) -> Iterator[Any]:
+        """This process's batches; who shuffles at the start draws from (seed, epoch), so that all have the same order."""
+        dealt, own = (self.num_processes, self.process_index) if self.deals_batches else (1, 0)
+        source = self.stateful_source
+        with SeededRandomness(derive_seed(self.seed, "order", self._epoch)):
+            batches = iter(self.torch_loader)
+            self._remember_state(source)
+            taken = [batch for number, batch in enumerate(itertools.islice(batches, dealt)) if number == own]
+        while taken:
+            yield taken.pop()
+            self._remember_state(source)
+            taken = [batch for number, batch in enumerate(itertools.islice(batches, dealt)) if number == own]
+
+    def _remember_state(self, source: Any) -> None:
+        if source is not None:
+            self.state_before_batch = copy.deepcopy(source.state_dict())
 
 
 def _identity(batch: Any) -> Any:
@@ -352,3 +285,7 @@ def _as_tensor(indices: Any, epoch: int) -> torch.Tensor:
 def _with_epoch(indices: Any, epoch: int) -> list[tuple[int, Any]]:
     """The epoch travels with the index, since persistent workers never see a changed attribute."""
     return [(epoch, index) for index in (indices.tolist() if isinstance(indices, torch.Tensor) else indices)]
+
+
+def _first_with_epoch(indices: Any, epoch: int) -> tuple[int, Any]:
+    return _with_epoch(indices, epoch)[0]

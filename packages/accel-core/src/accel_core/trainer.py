@@ -643,7 +643,7 @@ class Trainer(BaseTrainer):
         self.train_loss.load_state_dict(place["train_loss"])
         self._train_logs.load_state_dict(place["train_logs"])
         if self.train_dataloader is not None and place["data"] is not None:
-            self.train_dataloader.stateful_source.load_state_dict(place["data"])
+            self.train_dataloader.restore_source(place["data"])
         if place["random"] is not None:
             training_state.restore_random_state(place["random"], self.device)
         self.callbacks.on_checkpoint_loaded(self, path=self._place_folder)

@@ -1,0 +1,124 @@
+"""Data sets as they are read: in-memory tensors by index, samples that name the one that fails, shares of a stream."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset, IterableDataset, Subset, TensorDataset, get_worker_info
+
+from .data_order import derive_seed, share_of
+from .errors import ConfigurationError
+
+
+def is_map_style(dataset: Any) -> bool:
+    """Whether samples are had by index and their number is known."""
+    return hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__") and not isinstance(dataset, IterableDataset)
+
+
+def indexable_tensors(dataset: Any) -> tuple[tuple[torch.Tensor, ...], torch.Tensor | None] | None:
+    """Tensors on the CPU that `dataset` consists of, and the indices that it selects (None for all), or None.
+
+    Only for exactly a `TensorDataset`, or `Subset`s of one: a subclass may do anything in `__getitem__`.
+    """
+    indices: torch.Tensor | None = None
+    while type(dataset) is Subset:
+        own = torch.as_tensor(dataset.indices, dtype=torch.int64)
+        indices = own if indices is None else own[indices]
+        dataset = dataset.dataset
+    if type(dataset) is not TensorDataset or any(tensor.device.type != "cpu" for tensor in dataset.tensors):
+        return None
+    return dataset.tensors, indices
+
+
+class Stream(IterableDataset[Any]):
+    """Any iterable as an `IterableDataset`, of which a process keeps its part of each global step."""
+
+    def __init__(self, iterable: Iterable[Any], step: tuple[int, int, int, bool] | None = None) -> None:
+        self.iterable = iterable
+        self.step = step
+        """Batch size, number of processes, index of this process, drop_last; None to keep everything."""
+
+    def __iter__(self) -> Iterator[Any]:
+        if self.step is None:
+            yield from self.iterable
+            return
+        batch_size, num_processes, process_index, drop_last = self.step
+        samples = iter(self.iterable)
+        while chunk := list(itertools.islice(samples, batch_size * num_processes)):
+            if len(chunk) == batch_size * num_processes or not drop_last:
+                yield from chunk[share_of(len(chunk), num_processes, process_index)]
+
+
+class IndexedTensors(Dataset[Any]):
+    """Batches of tensors in memory by one `index_select` each, instead of sample by sample."""
+
+    def __init__(self, tensors: tuple[torch.Tensor, ...], indices: torch.Tensor | None) -> None:
+        self.tensors = tensors
+        self.indices = indices
+
+    def __getitems__(self, indices: torch.Tensor) -> list[torch.Tensor]:
+        if self.indices is not None:
+            indices = self.indices.index_select(0, indices)
+        return [tensor.index_select(0, indices) for tensor in self.tensors]
+
+
+class SampleReader(Dataset[Any]):
+    """Reads samples of a map-style data set, naming the one that fails; optionally seeds random numbers for each."""
+
+    def __init__(self, dataset: Any, seed: int | None) -> None:
+        self.dataset = dataset
+        self.seed = seed
+
+    def __getitem__(self, key: tuple[int, Any]) -> Any:
+        epoch, index = key
+        try:
+            if self.seed is None:
+                return self.dataset[index]
+            with SeededRandomness(derive_seed(self.seed, "sample", epoch, index)):
+                return self.dataset[index]
+        except Exception as error:
+            raise self._failure(index, error) from error
+
+    def __getitems__(self, keys: list[tuple[int, Any]]) -> list[Any]:
+        if self.seed is not None or getattr(self.dataset, "__getitems__", None) is None:
+            return [self[key] for key in keys]
+        indices = [index for _, index in keys]
+        try:
+            return self.dataset.__getitems__(indices)  # type: ignore[no-any-return]
+        except Exception as error:
+            for key in keys:
+                self[key]  # Names the one that fails; if each works by itself, it is their reading together that does not.
+            raise self._failure(indices, error) from error
+
+    def _failure(self, index: Any, error: Exception) -> ConfigurationError:
+        length = f" with the length {len(self.dataset)}" if hasattr(self.dataset, "__len__") else ""
+        return ConfigurationError(
+            f"Reading the sample {index} of a {type(self.dataset).__name__}{length} failed with {type(error).__name__}: {error}. "
+            f"Try dataset[{index}] by itself; each index from 0 to the length - 1, or each that the sampler gives, must work."
+        )
+
+
+class SeededRandomness:
+    """Within it python, numpy and torch draw from `seed`; in the main process their state is put back afterwards."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def __enter__(self) -> None:
+        self.before = None
+        if get_worker_info() is None:
+            self.before = (random.getstate(), np.random.get_state(), torch.get_rng_state())
+        random.seed(self.seed)
+        np.random.seed(self.seed % 2**32)
+        torch.default_generator.manual_seed(self.seed)
+
+    def __exit__(self, *error: object) -> None:
+        if self.before is not None:
+            random.setstate(self.before[0])
+            np.random.set_state(self.before[1])
+            torch.set_rng_state(self.before[2])
