@@ -59,7 +59,10 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
         separate[name] = (tensor.detach().clone() if storage in seen else tensor.detach()).contiguous()
         seen.add(storage)
     with _telling(path, "could not be written"):
+        path.touch()
+        mode = path.stat().st_mode
         safetensors.torch.save_file(separate, path, metadata={"format": "pt"})
+        path.chmod(mode)  # It puts a file in place that only its owner may read.
     sync(path)
 
 
@@ -89,16 +92,19 @@ def read_json(path: Path) -> Any:
 
 
 def replace_file(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a file beside `path` and give it the name `path`: there is the old content or the new."""
-    aside = path.with_name(f"{path.name}.incomplete")
+    """Let `write` fill a file and give it the name `path`: there is the old content or the new."""
+    aside = path.with_name(f"{path.name}.incomplete")  # A folder, so that what safetensors writes beside goes with it.
     with _telling(path, "could not be written; what was there is untouched"):
+        if aside.exists():
+            remove_folder(aside)
         try:
-            make_folder(path.parent)
-            write(aside)
-            sync(aside)
-            rename(aside, path)
+            make_folder(aside)
+            write(aside / path.name)
+            sync(aside / path.name)
+            rename(aside / path.name, path)
         finally:
-            aside.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                remove_folder(aside)
 
 
 def make_folder(path: Path) -> None:

@@ -65,7 +65,7 @@ def save_folder(
         failed = {f"Process {i}: {text}": is_users for i, (_, text, is_users) in enumerate(gathered) if text is not None}
         if not failed:
             return [outcome for outcome, _, _ in gathered]
-        if is_main:
+        if is_main and has_only_own_files(aside):
             remove_checkpoint(aside)
         kind = ConfigurationError if all(failed.values()) else CheckpointError
         raise kind(f"The training state was not saved to '{path}'. {' '.join(failed)}") from cause
@@ -91,12 +91,14 @@ def _prepare(path: Path, state: RunState) -> bool:
     """Make the folder to write to. Returns whether `state` stands at `path` already."""
     if is_same_state(path, state["run_id"], state["run_progress"]):
         return True
-    if path.exists() and not ((path / STATE_FILE).exists() or has_only_own_files(path)):
+    if path.exists() and not (path / STATE_FILE).exists() and (path.is_file() or any(path.iterdir())):
         raise CheckpointError(f"'{path}' is no folder of a training state. Choose an empty or a new folder.")
     refuse_other_run(path, state["run_id"])
     durable_files.make_folder(path.parent)
     remove_leftovers(path.parent)
-    durable_files.make_folder(beside(path, ".incomplete"))
+    if (aside := beside(path, ".incomplete")).exists():
+        raise CheckpointError(f"'{aside}' is in the way and cannot be removed, or is not accel's. Remove it.")
+    durable_files.make_folder(aside)
     return False
 
 

@@ -13,6 +13,7 @@ its name, and goes once that one stands.
 from __future__ import annotations
 
 import logging
+import os
 import platform
 import random
 import re
@@ -31,8 +32,11 @@ from .errors import CheckpointError
 
 FORMAT_VERSION = 1
 STATE_FILE = "trainer_state.json"
-_OWN_NAMES = re.compile(r"trainer_state\.json|model\.safetensors|\w+\.pt|engine")
-_ORDER = ("updates_completed", "epochs_completed", "train_epoch_completed", "eval_epoch_completed")
+_OWN_NAMES = re.compile(
+    r"trainer_state\.json|model\.safetensors|(model_extra|optimizer|scheduler|scaler|extra|process_\d{5,})\.pt|engine"
+    r"|\.tmp\w+"  # what safetensors leaves when it is killed
+)
+_ORDER = ("updates_completed", "epochs_completed", "train_epoch_completed", "eval_epoch_completed", "run_completed")
 _logger = logging.getLogger("accel_core")
 
 
@@ -136,7 +140,7 @@ def complete_checkpoints(folder: str | Path) -> dict[Path, TrainerState]:
         state = examine(path)
         if not isinstance(state, str):
             found[path] = state
-        elif has_only_own_files(path):
+        elif path.name.endswith(".incomplete") or any(path.glob("process_*.pt")):
             _logger.warning("'%s' is passed over: it %s.", path, state)
 
     def age(path: Path) -> tuple[object, ...]:
@@ -201,7 +205,7 @@ def examine(path: Path) -> TrainerState | str:
         return is_file if path.exists() else "does not exist"
     if path.name.endswith(".incomplete"):
         return "was not written to its end, or is half removed"
-    if not (path / STATE_FILE).exists():
+    if not os.path.isfile(path / STATE_FILE):  # False too for what this user may not look into.
         return f"has no {STATE_FILE}"
     state = _read(path)
     if state.get("format_version", FORMAT_VERSION) != FORMAT_VERSION:
@@ -218,14 +222,14 @@ def examine(path: Path) -> TrainerState | str:
 
 def has_only_own_files(path: Path) -> bool:
     """Whether `path` is a folder without anything that a checkpoint does not have."""
-    return path.is_dir() and all(_OWN_NAMES.fullmatch(entry.name) for entry in path.iterdir())
+    return path.is_dir() and all(_OWN_NAMES.fullmatch(entry.name) for entry in path.glob("*"))
 
 
 def remove_leftovers(folder: Path) -> None:
     """Remove what crashes left in `folder`: incomplete states, and replaced ones whose successor stands."""
-    for path in filter(has_only_own_files, folder.iterdir()):
+    for path in [*folder.glob("*.incomplete"), *folder.glob("*.replaced")]:
         successor = path.with_name(path.name.removesuffix(".replaced"))
-        if path.name.endswith(".incomplete") or (successor != path and isinstance(examine(successor), dict)):
+        if has_only_own_files(path) and (successor == path or isinstance(examine(successor), dict)):
             remove_checkpoint(path)
 
 
