@@ -1,0 +1,288 @@
+"""ModelFreezer: freeze and unfreeze parts of a model, by layer group or by the names of parameters."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple, TypedDict
+
+from torch import nn
+
+from accel_core import ConfigurationError
+from accel_core.run_history import did_you_mean
+
+BN_MODULES: tuple[type[nn.Module], ...] = (
+    nn.BatchNorm1d,
+    nn.BatchNorm2d,
+    nn.BatchNorm3d,
+    nn.LazyBatchNorm1d,
+    nn.LazyBatchNorm2d,
+    nn.LazyBatchNorm3d,
+    nn.SyncBatchNorm,
+)
+"""What counts as batch norm."""
+
+
+class LayerGroup(NamedTuple):
+    """A module that is an attribute of the model, with all that is in it."""
+
+    layer_group_idx: tuple[int, int]
+    """Its number among the groups, from 0, and the same counted from the end, from -1."""
+    module: nn.Module
+    is_frozen: bool
+    """At least one of its parameters is frozen."""
+
+
+class Layer(NamedTuple):
+    """A module that holds parameters itself or has no modules in it."""
+
+    layer_group_idx: tuple[int, int]
+    """The group that it belongs to."""
+    module: nn.Module
+    is_frozen: bool
+    """At least one of the parameters that it holds itself is frozen; a layer without any is in eval mode."""
+
+
+class ParameterGroup(TypedDict):
+    """What `add_param_group` of an optimizer takes."""
+
+    params: list[nn.Parameter]
+
+
+class ModelFreezer:
+    """Freezes parts of a model for fine-tuning, and unfreezes them again.
+
+    The *layer groups* are the modules that are attributes of the model, in the order of their definition: in most models from the
+    input to the head. Parameters that the model holds directly (`cls_token`, `pos_embed`) go with the first group. A
+    model without modules in it is one group.
+
+    ```python
+    freezer = ModelFreezer(model)
+    freezer.freeze()  # all but the head
+    optimizer = AdamW(freezer.get_trainable_parameters(), lr=1e-3)
+    ```
+
+    Constructing a freezer changes nothing, so what is frozen already (as by LoRA) stays so. A frozen parameter has
+    `requires_grad=False` and no gradient, so that no optimizer changes it, not even by weight decay. Freeze before the model is
+    prepared, or in `on_prepare_start`, on every process alike.
+
+    Args:
+        model: the model, not wrapped.
+        freeze_batch_norms: `freeze` freezes the weights of batch norms too. By default they stay trainable and in their mode,
+            since their statistics go on following the data in train mode.
+    """
+
+    def __init__(self, model: nn.Module, freeze_batch_norms: bool = False) -> None:
+        self.model = model
+        self.freeze_batch_norms = freeze_batch_norms
+        self.modules_kept_in_eval: list[nn.Module] = []
+        """Those that were frozen with `set_modules_as_eval=True` and are not unfrozen since."""
+
+    def get_layer_groups(self) -> list[LayerGroup]:
+        """The layer groups as they are now."""
+        groups = self._groups()
+        return [
+            LayerGroup((index, index - len(groups)), module, _any_frozen(_parameters_in(modules)))
+            for index, (module, modules) in enumerate(groups)
+        ]
+
+    def get_layers(self) -> list[Layer]:
+        """The layers as they are now, in the order of the groups."""
+        layers = []
+        groups = self._groups()
+        for index, (_, modules) in enumerate(groups):
+            for module in modules:
+                own_parameters = list(module.parameters(recurse=False))
+                if own_parameters or not _has_modules(module):
+                    is_frozen = _any_frozen(own_parameters) if own_parameters else not module.training
+                    layers.append(Layer((index, index - len(groups)), module, is_frozen))
+        return layers
+
+    def get_trainable_parameters(self) -> list[nn.Parameter]:
+        """Parameters that are not frozen, for the optimizer."""
+        return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+
+    def freeze(self, from_index: int = 0, to_index: int = -2, set_modules_as_eval: bool = False) -> None:
+        """Freeze the layer groups between two indices, both included: by default all but the last.
+
+        Args:
+            from_index: from 0; a negative one counts from the end.
+            to_index: likewise; may be the smaller one.
+            set_modules_as_eval: put their modules in eval mode, which stops dropout and, with `freeze_batch_norms`, the
+                statistics of batch norms. `model.train()` undoes it, and the trainer calls that before `on_train_epoch_start`:
+                call `restore_eval_modes` there.
+
+        Raises:
+            ConfigurationError: there is no such layer group.
+        """
+        for index in self._range(from_index, to_index):
+            _, modules = self._groups()[index]
+            chosen = [module for module in modules if self.freeze_batch_norms or not isinstance(module, BN_MODULES)]
+            _freeze(_parameters_in(chosen))
+            if set_modules_as_eval:
+                self._keep_in_eval(chosen)
+
+    def unfreeze(
+        self, from_index: int = -1, to_index: int = 0, set_modules_as_training: bool = True
+    ) -> dict[int, ParameterGroup]:
+        """Unfreeze the layer groups between two indices, both included: by default all.
+
+        Args:
+            from_index: from 0; a negative one counts from the end.
+            to_index: likewise; may be the smaller one.
+            set_modules_as_training: put their modules in train mode.
+
+        Returns:
+            The parameters that were frozen, by layer group, for `optimizer.add_param_group` where the optimizer does not
+            have them: `{3: {"params": [...]}}`.
+
+        Raises:
+            ConfigurationError: there is no such layer group.
+        """
+        unfrozen: dict[int, ParameterGroup] = {}
+        for index in self._range(from_index, to_index):
+            _, modules = self._groups()[index]
+            if parameters := _unfreeze(_parameters_in(modules)):
+                unfrozen[index] = {"params": parameters}
+            if set_modules_as_training:
+                self._set_as_training(modules)
+        return unfrozen
+
+    def freeze_parameters(self, names: str | Sequence[str], set_modules_as_eval: bool = False) -> None:
+        """Freeze the parameters with these names, batch norms too if their names match.
+
+        Args:
+            names: one or more names as in `model.named_parameters()`; `*` stands for anything, as in `"encoder.*"` or
+                `"*.bias"`.
+            set_modules_as_eval: put the modules that hold them in eval mode; see `freeze`.
+
+        Raises:
+            ConfigurationError: a name matches no parameter.
+        """
+        parameters = self._find(names)
+        _freeze(parameters)
+        if set_modules_as_eval:
+            self._keep_in_eval(self._owners(parameters))
+
+    def unfreeze_parameters(self, names: str | Sequence[str], set_modules_as_training: bool = True) -> dict[int, ParameterGroup]:
+        """Unfreeze the parameters with these names, given as in `freeze_parameters`.
+
+        Args:
+            names: one or more names; `*` stands for anything.
+            set_modules_as_training: put the modules that hold them in train mode.
+
+        Returns:
+            Those that were frozen, by layer group, as `unfreeze` does.
+
+        Raises:
+            ConfigurationError: a name matches no parameter.
+        """
+        parameters = self._find(names)
+        unfrozen = {id(parameter) for parameter in _unfreeze(parameters)}
+        if set_modules_as_training:
+            self._set_as_training(self._owners(parameters))
+        by_group: dict[int, ParameterGroup] = {}
+        for index, (_, modules) in enumerate(self._groups()):
+            for parameter in _parameters_in(modules):
+                if id(parameter) in unfrozen:
+                    unfrozen.remove(id(parameter))
+                    by_group.setdefault(index, {"params": []})["params"].append(parameter)
+        return by_group
+
+    def restore_eval_modes(self) -> None:
+        """Put `modules_kept_in_eval` in eval mode again, after `model.train()`."""
+        for module in self.modules_kept_in_eval:
+            module.training = False
+
+    def _groups(self) -> list[tuple[nn.Module, list[nn.Module]]]:
+        """Of each layer group, the module that is the attribute, and all modules that belong to the group."""
+        groups = [(child, list(child.modules())) for child in self.model.children()]
+        if not groups:
+            return [(self.model, [self.model])]
+        if next(self.model.parameters(recurse=False), None) is not None:
+            groups[0][1].insert(0, self.model)
+        return groups
+
+    def _range(self, from_index: int, to_index: int) -> range:
+        number = len(self._groups())
+        for name, index in (("from_index", from_index), ("to_index", to_index)):
+            if not -number <= index < number:
+                names = [child for child, _ in self.model.named_children()]
+                raise ConfigurationError(
+                    f"{name} is {index}, but must be between {-number} and {number - 1}, as {type(self.model).__name__} has the "
+                    f"layer groups {names or '[the model itself]'}. Pass another index, or use freeze_parameters and "
+                    f"unfreeze_parameters with names."
+                )
+        low, high = sorted((from_index % number, to_index % number))
+        return range(low, high + 1)
+
+    def _find(self, names: str | Sequence[str]) -> list[nn.Parameter]:
+        found: dict[int, nn.Parameter] = {}
+        by_name = dict(self.model.named_parameters(remove_duplicate=False))
+        for pattern in [names] if isinstance(names, str) else names:
+            matching = fnmatch.filter(by_name, pattern)
+            if not matching:
+                raise ConfigurationError(
+                    f"The name {pattern!r} matches no parameter of {type(self.model).__name__}.{did_you_mean(pattern, by_name)} "
+                    f"model.named_parameters() has the names; '*' stands for anything, as in 'encoder.*'."
+                )
+            found.update((id(by_name[name]), by_name[name]) for name in matching)
+        return list(found.values())
+
+    def _owners(self, parameters: Iterable[nn.Parameter]) -> list[nn.Module]:
+        wanted = {id(parameter) for parameter in parameters}
+        return [
+            module
+            for module in self.model.modules()
+            if any(id(parameter) in wanted for parameter in module.parameters(recurse=False))
+        ]
+
+    def _keep_in_eval(self, modules: Iterable[nn.Module]) -> None:
+        known = {id(module) for module in self.modules_kept_in_eval}
+        self.modules_kept_in_eval += [
+            module for module in modules if id(module) not in known and not self._is_model_with_modules(module)
+        ]
+        self.restore_eval_modes()
+
+    def _set_as_training(self, modules: Iterable[nn.Module]) -> None:
+        chosen = {id(module): module for module in modules if not self._is_model_with_modules(module)}
+        self.modules_kept_in_eval = [module for module in self.modules_kept_in_eval if id(module) not in chosen]
+        for module in chosen.values():
+            module.training = True
+
+    def _is_model_with_modules(self, module: nn.Module) -> bool:
+        """The mode of the whole model does not depend on the parameters that it holds directly."""
+        return module is self.model and _has_modules(module)
+
+
+def _has_modules(module: nn.Module) -> bool:
+    return next(module.children(), None) is not None
+
+
+def _parameters_in(modules: Iterable[nn.Module]) -> list[nn.Parameter]:
+    """The parameters that the modules hold themselves, each once."""
+    own = (parameter for module in modules for parameter in module.parameters(recurse=False))
+    return list({id(parameter): parameter for parameter in own}.values())
+
+
+def _any_frozen(parameters: Iterable[nn.Parameter]) -> bool:
+    return any(not parameter.requires_grad for parameter in parameters)
+
+
+def _freeze(parameters: Iterable[nn.Parameter]) -> None:
+    for parameter in parameters:
+        parameter.requires_grad = False
+        # An optimizer that holds the parameter would still apply a gradient that is left.
+        parameter.grad = None
+
+
+def _unfreeze(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
+    """Unfreeze those that are frozen, and return them. Whole numbers (quantised weights) cannot have a gradient."""
+    frozen = [
+        parameter
+        for parameter in parameters
+        if not parameter.requires_grad and (parameter.is_floating_point() or parameter.is_complex())
+    ]
+    for parameter in frozen:
+        parameter.requires_grad = True
+    return frozen
