@@ -1,0 +1,175 @@
+"""A job that is killed at random moments, and started again each time, ends with the bits of one that was never stopped.
+
+The number of kills is chosen by the environment variable ACCEL_TEST_KILLS (see CONTRIBUTING.md).
+"""
+
+import contextlib
+import itertools
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+
+JOB = Path(__file__).with_name("resume_job.py")
+KILLS = int(os.environ.get("ACCEL_TEST_KILLS", "50"))
+WAYS = list(itertools.product([0, 2], [1, 3]))
+"""Workers of the data loader, steps an update."""
+
+
+class WarmProcess:
+    """A process that has imported torch and forks for each job, so that a kill costs no import."""
+
+    def __init__(self):
+        self.process = subprocess.Popen([sys.executable, JOB], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def start(self, settings):
+        self.process.stdin.write(json.dumps(settings) + "\n")
+        self.process.stdin.flush()
+        return int(self.process.stdout.readline())
+
+    def wait(self):
+        return int(self.process.stdout.readline())
+
+    def close(self):
+        self.process.stdin.close()
+        self.process.wait(30)
+        self.process.stdout.close()
+
+
+class FreshProcess:
+    """A new Python for each job, as when a machine has gone down."""
+
+    def start(self, settings):
+        with (Path(settings["folder"]) / "output").open("a") as output:
+            command = [sys.executable, JOB, json.dumps(settings)]
+            self.process = subprocess.Popen(command, stdout=output, stderr=output, process_group=0)
+        return self.process.pid
+
+    def wait(self):
+        return self.process.wait(60)
+
+
+@pytest.fixture(scope="module")
+def warm():
+    process = WarmProcess()
+    yield process
+    process.close()
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(warm, tmp_path_factory):
+    """What each way gives that is neither killed nor ever saved."""
+    results = {}
+
+    def result_of(workers, accumulation):
+        if (workers, accumulation) not in results:
+            folder = tmp_path_factory.mktemp("uninterrupted")
+            warm.start(settings_of(folder, workers, accumulation, is_saved=False))
+            assert warm.wait() == 0, (folder / "output").read_text()
+            results[workers, accumulation] = torch.load(folder / "result.pt")
+        return results[workers, accumulation]
+
+    return result_of
+
+
+def settings_of(folder, workers, accumulation, is_saved=True):
+    return {
+        "folder": str(folder),
+        "workers": workers,
+        "accumulation": accumulation,
+        "is_saved": is_saved,
+        "slow_seconds": 0.002,
+    }
+
+
+def phases_in(folder):
+    path = folder / "phases"
+    return path.read_text().split() if path.exists() else []
+
+
+def run_until_through(process, settings, most_kills, longest_life=0.8):
+    """Kill and start again at random until the job is through. Returns what each kill met."""
+    folder = Path(settings["folder"])
+    kills = Counter()
+    while True:
+        num_started = phases_in(folder).count("started")
+        pid = process.start(settings)
+        if sum(kills.values()) < most_kills:
+            give_up = time.monotonic() + 60
+            # A new Python takes seconds to get this far, and a kill before that would test nothing of accel.
+            while isinstance(process, FreshProcess) and phases_in(folder).count("started") == num_started:
+                assert time.monotonic() < give_up, (folder / "output").read_text()
+                time.sleep(0.01)
+            time.sleep(random.uniform(0, longest_life))
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(pid, signal.SIGKILL)
+        status = process.wait()
+        if status == 0:
+            return kills
+        assert status == -signal.SIGKILL, (folder / "output").read_text()
+        kills[{"saving": "during", "saved": "after"}.get((phases_in(folder) or [""])[-1], "before")] += 1
+
+
+def assert_same(result, expected):
+    """Equality to the bit, of all that the job leaves."""
+    assert result.keys() == expected.keys()
+    assert result["history"] == expected["history"]
+    assert result["patience"] == expected["patience"]
+    assert result["scheduler"] == expected["scheduler"]
+    assert torch.equal(result["random"], expected["random"])
+    for name, tensor in expected["model"].items():
+        assert torch.equal(result["model"][name], tensor), name
+    assert result["optimizer"]["param_groups"] == expected["optimizer"]["param_groups"]
+    for index, state in expected["optimizer"]["state"].items():
+        for name, value in state.items():
+            assert torch.equal(result["optimizer"]["state"][index][name], value), (index, name)
+
+
+def kill_and_compare(process, uninterrupted, tmp_path, kills_wanted, ways):
+    """Let jobs of all `ways` be killed until there are enough kills of each class."""
+    kills = Counter()
+    for number in itertools.count():
+        if sum(kills.values()) >= kills_wanted and number >= len(ways):
+            break
+        workers, accumulation = ways[number % len(ways)]
+        folder = tmp_path / f"job_{number}"
+        folder.mkdir()
+        kills += run_until_through(process, settings_of(folder, workers, accumulation), most_kills=kills_wanted)
+        assert_same(torch.load(folder / "result.pt"), uninterrupted(workers, accumulation))
+        assert len(list((folder / "states").iterdir())) <= 2, "what crashes left was not removed"
+    print(f"{sum(kills.values())} kills: {dict(kills)}")
+    return kills
+
+
+def test_a_job_that_is_killed_a_few_times_ends_with_the_same_bits(warm, uninterrupted, tmp_path):
+    kills = kill_and_compare(warm, uninterrupted, tmp_path, kills_wanted=12, ways=[(0, 3), (2, 1)])
+    assert kills["before"] and kills["during"], kills
+
+
+def test_a_job_of_new_processes_that_is_killed_ends_with_the_same_bits(uninterrupted, tmp_path):
+    settings = settings_of(tmp_path, workers=0, accumulation=3)
+    run_until_through(FreshProcess(), settings, most_kills=1, longest_life=1.0)
+    assert_same(torch.load(tmp_path / "result.pt"), uninterrupted(0, 3))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(60 + 10 * KILLS)
+def test_a_job_that_is_killed_many_times_ends_with_the_same_bits(warm, uninterrupted, tmp_path):
+    kills = kill_and_compare(warm, uninterrupted, tmp_path, KILLS, WAYS)
+    assert all(kills[phase] for phase in ("before", "during", "after")), kills
+
+
+def test_comparing_notices_a_difference_of_one_bit(uninterrupted):
+    expected = uninterrupted(0, 1)
+    changed = {**expected, "model": {name: tensor.clone() for name, tensor in expected["model"].items()}}
+    changed["model"]["0.bias"][0] = torch.nextafter(changed["model"]["0.bias"][0], torch.tensor(2.0))
+    with pytest.raises(AssertionError, match=r"0\.bias"):
+        assert_same(changed, expected)
