@@ -25,6 +25,7 @@ from .log_metrics import LogMetricsCallback
 from .loss_tracker import LossTracker, MeanTrackers
 from .placeholders import resolve_placeholders
 from .print_progress import PrintProgressCallback
+from .random_state import Before
 from .resuming import read_export, read_place, write_export
 from .run_config import TrainerRunConfig, plan_run
 from .run_history import InMemoryRunHistory, RunHistory
@@ -76,10 +77,7 @@ class BaseTrainer:
         Raises:
             ConfigurationError: an argument cannot be used.
         """
-        checks.check_model(model)
-        checks.check_optimizer(optimizer)
-        checks.check_callable("loss_func", loss_func, "Pass a function such as torch.nn.functional.cross_entropy, or a module.")
-        checks.check_seed(seed)
+        checks.check_parts(model, loss_func, optimizer, run_history, accelerator, seed)
         self.model = model
         self.loss_func = loss_func
         self.optimizer = optimizer
@@ -104,8 +102,10 @@ class BaseTrainer:
         self._is_in_update = False
         self._prepared: engines.Prepared | None = None
         self._place: dict[str, Any] | None = None
+        self._before: Before | None = None
         self.last_checkpoint: Path | None = None
         """The newest complete training state of the latest run."""
+        self._arguments: dict[str, Any] = {}
         self._is_running = self._is_seeded = self._is_unequal_evaluation = False
         self.callbacks = CallbackList(callbacks, self)
         self.callbacks.on_init_end(cast("Trainer", self))
@@ -118,7 +118,10 @@ class BaseTrainer:
 
     def prepare(self) -> None:
         """Place and wrap `self.model` and `self.optimizer`. Override it to prepare more, and call `super().prepare()`."""
-        if self.optimizer is None:
+        if engines.is_frozen(self.model) and not engines.is_sharded(self.accelerator):
+            self.model = engines.place_frozen(self.accelerator, self.model)
+            self.optimizer = self.optimizer and self.accelerator.prepare_optimizer(self.optimizer)
+        elif self.optimizer is None:
             self.model = self.accelerator.prepare_model(self.model)
         else:
             self.model, self.optimizer = self.accelerator.prepare(self.model, self.optimizer)
@@ -145,7 +148,8 @@ class BaseTrainer:
         """Return the scheduler of the run, or None; placeholders in `create_scheduler_fn` get their values."""
         if self.create_scheduler_fn is None:
             return None
-        return resolve_placeholders(self.create_scheduler_fn, self.run_config)(self._prepared_parts().user_optimizer)
+        create_scheduler_fn = resolve_placeholders(self.create_scheduler_fn, self.run_config)
+        return checks.create_scheduler(create_scheduler_fn, self._prepared_parts().user_optimizer)
 
     def create_run_config(self, **arguments: Any) -> TrainerRunConfig:
         """Return the numbers of the run, from the `arguments` of `train` and the loaders."""
@@ -231,7 +235,7 @@ class BaseTrainer:
 
     def _restore_objects(self, folder: Path, state: training_state.TrainerState) -> None:
         """Restore model, optimizer, scheduler, progress and history; the place in the loop comes later."""
-        accelerator = self.accelerator
+        accelerator, self._before = self.accelerator, None
         saved_processes = state["launched"]["num_processes"]
         place = read_place(folder, accelerator.process_index, accelerator.num_processes, saved_processes)
         self._place, self._place_folder = place, folder

@@ -73,7 +73,7 @@ class MeanTrackers:
         for name, value in log.items():
             if name not in self.trackers:
                 self.trackers[name] = LossTracker(self.device)
-            value = value if isinstance(value, torch.Tensor) else torch.tensor(float(value), device=self.device)
+            value = value.reshape(()) if isinstance(value, torch.Tensor) else torch.tensor(float(value), device=self.device)
             self.trackers[name].update(value, num_items)
 
     def reduce(self) -> dict[str, float]:

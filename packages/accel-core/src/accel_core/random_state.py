@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import random
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
 
 from .data_order import derive_seed
+from .run_history import RunHistory
 from .training_state import random_state, restore_random_state
 
 
@@ -29,3 +32,32 @@ def keep_random_state(device: torch.device) -> Iterator[None]:
         yield
     finally:
         restore_random_state(before, device)
+
+
+class Before:
+    """What a run found, to be put back if it fails before it has changed a parameter."""
+
+    def __init__(self, model: torch.nn.Module, optimizer: Any, run_history: RunHistory, device: torch.device) -> None:
+        self.model, self.run_history, self.device = model, run_history, device
+        self.random = random_state(device)
+        self.history = run_history.state_dict()
+        self.modes = [(module, module.training) for module in model.modules()]
+        self.buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+        groups = [] if optimizer is None else optimizer.param_groups
+        self.groups = [(group, {key: copy.copy(value) for key, value in group.items()}) for group in groups]
+
+    def restore(self) -> None:
+        """Put back the random state, the history, buffers and modes of the model, and the settings of the optimizer."""
+        restore_random_state(self.random, self.device)
+        if self.run_history.state_dict() != self.history:
+            self.run_history.load_state_dict(self.history)
+        for module, training in self.modes:
+            module.training = training
+        with torch.no_grad():
+            for name, buffer in self.model.named_buffers():
+                if name in self.buffers:
+                    buffer.copy_(self.buffers[name])
+        for group, before in self.groups:
+            for key in [key for key in group if key != "params"]:
+                group.pop(key)
+            group.update({key: value for key, value in before.items() if key != "params"})

@@ -80,24 +80,25 @@ def plan_run(
     accelerator: Accelerator,
     seed: int,
 ) -> TrainerRunConfig:
-    """The numbers of a run, from the arguments of `train` and the loaders of this process."""
-    processes, accumulation = accelerator.num_processes, arguments["gradient_accumulation_steps"]
-    lengths = [len(loader) if loader is not None and loader.is_sized else None for loader in (train_loader, eval_loader)]
+    """The numbers of a run, from the arguments of `train` (none where there is only an evaluation) and this process's loaders."""
+    processes, accumulation = accelerator.num_processes, arguments.get("gradient_accumulation_steps", 1)
+    lengths = [None if loader is None else loader.num_steps for loader in (train_loader, eval_loader)]
     sizes = [None if loader is None else loader.batch_size for loader in (train_loader, eval_loader)]
-    epochs, per_epoch, total = plan_updates(lengths[0], accumulation, arguments["num_epochs"], arguments["max_num_train_steps"])
+    limits = (arguments.get("num_epochs"), arguments.get("max_num_train_steps"))
+    epochs, per_epoch, total = plan_updates(lengths[0], accumulation, *limits)
     return TrainerRunConfig(
         num_epochs=epochs,
         train_per_device_batch_size=sizes[0],
-        train_dl_kwargs=arguments["train_dataloader_kwargs"],
+        train_dl_kwargs=arguments.get("train_dataloader_kwargs"),
         eval_per_device_batch_size=sizes[1],
-        eval_dl_kwargs=arguments["eval_dataloader_kwargs"],
+        eval_dl_kwargs=arguments.get("eval_dataloader_kwargs"),
         gradient_accumulation_steps=accumulation,
-        gradient_clip_value=arguments["gradient_clip_value"],
-        gradient_clip_norm=arguments["gradient_clip_norm"],
+        gradient_clip_value=arguments.get("gradient_clip_value"),
+        gradient_clip_norm=arguments.get("gradient_clip_norm"),
         train_total_batch_size=None if sizes[0] is None else sizes[0] * processes * accumulation,
         eval_total_batch_size=None if sizes[1] is None else sizes[1] * processes,
         num_update_steps_per_epoch=per_epoch,
-        max_num_train_steps=arguments["max_num_train_steps"],
+        max_num_train_steps=arguments.get("max_num_train_steps"),
         num_update_steps=total,
         train_dataloader_len=lengths[0],
         eval_dataloader_len=lengths[1],

@@ -62,7 +62,7 @@ class RunHistory(ABC):
             ConfigurationError: `value` is not a number.
         """
         try:
-            number = float(value)
+            number = float("no number" if isinstance(value, str) else value)
         except (TypeError, ValueError, RuntimeError):
             raise ConfigurationError(
                 f"The value of the metric {name!r} is {value!r}, but must be a number or a tensor of one element. Record "

@@ -23,16 +23,17 @@ from typing import Any, cast
 import torch
 from torch.utils.data import DataLoader, default_collate
 
-from . import checks, durable_files, engines, training_state
+from . import batches, checks, durable_files, engines, training_state
 from .base_trainer import BaseTrainer
 from .dataloaders import ShardedDataLoader
 from .distributed import Agreement, check_processes_see_each_other, close_process_group_at_exit, gather_values, share_from_main
 from .errors import ConfigurationError, RunInterrupted
-from .limit_batches import batch_limits
+from .limit_batches import limit_loaders
 from .loss_tracker import LossTracker, MeanTrackers
 from .outputs import join_over_processes, to_cpu
-from .random_state import keep_random_state, seed_process
+from .random_state import Before, keep_random_state, seed_process
 from .resuming import compare
+from .run_config import plan_run
 from .run_history import RunHistory
 from .run_progress import RunProgress
 from .save_folder import save_folder
@@ -126,10 +127,11 @@ class Trainer(BaseTrainer):
             dataset: like that of `train`; None takes the evaluation data of the latest run.
         """
         self._check_can_run("evaluate", "calculate_eval_batch_loss")
+        own_collate_fn = self.collate_fn if dataset is None and collate_fn is None else collate_fn
         dataset = self.eval_dataset if dataset is None else dataset
         checks.check_evaluation_arguments(dataset, per_device_batch_size, dataloader_kwargs, collate_fn)
         with self._running():
-            loader = self._begin_evaluation(dataset, per_device_batch_size, dataloader_kwargs, collate_fn)
+            loader = self._begin_evaluation(dataset, per_device_batch_size, dataloader_kwargs, own_collate_fn)
             num_records = len(self.run_history.get_records())
             self.evaluation_run_start()
             self.callbacks.on_evaluation_run_start(self)
@@ -159,15 +161,9 @@ class Trainer(BaseTrainer):
                 return join_over_processes([output for output, is_idle in outputs if not is_idle])
 
     def _check_can_run(self, method: str, calculation: str | None = None) -> None:
-        if self._is_running:
-            raise ConfigurationError(
-                f"{method} was called inside a run of the same trainer, but one run must end before the next. Call {method} "
-                f"afterwards, or run_eval_epoch to evaluate in the middle of training."
-            )
-        if calculation and self.loss_func is None and getattr(type(self), calculation) is getattr(Trainer, calculation):
-            raise ConfigurationError(
-                f"loss_func is None, but {calculation} needs it. Pass a loss function, or override {calculation}."
-            )
+        is_own = calculation is None or getattr(type(self), calculation) is not getattr(Trainer, calculation)
+        checks.check_can_run(method, self._is_running, calculation if self.loss_func is None and not is_own else None)
+        checks.check_attributes(vars(self), self.model)
 
     def _begin_training(self, arguments: dict[str, Any], state: training_state.TrainerState | None) -> None:
         """Build everything that a training run needs; what takes long comes last."""
@@ -180,7 +176,9 @@ class Trainer(BaseTrainer):
         self.eval_dataloader = None
         if self.eval_dataset is not None:
             self.eval_dataloader = self._shard(self.create_eval_dataloader(eval_batch_size, arguments["eval_dataloader_kwargs"]))
-        self._limit_batches(self.train_dataloader, self.eval_dataloader)
+        for told in limit_loaders(self.callbacks, self.train_dataloader, self.eval_dataloader):
+            self.print(told)
+        self.run_config = self.create_run_config(**arguments)
         self._prepare_once()
         self.agreement = Agreement(self.device)
         self.train_loss, self._train_logs = LossTracker(self.device), MeanTrackers(self.device)
@@ -189,11 +187,9 @@ class Trainer(BaseTrainer):
         overridden = [name for name in engines.LEFT_TO_ENGINE if getattr(type(self), name) is not getattr(Trainer, name)]
         engines.check_left_to_engine(self.accelerator, overridden, arguments)
         self._stepping_optimizer.zero_grad()
-        self.run_config = self.create_run_config(**arguments)
         self.scheduler = self.create_scheduler()
-        self._scheduler_interval, self._scheduler_needs_metric = checks.scheduler_interval(
-            self.scheduler, arguments["scheduler_step_every"]
-        )
+        interval = checks.scheduler_interval(self.scheduler, arguments, self.eval_dataset)
+        self._scheduler_interval, self._scheduler_needs_metric = interval
         has_own_collate = not (isinstance(train_loader, DataLoader) and train_loader.collate_fn is default_collate)
         self._counts = CountAgreement(has_own_collate or not self.train_dataloader.is_sized, self.accelerator.num_processes)
         self.run_progress = RunProgress()
@@ -210,7 +206,10 @@ class Trainer(BaseTrainer):
             loader = self._shard(self.create_eval_dataloader(batch_size, kwargs))
         finally:
             self.eval_dataset, self.collate_fn = kept
-        self._limit_batches(None, loader)
+        for told in limit_loaders(self.callbacks, None, loader):
+            self.print(told)
+        if not self._arguments:
+            self.run_config = plan_run({"eval_dataloader_kwargs": kwargs}, None, loader, self.accelerator, self.data_seed)
         self._prepare_once()
         return loader
 
@@ -233,14 +232,9 @@ class Trainer(BaseTrainer):
         processes = (accelerator.num_processes, accelerator.process_index)
         return ShardedDataLoader(loader, self.data_seed, self.device, *processes, seed_each_sample)
 
-    def _limit_batches(self, train_loader: ShardedDataLoader | None, eval_loader: ShardedDataLoader | None) -> None:
-        for limit in batch_limits(self.callbacks):
-            self.print(limit.limit(train_loader, eval_loader))
-
     def _prepare_once(self) -> None:
         """Place and wrap model and optimizer, unless they are those of the run before."""
         if self._prepared is None or not self._prepared.is_of(self.model, self.optimizer):
-            checks.check_attributes({name: value for name, value in vars(self).items() if name != "model"}, self.model)
             self.callbacks.on_prepare_start(self)
             user_parts = (self.model, self.optimizer)
             self.prepare()
@@ -253,25 +247,30 @@ class Trainer(BaseTrainer):
     @contextlib.contextmanager
     def _running(self) -> Iterator[None]:
         """Close everything at the end, and give the user's own model and optimizer back."""
+        self._before = Before(self.model, self.optimizer, self.run_history, self.device)
         self._is_running, self._is_in_update = True, False
-        model, optimizer = self.model, self.optimizer
+        model, optimizer, was_seeded = self.model, self.optimizer, self._is_seeded
         try:
             yield
-        except BaseException as error:
+        except BaseException as raised:
+            error = batches.explained(raised)
             with engines.noted(error):
                 self.callbacks.on_exception(self, error=error)
             with engines.noted(error):
                 self.callbacks.on_run_close(self)
             if optimizer is not None:
                 optimizer.zero_grad()
-            raise
+            if self._before is not None:
+                self._before.restore()
+                self._is_seeded = was_seeded
+            raise error from error.__cause__
         else:
             self.callbacks.on_run_close(self)
         finally:
             for loader in (self.train_dataloader, self.eval_dataloader):
                 if loader is not None:
                     loader.close()
-            self._is_running = False
+            self._is_running, self._before = False, None
             kept = self._prepared
             self.model, self.optimizer = (model, optimizer) if kept is None else (kept.user_model, kept.user_optimizer)
 
@@ -336,7 +335,7 @@ class Trainer(BaseTrainer):
             output = self.calculate_train_batch_loss(step.batch)
             if self._is_first_step:
                 is_fresh = self.run_progress.updates_completed == 0
-                checks.check_batch_output(output, "calculate_train_batch_loss", needs_gradient=True, is_first=is_fresh)
+                batches.check_batch_output(output, "calculate_train_batch_loss", needs_gradient=True, is_first=is_fresh)
                 self._is_first_step = False
             loss, weight = output["loss"], group.count(step, output)
             self.backward_step(loss if weight is None else loss * weight)
@@ -348,6 +347,7 @@ class Trainer(BaseTrainer):
 
     def run_update(self, group: UpdateGroup) -> None:
         """Change the parameters by the gradients of `group`, and count it."""
+        self._before = None
         factor = self._counts.correction(group, self.device)
         if factor is not None:
             engines.multiply_gradients(self.accelerator, self.model, factor)
@@ -398,7 +398,7 @@ class Trainer(BaseTrainer):
         self.callbacks.on_eval_step_start(self, batch=step.batch)
         output = self.calculate_eval_batch_loss(step.batch)
         if self._is_first_eval_step:
-            checks.check_batch_output(output, "calculate_eval_batch_loss", needs_gradient=False, is_first=False)
+            batches.check_batch_output(output, "calculate_eval_batch_loss", needs_gradient=False, is_first=False)
             self._is_first_eval_step = False
         self.eval_loss.update(output["loss"], items_of(output))
         if "log" in output:
@@ -471,10 +471,10 @@ class Trainer(BaseTrainer):
         Further keys travel to the callbacks. `num_items_in_batch` says that the loss is the mean over that many items, such
         as tokens. `log`, a dictionary of scalars, is averaged and recorded as `train_<name>_epoch`.
         """
-        inputs, targets = checks.unpack_batch(batch)
+        inputs, targets = batches.unpack_batch(batch)
         outputs = self.model(inputs)
-        loss = checks.call_loss(self.loss_func, outputs, targets)
-        return {"loss": loss, "model_outputs": outputs, "batch_size": checks.num_samples_in(inputs)}
+        loss = batches.call_loss(self.loss_func, outputs, targets)
+        return {"loss": loss, "model_outputs": outputs, "batch_size": batches.num_samples_in(inputs)}
 
     def calculate_eval_batch_loss(self, batch: Any) -> dict[str, Any]:
         """Like `calculate_train_batch_loss`, without gradients; by default the same computation."""
