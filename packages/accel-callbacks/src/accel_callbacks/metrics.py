@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from accel_core import ConfigurationError, TrainerCallback
+from accel_core.distributed import gather_values
 
 if TYPE_CHECKING:
     from accel_core import Trainer
@@ -97,6 +98,8 @@ class MetricsCallback(TrainerCallback):
     def _move(self, device: torch.device) -> None:
         for metric in (*self._train_metrics.values(), *self._eval_metrics.values()):
             metric.to(device)
+            for single in metric.values() if isinstance(metric, Mapping | torch.nn.ModuleDict) else [metric]:
+                single.dist_sync_fn = single.dist_sync_fn or gather_states
 
     def _add(self, metrics: dict[str, Any], batch: Any, batch_output: dict[str, Any]) -> None:
         with torch.no_grad():
@@ -113,6 +116,15 @@ class MetricsCallback(TrainerCallback):
             values = value if isinstance(value, Mapping) else {name: value}
             for key, number in values.items():
                 trainer.run_history.update_metric(f"{prefix}{self.prefix}{key}", number)
+
+
+def gather_states(state: torch.Tensor, group: Any = None) -> list[torch.Tensor]:
+    """The `state` of each process that has seen a batch. Every process takes part.
+
+    What torchmetrics does by itself fails where a process has no batch: its empty state has another type and shape.
+    """
+    states = [part.to(state.device) for part in gather_values(state.cpu())]
+    return [part for part in states if part.numel()] or states[:1]
 
 
 def name_prefix(metric_prefix: str) -> str:

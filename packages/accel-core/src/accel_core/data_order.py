@@ -135,6 +135,11 @@ class ShardedBatchSampler(Sampler[Any]):
             else:
                 yield stop - first, part.stop - part.start
 
+    @property
+    def is_unequal(self) -> bool:
+        """Whether a process is without a batch in the last step of the epoch begun."""
+        return any(stop - first < self.num_processes for first, stop in list(self._steps())[-1:])
+
     def __iter__(self) -> Iterator[Any]:
         has_batch = False
         for first, stop in self._steps():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import atexit
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -65,10 +65,15 @@ def gather_values(value: Any) -> list[Any]:
     return gather_object([value]) if is_distributed() else [value]
 
 
-def broadcast_buffers(module: torch.nn.Module) -> None:
-    """Copy the main process's buffers (batch-norm statistics) to every process."""
-    for buffer in module.buffers():
-        dist.broadcast(buffer, src=0)
+def broadcast_from_main(tensors: Iterable[torch.Tensor]) -> None:
+    """Give every process the main process's values. Every process takes part."""
+    if is_distributed():
+        with torch.no_grad():
+            for tensor in tensors:
+                values = tensor.contiguous()
+                dist.broadcast(values, src=0)
+                if values is not tensor:
+                    tensor.copy_(values)
 
 
 def gather_tensor(tensor: torch.Tensor, padding_value: float | None = None) -> torch.Tensor:

@@ -13,7 +13,7 @@ from accelerate import Accelerator, DistributedType
 from torch.nn.parallel import DistributedDataParallel
 
 from . import durable_files, training_state
-from .distributed import broadcast_buffers, gather_values
+from .distributed import broadcast_from_main, gather_values
 from .errors import CheckpointError, ConfigurationError, NotFiniteError
 from .random_state import keep_random_state
 
@@ -43,13 +43,31 @@ class Prepared:
 
     def wrap_again_if_needed(self, accelerator: Accelerator) -> None:
         """Wrap the model anew if parameters were frozen or unfrozen: DDP would not synchronise those it did not know."""
-        if isinstance(self.model, DistributedDataParallel) and self.trainable != self._trainable_now():
-            handler = accelerator.ddp_handler
-            kwargs = handler.to_kwargs() if handler is not None else {}
-            device_ids = None if accelerator.device.type == "cpu" else [accelerator.local_process_index]
-            self.model = DistributedDataParallel(self.model.module, device_ids=device_ids, **kwargs)
-            accelerator._models[:] = [self.model]
+        if self.trainable != self._trainable_now() and accelerator.num_processes > 1 and not is_sharded(accelerator):
+            inner = accelerator.unwrap_model(self.model, keep_fp32_wrapper=False, keep_torch_compile=False)
+            accelerator._models[:] = [model for model in accelerator._models if model is not self.model]
+            self.model = place_frozen(accelerator, inner) if is_frozen(inner) else accelerator.prepare_model(inner)
             self.trainable = self._trainable_now()
+
+
+def is_frozen(model: torch.nn.Module) -> bool:
+    """Whether no parameter has gradients."""
+    return not any(parameter.requires_grad for parameter in model.parameters())
+
+
+def place_frozen(accelerator: Accelerator, model: torch.nn.Module) -> torch.nn.Module:
+    """Place a model that has nothing to train. DDP refuses it, so what DDP does at its beginning is done here: every process
+    gets the values of the main one.
+    """
+    placed: torch.nn.Module = accelerator.prepare_model(model, evaluation_mode=True)
+    broadcast_from_main([*placed.parameters(), *placed.buffers()])
+    return placed
+
+
+def find_ddp(model: torch.nn.Module) -> DistributedDataParallel | None:
+    """The wrapper that synchronises gradients, also where Accelerate has compiled it, or None."""
+    wrapper = getattr(model, "_orig_mod", model)
+    return wrapper if isinstance(wrapper, DistributedDataParallel) else None
 
 
 def is_sharded(accelerator: Accelerator) -> bool:
@@ -122,10 +140,9 @@ def evaluation_mode(model: torch.nn.Module) -> Iterator[torch.nn.Module]:
     Under DDP it is the module inside, with the main process's buffers on every process: the wrapper would wait for a
     process that has no batch. Engines whose forward is collective keep theirs.
     """
-    inner = model
-    if isinstance(model, DistributedDataParallel):
-        inner = model.module
-        broadcast_buffers(inner)
+    ddp = find_ddp(model)
+    inner: torch.nn.Module = model if ddp is None else ddp.module
+    share_buffers(model)
     modes = [(module, module.training) for module in model.modules()]
     try:
         with torch.no_grad():
@@ -169,8 +186,9 @@ def multiply_gradients(accelerator: Accelerator, model: torch.nn.Module, factor:
 
 def share_buffers(model: torch.nn.Module) -> None:
     """Give every process the main process's buffers. Every process takes part."""
-    if isinstance(model, DistributedDataParallel):
-        broadcast_buffers(model.module)
+    ddp = find_ddp(model)
+    if ddp is not None:
+        broadcast_from_main(ddp.module.buffers())
 
 
 def check_finite(model: torch.nn.Module) -> None:

@@ -1,0 +1,79 @@
+"""Run the same cases on one process and on several, to compare what they give.
+
+A test file has a dictionary of cases, functions from the batch size of one process to plain values and tensors:
+
+    CASES = {"evaluation": evaluate}
+
+    @pytest.fixture(scope="module", params=[2, 3])
+    def outcome(request, tmp_path_factory):
+        return compare(CASES, __file__, request.param, tmp_path_factory.mktemp("cases"))
+
+    def test_evaluation_equals_one_process(outcome):
+        for result in outcome.of("evaluation"):
+            assert result == outcome.alone("evaluation")
+
+    if __name__ == "__main__":
+        run_as_script(CASES)
+
+The file is its own script: a launch costs seconds, so it runs all cases of the file, in the order of the dictionary.
+"""
+
+import dataclasses
+import sys
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator, DistributedType
+
+from launching import launch
+
+Cases = Mapping[str, Callable[[int], Any]]
+BATCH_SIZE = 4
+"""Of one process; a single process that stands for several takes the batches of all of them at once."""
+
+
+@dataclasses.dataclass
+class Outcome:
+    """What the cases gave."""
+
+    processes: int
+    _results: list[dict[str, Any]]
+    _cases: Cases
+    _alone: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def of(self, case: str) -> list[Any]:
+        """What `case` gave on each of the processes."""
+        return [results[case] for results in self._results]
+
+    def alone(self, case: str) -> Any:
+        """What `case` gives on a single process, this one, with the global batch size."""
+        if case not in self._alone:
+            self._alone[case] = self._cases[case](BATCH_SIZE * self.processes)
+        return self._alone[case]
+
+
+def compare(cases: Cases, script: str, processes: int, folder: Path, timeout: float = 100.0) -> Outcome:
+    """Run `cases` on several processes, with a time limit that kills them and fails."""
+    environment = {"PYTHONPATH": str(Path(__file__).parent)}
+    launch(Path(script), processes=processes, args=[processes, folder], timeout=timeout, env=environment)
+    results = [torch.load(folder / f"{index}.pt", weights_only=False) for index in range(processes)]
+    return Outcome(processes, results, cases)
+
+
+def run_as_script(cases: Cases, ignore: str | None = None) -> None:
+    """Run `cases` on one of the processes that `compare` has launched; warnings are errors but for those that are ignored."""
+    warnings.simplefilter("error")
+    if ignore is not None:
+        warnings.filterwarnings("ignore", message=ignore)
+    processes, folder = int(sys.argv[1]), Path(sys.argv[2])
+    accelerator = Accelerator()
+    assert accelerator.num_processes == processes, accelerator.num_processes
+    assert accelerator.distributed_type == DistributedType.MULTI_CPU, accelerator.distributed_type
+    index, results = accelerator.process_index, {}
+    for name, case in cases.items():
+        print(f"process {index}: {name}", flush=True)
+        results[name] = case(BATCH_SIZE)
+    torch.save(results, folder / f"{index}.pt")
