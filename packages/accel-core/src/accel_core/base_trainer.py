@@ -290,4 +290,5 @@ class BaseTrainer:
     def describe(self) -> str:
         """Return what will happen, or happened last: data, batch sizes, updates, precision, processes, callbacks in order."""
         datasets = {"train_dataset": self.train_dataset, "eval_dataset": self.eval_dataset}
-        return describe_run(self.model, self.optimizer, self.callbacks, datasets, getattr(self, "run_config", None))
+        config = self.run_config if self._arguments else None
+        return describe_run(self.model, self.optimizer, self.callbacks, datasets, self.accelerator, config)

@@ -202,7 +202,10 @@ class ShardedDataLoader:
 
     def plan(self) -> list[tuple[int, int]] | None:
         """Samples on all processes and on this one for each step of the epoch begun, or None if that is not known."""
-        return None if self.sampler is None else list(self.sampler.plan())
+        plan = None if self.sampler is None else list(self.sampler.plan())
+        if plan == []:
+            self.check_not_empty()
+        return plan
 
     def begin_epoch(self, epoch: int, position: int = 0, steps: int = 0, max_steps: int | None = None) -> None:
         """Go to the sample `position` of `epoch` (from 0); a stream skips the first `steps` batches of this process.
@@ -221,10 +224,14 @@ class ShardedDataLoader:
             if hasattr(source, "set_epoch"):
                 source.set_epoch(epoch)
 
-    @property
-    def is_at_start(self) -> bool:
-        """Whether the epoch was begun at its first sample."""
-        return self._skip == 0 and (self.sampler is None or not self.sampler.start)
+    def check_not_empty(self) -> None:
+        """Raise for an epoch without a batch, unless it was begun behind its first sample."""
+        if self._skip == 0 and (self.sampler is None or not self.sampler.start):
+            source = getattr(self.dataset, "iterable", self.dataset)
+            raise ConfigurationError(
+                f"The data, a {type(source).__name__}, gave no batch: it is empty, smaller than a batch of all processes with "
+                f"drop_last=True, or was read to its end before. Pass enough data, which can be read again from its beginning."
+            )
 
     def __iter__(self) -> Iterator[Any]:
         batches = iter(self._stream() if self.sampler is None else self.torch_loader)

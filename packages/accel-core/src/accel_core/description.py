@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from accelerate import Accelerator
+
 from .callback import TrainerCallback
 from .callback_list import EVENTS, CallbackList
+from .engines import has_own_backward
+from .limit_batches import batch_limits
 from .run_config import TrainerRunConfig
 
 
@@ -16,29 +20,65 @@ def describe_callback(callback: TrainerCallback, callbacks: CallbackList) -> str
 
 
 def describe_run(
-    model: Any, optimizer: Any, callbacks: CallbackList, datasets: dict[str, Any], config: TrainerRunConfig | None
+    model: Any,
+    optimizer: Any,
+    callbacks: CallbackList,
+    datasets: dict[str, Any],
+    accelerator: Accelerator,
+    config: TrainerRunConfig | None,
 ) -> str:
-    """Data, batch sizes, updates, precision, processes, and the callbacks in order with what each listens to."""
+    """Data, batch sizes, updates, precision, processes, and the callbacks in order with what each listens to.
+
+    Args:
+        config: of the training run that goes on or was the latest; None before the first.
+    """
     parameters = list(model.parameters())
     trainable = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
     total = sum(parameter.numel() for parameter in parameters)
     lines = [
         f"model: {type(model).__name__}, {total:,} parameters, {trainable:,} of them trainable",
-        f"optimizer: {type(optimizer).__name__}",
+        f"optimizer: {'none' if optimizer is None else type(optimizer).__name__}",
+        f"processes: {accelerator.num_processes}, device: {accelerator.device}, precision: {accelerator.mixed_precision}",
     ]
-    for name, dataset in datasets.items():
-        size = f"{len(dataset):,}" if hasattr(dataset, "__len__") else "an unknown number of"
-        lines += [] if dataset is None else [f"{name}: {type(dataset).__name__}, {size} samples or batches"]
+    if has_own_backward(accelerator):
+        lines.append(
+            f"engine: {accelerator.distributed_type.value} steps inside backward, so at on_optimizer_step_start the parameters "
+            f"have changed already, and it clips the gradients itself"
+        )
     if config is None:
-        lines.append("run: not known before train or evaluate")
+        lines.append("training: not known before train")
     else:
-        lines += [
-            f"processes: {config.num_processes}, precision: {config.mixed_precision}, seed of the data order: {config.seed}",
-            f"batches: {config.train_per_device_batch_size} samples by process and step, "
-            f"{config.gradient_accumulation_steps} steps and {config.train_total_batch_size} samples an update",
-            f"updates: {config.num_update_steps_per_epoch} an epoch, {config.num_update_steps} in {config.num_epochs} epochs",
-            f"clipping: value {config.gradient_clip_value}, norm {config.gradient_clip_norm}",
-        ]
+        lines += [f"{name}: {_size(dataset)}" for name, dataset in datasets.items() if dataset is not None]
+        lines += _describe_training(config)
+    lines += [f"limit: {limit}" for limit in batch_limits(callbacks)]
     lines.append("callbacks, in the order in which they are called:")
-    lines += [f"  {describe_callback(callback, callbacks)}" for callback in callbacks]
+    lines += [f"  {describe_callback(callback, callbacks)}" for callback in callbacks] or ["  none"]
     return "\n".join(lines)
+
+
+def _describe_training(config: TrainerRunConfig) -> list[str]:
+    def known(number: int | None) -> str:
+        return "an unknown number" if number is None else f"{number:,}"
+
+    clipping = {"value": config.gradient_clip_value, "norm": config.gradient_clip_norm}
+    clipped = ", ".join(f"{how} {most}" for how, most in clipping.items() if most is not None)
+    lines = [
+        f"batches: {known(config.train_per_device_batch_size)} samples by process and step, {config.gradient_accumulation_steps} "
+        f"steps and {known(config.train_total_batch_size)} samples an update",
+        f"updates: {known(config.num_update_steps)} in all, {known(config.num_update_steps_per_epoch)} an epoch, "
+        f"{known(config.num_epochs)} epochs",
+        f"gradients: {f'clipped by {clipped}' if clipped else 'not clipped'}",
+        f"seed of the order of the data: {config.seed}",
+    ]
+    if config.eval_total_batch_size is not None:
+        lines.insert(1, f"evaluation batches: {known(config.eval_per_device_batch_size)} samples by process and step")
+    return lines
+
+
+def _size(dataset: Any) -> str:
+    source = getattr(dataset, "dataset", dataset)
+    try:
+        size = f"{len(source):,} samples"
+    except (TypeError, NotImplementedError):
+        size = "an unknown number of samples"
+    return f"{type(dataset).__name__}, {size}"

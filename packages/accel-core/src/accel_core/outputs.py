@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,45 +17,64 @@ def to_cpu(output: Any) -> Any:
     """A copy of a nested structure with its tensors on the CPU, free of any graph."""
     if isinstance(output, torch.Tensor):
         return output.detach().to("cpu", copy=True)
-    if isinstance(output, Mapping):
-        return _like(output, {key: to_cpu(value) for key, value in output.items()})
-    if isinstance(output, (tuple, list)):
-        return _like(output, [to_cpu(value) for value in output])
-    return output
+    names, parts = _parts_of(output)
+    return output if parts is None else _rebuild(output, names, [to_cpu(part) for part in parts])
 
 
 def join_over_processes(outputs: list[Any]) -> Any:
     """Join the batches of all processes in the order in which they were dealt out. Every process takes part."""
     by_process = gather_values(outputs)
     longest = max(map(len, by_process))
-    in_order = [part[step] for step in range(longest) for part in by_process if step < len(part)]
-    if not in_order:
-        raise ConfigurationError("dataset gives no batch, so there is nothing to predict. Pass data with at least one sample.")
-    return _join(in_order)
+    return _join([part[step] for step in range(longest) for part in by_process if step < len(part)])
 
 
-def _join(parts: list[Any]) -> Any:
-    first = parts[0]
-    if isinstance(first, torch.Tensor) and first.ndim:
-        return torch.cat(parts)
-    if isinstance(first, Mapping):
-        return _like(first, {key: _join([part[key] for part in parts]) for key in first})
-    if isinstance(first, list) and not any(isinstance(item, (torch.Tensor, Mapping, tuple, list)) for item in first):
-        return [item for part in parts for item in part]
-    if isinstance(first, (tuple, list)):
-        return _like(first, [_join(list(group)) for group in zip(*parts, strict=True)])
+def _join(batches: list[Any]) -> Any:
+    first = batches[0]
     if first is None:
         return None
-    raise ConfigurationError(
-        f"calculate_predictions returned {first!r}, but must return tensors with a first dimension of samples, or lists of "
-        f"values, in any nesting of dictionaries, tuples and lists."
-    )
+    if isinstance(first, torch.Tensor) and first.ndim:
+        if len({part.shape[1:] for part in batches}) > 1:
+            raise ConfigurationError(
+                f"calculate_predictions returned tensors of the shapes {sorted({tuple(part.shape) for part in batches})}, which "
+                f"cannot be joined on the first dimension. Pad them to one shape."
+            )
+        return torch.cat(batches)
+    names, parts = _parts_of(first)
+    if isinstance(first, list) and not any(_is_nested(item) for item in first):
+        return [item for batch in batches for item in batch]
+    if parts is None:
+        raise ConfigurationError(
+            f"calculate_predictions returned {first!r}, but must return tensors with a first dimension of samples, or lists of "
+            f"values. Put them into dictionaries, tuples or lists as you like."
+        )
+    rows = [_parts_of(batch)[1] or [] for batch in batches]
+    if len({len(row) for row in rows}) > 1:
+        raise ConfigurationError(
+            f"calculate_predictions returned a {type(first).__name__} of {sorted({len(row) for row in rows})} parts for "
+            f"different batches, but it must have the same parts for each. Put what belongs to a sample into tensors."
+        )
+    return _rebuild(first, names, [_join(list(column)) for column in zip(*rows, strict=True)])
 
 
-def _like(example: Any, values: Any) -> Any:
-    """`values` in the type of `example`."""
-    if isinstance(example, tuple) and hasattr(example, "_fields"):
-        return type(example)(*values)
-    if dataclasses.is_dataclass(example):  # such as the outputs of transformers, which are mappings too
-        return example.__class__(**values)
-    return type(example)(values)
+def _is_nested(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) or _parts_of(value)[1] is not None
+
+
+def _parts_of(value: Any) -> tuple[list[Any], list[Any] | None]:
+    """Names and parts of a mapping, dataclass, tuple or list; None as parts of anything else."""
+    if isinstance(value, Mapping):
+        return list(value), list(value.values())
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        names = [field.name for field in dataclasses.fields(value)]
+        return names, [getattr(value, name) for name in names]
+    return [], list(value) if isinstance(value, (tuple, list)) else None
+
+
+def _rebuild(example: Any, names: list[Any], parts: list[Any]) -> Any:
+    """A structure like `example` of `parts`."""
+    kind: Any = type(example)
+    if dataclasses.is_dataclass(example):
+        return kind(**dict(zip(names, parts, strict=True)))
+    if isinstance(example, Mapping):
+        return dict(zip(names, parts, strict=True)) if kind is defaultdict else kind(zip(names, parts, strict=True))
+    return kind(*parts) if hasattr(example, "_fields") else kind(parts)
