@@ -173,14 +173,15 @@ def check_left_to_engine(accelerator: Accelerator, overridden: list[str], argume
             )
 
 
-def multiply_gradients(accelerator: Accelerator, model: torch.nn.Module, factor: float | torch.Tensor) -> None:
-    """Multiply all gradients by `factor`, where they are not in the parameters already."""
+def multiply_gradients(accelerator: Accelerator, model: torch.nn.Module, optimizer: Any, factor: float | torch.Tensor) -> None:
+    """Multiply all gradients by `factor`, where they are not in the parameters already; also those of a loss module."""
     if has_own_backward(accelerator):
         raise ConfigurationError(
             f"The items of an update differ from the plan, but {accelerator.distributed_type.value} has changed the parameters "
             f"inside backward already. Override count_items(batch), which counts beforehand."
         )
-    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    parameters = {*model.parameters(), *(parameter for group in optimizer.param_groups for parameter in group["params"])}
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     torch._foreach_mul_(gradients, factor)
 
 

@@ -97,6 +97,8 @@ class Trainer(BaseTrainer):
         """
         arguments = {name: value for name, value in locals().items() if name not in ("self", "train_dataset", "eval_dataset")}
         self._check_can_run("train", "calculate_train_batch_loss")
+        if eval_dataset is not None:
+            self._check_can_run("train", "calculate_eval_batch_loss")
         checks.check_train_arguments(train_dataset, eval_dataset, arguments)
         checks.check_trainable(self.model, self.optimizer)
         state = None if resume_from is None else training_state.open_training_state(resume_from)
@@ -249,7 +251,7 @@ class Trainer(BaseTrainer):
         """Close everything at the end, and give the user's own model and optimizer back."""
         self._before = Before(self.model, self.optimizer, self.run_history, self.device)
         self._is_running, self._is_in_update = True, False
-        model, optimizer, was_seeded = self.model, self.optimizer, self._is_seeded
+        model, optimizer, was_seeded, prepared = self.model, self.optimizer, self._is_seeded, self._prepared
         try:
             yield
         except BaseException as raised:
@@ -271,8 +273,9 @@ class Trainer(BaseTrainer):
                 if loader is not None:
                     loader.close()
             self._is_running, self._before = False, None
-            kept = self._prepared
-            self.model, self.optimizer = (model, optimizer) if kept is None else (kept.user_model, kept.user_optimizer)
+            if self._prepared is not None and self._prepared is not prepared:
+                model, optimizer = self._prepared.user_model, self._prepared.user_optimizer
+            self.model, self.optimizer = model, optimizer
 
     # ------------------------------------------------------------------ the loop
 
@@ -350,7 +353,7 @@ class Trainer(BaseTrainer):
         self._before = None
         factor = self._counts.correction(group, self.device)
         if factor is not None:
-            engines.multiply_gradients(self.accelerator, self.model, factor)
+            engines.multiply_gradients(self.accelerator, self.model, self.optimizer, factor)
         self.callbacks.on_optimizer_step_start(self)
         self.clip_gradients()
         self.optimizer_step()
