@@ -125,8 +125,6 @@ class CountAgreement:
 def update_groups(loader: ShardedDataLoader, gradient_accumulation_steps: int) -> Iterator[UpdateGroup]:
     """Group the batches of the epoch begun into updates: all of the same number of steps but for the last."""
     plan = loader.plan()
-    if plan is not None and not plan and loader.is_at_start:
-        raise _nothing_read(loader)
     if plan is None:
         yield from _groups_of_stream(loader, gradient_accumulation_steps)
         return
@@ -140,14 +138,6 @@ def update_groups(loader: ShardedDataLoader, gradient_accumulation_steps: int) -
         yield UpdateGroup(steps, is_alone, num_samples, num_samples / loader.num_processes)
 
 
-def _nothing_read(loader: ShardedDataLoader) -> ConfigurationError:
-    source = getattr(loader.dataset, "iterable", loader.dataset)
-    return ConfigurationError(
-        f"The data, a {type(source).__name__}, gave no batch: it is empty, smaller than a batch of all processes with "
-        f"drop_last=True, or was read to its end before. Pass data that can be read again from its beginning, and enough of it."
-    )
-
-
 def _steps_of_plan(batches: Iterator[Any], sizes: list[int], latest: list[Any]) -> Iterator[Step]:
     for number, size in enumerate(sizes, start=1):
         if size or not latest:
@@ -158,8 +148,8 @@ def _steps_of_plan(batches: Iterator[Any], sizes: list[int], latest: list[Any]) 
 def _groups_of_stream(loader: ShardedDataLoader, gradient_accumulation_steps: int) -> Iterator[UpdateGroup]:
     """Groups of data without a length, which looks one batch ahead. Several processes agree on each step."""
     ahead = _LookAhead(iter(loader))
-    if not ahead.has_next and loader.is_at_start:
-        raise _nothing_read(loader)
+    if not ahead.has_next:
+        loader.check_not_empty()
     batch_size = loader.batch_size or 1
     while ahead.has_next:
         steps = _steps_of_stream(ahead, gradient_accumulation_steps)
@@ -210,7 +200,7 @@ def eval_steps(loader: ShardedDataLoader, keep_idle: bool) -> Iterator[Step]:
     """
     plan = loader.plan()
     if plan is None:
-        steps = (step for group in _groups_of_stream(loader, 1) for step in group.steps)
+        steps: Iterator[Step] = (step for group in _groups_of_stream(loader, 1) for step in group.steps)
     else:
         steps = _steps_of_plan(iter(loader), [own for _, own in plan], [])
     return steps if keep_idle else (step for step in steps if not step.is_idle)
