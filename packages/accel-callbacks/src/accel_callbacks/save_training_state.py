@@ -15,7 +15,7 @@ from accel_core import AccelWarning, ConfigurationError, TrainerCallback
 from accel_core.checks import check_whole_number
 from accel_core.distributed import together
 from accel_core.errors import NotFiniteError
-from accel_core.training_state import check_run_id, complete_checkpoints, remove_checkpoint
+from accel_core.training_state import check_run_id, complete_checkpoints, remove_checkpoint, remove_leftovers
 
 from .periodic import Periodic
 from .watched_metric import WatchedMetric
@@ -134,6 +134,8 @@ class SaveTrainingStateCallback(TrainerCallback):
             warnings.warn(str(error), AccelWarning)
             return
         if trainer.is_main_process:
+            # Those of a crash after the last save, which no other save would remove.
+            remove_leftovers(self.save_dir)
             self._remove_old_states(str(trainer.run_id))
 
     def _saves_at_end(self, trainer: Trainer) -> bool:

@@ -1,0 +1,399 @@
+"""SaveTrainingStateCallback: when it saves, what it keeps, and what a signal does."""
+
+import os
+import signal
+import threading
+
+import pytest
+import torch
+from torch.utils.data import TensorDataset
+
+from accel_callbacks import SaveBestModelCallback, SaveTrainingStateCallback
+from accel_core import (
+    AccelWarning,
+    CheckpointError,
+    ConfigurationError,
+    RunInterrupted,
+    TerminateOnNaNCallback,
+    Trainer,
+    TrainerCallback,
+    latest_checkpoint,
+)
+from launching import start, wait_until
+
+POINTS = torch.randn(24, 3, generator=torch.Generator().manual_seed(0))
+DATA = TensorDataset(POINTS, POINTS.sum(1, keepdim=True))
+
+
+def create_trainer(*callbacks):
+    model = torch.nn.Linear(3, 1)
+    with torch.no_grad():
+        model.weight.fill_(0.1)
+        model.bias.fill_(0.0)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    return Trainer(model, torch.nn.functional.mse_loss, optimizer, callbacks, seed=1)
+
+
+def train(trainer, num_epochs=2, **kwargs):
+    """Six updates an epoch."""
+    return trainer.train(DATA, num_epochs, per_device_batch_size=4, **kwargs)
+
+
+def names_in(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+class At(TrainerCallback):
+    """Acts once, after the update of a number."""
+
+    def __init__(self, update, action):
+        self.update = update
+        self.action = action
+
+    def on_optimizer_step_end(self, trainer):
+        if trainer.run_progress.updates_completed == self.update:
+            self.action(trainer)
+
+
+class Seen(TrainerCallback):
+    def __init__(self):
+        self.saved = []
+
+    def on_checkpoint_saved(self, trainer, path):
+        self.saved.append(path.name)
+
+
+class TestWhen:
+    def test_updates_count_from_the_beginning_of_the_run_and_the_end_is_saved(self, tmp_path):
+        train(create_trainer(SaveTrainingStateCallback(tmp_path, save_every_n_updates=5)))
+        assert names_in(tmp_path) == ["update_00000005", "update_00000010", "update_00000012"]
+
+    def test_a_resumed_run_goes_on_in_the_same_rhythm_and_overwrites_nothing(self, tmp_path):
+        train(create_trainer(SaveTrainingStateCallback(tmp_path, save_every_n_updates=5)), num_epochs=1)
+        before = {path.name: path.stat().st_ino for path in tmp_path.iterdir()}
+        saver = SaveTrainingStateCallback(tmp_path, save_every_n_updates=5)
+        train(create_trainer(saver), resume_from=latest_checkpoint(tmp_path))
+        assert names_in(tmp_path) == ["update_00000005", "update_00000006", "update_00000010", "update_00000012"]
+        assert {name: (tmp_path / name).stat().st_ino for name in before} == before
+
+    def test_epochs_are_saved_when_their_evaluation_is_done(self, tmp_path):
+        saver = SaveTrainingStateCallback(tmp_path, save_every_n_epochs=2, save_at_end=False)
+        train(create_trainer(saver), num_epochs=3, eval_dataset=DATA)
+        assert names_in(tmp_path) == ["update_00000012"]
+        again = create_trainer()
+        train(again, 2, eval_dataset=DATA, resume_from=tmp_path / "update_00000012")
+        assert len(again.run_history.get_metric_values("eval_loss_epoch")) == 2
+
+    def test_an_epoch_that_a_limit_cuts_is_no_epoch(self, tmp_path):
+        saver = SaveTrainingStateCallback(tmp_path, save_every_n_epochs=1, save_at_end=False)
+        train(create_trainer(saver), None, max_num_train_steps=8)
+        assert names_in(tmp_path) == ["update_00000006"]
+
+    def test_minutes_begin_anew_with_each_save(self, tmp_path, monkeypatch):
+        now = 0.0
+        monkeypatch.setattr("accel_callbacks.periodic.time.monotonic", lambda: now)
+
+        class Clock(TrainerCallback):
+            def on_train_step_start(self, trainer, batch):
+                nonlocal now
+                now += 20
+
+        train(create_trainer(Clock(), SaveTrainingStateCallback(tmp_path, save_every_n_minutes=1, save_at_end=False)))
+        # Passed at update 3, so due after update 4, from which the next minute counts.
+        assert names_in(tmp_path) == ["update_00000004", "update_00000008", "update_00000012"]
+
+    def test_nothing_is_saved_in_the_middle_if_nothing_was_asked_for(self, tmp_path):
+        train(create_trainer(SaveTrainingStateCallback(tmp_path / "states")))
+        assert names_in(tmp_path / "states") == ["update_00000012"]
+
+    def test_two_triggers_at_one_update_save_once(self, tmp_path):
+        seen = Seen()
+        train(create_trainer(seen, SaveTrainingStateCallback(tmp_path, 1), SaveTrainingStateCallback(tmp_path, 1)), 1)
+        assert seen.saved == ["update_00000006"]
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            ({"save_every_n_updates": 0}, "save_every_n_updates is 0, but must be at least 1"),
+            ({"save_every_n_epochs": 1.5}, "save_every_n_epochs is 1.5"),
+            ({"save_every_n_minutes": 0}, "save_every_n_minutes is 0"),
+            ({"keep_last": 0}, "keep_last is 0"),
+            ({"keep_best": -1}, "keep_best is -1"),
+            ({"save_on_signals": ("SIGTREM",)}, "SIGTREM"),
+            ({"save_on_signals": ("SIGKILL",)}, "which no process can handle"),
+        ],
+    )
+    def test_arguments_that_cannot_be_used_are_named(self, arguments, message):
+        with pytest.raises(ConfigurationError, match=message):
+            SaveTrainingStateCallback(**arguments)
+
+
+class TestRotation:
+    def test_the_newest_stay(self, tmp_path):
+        train(create_trainer(SaveTrainingStateCallback(tmp_path, save_every_n_updates=2, keep_last=2)))
+        assert names_in(tmp_path) == ["update_00000010", "update_00000012"]
+
+    def test_the_old_one_goes_only_after_the_new_one_is_complete(self, tmp_path):
+        there = []
+
+        class Look(TrainerCallback):
+            def on_checkpoint_saved(self, trainer, path):
+                there.append(names_in(tmp_path))
+
+        train(create_trainer(Look(), SaveTrainingStateCallback(tmp_path, 1, keep_last=1)), num_epochs=3)
+        assert there == [
+            ["update_00000006"],
+            ["update_00000006", "update_00000012"],
+            ["update_00000012", "update_00000018"],
+        ]
+
+    def test_the_best_stay_besides_the_newest_and_are_known_again_after_a_resume(self, tmp_path):
+        losses = {1: 3.0, 2: 1.0, 3: 2.0, 4: 5.0, 5: float("nan"), 6: 4.0}
+
+        class Record(TrainerCallback):
+            def on_training_run_epoch_end(self, trainer):
+                trainer.run_history.update_metric("wanted", losses[trainer.run_history.current_epoch])
+
+        def saver():
+            return SaveTrainingStateCallback(tmp_path, 1, keep_best=2, watch_metric="wanted")
+
+        train(create_trainer(Record(), saver()), num_epochs=4)
+        assert names_in(tmp_path) == ["update_00000012", "update_00000018", "update_00000024"]
+        train(create_trainer(Record(), saver()), num_epochs=6, resume_from=latest_checkpoint(tmp_path))
+        assert names_in(tmp_path) == ["update_00000012", "update_00000018", "update_00000036"]
+
+    def test_a_state_is_not_credited_with_a_metric_of_earlier_weights(self, tmp_path):
+        saver = SaveTrainingStateCallback(tmp_path, save_every_n_updates=4, keep_best=1, watch_metric="train_loss_epoch")
+        train(create_trainer(saver))
+        # The metric was recorded at the updates 6 and 12 only.
+        assert names_in(tmp_path) == ["update_00000012"]
+
+    def test_greater_may_be_better(self, tmp_path):
+        saver = SaveTrainingStateCallback(tmp_path, 1, keep_best=1, watch_metric="train_loss_epoch", greater_is_better=True)
+        train(create_trainer(saver), num_epochs=3)
+        assert names_in(tmp_path) == ["update_00000006", "update_00000018"]
+
+    def test_folders_of_other_names_are_left_alone(self, tmp_path):
+        saver = SaveTrainingStateCallback(tmp_path, save_every_n_updates=2, keep_last=1)
+        (tmp_path / "notes").mkdir()
+        train(create_trainer(At(3, lambda trainer: trainer.save_training_state(tmp_path / "mine")), saver))
+        assert names_in(tmp_path) == ["mine", "notes", "update_00000012"]
+
+    def test_a_watched_metric_that_is_not_there_is_told_before_an_epoch_is_spent(self, tmp_path):
+        with pytest.raises(ConfigurationError, match="SaveTrainingStateCallback watches 'eval_loss_epoch', but train got no"):
+            train(create_trainer(SaveTrainingStateCallback(tmp_path, 1, keep_best=1)))
+
+
+class TestOneRunAFolder:
+    def test_another_run_in_the_folder_is_refused_before_training(self, tmp_path):
+        first = create_trainer(SaveTrainingStateCallback(tmp_path))
+        train(first)
+        second = create_trainer(SaveTrainingStateCallback(tmp_path))
+        with pytest.raises(CheckpointError, match=rf"{first.run_id}.*") as caught:
+            train(second)
+        assert second.run_id in str(caught.value) and "Choose another folder" in str(caught.value)
+        assert second.run_progress.updates_completed == 0
+        assert names_in(tmp_path) == ["update_00000012"]
+
+
+class TestStops:
+    def test_an_agreed_stop_saves_the_state_of_the_safe_point(self, tmp_path):
+        class Closing(TrainerCallback):
+            """Does what callbacks do that close an epoch."""
+
+            epochs_closed = 0
+
+            def on_train_epoch_end(self, trainer):
+                self.epochs_closed += 1
+
+            def state_dict(self):
+                return {"epochs_closed": self.epochs_closed}
+
+            def load_state_dict(self, state):
+                self.epochs_closed = state["epochs_closed"]
+
+        stop = At(9, lambda trainer: trainer.request_stop("enough"))
+        stopped = create_trainer(Closing(), stop, SaveTrainingStateCallback(tmp_path))
+        train(stopped)
+        assert stopped.stop_reason == "enough"
+        assert names_in(tmp_path) == ["update_00000010"]
+        closing = Closing()
+        resumed = create_trainer(closing, SaveTrainingStateCallback(tmp_path))
+        train(resumed, resume_from=latest_checkpoint(tmp_path))
+        expected = create_trainer()
+        train(expected)
+        assert closing.epochs_closed == 2
+        assert torch.equal(resumed.model.weight, expected.model.weight)
+        assert resumed.run_history.to_records() == expected.run_history.to_records()
+
+    def test_save_at_end_is_false_for_a_stop_too(self, tmp_path):
+        stop = At(9, lambda trainer: trainer.request_stop("enough"))
+        train(create_trainer(stop, SaveTrainingStateCallback(tmp_path, 1, save_at_end=False)))
+        assert names_in(tmp_path) == ["update_00000006"]
+
+    def test_a_nan_is_never_saved_over_a_good_state(self, tmp_path):
+        def poison(trainer):
+            with torch.no_grad():
+                trainer.model.weight.fill_(float("nan"))
+
+        saver = SaveTrainingStateCallback(tmp_path, save_every_n_updates=4, keep_last=1)
+        trainer = create_trainer(At(7, poison), TerminateOnNaNCallback(), saver)
+        with pytest.warns(AccelWarning, match="'weight' is not finite, so the state was not saved"):
+            train(trainer)
+        assert trainer.stop_reason.startswith("the loss is nan")
+        assert names_in(tmp_path) == ["update_00000004"]
+        assert trainer.last_checkpoint.name == "update_00000004"
+
+    def test_the_state_at_the_end_has_the_last_weights_not_the_best(self, tmp_path):
+        class Worse(TrainerCallback):
+            def on_training_run_epoch_end(self, trainer):
+                trainer.run_history.update_metric("wanted", trainer.run_history.current_epoch)
+
+        best = SaveBestModelCallback(tmp_path / "best.pt", watch_metric="wanted")
+        trainer = create_trainer(best, Worse(), SaveTrainingStateCallback(tmp_path / "states"))
+        train(trainer)
+        plain = create_trainer()
+        train(plain)
+        resumed = create_trainer()
+        train(resumed, resume_from=latest_checkpoint(tmp_path / "states"))
+        assert torch.equal(resumed.model.weight, plain.model.weight)
+        assert not torch.equal(trainer.model.weight, plain.model.weight)
+
+
+def send(number):
+    return lambda trainer: os.kill(os.getpid(), number)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="the platform has no such signal")
+class TestSignals:
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+    def test_the_update_is_finished_saved_and_closed(self, tmp_path, number):
+        closed = []
+
+        class Closing(TrainerCallback):
+            def on_run_close(self, trainer):
+                closed.append(trainer.run_progress.updates_completed)
+
+        trainer = create_trainer(Closing(), At(7, send(number)), SaveTrainingStateCallback(tmp_path, save_at_end=False))
+        with pytest.raises(RunInterrupted) as caught:
+            train(trainer)
+        assert closed == [8]
+        assert caught.value.signal_number == number
+        assert caught.value.code == 128 + number
+        assert caught.value.checkpoint == tmp_path / "update_00000008" == latest_checkpoint(tmp_path)
+
+    @pytest.mark.parametrize(
+        "event", ["on_train_epoch_end", "on_eval_epoch_end", "on_training_run_epoch_end", "on_train_epoch_start"]
+    )
+    def test_whenever_it_comes_the_resumed_run_is_that_of_no_signal(self, tmp_path, event):
+        def interrupt(self, trainer, **kwargs):
+            if trainer.run_progress.epochs_completed == 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        callback = type("Interrupt", (TrainerCallback,), {event: interrupt})()
+        with pytest.raises(RunInterrupted):
+            train(create_trainer(callback, SaveTrainingStateCallback(tmp_path)), 3, eval_dataset=DATA)
+        resumed, expected = create_trainer(SaveTrainingStateCallback(tmp_path)), create_trainer()
+        train(resumed, 3, eval_dataset=DATA, resume_from=latest_checkpoint(tmp_path))
+        train(expected, 3, eval_dataset=DATA)
+        assert torch.equal(resumed.model.weight, expected.model.weight)
+        assert resumed.run_history.to_records() == expected.run_history.to_records()
+
+    def test_the_handlers_of_the_user_come_back(self, tmp_path):
+        def own(number, frame):
+            raise AssertionError("must not be called")
+
+        before = signal.signal(signal.SIGUSR1, own)
+        try:
+            savers = [SaveTrainingStateCallback(tmp_path / name) for name in "ab"]
+            with pytest.raises(RunInterrupted):
+                train(create_trainer(At(3, send(signal.SIGUSR1)), *savers))
+            assert signal.getsignal(signal.SIGUSR1) is own
+            assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+            assert names_in(tmp_path / "a") == names_in(tmp_path / "b") == ["update_00000004"]
+        finally:
+            signal.signal(signal.SIGUSR1, before)
+
+    def test_the_handlers_come_back_after_an_error(self, tmp_path):
+        def fail(trainer):
+            raise ZeroDivisionError
+
+        with pytest.raises(ZeroDivisionError):
+            train(create_trainer(At(3, fail), SaveTrainingStateCallback(tmp_path)))
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+    def test_in_another_thread_training_works_without_handlers(self, tmp_path):
+        failed, handlers = [], []
+
+        def run():
+            try:
+                look = At(2, lambda trainer: handlers.append(signal.getsignal(signal.SIGTERM)))
+                train(create_trainer(look, SaveTrainingStateCallback(tmp_path)))
+            except BaseException as error:
+                failed.append(error)
+
+        thread = threading.Thread(target=run)
+        thread.start()
+        thread.join()
+        assert not failed
+        assert handlers == [signal.SIG_DFL]
+
+    def test_ctrl_c_closes_and_raises_unless_it_was_asked_to_save(self, tmp_path):
+        with pytest.raises(KeyboardInterrupt):
+            train(create_trainer(At(3, send(signal.SIGINT)), SaveTrainingStateCallback(tmp_path)))
+        assert names_in(tmp_path) == []
+        saver = SaveTrainingStateCallback(tmp_path, save_on_signals=("SIGINT",))
+        with pytest.raises(RunInterrupted) as caught:
+            train(create_trainer(At(3, send(signal.SIGINT)), saver))
+        assert caught.value.code == 130
+        assert names_in(tmp_path) == ["update_00000004"]
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+    def test_a_signal_that_the_platform_lacks_is_left_out(self):
+        assert SaveTrainingStateCallback(save_on_signals=("SIGTERM", "SIGBREAK")).signal_numbers == [signal.SIGTERM]
+
+    def test_a_process_ends_with_the_status_of_the_signal_and_a_second_one_ends_it_at_once(self, tmp_path):
+        script = """
+            import sys, time
+            from pathlib import Path
+            import torch
+            from accel_callbacks import SaveTrainingStateCallback
+            from accel_core import Trainer, TrainerCallback
+
+            folder = Path(sys.argv[1])
+
+            class Wait(TrainerCallback):
+                def on_optimizer_step_end(self, trainer):
+                    if trainer.run_progress.updates_completed == 3:
+                        (folder / "waits").touch()
+                        while "stop" not in trainer.agreement.said:
+                            time.sleep(0.01)
+                        (folder / "noticed").touch()
+                        while not (folder / "go_on").exists():
+                            time.sleep(0.01)
+
+            data = [(torch.ones(3), torch.ones(1))] * 24
+            model = torch.nn.Linear(3, 1)
+            trainer = Trainer(
+                model, torch.nn.functional.mse_loss, torch.optim.SGD(model.parameters(), lr=0.01),
+                [Wait, SaveTrainingStateCallback(folder / "states")],
+            )
+            trainer.train(data, 1, per_device_batch_size=4)
+        """
+        once, twice = tmp_path / "once", tmp_path / "twice"
+        once.mkdir()
+        twice.mkdir()
+        with start(script, 1, [once]) as first, start(script, 1, [twice]) as second:
+            wait_until((once / "waits").exists, first)
+            wait_until((twice / "waits").exists, second)
+            first.process.send_signal(signal.SIGTERM)
+            second.process.send_signal(signal.SIGTERM)
+            (once / "go_on").touch()
+            wait_until((twice / "noticed").exists, second)
+            second.process.send_signal(signal.SIGUSR1)
+            finished = first.wait()
+            assert second.wait().returncode == -signal.SIGUSR1
+        assert finished.returncode == 128 + signal.SIGTERM
+        assert "Traceback" not in finished.stderr
+        assert names_in(once / "states") == ["update_00000004"]
+        assert not (twice / "states").exists()
