@@ -4,7 +4,11 @@ from accel_core import LogMetricsCallback, TerminateOnNaNCallback, TrainerCallba
 
 from .early_stopping import EarlyStoppingCallback as EarlyStoppingCallback
 from .metrics import MetricsCallback as MetricsCallback
+from .model_freezer import Layer as Layer
+from .model_freezer import LayerGroup as LayerGroup
+from .model_freezer import ModelFreezer as ModelFreezer
 from .periodic import Periodic as Periodic
+from .plot_history import plot_history as plot_history
 from .progress_bar import ProgressBarCallback as ProgressBarCallback
 from .save_best_model import SaveBestModelCallback as SaveBestModelCallback
 from .save_training_state import SaveTrainingStateCallback as SaveTrainingStateCallback

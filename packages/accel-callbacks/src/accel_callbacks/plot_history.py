@@ -1,0 +1,270 @@
+"""plot_history: the run history as a picture for a report."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from accel_core import ConfigurationError, RunHistory
+from accel_core.run_history import MetricRecord
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """What the prefix of a metric's name says about where it was measured, and how that is drawn."""
+
+    prefix: str
+    label: str
+    style: dict[str, Any]
+
+
+# The colours are those of Okabe and Ito, which colour-blind readers can tell apart. Longer prefixes come first.
+_KINDS = (
+    _Kind("ema_model_eval_", "averaged weights", {"color": "#009E73", "marker": "s"}),
+    _Kind("ema_model_", "averaged weights", {"color": "#009E73", "marker": "s"}),
+    _Kind("intermediate_eval_", "mid-epoch", {"color": "#E69F00", "marker": ".", "linestyle": ":"}),
+    _Kind("intermediate_", "mid-epoch", {"color": "#E69F00", "marker": ".", "linestyle": ":"}),
+    _Kind("evaluation_", "evaluate()", {"color": "#CC79A7", "marker": "D", "linestyle": "none"}),
+    _Kind("train_", "training", {"color": "#0072B2", "marker": "^", "linestyle": "--"}),
+    _Kind("eval_", "evaluation", {"color": "#D55E00", "marker": "o"}),
+)
+_PLAIN = _Kind("", "evaluation", {"color": "#D55E00", "marker": "o"})
+_ORDER_OF_LABELS = ("training", "evaluation", "averaged weights", "mid-epoch", "evaluate()")
+_LEARNING_RATES = ("lr", "learning_rate")
+_SMALLER_IS_BETTER = ("loss", "error", "perplexity", "mae", "mse", "rmse", "wer", "cer", "nll", "distance", "divergence")
+_MOST_MARKERS = 30
+_MANY_VALUES = 200
+
+
+@dataclass
+class _Series:
+    """The values of one metric."""
+
+    kind: _Kind
+    label: str
+    records: list[MetricRecord] = field(default_factory=list)
+
+    @property
+    def is_by_update(self) -> bool:
+        """Whether there are several values in an epoch."""
+        return len(self.records) > len({record["epoch"] for record in self.records})
+
+    @property
+    def finite(self) -> list[float]:
+        return [record["value"] for record in self.records if math.isfinite(record["value"])]
+
+
+def plot_history(run_history: RunHistory, path: str | Path | None = None) -> Figure:
+    """Draw losses and metrics by epoch, with the best evaluation marked, and the learning rate by update.
+
+    There is a panel for the losses, one for each metric, with its values in training and evaluation, and one for the learning
+    rates, if a callback recorded them as `learning_rate` or `lr`. Other metrics with several values in an epoch are drawn
+    by update too. Values that are not finite leave a gap and are marked with a cross at the lower edge. Losses and errors that
+    span a factor of more than 100 are drawn on a logarithmic axis.
+
+    Needs matplotlib, of which it changes no global state, so that it works without a screen.
+
+    Args:
+        run_history: that of `trainer.run_history`, or what `trainer.train` returned.
+        path: where to save the picture; its ending says the format (`.png`, `.pdf`, `.svg`). Folders are made. On several
+            processes, save on one: `if trainer.is_main_process`.
+
+    Returns:
+        The figure, to change or to show.
+
+    Raises:
+        ConfigurationError: matplotlib is not installed, or the history has no values.
+    """
+    figure_class = _import_figure()
+    records = run_history.to_records()
+    if not records:
+        raise ConfigurationError("The run history has no values, so there is nothing to draw. Call plot_history after train.")
+    panels = _sort_into_panels(records)
+    columns = 1 if len(panels) == 1 else 2 if len(panels) <= 4 else 3
+    rows = math.ceil(len(panels) / columns)
+    figure: Figure = figure_class(figsize=(1 + 4.8 * columns, 3.4 * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False).flatten()
+    position_in_epochs = _position_in_epochs(records)
+    by_epoch = [axes for axes, (name, series) in zip(grid, panels.items(), strict=False) if not _is_by_update(name, series)]
+    for axes, (name, series) in zip(grid, panels.items(), strict=False):
+        _draw_panel(axes, name, series, position_in_epochs)
+    if by_epoch:
+        # The same epochs in all of these panels, so that they can be compared, and room for the marks at the ends.
+        low, high = (limit(axes.dataLim.intervalx[end] for axes in by_epoch) for end, limit in enumerate((min, max)))
+        room = max(0.25, 0.03 * high)
+        for axes in by_epoch:
+            axes.set_xlim(low - room, high + room)
+    for axes in grid[len(panels) :]:
+        axes.remove()
+    if path is not None:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=150)
+    return figure
+
+
+def _import_figure() -> type[Figure]:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise ConfigurationError(
+            "plot_history needs the package 'matplotlib', which is not installed. Install it with: "
+            'pip install "accel-callbacks[matplotlib]"'
+        ) from None
+    return Figure
+
+
+def _sort_into_panels(records: Sequence[MetricRecord]) -> dict[str, list[_Series]]:
+    """The series by what they measure: losses first, then what is by epoch, then what is by update, learning rates last."""
+    series: dict[str, _Series] = {}
+    panels: dict[str, list[_Series]] = {}
+    for record in records:
+        name = record["name"]
+        if name not in series:
+            panel, kind, label = _place(name)
+            series[name] = _Series(kind, label)
+            panels.setdefault(panel, []).append(series[name])
+        series[name].records.append(record)
+    for members in panels.values():
+        members.sort(key=lambda member: _ORDER_OF_LABELS.index(member.label) if member.label in _ORDER_OF_LABELS else 0)
+
+    def place(item: tuple[str, list[_Series]]) -> tuple[bool, bool, bool]:
+        name, members = item
+        return name == "learning_rate", _is_by_update(name, members), name != "loss"
+
+    return dict(sorted(panels.items(), key=place))
+
+
+def _is_by_update(name: str, series: Sequence[_Series]) -> bool:
+    return name == "learning_rate" or all(member.is_by_update for member in series)
+
+
+def _place(name: str) -> tuple[str, _Kind, str]:
+    """The panel of a metric, its kind, and what it is called in that panel."""
+    for rate in _LEARNING_RATES:
+        if name == rate or name.startswith(f"{rate}_"):
+            return "learning_rate", _PLAIN, name.removeprefix(rate).strip("_").replace("_", " ")
+    for kind in _KINDS:
+        if name.startswith(kind.prefix):
+            return name.removeprefix(kind.prefix).removesuffix("_epoch"), kind, kind.label
+    return name.removesuffix("_epoch"), _PLAIN, _PLAIN.label
+
+
+def _position_in_epochs(records: Sequence[MetricRecord]) -> Callable[[MetricRecord], float]:
+    """A function from a record to its place on an axis of epochs: the end of epoch 3 is 3, its middle 2.5."""
+    ends: dict[int, int] = {}
+    for record in records:
+        ends[record["epoch"]] = max(ends.get(record["epoch"], 0), record["update"])
+    ends |= {record["epoch"]: record["update"] for record in records if record["name"] == "train_loss_epoch"}
+
+    def position(record: MetricRecord) -> float:
+        epoch, start = record["epoch"], ends.get(record["epoch"] - 1, 0)
+        length = ends[epoch] - start
+        share = (record["update"] - start) / length if length > 0 else 1.0
+        return epoch - 1 + min(1.0, max(0.0, share))
+
+    return position
+
+
+def _draw_panel(axes: Axes, name: str, series: list[_Series], position_in_epochs: Callable[[MetricRecord], float]) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    by_update = _is_by_update(name, series)
+    best = None if by_update else _series_with_best(series)
+    for index, member in enumerate(series):
+        style = _style_by_update(index, len(series)) if by_update else dict(member.kind.style)
+        places = [record["update"] if by_update else position_in_epochs(record) for record in member.records]
+        # A cross for each value that is missing, in a row of the series' own, as series often fail together.
+        _draw_series(axes, member, places, style, name if member is best else None, height_of_crosses=0.03 + 0.04 * index)
+    if any(len(member.finite) < len(member.records) for member in series):
+        axes.plot([], [], color="gray", marker="x", markersize=4, linestyle="none", label="not finite")
+    axes.set_title(_readable(name), loc="left")
+    axes.set_xlabel("update" if by_update else "epoch")
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=7, steps=[1, 2, 5, 10], integer=True, min_n_ticks=1))
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    values = [value for member in series for value in member.finite]
+    if _smaller_is_better(name) and values and min(values) > 0 and max(values) > 100 * min(values):
+        axes.set_yscale("log")
+    else:
+        # Without a common factor, which would stand where the title is.
+        axes.yaxis.set_major_formatter("{x:g}")
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    if not by_update or len(series) > 1:
+        axes.legend(fontsize="small", framealpha=0.8, ncols=2 if len(series) > 4 else 1)
+
+
+def _style_by_update(index: int, number: int) -> dict[str, Any]:
+    from matplotlib import colormaps
+
+    # Groups of parameters have an order, and so have these colours; the palest, at 1.0, is hard to see.
+    color = "#0072B2" if number == 1 else colormaps["viridis"](0.9 * index / (number - 1))
+    return {"color": color, "marker": "o"}
+
+
+def _draw_series(
+    axes: Axes,
+    series: _Series,
+    places: Sequence[float],
+    style: dict[str, Any],
+    best_of: str | None,
+    height_of_crosses: float,
+) -> None:
+    values = [record["value"] if math.isfinite(record["value"]) else math.nan for record in series.records]
+    if len(values) > _MOST_MARKERS and style.get("linestyle") != "none":
+        # Only where there is no line to see: between two values that are not finite.
+        style["markevery"] = _isolated(values)
+    label = series.label
+    if best_of is not None:
+        value, place = _find_best(values, places, best_of)
+        word = "lowest" if _smaller_is_better(best_of) else "highest"
+        label += f", {word} {value:.4g} in epoch {math.ceil(place):,}"
+        axes.plot(place, value, color=style["color"], marker="o", markersize=11, fillstyle="none", markeredgewidth=1.5)
+    axes.plot(places, values, label=label, markersize=4.5, linewidth=1.0 if len(values) > _MANY_VALUES else 1.5, **style)
+    missing = [place for place, value in zip(places, values, strict=True) if math.isnan(value)]
+    axes.plot(
+        missing,
+        [height_of_crosses] * len(missing),
+        color=style["color"],
+        marker="x",
+        markersize=4.5,
+        linestyle="none",
+        transform=axes.get_xaxis_transform(),
+    )
+
+
+def _isolated(values: Sequence[float]) -> list[int]:
+    """Indices of the numbers that have no number beside them."""
+    padded = [math.nan, *values, math.nan]
+    return [
+        index
+        for index, (before, value, after) in enumerate(zip(padded, values, padded[2:], strict=False))
+        if math.isnan(before) and not math.isnan(value) and math.isnan(after)
+    ]
+
+
+def _series_with_best(series: Sequence[_Series]) -> _Series | None:
+    """That of the evaluations, or else of training."""
+    by_label = {member.label: member for member in series if member.finite}
+    return by_label.get("evaluation", by_label.get("training"))
+
+
+def _find_best(values: Sequence[float], places: Sequence[float], name: str) -> tuple[float, float]:
+    choose = min if _smaller_is_better(name) else max
+    best = choose(value for value in values if not math.isnan(value))
+    return best, places[list(values).index(best)]
+
+
+def _smaller_is_better(name: str) -> bool:
+    return any(word in _SMALLER_IS_BETTER for word in name.lower().split("_"))
+
+
+def _readable(name: str) -> str:
+    words = name.replace("_", " ").strip() or name
+    return words[:1].upper() + words[1:]

@@ -1,0 +1,194 @@
+"""The picture of a run history: what is in which panel, and what a reader is told in the awkward cases."""
+
+import math
+import subprocess
+import sys
+
+import pytest
+from matplotlib.image import imread
+
+from accel_callbacks.plot_history import plot_history
+from accel_core import ConfigurationError, InMemoryRunHistory
+
+
+def build_history(epochs, updates_per_epoch=20, nan_epochs=(), **metrics):
+    """Losses and learning rate of a run; `metrics` are further values by epoch."""
+    history = InMemoryRunHistory()
+    for epoch in range(1, epochs + 1):
+        history.current_epoch = epoch
+        for update in range((epoch - 1) * updates_per_epoch + 1, epoch * updates_per_epoch + 1):
+            history.current_update = update
+            if update % 5 == 0:
+                history.update_metric("learning_rate", 0.1 / update)
+        history.update_metric("train_loss_epoch", math.nan if epoch in nan_epochs else 2 / epoch)
+        history.update_metric("eval_loss_epoch", math.nan if epoch in nan_epochs else 1 / epoch + 0.1 * epoch)
+        for name, calculate in metrics.items():
+            history.update_metric(name, calculate(epoch))
+    return history
+
+
+def panels(figure):
+    figure.canvas.draw()
+    return {axes.get_title(loc="left"): axes for axes in figure.axes}
+
+
+def lines(axes):
+    """The curves by their label, without what is only a mark."""
+    return {line.get_label(): line for line in axes.lines if not line.get_label().startswith("_") and len(line.get_xdata())}
+
+
+def texts(axes):
+    return [text.get_text() for text in axes.get_legend().get_texts()]
+
+
+@pytest.mark.parametrize("epochs", [1, 100])
+def test_the_picture_is_saved_and_its_folder_made(tmp_path, epochs):
+    path = tmp_path / "report" / "history.png"
+    plot_history(build_history(epochs), path)
+    picture = imread(path)
+    assert picture.shape[0] > 300 and picture.shape[1] > 600
+    assert picture.std() > 0.05
+
+
+def test_losses_come_first_and_learning_rates_last():
+    history = build_history(3, accuracy=lambda epoch: 0.2 * epoch, train_accuracy=lambda epoch: 0.3 * epoch)
+    for update in range(60):
+        history.current_update = update
+        history.update_metric("gradient_norm", 1.0)
+    figure = plot_history(history)
+    assert [axes.get_title(loc="left") for axes in figure.axes] == ["Loss", "Accuracy", "Gradient norm", "Learning rate"]
+    assert [axes.get_xlabel() for axes in figure.axes] == ["epoch", "epoch", "update", "update"]
+
+
+def test_training_and_evaluation_of_a_metric_share_a_panel():
+    history = build_history(
+        3,
+        accuracy=lambda epoch: 0.2 * epoch,
+        train_accuracy=lambda epoch: 0.3 * epoch,
+        ema_model_accuracy=lambda epoch: 0.25 * epoch,
+        train_distance_epoch=lambda epoch: 1 / epoch,
+        eval_distance_epoch=lambda epoch: 2 / epoch,
+    )
+    drawn = panels(plot_history(history))
+    assert texts(drawn["Accuracy"]) == ["training", "evaluation, highest 0.6 in epoch 3", "averaged weights"]
+    assert texts(drawn["Distance"]) == ["training", "evaluation, lowest 0.6667 in epoch 3"]
+
+
+def test_values_stand_at_their_epoch_and_rates_at_their_update():
+    drawn = panels(plot_history(build_history(3)))
+    training = lines(drawn["Loss"])["training"]
+    assert list(training.get_xdata()) == [1, 2, 3]
+    assert list(training.get_ydata()) == [2, 1, 2 / 3]
+    (rates,) = drawn["Learning rate"].lines[:1]
+    assert list(rates.get_xdata()) == list(range(5, 65, 5))
+
+
+def test_an_evaluation_in_mid_epoch_stands_within_its_epoch():
+    history = InMemoryRunHistory()
+    for epoch in (1, 2):
+        history.current_epoch = epoch
+        history.current_update = epoch * 20 - 10
+        history.update_metric("intermediate_eval_loss", 1.0)
+        history.current_update = epoch * 20
+        history.update_metric("train_loss_epoch", 1.0)
+    history.current_epoch, history.current_update = 3, 45
+    history.update_metric("intermediate_eval_loss", 1.0)
+    drawn = panels(plot_history(history))
+    assert list(lines(drawn["Loss"])["mid-epoch"].get_xdata()) == [0.5, 1.5, 3.0]
+
+
+def test_the_best_evaluation_is_marked_and_told():
+    history = build_history(8)
+    axes = panels(plot_history(history))["Loss"]
+    assert "evaluation, lowest 0.6333 in epoch 3" in texts(axes)
+    (ring,) = [line for line in axes.lines if line.get_markersize() > 10]
+    assert (ring.get_xdata()[0], ring.get_ydata()[0]) == (3, 1 / 3 + 0.1 * 3)
+
+
+def test_without_evaluation_the_best_of_training_is_marked():
+    history = InMemoryRunHistory()
+    history.update_metric("train_loss_epoch", 0.5)
+    assert texts(panels(plot_history(history))["Loss"]) == ["training, lowest 0.5 in epoch 1"]
+
+
+def test_one_epoch_has_its_number_at_the_axis_and_visible_points():
+    axes = panels(plot_history(build_history(1)))["Loss"]
+    low, high = axes.get_xlim()
+    assert [tick for tick in axes.get_xticks() if low <= tick <= high] == [1]
+    assert all(line.get_marker() not in ("", "none", "None") for line in lines(axes).values())
+
+
+def test_a_hundred_epochs_are_a_line_with_few_numbers_at_the_axis():
+    axes = panels(plot_history(build_history(100)))["Loss"]
+    assert list(lines(axes)["training"].get_markevery()) == []
+    assert len(axes.get_xticks()) <= 9
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_what_is_not_finite_is_a_gap_that_is_told_and_does_not_hide_the_rest(value):
+    history = build_history(12, accuracy=lambda epoch: value if epoch in (5, 6) else epoch / 20)
+    axes = panels(plot_history(history))["Accuracy"]
+    assert texts(axes) == ["evaluation, highest 0.6 in epoch 12", "not finite"]
+    assert axes.get_ylim()[1] < 1
+    crosses = [line for line in axes.lines if line.get_marker() == "x" and len(line.get_xdata())]
+    assert [list(line.get_xdata()) for line in crosses] == [[5, 6]]
+
+
+def test_a_number_between_two_that_are_not_finite_is_seen_on_a_long_line():
+    axes = panels(plot_history(build_history(100, nan_epochs=(20, 21, 23))))["Loss"]
+    assert list(lines(axes)["training"].get_markevery()) == [21]
+
+
+def test_crosses_of_two_series_do_not_cover_each_other():
+    axes = panels(plot_history(build_history(12, nan_epochs=(5,))))["Loss"]
+    heights = [line.get_ydata()[0] for line in axes.lines if line.get_marker() == "x" and len(line.get_xdata())]
+    assert len(set(heights)) == 2
+
+
+def test_a_history_of_nothing_but_nan_is_drawn(tmp_path):
+    plot_history(build_history(3, nan_epochs=(1, 2, 3)), tmp_path / "history.pdf")
+    assert (tmp_path / "history.pdf").stat().st_size > 1000
+
+
+def test_a_loss_over_many_magnitudes_has_a_logarithmic_axis_and_an_accuracy_has_not():
+    history = build_history(3, eval_mse_epoch=lambda epoch: 10.0 ** (-2 * epoch), accuracy=lambda epoch: 10.0 ** (2 * epoch - 7))
+    drawn = panels(plot_history(history))
+    assert drawn["Mse"].get_yscale() == "log"
+    assert drawn["Loss"].get_yscale() == "linear"
+    assert drawn["Accuracy"].get_yscale() == "linear"
+
+
+def test_rates_of_several_groups_share_a_panel():
+    history = InMemoryRunHistory()
+    for update in range(3):
+        history.current_update = update
+        history.update_metric("lr_backbone", 0.1)
+        history.update_metric("lr_head", 0.2)
+    assert texts(panels(plot_history(history))["Learning rate"]) == ["backbone", "head"]
+
+
+def test_an_empty_history_is_told():
+    with pytest.raises(ConfigurationError, match="has no values, so there is nothing to draw"):
+        plot_history(InMemoryRunHistory())
+
+
+def test_without_matplotlib_the_command_to_install_it_is_told(monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(ConfigurationError, match=r'pip install "accel-callbacks\[matplotlib\]"'):
+        plot_history(build_history(1))
+
+
+def test_drawing_leaves_matplotlibs_global_state_alone(tmp_path):
+    script = """
+import sys
+from accel_callbacks.plot_history import plot_history
+from accel_core import InMemoryRunHistory
+assert "matplotlib" not in sys.modules
+history = InMemoryRunHistory()
+history.update_metric("train_loss_epoch", 1.0)
+plot_history(history, sys.argv[1])
+assert "matplotlib.pyplot" not in sys.modules
+"""
+    command = [sys.executable, "-c", script, str(tmp_path / "history.svg")]
+    finished = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert finished.returncode == 0, finished.stderr
