@@ -126,7 +126,7 @@ class ShardedDataLoader:
         self._most: int | None = None
         self._is_restored = False
         is_plain, is_stream = is_plain_loader(loader), isinstance(self.dataset, IterableDataset)
-        if is_plain and not is_stream and hasattr(loader.batch_sampler or loader.sampler, "__len__"):
+        if is_plain and not is_stream and hasattr(_sampler_of(loader)[0], "__len__"):
             self._shard_samples(loader, seed_each_sample)
         elif is_plain and is_stream and loader.batch_size:
             step = (loader.batch_size, num_processes, process_index, loader.drop_last)
@@ -136,7 +136,7 @@ class ShardedDataLoader:
             self.deals_batches = num_processes > 1
 
     def _shard_samples(self, loader: Any, seed_each_sample: bool) -> None:
-        sampler, batch_size, drop_last = split_batch_sampler(loader.batch_sampler or loader.sampler)
+        sampler, batch_size, drop_last = _sampler_of(loader)
         if getattr(sampler, "num_replicas", 1) > 1:
             raise ConfigurationError(
                 f"The sampler is a {type(sampler).__name__}, which shares out the data itself, as accel does too. Pass the data "
@@ -279,6 +279,11 @@ class ShardedDataLoader:
     def _remember_state(self, source: Any) -> None:
         if source is not None:
             self.state_before_batch = copy.deepcopy(source.state_dict())
+
+
+def _sampler_of(loader: Any) -> tuple[Any, int | None, bool]:
+    """The sampler, batch size and drop_last of a loader; of ready batches the batch sampler, None and False."""
+    return split_batch_sampler(loader.sampler if loader.batch_sampler is None else loader.batch_sampler)
 
 
 def _identity(batch: Any) -> Any:

@@ -90,8 +90,11 @@ class UpdateGroup:
 
 
 def items_of(output: Mapping[str, Any]) -> Any:
-    """What the loss of a batch is the mean of: a number, or a tensor of one element."""
-    return output["num_items_in_batch"] if "num_items_in_batch" in output else output["batch_size"]
+    """What the loss of a batch is the mean of: a number, or a scalar on an accelerator, which is not waited for."""
+    items = output["num_items_in_batch"] if "num_items_in_batch" in output else output["batch_size"]
+    if isinstance(items, torch.Tensor):
+        return items.item() if items.device.type == "cpu" else items.reshape(())
+    return items
 
 
 class CountAgreement:
