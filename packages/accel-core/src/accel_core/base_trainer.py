@@ -167,8 +167,9 @@ class BaseTrainer:
         """Export the model to one file, atomically: `.safetensors` has weights only, any other ending all that is asked for.
 
         The keys are `model_state_dict`, `optimizer_state_dict`, `scheduler_state_dict` and those of `checkpoint_kwargs`. Every
-        process takes part; the main one writes.
+        process takes part; the main one writes. Raises `CheckpointError` if parameters are not finite: nothing has changed then.
         """
+        engines.check_finite(self.model)
         content = {
             "model_state_dict": engines.full_model_state(self.accelerator, self.model),
             **(checkpoint_kwargs or {}),
