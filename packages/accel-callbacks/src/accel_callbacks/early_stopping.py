@@ -20,6 +20,9 @@ class EarlyStoppingCallback(TrainerCallback):
     The best value and the patience that is left are saved with the training state.
     """
 
+    order = 800
+    """After all that record metrics, wherever they are listed."""
+
     def __init__(
         self,
         early_stopping_patience: int = 1,
