@@ -98,7 +98,9 @@ def main() -> None:
         from accelerate import PartialState
 
         if PartialState().num_processes != workload.processes:
-            raise RuntimeError(f"{workload.title} needs {workload.processes} processes, but found {PartialState().num_processes}.")
+            raise RuntimeError(
+                f"{workload.title} needs {workload.processes} processes, but found {PartialState().num_processes}."
+            )
     figures = measure(workload, find_loop(loop_name), rounds)
     if int(os.environ.get("RANK", "0")) == 0:
         print(json.dumps(figures))

@@ -126,7 +126,7 @@ class Task:
         self.workload = workload
         torch.manual_seed(0)
         self.model = _convnet() if workload.model == "convnet" else _mlp()
-        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=1e-3)
+        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.01, momentum=0.9)
         self.loss_func = torch.nn.CrossEntropyLoss()
         self.train_data = _data(workload, workload.steps)
         self.eval_data = _data(workload, workload.eval_steps) if workload.eval_steps else None
