@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 from torchmetrics import MetricCollection
-from torchmetrics.classification import MulticlassAccuracy, MulticlassRecall
+from torchmetrics.classification import BinaryAUROC, MulticlassAccuracy, MulticlassF1Score, MulticlassRecall
 
 from accel_callbacks import MetricsCallback
 from accel_core import ConfigurationError, Trainer, TrainerCallback
@@ -82,25 +82,77 @@ def test_metrics_of_an_epoch_go_on_from_their_state() -> None:
     assert float(second._train_metrics["accuracy"].compute()) == 0.5
 
 
+def test_sums_of_another_number_of_processes_are_not_counted_twice() -> None:
+    first, second = (MetricsCallback({"accuracy": accuracy()}, on="train") for _ in range(2))
+    trainer: Any = None
+    batch = (None, torch.tensor([0, 1]))
+    first.on_train_step_end(trainer, batch=batch, batch_output={"model_outputs": torch.eye(2)}, step=0)
+    second.load_state_dict({**first.state_dict(), "num_processes": 2})
+    assert second._train_metrics["accuracy"].update_count == 0
+
+
+def test_collections_may_be_given_by_name_and_resume() -> None:
+    callback = MetricsCallback({"top": MetricCollection({"accuracy": accuracy(), "recall": MulticlassRecall(2)})}, on="both")
+    history = create_trainer(callback).train(data(), num_epochs=1, eval_dataset=data())
+    assert {"top_accuracy", "top_recall", "train_top_accuracy", "train_top_recall"} <= history.get_metric_names()
+    state = callback.state_dict()
+    callback.load_state_dict(state)
+    assert callback.state_dict()["metrics"]["top"][0]["updates"] == state["metrics"]["top"][0]["updates"] == 3
+
+
+@pytest.mark.parametrize(
+    ("metric", "name"), [(BinaryAUROC(), "auroc"), (MulticlassF1Score(2), "f1_score"), (MulticlassRecall(2), "recall")]
+)
+def test_a_metric_alone_is_named_by_its_class_without_the_task(metric: Any, name: str) -> None:
+    assert list(MetricsCallback(metric)._eval_metrics) == [name]
+
+
+def test_a_metric_of_each_class_is_recorded_by_class() -> None:
+    trainer = create_trainer(MetricsCallback({"recall": MulticlassRecall(2, average=None)}))
+    names = trainer.train(data(), num_epochs=1, eval_dataset=data()).get_metric_names()
+    assert {"recall_0", "recall_1"} <= names
+
+
+def test_a_batch_without_targets_in_second_place_is_told() -> None:
+    callback = MetricsCallback({"accuracy": accuracy()})
+    trainer: Any = None
+    with pytest.raises(ConfigurationError, match=r"A batch is a dict.*update=lambda"):
+        callback.on_eval_step_end(trainer, batch={"x": 1}, batch_output={"model_outputs": torch.eye(2)})
+
+
 SCRIPT = """
 import torch
 from torch import nn
 from torch.utils.data import TensorDataset
-from torchmetrics.classification import MulticlassAccuracy
+from torchmetrics.classification import MulticlassAccuracy, MulticlassAUROC
+from torchmetrics.retrieval import RetrievalMRR
 from accel_callbacks import MetricsCallback
 from accel_core import Trainer
 
 torch.manual_seed(0)
 model = nn.Linear(4, 2)
-callback = MetricsCallback({"accuracy": MulticlassAccuracy(2, average="micro")})
+def update(metric, batch, batch_output):
+    if isinstance(metric, RetrievalMRR):  # its states are lists that nothing joins, of different lengths on the processes
+        metric.update(batch_output["model_outputs"][:, 1], batch[1], indexes=batch[1] * 0)
+    else:
+        metric.update(batch_output["model_outputs"], batch[1])
+
+def create_metrics():
+    return {"accuracy": MulticlassAccuracy(2, average="micro"), "auroc": MulticlassAUROC(2), "mrr": RetrievalMRR()}
+
+callback = MetricsCallback(create_metrics(), update=update)
 trainer = Trainer(model, nn.functional.cross_entropy, None, callbacks=[callback])
 assert trainer.accelerator.num_processes == 2
 for size in (61, 5, 1):
     inputs = torch.randn(size, 4, generator=torch.Generator().manual_seed(size))
     targets = (inputs.sum(1) > 0).long()
-    found = trainer.evaluate(TensorDataset(inputs, targets), per_device_batch_size=4)["evaluation_accuracy"]
-    expected = (model(inputs).argmax(1) == targets).double().mean().item()
-    assert abs(found - expected) < 1e-6, (size, found, expected)
+    found = trainer.evaluate(TensorDataset(inputs, targets), per_device_batch_size=4)
+    for name, metric in create_metrics().items():
+        metric._to_sync = False
+        with torch.no_grad():
+            update(metric, (inputs, targets), {"model_outputs": model(inputs)})
+        expected = float(metric.compute())
+        assert abs(found[f"evaluation_{name}"] - expected) < 1e-6, (size, name, found, expected)
 print(f"exact on {trainer.accelerator.process_index};", end="", flush=True)
 """
 

@@ -1,11 +1,21 @@
 """ProgressBarCallback in a terminal, in a file, and when something fails."""
 
+import fcntl
 import os
 import pty
 import re
+import struct
 import subprocess
 import sys
+import termios
 from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+
+from accel_callbacks import ProgressBarCallback
+from accel_core import Trainer, TrainerCallback
 
 SCRIPT = """
 import torch
@@ -15,6 +25,14 @@ from accel_callbacks import ProgressBarCallback
 from accel_core import LogMetricsCallback, Trainer, TrainerCallback
 import sys
 
+class Talking(TrainerCallback):
+    def on_optimizer_step_end(self, trainer):
+        if "talk" in sys.argv and trainer.run_progress.updates_completed == 3:
+            trainer.print("a word in mid-epoch")
+
+if "kernel" in sys.argv:
+    sys.modules["ipykernel"] = sys
+
 class Failing(TrainerCallback):
     def on_train_step_start(self, trainer, **kwargs):
         if "fail" in sys.argv:
@@ -23,17 +41,22 @@ class Failing(TrainerCallback):
 ProgressBarCallback.seconds_between_lines = float(sys.argv[1])
 model = nn.Linear(4, 1)
 data = TensorDataset(torch.ones(64, 4), torch.ones(64, 1))
-callbacks = [ProgressBarCallback, LogMetricsCallback, Failing]
+callbacks = [ProgressBarCallback, LogMetricsCallback, Talking, Failing]
 trainer = Trainer(model, nn.functional.mse_loss, torch.optim.SGD(model.parameters(), lr=0.01), callbacks=callbacks)
 try:
     trainer.train(data, num_epochs=2, eval_dataset=data, per_device_batch_size=8)
 except KeyboardInterrupt:
     print("interrupted", flush=True)
+import threading
+assert "tqdm_monitor" not in [thread.name for thread in threading.enumerate()]
+assert "tqdm.notebook" not in sys.modules
+assert "print" not in vars(trainer)
 """
 
 
-def in_terminal(*args: str) -> str:
+def in_terminal(*args: str, columns: int = 120) -> str:
     main, end = pty.openpty()
+    fcntl.ioctl(end, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
     process = subprocess.Popen([sys.executable, "-c", SCRIPT, *args], stdout=end, stderr=end, stdin=end)
     os.close(end)
     output = b""
@@ -62,6 +85,33 @@ def test_a_terminal_shows_a_full_bar_with_loss_rate_and_speed_for_each_epoch() -
     assert "loss=" in last
     assert "lr=0.01" in last
     assert "samples/s=" in last
+
+
+def test_what_is_printed_in_mid_epoch_has_a_line_of_its_own_above_the_bar() -> None:
+    output = in_terminal("60", "talk", "kernel")
+    assert "\ra word in mid-epoch\r\n" in output, "the line was cleared of the bar before"
+    assert "Epoch 1/2: 100%" in output.split("a word in mid-epoch")[1]
+
+
+def test_a_terminal_without_a_width_shows_the_bar_too() -> None:
+    assert "Epoch 2/2: 100%" in in_terminal("60", columns=0)
+
+
+def test_an_evaluation_with_data_of_its_own_leaves_the_bar_of_the_epoch_open() -> None:
+    bar, open_bars = ProgressBarCallback(), []
+
+    class EvaluateInBetween(TrainerCallback):
+        def on_optimizer_step_end(self, trainer: Trainer) -> None:
+            if trainer.run_progress.updates_completed == 2:
+                trainer.run_eval_epoch(trainer.train_dataloader, "intermediate_eval", is_intermediate=True)
+                open_bars.extend((shown.title, shown.completed) for shown in bar._bars)
+
+    model = nn.Linear(4, 1)
+    data = TensorDataset(torch.ones(32, 4), torch.ones(32, 1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    trainer = Trainer(model, nn.functional.mse_loss, optimizer, callbacks=[bar, EvaluateInBetween])
+    trainer.train(data, num_epochs=1)
+    assert open_bars == [("Epoch 1/1", 2)]
 
 
 def test_a_log_is_not_filled() -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from accel_core import ConfigurationError, TrainerCallback
-from accel_core.distributed import gather_values
+from accel_core.distributed import gather_values, is_distributed, together
 
 if TYPE_CHECKING:
     from accel_core import Trainer
@@ -44,9 +45,11 @@ class MetricsCallback(TrainerCallback):
         self.on = on
         self._train_metrics = {name: metric.clone() for name, metric in self._metrics.items()} if on != "eval" else {}
         self._eval_metrics = self._metrics if on != "train" else {}
+        self._num_processes = 1
 
     def on_training_run_start(self, trainer: Trainer) -> None:
         """Move the metrics to the device."""
+        self._num_processes = trainer.run_config.num_processes
         self._move(trainer.device)
 
     def on_evaluation_run_start(self, trainer: Trainer) -> None:
@@ -80,26 +83,22 @@ class MetricsCallback(TrainerCallback):
 
     def state_dict(self) -> dict[str, Any]:
         """The metrics of the epoch of training that goes on, as they are on this process."""
-        return {
-            name: {"state": _plain(metric.metric_state), "updates": metric.update_count}
-            for name, metric in self._train_metrics.items()
-        }
+        if not self._train_metrics:
+            return {}
+        states = {name: _states_of(metric) for name, metric in self._train_metrics.items()}
+        return {"num_processes": self._num_processes, "metrics": states}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on with the sums of `state`."""
-        for name, metric in self._train_metrics.items():
-            if name in state:
-                metric.reset()
-                for key, value in state[name]["state"].items():
-                    moved = [part.to(metric.device) for part in value] if isinstance(value, list) else value.to(metric.device)
-                    setattr(metric, key, moved)
-                metric._update_count = state[name]["updates"]
+        """Go on with the sums of `state`, unless they are those of another number of processes: then of the rest alone."""
+        _reset(self._train_metrics)
+        if state["num_processes"] == self._num_processes:
+            for name, metric in self._train_metrics.items():
+                if name in state["metrics"]:
+                    _set_states(metric, [state["metrics"][name]])
 
     def _move(self, device: torch.device) -> None:
         for metric in (*self._train_metrics.values(), *self._eval_metrics.values()):
             metric.to(device)
-            for single in metric.values() if isinstance(metric, Mapping | torch.nn.ModuleDict) else [metric]:
-                single.dist_sync_fn = single.dist_sync_fn or gather_states
 
     def _add(self, metrics: dict[str, Any], batch: Any, batch_output: dict[str, Any]) -> None:
         with torch.no_grad():
@@ -107,24 +106,33 @@ class MetricsCallback(TrainerCallback):
                 self.update(metric, batch, batch_output)
 
     def _record(self, trainer: Trainer, metrics: dict[str, Any], prefix: str) -> None:
-        """Compute over all processes and record; a process without any batch takes part with empty sums."""
+        """Compute over all processes, each of which takes part, and record the same on each."""
         for name, metric in metrics.items():
-            if metric.update_count == 0:
-                # torchmetrics warns when a metric is computed that was never updated, which is right on one process only.
-                metric._update_count = 1
-            value = metric.compute()
-            values = value if isinstance(value, Mapping) else {name: value}
-            for key, number in values.items():
+            for key, number in compute_over_processes(name, metric, trainer.is_main_process).items():
                 trainer.run_history.update_metric(f"{prefix}{self.prefix}{key}", number)
 
 
-def gather_states(state: torch.Tensor, group: Any = None) -> list[torch.Tensor]:
-    """The `state` of each process that has seen a batch. Every process takes part.
+def compute_over_processes(name: str, metric: Any, is_main: bool) -> dict[str, float]:
+    """Compute `metric`, or a collection, over what all processes have added to it; nothing if that is nothing.
 
-    What torchmetrics does by itself fails where a process has no batch: its empty state has another type and shape.
+    The states are gathered whole, and the main process computes. What torchmetrics does by itself waits forever where states are
+    lists of different lengths, and counts a process without a batch into means.
     """
-    states = [part.to(state.device) for part in gather_values(state.cpu())]
-    return [part for part in states if part.numel()] or states[:1]
+    if not is_distributed():
+        is_updated = any(single.update_count for single in _singles(metric))
+        return _numbers(name, metric.compute()) if is_updated else {}
+    by_process = gather_values(_states_of(metric))
+    if not any(single["updates"] for states in by_process for single in states):
+        return {}
+
+    def compute() -> dict[str, float]:
+        merged = metric.clone()
+        for single in _singles(merged):
+            single._to_sync = False
+        _set_states(merged, by_process)
+        return _numbers(name, merged.compute())
+
+    return together(compute, is_main)  # type: ignore[no-any-return]
 
 
 def name_prefix(metric_prefix: str) -> str:
@@ -133,13 +141,14 @@ def name_prefix(metric_prefix: str) -> str:
 
 
 def _by_name(metrics: Any) -> dict[str, Any]:
-    if isinstance(metrics, (torch.nn.ModuleDict, Mapping)):
-        return dict(metrics.items())
+    if isinstance(metrics, Mapping) and not hasattr(metrics, "compute"):
+        return dict(metrics)
+    if isinstance(metrics, torch.nn.ModuleDict):
+        # A collection names its metrics itself, and updates those that share sums only once.
+        return {"": metrics}
     if hasattr(metrics, "update") and hasattr(metrics, "compute"):
-        name = type(metrics).__name__
-        for kind in ("Binary", "Multiclass", "Multilabel"):
-            name = name.removeprefix(kind)
-        return {"".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in name).lstrip("_"): metrics}
+        name = re.sub("^(Binary|Multiclass|Multilabel)", "", type(metrics).__name__)
+        return {re.sub("(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower(): metrics}
     raise ConfigurationError(
         f"metrics is {metrics!r}, but must be a torchmetrics Metric, a MetricCollection or a dict of them by name. Pass "
         f"{{'accuracy': MulticlassAccuracy(num_classes=10)}}, for example."
@@ -147,6 +156,11 @@ def _by_name(metrics: Any) -> dict[str, Any]:
 
 
 def _update_with_outputs_and_targets(metric: Any, batch: Any, batch_output: Mapping[str, Any]) -> None:
+    if not isinstance(batch, (tuple, list)) or len(batch) < 2:
+        raise ConfigurationError(
+            f"A batch is a {type(batch).__name__}, but without update the metrics are given batch[1] as targets. Pass, for "
+            f"example, update=lambda metric, batch, batch_output: metric.update(batch_output['model_outputs'], batch['labels'])."
+        )
     metric.update(batch_output["model_outputs"], batch[1])
 
 
@@ -155,5 +169,54 @@ def _reset(metrics: dict[str, Any]) -> None:
         metric.reset()
 
 
-def _plain(state: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: list(value) if isinstance(value, list) else value.clone() for key, value in state.items()}
+def _singles(metric: Any) -> list[Any]:
+    """Every metric in `metric`: itself, those of a collection, those inside a wrapper; in the same order on every process."""
+    return [module for module in metric.modules() if hasattr(module, "_reductions")]
+
+
+def _states_of(metric: Any) -> list[dict[str, Any]]:
+    """The sums of this process, on the CPU."""
+    return [
+        {"updates": single.update_count, "state": {key: _moved(getattr(single, key), "cpu") for key in single._reductions}}
+        for single in _singles(metric)
+    ]
+
+
+def _set_states(metric: Any, by_process: list[list[dict[str, Any]]]) -> None:
+    """Give `metric` the sums of the processes that had a batch, reduced as each state asks for."""
+    for number, single in enumerate(_singles(metric)):
+        parts = [states[number] for states in by_process if states[number]["updates"]]
+        single._update_count = sum(part["updates"] for part in parts)
+        single._computed = None
+        for key, reduction in single._reductions.items():
+            values = [_moved(part["state"][key], single.device) for part in parts]
+            if values:
+                setattr(single, key, values[0] if len(values) == 1 else _reduced(values, reduction))
+
+
+def _reduced(values: list[Any], reduction: Any) -> Any:
+    if isinstance(values[0], list):
+        return [item for value in values for item in value]
+    stacked = torch.stack(values)
+    return stacked if reduction is None else reduction(stacked)
+
+
+def _moved(value: Any, device: Any) -> Any:
+    if isinstance(value, list):
+        return [_moved(item, device) for item in value]
+    return value.detach().to(device, copy=True) if isinstance(value, torch.Tensor) else value
+
+
+def _numbers(name: str, value: Any) -> dict[str, float]:
+    """Numbers by name: those of a dict are named after its keys too, those of a vector after their places."""
+    if isinstance(value, Mapping):
+        return {key: number for k, v in value.items() for key, number in _numbers(f"{name}_{k}".lstrip("_"), v).items()}
+    tensor = torch.as_tensor(value)
+    if tensor.ndim == 1 and tensor.numel() > 1:
+        return {f"{name}_{place}": number for place, number in enumerate(map(float, tensor))}
+    if tensor.numel() != 1:
+        raise ConfigurationError(
+            f"The metric {name!r} gives a tensor of shape {tuple(tensor.shape)}, but must give a number, a vector or a dict. "
+            f"Compute it in a callback of your own, and keep it there."
+        )
+    return {name: float(tensor)}

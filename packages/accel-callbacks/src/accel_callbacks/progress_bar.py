@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
+import os
 import sys
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -21,6 +24,7 @@ class ProgressBarCallback(TrainerCallback):
     In a terminal or a notebook: a bar for each epoch of training, which stays, and one for each evaluation, which goes when it
     is done. Elsewhere, so that no log is filled, a line a minute at most. The loss is the mean so far of the main process, the
     rate that of all processes. Both are read only when they are shown, so a step pays for a look at the clock.
+    What `trainer.print` prints while a bar is in the terminal appears above it.
     """
 
     seconds_between_draws: ClassVar[float] = 0.1
@@ -45,7 +49,7 @@ class ProgressBarCallback(TrainerCallback):
             total = min(total, progress.steps_completed_in_epoch + updates * config.gradient_accumulation_steps)
         of = f"/{config.num_epochs}" if config.num_epochs is not None else ""
         done = progress.steps_completed_in_epoch
-        self._open(_Bar(f"Epoch {progress.current_epoch}{of}", loader, trainer.train_loss, total, done, stays=True))
+        self._open(trainer, _Bar(f"Epoch {progress.current_epoch}{of}", loader, trainer.train_loss, total, done, stays=True))
 
     def on_train_step_end(self, trainer: Trainer, batch: Any, batch_output: dict[str, Any], step: int) -> None:
         """Count the batch; show it if it is time."""
@@ -61,9 +65,9 @@ class ProgressBarCallback(TrainerCallback):
     def on_eval_epoch_start(self, trainer: Trainer, is_intermediate: bool, metric_prefix: str) -> None:
         """Open the bar of the evaluation."""
         loader = trainer.eval_dataloader
-        if trainer.is_main_process and loader is not None:
-            total = len(loader) if loader.is_sized else None
-            self._open(_Bar("Evaluation", loader, trainer.eval_loss, total, 0, stays=False))
+        if trainer.is_main_process:
+            total = len(loader) if loader is not None and loader.is_sized else None
+            self._open(trainer, _Bar("Evaluation", loader, trainer.eval_loss, total, 0, stays=False))
 
     def on_eval_step_end(self, trainer: Trainer, batch: Any, batch_output: dict[str, Any]) -> None:
         """Count the batch; show it if it is time."""
@@ -78,11 +82,15 @@ class ProgressBarCallback(TrainerCallback):
 
     def on_run_close(self, trainer: Trainer) -> None:
         """Close what an exception has left open."""
-        for bar in getattr(self, "_bars", []):
+        for bar in reversed(getattr(self, "_bars", [])):
             bar.close()
         self._bars = []
+        self._print_as_before(trainer)
 
-    def _open(self, bar: _Bar) -> None:
+    def _open(self, trainer: Trainer, bar: _Bar) -> None:
+        if isinstance(bar.tqdm, _TextBar) and not self._bars:
+            self._print = trainer.print
+            trainer.print = self._print_above  # type: ignore[method-assign]
         self._bars.append(bar)
 
     def _close(self, trainer: Trainer) -> None:
@@ -91,26 +99,36 @@ class ProgressBarCallback(TrainerCallback):
             if bar.tqdm is not None:
                 bar.show(trainer)
             bar.close()
+        if not self._bars:
+            self._print_as_before(trainer)
+
+    def _print_above(self, *args: Any, **kwargs: Any) -> None:
+        with tqdm.external_write_mode():
+            self._print(*args, **kwargs)
+
+    def _print_as_before(self, trainer: Trainer) -> None:
+        if vars(trainer).get("print") == self._print_above:
+            del trainer.print
 
 
 class _Bar:
     """One bar, or where there is no terminal the lines in its place."""
 
     def __init__(
-        self, title: str, loader: ShardedDataLoader, loss: LossTracker, total: int | None, done: int, stays: bool
+        self, title: str, loader: ShardedDataLoader | None, loss: LossTracker, total: int | None, done: int, stays: bool
     ) -> None:
         self.title = title
         self.loss = loss
         self.total = total
         self.completed = self.begun_at = done
         self.began = perf_counter()
-        self.samples_in_step = (loader.batch_size or 0) * loader.num_processes
+        self.samples_in_step = 0 if loader is None else (loader.batch_size or 0) * loader.num_processes
         bar_class = _bar_class()
         self.tqdm: Any = None
         self.seconds = ProgressBarCallback.seconds_between_lines
         if bar_class is not None:
             self.seconds = ProgressBarCallback.seconds_between_draws
-            self.tqdm = bar_class(desc=title, total=total, initial=done, leave=stays, unit="batch", dynamic_ncols=True)
+            self.tqdm = bar_class(desc=title, total=total, initial=done, leave=stays, unit="batch", **_width())
         self.next_time = self.began + self.seconds
 
     def show(self, trainer: Trainer) -> None:
@@ -145,10 +163,26 @@ class _Bar:
         return f", {tqdm.format_interval(seconds)} remaining"
 
 
+class _TextBar(tqdm):  # type: ignore[type-arg]
+    """A bar in a terminal, without tqdm's thread: a process with threads cannot fork its workers safely."""
+
+    monitor_interval = 0
+
+
 def _bar_class() -> Any:
     """The bar of tqdm for this place, or None where a bar would only fill a log."""
-    if "ipykernel" in sys.modules:
-        from tqdm.notebook import tqdm as notebook_bar
+    ipython = sys.modules.get("IPython")
+    # Libraries import ipykernel outside of notebooks too; only the shell of a notebook has a kernel.
+    if ipython is not None and hasattr(ipython.get_ipython(), "kernel"):
+        has_widgets = importlib.util.find_spec("ipywidgets") is not None
+        return importlib.import_module("tqdm.notebook").tqdm if has_widgets else _TextBar
+    return _TextBar if sys.stderr is not None and sys.stderr.isatty() else None
 
-        return notebook_bar
-    return tqdm if sys.stderr.isatty() else None
+
+def _width() -> dict[str, Any]:
+    """The width of the terminal, also when it changes; 100 where it says that it has none, and would show nothing."""
+    try:
+        has_width = os.get_terminal_size(sys.stderr.fileno()).columns > 0
+    except (OSError, ValueError):
+        has_width = True
+    return {"dynamic_ncols": True} if has_width else {"ncols": 100}
