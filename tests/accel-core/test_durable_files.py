@@ -204,7 +204,6 @@ def test_the_malicious_files_of_these_tests_do_run_when_trusted(tmp_path: Path) 
     assert (tmp_path / "first").exists() and (tmp_path / "second").exists()
 
 
-@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize("name", READERS)
 @pytest.mark.parametrize("damage", ["missing", "empty", "half", "one byte short", "garbage", "pickle", "archive", "folder"])
 def test_a_damaged_file_is_an_error_that_names_it_and_runs_nothing(name: str, damage: str, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import shutil
+import warnings
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -75,7 +76,8 @@ def write_json(path: Path, value: Any) -> None:
 
 def read_object(path: Path) -> Any:
     """Read what `write_object` wrote, tensors on the CPU. Raises `CheckpointError` for any other file."""
-    with _telling(path, "could not be read; use another checkpoint"):
+    with _telling(path, "could not be read; use another checkpoint"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Torch tells how it checks a file; where that fails there is an error.
         return torch.load(path, map_location="cpu", weights_only=True)
 
 

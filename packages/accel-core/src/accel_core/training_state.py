@@ -140,7 +140,7 @@ def complete_checkpoints(folder: str | Path) -> dict[Path, TrainerState]:
         state = examine(path)
         if not isinstance(state, str):
             found[path] = state
-        elif path.name.endswith(".incomplete") or any(path.glob("process_*.pt")):
+        elif path.name.endswith(".incomplete") or any(map(os.path.isfile, (path / STATE_FILE, path / process_file(0)))):
             _logger.warning("'%s' is passed over: it %s.", path, state)
 
     def age(path: Path) -> tuple[object, ...]:
@@ -156,6 +156,9 @@ def latest_checkpoint(folder: str | Path) -> Path | None:
     return next(reversed(complete_checkpoints(folder)), None)
 
 
+_WAY_OUT = " Pass the folder of a complete training state, or None to start afresh."
+
+
 def open_training_state(path: str | Path) -> TrainerState:
     """Return what trainer_state.json says. Raises `CheckpointError` if `path` is no complete state: what it is instead."""
     path = Path(path)
@@ -163,7 +166,7 @@ def open_training_state(path: str | Path) -> TrainerState:
     if not isinstance(state, str):
         return state
     newest = latest_checkpoint(path) or latest_checkpoint(path.parent)
-    raise CheckpointError(f"'{path}' {state}." + (f" Did you mean '{newest}'?" if newest else ""))
+    raise CheckpointError(f"'{path}' {state}." + (f" Did you mean '{newest}'?" if newest else _WAY_OUT))
 
 
 def is_same_state(path: str | Path, run_id: str, run_progress: Mapping[str, Any]) -> bool:
