@@ -85,11 +85,13 @@ class SampleReader(Dataset[Any]):
             raise self._failure(index, error) from error
 
     def __getitems__(self, keys: list[tuple[int, Any]]) -> list[Any]:
-        if self.seed is not None or getattr(self.dataset, "__getitems__", None) is None:
+        if self.seed is not None:
             return [self[key] for key in keys]
-        indices = [index for _, index in keys]
+        dataset, indices = self.dataset, [index for _, index in keys]
         try:
-            return self.dataset.__getitems__(indices)  # type: ignore[no-any-return]
+            if getattr(dataset, "__getitems__", None) is not None:
+                return dataset.__getitems__(indices)  # type: ignore[no-any-return]
+            return [dataset[index] for index in indices]
         except Exception as error:
             for key in keys:
                 self[key]  # Names the one that fails; if each works by itself, it is their reading together that does not.

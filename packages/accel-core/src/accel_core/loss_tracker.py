@@ -20,22 +20,26 @@ class LossTracker:
     """Mean of the batch losses, each weighted by the number of items that it is the mean of.
 
     Sums are kept in float64 on the device (float32 where the device has no float64), so that following the loss never
-    waits for the device; `average` does.
+    waits for the device; `average` does. On a CPU, where there is nothing to wait for, they are plain numbers.
     """
 
     def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.is_on_cpu = device.type == "cpu"
         self.dtype = torch.float32 if device.type == "mps" else torch.float64
-        self.total = torch.zeros((), dtype=self.dtype, device=device)
-        self.count: float | torch.Tensor = 0
+        self.reset()
 
     def reset(self) -> None:
         """Forget everything."""
-        self.total.zero_()
-        self.count = 0
+        self.total: Any = 0.0 if self.is_on_cpu else torch.zeros((), dtype=self.dtype, device=self.device)
+        self.count: float | torch.Tensor = 0
 
     def update(self, loss: torch.Tensor, num_items: float | torch.Tensor) -> None:
         """Add the mean `loss` (a scalar) of `num_items` items."""
-        if isinstance(num_items, torch.Tensor):
+        if self.is_on_cpu:
+            num_items = num_items.item() if isinstance(num_items, torch.Tensor) else num_items
+            self.total += loss.item() * num_items
+        elif isinstance(num_items, torch.Tensor):
             self.total.add_(loss.detach() * num_items)
         else:
             self.total.add_(loss.detach(), alpha=num_items)
@@ -48,7 +52,7 @@ class LossTracker:
 
     def reduce(self) -> float:
         """Mean over all processes, each of which has to call this."""
-        total, count = sum_over_processes([float(self.total), float(self.count)], self.total.device)
+        total, count = sum_over_processes([float(self.total), float(self.count)], self.device)
         return total / count if count else float("nan")
 
     def state_dict(self) -> LossTrackerState:
@@ -57,7 +61,8 @@ class LossTracker:
 
     def load_state_dict(self, state: LossTrackerState) -> None:
         """Go on from `state`."""
-        self.total.fill_(state["total"])
+        self.reset()
+        self.total += state["total"]
         self.count = state["count"]
 
 
