@@ -106,6 +106,7 @@ class BaseTrainer:
         self.last_checkpoint: Path | None = None
         """The newest complete training state of the latest run."""
         self._arguments: dict[str, Any] = {}
+        self._open_loaders: list[ShardedDataLoader] = []
         self._is_running = self._is_seeded = self._is_unequal_evaluation = False
         self.callbacks = CallbackList(callbacks, self)
         self.callbacks.on_init_end(cast("Trainer", self))
@@ -203,6 +204,13 @@ class BaseTrainer:
         if self._prepared is None:
             raise ConfigurationError("Nothing is prepared yet, so there is no state to save. Call train or evaluate first.")
         return self._prepared
+
+    def _shard(self, loader: Any, seed_each_sample: bool = False) -> ShardedDataLoader:
+        """Share a loader out over the processes."""
+        processes = (self.accelerator.num_processes, self.accelerator.process_index)
+        sharded = ShardedDataLoader(loader, self.data_seed, self.device, *processes, seed_each_sample)
+        self._open_loaders.append(sharded)
+        return sharded
 
     def _run_state(self) -> training_state.RunState:
         loader, config = self.train_dataloader, self.run_config

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from .checks import shown
+from .checks import sentence, shown
 from .errors import ConfigurationError
 
 _KEYS = {
@@ -30,12 +30,17 @@ _WAYS_OUT = {
 
 def explained(error: BaseException) -> BaseException:
     """The error to raise for `error`: with the way out, where torch does not name it."""
-    for beginning, way_out in _WAYS_OUT.items():
-        if beginning in str(error) and not isinstance(error, ConfigurationError):
-            told = ConfigurationError(f"{way_out} ({str(error).strip().splitlines()[-1]})")
-            told.__cause__ = error
-            return told
-    return error
+    text, told = str(error).strip(), None
+    if isinstance(error, ConfigurationError) and text.startswith("Caught "):
+        # A worker of a loader sends its whole traceback as the message.
+        told = ConfigurationError(text.rpartition(f"{ConfigurationError.__name__}: ")[2])
+    for words, way_out in _WAYS_OUT.items():
+        if words in text and not isinstance(error, ConfigurationError):
+            told = ConfigurationError(f"{way_out} ({text.splitlines()[-1]})")
+    if told is None:
+        return error
+    told.__cause__ = error
+    return told
 
 
 def unpack_batch(batch: Any) -> tuple[Any, Any]:
@@ -78,8 +83,8 @@ def call_loss(loss_func: Any, outputs: Any, targets: Any) -> torch.Tensor:
         if isinstance(error, (torch.OutOfMemoryError, ConfigurationError)):
             raise
         raise ConfigurationError(
-            f"loss_func refused the model's outputs, {_kind(outputs)}, with the targets, {_kind(targets)}: {error} Fit them to "
-            f"each other, or override calculate_train_batch_loss."
+            f"loss_func refused the model's outputs, {_kind(outputs)}, with the targets, {_kind(targets)}: {sentence(error)} Fit "
+            f"them to each other, or override calculate_train_batch_loss."
         ) from error
 
 

@@ -64,9 +64,11 @@ class CallbackList(TrainerCallback):
 
     def add_callbacks(self, callbacks: Iterable[Any]) -> None:
         """Add several, or none if one of them is refused."""
-        if isinstance(callbacks, (TrainerCallback, type)):
+        if isinstance(callbacks, (TrainerCallback, type)) or not isinstance(callbacks, Iterable):
+            example = "MyCallback()" if callbacks is None else _name(callbacks)
             raise ConfigurationError(
-                f"callbacks is {callbacks!r}, but must be a sequence of callbacks. Pass callbacks=({_name(callbacks)}, ...)."
+                f"callbacks is {callbacks!r}, but must be a sequence of callbacks. Pass callbacks=({example}, "
+                f"*DEFAULT_CALLBACKS), or callbacks=() for none."
             )
         ready = [_create_callback(callback) for callback in callbacks]
         self.callback_list = sorted([*self.callback_list, *ready], key=lambda callback: callback.order)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import numbers
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from .dataloaders import is_ready_loader
 from .datasets import is_map_style
-from .errors import ConfigurationError
+from .errors import AccelWarning, ConfigurationError
 from .run_history import RunHistory, did_you_mean
 
 
@@ -25,6 +26,11 @@ def shown(value: Any) -> str:
         return f"a tensor of shape {tuple(value.shape)} and {value.dtype}"
     text = f"the class {value.__name__}" if isinstance(value, type) else " ".join(repr(value).split())
     return text if len(text) <= 120 else f"{text[:117]}..."
+
+
+def sentence(error: Exception) -> str:
+    """What `error` says, ended by one full stop."""
+    return f"{str(error).rstrip('. ')}."
 
 
 # ------------------------------------------------------------------ single values
@@ -56,7 +62,7 @@ def check_callable(name: str, value: Any, way_out: str) -> None:
 def check_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
     """Raise unless `value` is one of `choices`, and of the same type."""
     if not any(type(value) is type(choice) and value == choice for choice in choices):
-        hint = did_you_mean(value, choices) if isinstance(value, str) else ""
+        hint = did_you_mean(str(value), map(str, choices))
         raise ConfigurationError(f"{name} is {shown(value)}, but must be one of {list(choices)}.{hint}")
 
 
@@ -92,8 +98,8 @@ def check_parts(model: Any, loss_func: Any, optimizer: Any, run_history: Any, ac
         )
 
 
-def check_trainable(model: torch.nn.Module, optimizer: Any) -> None:
-    """Raise unless the optimizer can change the model."""
+def check_trainable(model: torch.nn.Module, optimizer: Any, attributes: Mapping[str, Any]) -> None:
+    """Raise unless the optimizer can change the model; warn if it holds what neither model nor trainer `attributes` have."""
     if optimizer is None:
         raise ConfigurationError("optimizer is None, but train needs one. Pass an optimizer to the Trainer, or call evaluate.")
     own = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
@@ -101,10 +107,20 @@ def check_trainable(model: torch.nn.Module, optimizer: Any) -> None:
         raise ConfigurationError(
             "The model has no parameter with requires_grad=True, so there is nothing to train. Unfreeze some of it."
         )
-    if not own & {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}:
+    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    if not own & held:
         raise ConfigurationError(
             "The optimizer holds none of the model's trainable parameters, so training would change nothing. Create the "
             "optimizer from the parameters of this very model, after replacing layers, copying and moving it."
+        )
+    modules = [model, *(value for value in attributes.values() if isinstance(value, torch.nn.Module))]
+    known = {id(parameter) for module in modules for parameter in module.parameters()} | set(map(id, attributes.values()))
+    if held - known:
+        warnings.warn(
+            f"The optimizer holds {len(held - known)} parameters that are not the model's, as if layers had been replaced after "
+            f"it was created. Create it afterwards, or let modules that belong to it be attributes of the trainer.",
+            AccelWarning,
+            stacklevel=3,
         )
 
 
@@ -143,17 +159,16 @@ def check_dataset(name: str, dataset: Any, num_passes: int | None = 1) -> None:
     is_scalar = isinstance(dataset, torch.Tensor) and dataset.ndim == 0
     is_data = is_map_style(dataset) or isinstance(dataset, Iterable)
     if isinstance(dataset, (Mapping, str, bytes, type)) or is_scalar or not is_data:
-        kind = shown(dataset) if isinstance(dataset, type) else f"a {kind}"
         raise ConfigurationError(
-            f"{name} is {kind}, but must be a data set (with __getitem__ and __len__, or iterable) or a ready DataLoader. Put "
-            f"tensors into a torch.utils.data.TensorDataset."
+            f"{name} is {shown(dataset)}, but must be a data set (with __getitem__ and __len__, or iterable) or a ready "
+            f"DataLoader. Put tensors into a torch.utils.data.TensorDataset."
         )
     if is_map_style(dataset) and len(dataset) == 0:
         raise ConfigurationError(f"{name} is empty: its length is 0, but it must have at least one sample. Check how it is read.")
     if isinstance(dataset, Iterator) and num_passes is not None and num_passes > 1:
         raise ConfigurationError(
-            f"{name} is a {kind}, which can be read only once, but num_epochs is {num_passes}. Use num_epochs=1, or pass an "
-            f"object whose __iter__ begins again."
+            f"{name} is an iterator ({kind}), which can be read only once, but num_epochs is {num_passes}. Use "
+            f"num_epochs=1, or pass an object whose __iter__ begins again."
         )
 
 
@@ -221,7 +236,7 @@ def check_train_arguments(train_dataset: Any, eval_dataset: Any, arguments: Mapp
         )
     if arguments["seed_each_sample"] and not is_map_style(getattr(train_dataset, "dataset", train_dataset)):
         raise ConfigurationError(
-            f"seed_each_sample is True, but the samples of a {type(train_dataset).__name__} have no index to seed them by. Leave "
+            f"seed_each_sample is True, but the samples of {type(train_dataset).__name__} have no index to seed them by. Leave "
             f"it out, or pass a data set with __getitem__ and __len__."
         )
     resume_from = arguments["resume_from"]
@@ -264,7 +279,7 @@ def create_scheduler(create_scheduler_fn: Any, optimizer: Any) -> Any:
         scheduler = create_scheduler_fn(optimizer)
     except (TypeError, ValueError) as error:
         raise ConfigurationError(
-            f"create_scheduler_fn could not build {name} from the optimizer alone: {error} Pass "
+            f"create_scheduler_fn could not build {name} from the optimizer alone: {sentence(error)} Pass "
             f"functools.partial({name}, ...) with all other arguments."
         ) from error
     if not callable(getattr(scheduler, "step", None)):

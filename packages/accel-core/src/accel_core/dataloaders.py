@@ -66,8 +66,9 @@ def create_dataloader(dataset: Any, defaults: dict[str, Any], own: dict[str, Any
     try:
         return DataLoader(dataset if is_map_style(dataset) or isinstance(dataset, IterableDataset) else Stream(dataset), **kwargs)
     except (ValueError, TypeError, AssertionError) as error:
+        told = str(error).rstrip(". ")
         raise ConfigurationError(
-            f"The dataloader_kwargs {own} are refused by torch's DataLoader over a {type(dataset).__name__}: {error}. Leave out "
+            f"The dataloader_kwargs {own} are refused by torch's DataLoader over a {type(dataset).__name__}: {told}. Leave out "
             f"or change what it names."
         ) from error
 
@@ -240,7 +241,10 @@ class ShardedDataLoader:
         return (send_to_device(batch, self.device, non_blocking=True) for batch in batches)
 
     def close(self) -> None:
-        """Let go of the workers."""
+        """End the workers, but for those of a loader of the user's own."""
+        iterator: Any = getattr(self.torch_loader, "_iterator", None)
+        if self.torch_loader is not self.loader and hasattr(iterator, "_shutdown_workers"):
+            iterator._shutdown_workers()
         self.torch_loader = None
 
     @property

@@ -38,13 +38,13 @@ class Before:
     """What a run found, to be put back if it fails before it has changed a parameter."""
 
     def __init__(self, model: torch.nn.Module, optimizer: Any, run_history: RunHistory, device: torch.device) -> None:
-        self.model, self.run_history, self.device = model, run_history, device
+        self.model, self.optimizer, self.run_history, self.device = model, optimizer, run_history, device
         self.random = random_state(device)
         self.history = run_history.state_dict()
         self.modes = [(module, module.training) for module in model.modules()]
         self.buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
         groups = [] if optimizer is None else optimizer.param_groups
-        self.groups = [(group, {key: copy.copy(value) for key, value in group.items()}) for group in groups]
+        self.groups = [{key: copy.copy(value) for key, value in group.items() if key != "params"} for group in groups]
 
     def restore(self) -> None:
         """Put back the random state, the history, buffers and modes of the model, and the settings of the optimizer."""
@@ -57,7 +57,9 @@ class Before:
             for name, buffer in self.model.named_buffers():
                 if name in self.buffers:
                     buffer.copy_(self.buffers[name])
-        for group, before in self.groups:
-            for key in [key for key in group if key != "params"]:
-                group.pop(key)
-            group.update({key: value for key, value in before.items() if key != "params"})
+        # Preparing an optimizer may have exchanged its groups, so they are found by their number.
+        for number, before in enumerate(self.groups):
+            group = self.optimizer.param_groups[number]
+            parameters = group["params"]
+            group.clear()
+            group.update(before, params=parameters)

@@ -32,7 +32,7 @@ from .limit_batches import limit_loaders
 from .loss_tracker import LossTracker, MeanTrackers
 from .outputs import join_over_processes, to_cpu
 from .random_state import Before, keep_random_state, seed_process
-from .resuming import compare
+from .resuming import compare, limits_of_exactness
 from .run_config import plan_run
 from .run_history import RunHistory
 from .run_progress import RunProgress
@@ -100,7 +100,7 @@ class Trainer(BaseTrainer):
         if eval_dataset is not None:
             self._check_can_run("train", "calculate_eval_batch_loss")
         checks.check_train_arguments(train_dataset, eval_dataset, arguments)
-        checks.check_trainable(self.model, self.optimizer)
+        checks.check_trainable(self.model, self.optimizer, vars(self))
         state = None if resume_from is None else training_state.open_training_state(resume_from)
         with self._running():
             self.train_dataset, self.eval_dataset, self.collate_fn = train_dataset, eval_dataset, collate_fn
@@ -228,12 +228,6 @@ class Trainer(BaseTrainer):
         self.eval_loss, self._is_first_eval_step = LossTracker(self.device), True
         self._place = None
 
-    def _shard(self, loader: Any, seed_each_sample: bool = False) -> ShardedDataLoader:
-        """Share a loader out over the processes."""
-        accelerator = self.accelerator
-        processes = (accelerator.num_processes, accelerator.process_index)
-        return ShardedDataLoader(loader, self.data_seed, self.device, *processes, seed_each_sample)
-
     def _prepare_once(self) -> None:
         """Place and wrap model and optimizer, unless they are those of the run before."""
         if self._prepared is None or not self._prepared.is_of(self.model, self.optimizer):
@@ -269,9 +263,8 @@ class Trainer(BaseTrainer):
         else:
             self.callbacks.on_run_close(self)
         finally:
-            for loader in (self.train_dataloader, self.eval_dataloader):
-                if loader is not None:
-                    loader.close()
+            while self._open_loaders:
+                self._open_loaders.pop().close()
             self._is_running, self._before = False, None
             if self._prepared is not None and self._prepared is not prepared:
                 model, optimizer = self._prepared.user_model, self._prepared.user_optimizer
@@ -305,7 +298,7 @@ class Trainer(BaseTrainer):
 
     def run_train_epoch(self) -> None:
         """Train on what is left of the epoch."""
-        progress = self.run_progress
+        progress, prepared = self.run_progress, self._prepared_parts()
         loader = self._start_train_epoch()
         self.train_epoch_start()
         self.callbacks.on_train_epoch_start(self)
@@ -315,6 +308,7 @@ class Trainer(BaseTrainer):
             if progress.epoch_cut_by_limit or self.stop_reason is not None:
                 self._is_cut_short = not progress.epoch_cut_by_limit
                 break
+            self.model = prepared.model_to_train(self.accelerator)
             self._is_in_update = True
             if self._counts_ahead:
                 group.count_ahead(self.count_items, self.accelerator.num_processes, self.device)
@@ -350,12 +344,12 @@ class Trainer(BaseTrainer):
 
     def run_update(self, group: UpdateGroup) -> None:
         """Change the parameters by the gradients of `group`, and count it."""
-        self._before = None
         factor = self._counts.correction(group, self.device)
         if factor is not None:
             engines.multiply_gradients(self.accelerator, self.model, self.optimizer, factor)
         self.callbacks.on_optimizer_step_start(self)
         self.clip_gradients()
+        self._before = None
         self.optimizer_step()
         was_skipped = self.accelerator.scaler is not None and self.accelerator.optimizer_step_was_skipped
         if self._scheduler_interval == "update" and not was_skipped:
@@ -410,14 +404,11 @@ class Trainer(BaseTrainer):
 
     def _start_train_epoch(self) -> ShardedDataLoader:
         """Go to the place in the data where the epoch begins, or goes on."""
-        progress, prepared = self.run_progress, self._prepared_parts()
-        loader = cast(ShardedDataLoader, self.train_dataloader)
+        progress, loader = self.run_progress, cast(ShardedDataLoader, self.train_dataloader)
         if progress.updates_completed_in_epoch == 0:
             self.train_loss.reset()
             self._train_logs = MeanTrackers(self.device)
         self.run_history.current_epoch = progress.current_epoch
-        prepared.wrap_again_if_needed(self.accelerator)
-        self.model = prepared.model
         position = (progress.samples_completed_in_epoch, progress.steps_completed_in_epoch)
         loader.begin_epoch(progress.epochs_completed, *position, max_steps=loader.max_steps)
         return loader
@@ -633,7 +624,9 @@ class Trainer(BaseTrainer):
         return extra
 
     def _tell_differences(self, state: training_state.TrainerState) -> None:
-        for sentence in compare(state, self._run_state(), [name for name, _ in self.callbacks.named()]):
+        loader, is_seeded = cast(ShardedDataLoader, self.train_dataloader), self._arguments["seed_each_sample"]
+        told = compare(state, self._run_state(), [name for name, _ in self.callbacks.named()])
+        for sentence in [*told, *limits_of_exactness(loader, state, is_seeded)]:
             self.print(sentence)
 
     def _restore_place(self) -> None:
