@@ -388,7 +388,7 @@ def test_a_path_that_is_no_state_is_an_error_that_says_what_is_there(tmp_path: P
     for name, sentence in told.items():
         with pytest.raises(CheckpointError) as caught:
             open_training_state(str(tmp_path / name))
-        assert str(caught.value) == f"'{tmp_path / name}' {sentence}"
+        assert str(caught.value).startswith(f"'{tmp_path / name}' {sentence}")
 
 
 def test_asking_for_the_latest_in_a_state_itself_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
