@@ -125,7 +125,7 @@ class ShardedDataLoader:
         self._generator = torch.Generator()
         self._epoch = self._skip = 0
         self._most: int | None = None
-        self._is_restored = False
+        self._is_restored = self._is_at_end = False
         is_plain, is_stream = is_plain_loader(loader), isinstance(self.dataset, IterableDataset)
         if is_plain and not is_stream and hasattr(_sampler_of(loader)[0], "__len__"):
             self._shard_samples(loader, seed_each_sample)
@@ -215,7 +215,7 @@ class ShardedDataLoader:
         """
         self._epoch = epoch = 0 if self.repeat_first_epoch else epoch
         self._generator.manual_seed(derive_seed(self.seed, "workers", epoch, self.process_index))
-        self._skip, self._most, self._is_restored = steps, max_steps, False
+        self._skip, self._most, self._is_restored, self._is_at_end = steps, max_steps, False, False
         if self.sampler is not None:
             self.sampler.max_steps = max_steps
             self.sampler.begin_epoch(epoch, position)
@@ -257,10 +257,12 @@ class ShardedDataLoader:
 
     def restore_source(self, state: Any) -> None:
         """Put the data itself at its saved place in the epoch begun, so that no batch has to be skipped."""
-        self.stateful_source.load_state_dict(state)
-        self._is_restored = True
+        self.stateful_source.load_state_dict(state["source"])
+        self._is_restored, self._is_at_end = True, state["is_at_end"]
 
     def _stream(self) -> Iterator[Any]:
+        if self._is_at_end:
+            return
         start = self._skip if self._is_restored else 0
         most = None if self._most is None else max(self._most - start, 0)
         for number, batch in enumerate(itertools.islice(self._read_own_batches(), most), start):
@@ -279,10 +281,12 @@ class ShardedDataLoader:
             yield taken.pop()
             self._remember_state(source)
             taken = [batch for number, batch in enumerate(itertools.islice(batches, dealt)) if number == own]
+        self._remember_state(source, is_at_end=True)
 
-    def _remember_state(self, source: Any) -> None:
+    def _remember_state(self, source: Any, is_at_end: bool = False) -> None:
+        # Told apart, since many a source begins anew by itself once it has come to its end.
         if source is not None:
-            self.state_before_batch = copy.deepcopy(source.state_dict())
+            self.state_before_batch = {"source": copy.deepcopy(source.state_dict()), "is_at_end": is_at_end}
 
 
 def _sampler_of(loader: Any) -> tuple[Any, int | None, bool]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from . import durable_files
+from .dataloaders import ShardedDataLoader
 from .errors import CheckpointError, ConfigurationError
 from .training_state import RunState, process_file
 
@@ -56,8 +57,8 @@ def compare(saved: RunState, now: RunState, callbacks: Iterable[str]) -> list[st
         told.append(f"The data has changed from {saved['num_samples']} to {now['num_samples']} samples.")
     if before["num_processes"] != after["num_processes"]:
         told.append(
-            f"The run goes on with {after['num_processes']} instead of {before['num_processes']} processes, with the next sample. "
-            f"Random numbers of dropout and augmentation, and metrics so far in this epoch, cannot be carried over."
+            f"The run goes on with {after['num_processes']} instead of {before['num_processes']} processes, with the next "
+            f"sample. Random numbers of dropout and augmentation, and metrics so far in this epoch, cannot be carried over."
         )
     for key, what in (
         ("per_device_batch_size", "samples by process and step"),
@@ -76,6 +77,21 @@ def compare(saved: RunState, now: RunState, callbacks: Iterable[str]) -> list[st
     missing = [name for name in saved["callbacks"] if name not in callbacks]
     if missing:
         told.append(f"The state of {missing} is dropped, since this run has no such callbacks.")
+    return told
+
+
+def limits_of_exactness(loader: ShardedDataLoader, saved: RunState, seed_each_sample: bool) -> list[str]:
+    """Sentences about the data in which the run that goes on may differ from one that was never stopped."""
+    told, skipped = [], saved["run_progress"]["steps_completed_in_epoch"]
+    if loader.sampler is None:
+        has_position = loader.stateful_source is not None and saved["launched"]["num_processes"] == loader.num_processes
+        if skipped and not has_position:
+            told.append(f"Reading and leaving out {skipped} batches of {type(loader.dataset).__name__}, on which it has trained.")
+    elif not loader.sampler.order.is_function_of_epoch:
+        sampler = type(loader.sampler.order.sampler).__name__
+        told.append(f"The order is the business of {sampler}: it has no set_epoch, so samples may come twice or not at all.")
+    if getattr(loader.loader, "num_workers", 0) and not seed_each_sample:
+        told.append("Random numbers that the data set draws in workers will differ. Use seed_each_sample=True to repeat them.")
     return told
 
 
