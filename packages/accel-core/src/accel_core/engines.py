@@ -31,23 +31,28 @@ class Prepared:
     optimizer: Any
 
     def __post_init__(self) -> None:
-        self.trainable = self._trainable_now()
-        """Which parameters had gradients when the model was wrapped."""
+        self._remember_trainable()
 
     def is_of(self, model: torch.nn.Module, optimizer: Any) -> bool:
         """Whether these are the very objects that were prepared."""
         return self.user_model is model and self.user_optimizer is optimizer
 
-    def _trainable_now(self) -> tuple[bool, ...]:
-        return tuple(parameter.requires_grad for parameter in self.model.parameters())
+    def _remember_trainable(self) -> None:
+        self._parameters = list(self.model.parameters())
+        self._trainable = [parameter.requires_grad for parameter in self._parameters]
 
-    def wrap_again_if_needed(self, accelerator: Accelerator) -> None:
-        """Wrap the model anew if parameters were frozen or unfrozen: DDP would not synchronise those it did not know."""
-        if self.trainable != self._trainable_now() and accelerator.num_processes > 1 and not is_sharded(accelerator):
+    def model_to_train(self, accelerator: Accelerator) -> torch.nn.Module:
+        """Return the model, wrapped anew if parameters were frozen or unfrozen: DDP would not synchronise those it did not
+        know. Every process takes part.
+        """
+        if accelerator.num_processes == 1 or self._trainable == [parameter.requires_grad for parameter in self._parameters]:
+            return self.model
+        if not is_sharded(accelerator):
             inner = accelerator.unwrap_model(self.model, keep_fp32_wrapper=False, keep_torch_compile=False)
             accelerator._models[:] = [model for model in accelerator._models if model is not self.model]
             self.model = place_frozen(accelerator, inner) if is_frozen(inner) else accelerator.prepare_model(inner)
-            self.trainable = self._trainable_now()
+        self._remember_trainable()
+        return self.model
 
 
 def is_frozen(model: torch.nn.Module) -> bool:
@@ -239,7 +244,9 @@ def load_state(folder: Path, accelerator: Accelerator, prepared: Prepared, sched
         model = accelerator.unwrap_model(prepared.model, keep_torch_compile=False)
         load_model_state(model, training_state.read_model_state(folder), folder)
         if prepared.optimizer is not None:
-            load_into("optimizer.pt", folder, prepared.optimizer)
+            load_into("optimizer.pt", folder, getattr(prepared.optimizer, "optimizer", prepared.optimizer))
+            # It has stepped before. Else torch warns of a scheduler that steps first, as at the end of an epoch.
+            prepared.user_optimizer._opt_called = True
     if scheduler is not None:
         load_into("scheduler.pt", folder, scheduler)
     if accelerator.scaler is not None and (folder / "scaler.pt").exists():
