@@ -55,7 +55,7 @@ class Outcome:
         return self._alone[case]
 
 
-def compare(cases: Cases, script: str, processes: int, folder: Path, timeout: float = 100.0) -> Outcome:
+def compare(cases: Cases, script: str, processes: int, folder: Path, timeout: float = 200.0) -> Outcome:
     """Run `cases` on several processes, with a time limit that kills them and fails."""
     environment = {"PYTHONPATH": str(Path(__file__).parent)}
     launch(Path(script), processes=processes, args=[processes, folder], timeout=timeout, env=environment)

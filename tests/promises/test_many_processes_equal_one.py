@@ -1,14 +1,14 @@
 """Promise 4 across processes: training on several is training on one with the global batch."""
 
 import random
+import tempfile
 from functools import partial
 
 import numpy as np
 import pytest
 import torch
-from accel_core import Trainer, TrainerCallback, TrainerPlaceholderValues
 from accelerate import Accelerator
-from case_runner import BATCH_SIZE, compare, run_as_script
+from accelerate.utils import broadcast_object_list
 from torch import nn
 from torch.utils.data import (
     BatchSampler,
@@ -16,9 +16,14 @@ from torch.utils.data import (
     IterableDataset,
     Sampler,
     SequentialSampler,
+    Subset,
     TensorDataset,
     WeightedRandomSampler,
 )
+
+from accel_core import Trainer, TrainerCallback, TrainerPlaceholderValues
+from accel_core.durable_files import read_tensors
+from case_runner import BATCH_SIZE, compare, run_as_script
 
 NUM_TOKENS = 6
 ONE_CYCLE = partial(
@@ -43,7 +48,6 @@ class Watcher(TrainerCallback):
 
     def on_training_run_start(self, trainer):
         self.updates, self.current, self.rates, self.norms = [], [], [], []
-        self.mid_epoch_modes = []
 
     def on_train_step_end(self, trainer, batch, batch_output, step):
         self.current += batch[2].tolist()
@@ -121,7 +125,7 @@ def train(batch_size, data=None, callbacks=(), trainer_class=Trainer, accumulati
     trainer.train(data, per_device_batch_size=batch_size, gradient_accumulation_steps=accumulation, **kwargs)
     return {
         "weights": {name: value.clone() for name, value in model.state_dict().items()},
-        "history": trainer.run_history.to_records(),
+        "history": {f"{r['name']} {r['epoch']}/{r['update']}": r["value"] for r in trainer.run_history.to_records()},
         "progress": (trainer.run_progress.updates_completed, trainer.run_progress.epochs_completed),
         "rates": watcher.rates,
         "updates": watcher.updates,
@@ -154,7 +158,7 @@ class TokenTrainer(Trainer):
             "model_outputs": outputs,
             "batch_size": len(targets),
             "num_items_in_batch": (targets != -100).sum(),
-            "log": {"items": (targets != -100).double().mean()},
+            "log": {"confidence": nn.functional.softmax(outputs, -1).amax(-1)[targets != -100].mean()},
         }
 
 
@@ -176,7 +180,7 @@ class Unfreeze(TrainerCallback):
     """Unfreezes the first layer before an epoch, in its first event, or in the middle of it."""
 
     def __init__(self, event):
-        setattr(self, "_event", event)
+        self._event = event
 
     def unfreeze(self, trainer, event):
         if event == self._event and trainer.run_progress.updates_completed >= 2:
@@ -229,33 +233,32 @@ class Recorder(TrainerCallback):
         self.random = (torch.get_rng_state(), random.random(), np.random.rand())
 
 
-def train_noisy(num_samples, callbacks, **kwargs):
+def train_noisy(data, callbacks, **kwargs):
     torch.manual_seed(3)
     recorder = Recorder()
     model = Noisy()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     trainer = Trainer(model, nn.CrossEntropyLoss(), optimizer, [*callbacks, recorder], seed=7)
-    trainer.train(make_data(num_samples), num_epochs=1, **kwargs)
+    trainer.train(data, num_epochs=1, **kwargs)
     return trainer, {"weights": dict(model.state_dict()), "buffers": recorder.buffers, "random": recorder.random}
 
 
 def train_with_and_without_evaluating(batch_size):
     kwargs = {"per_device_batch_size": batch_size, "gradient_accumulation_steps": 2, "eval_dataset": make_data(13)}
-    return [train_noisy(37, callbacks, **kwargs)[1] for callbacks in ([], [EvaluateInMidEpoch()])]
+    return [train_noisy(make_data(37), callbacks, **kwargs)[1] for callbacks in ([], [EvaluateInMidEpoch()])]
 
 
 def train_with_and_without_idle_steps(batch_size):
     """The last sample of the second run falls to the main process; the others repeat a batch."""
     num_samples = batch_size * Accelerator().num_processes
-    return [train_noisy(num_samples + rest, [], per_device_batch_size=batch_size)[1] for rest in (0, 1)]
+    kwargs = {"per_device_batch_size": batch_size, "train_dataloader_kwargs": {"shuffle": False}}
+    data = make_data(num_samples + 1)
+    return [train_noisy(data, [], **kwargs)[1] for data in (Subset(data, range(num_samples)), data)]
 
 
 def save_and_export(batch_size):
     """What is saved, exported, evaluated and predicted with, and the buffers that each process had."""
-    from accel_core.durable_files import read_tensors
-    from accelerate.utils import broadcast_object_list
-
-    folder = broadcast_object_list([__import__("tempfile").mkdtemp()])[0]
+    folder = broadcast_object_list([tempfile.mkdtemp()])[0]
 
     class Save(TrainerCallback):
         order = 1
@@ -264,7 +267,7 @@ def save_and_export(batch_size):
             trainer.save_checkpoint(f"{folder}/model.safetensors")
             trainer.save_training_state(f"{folder}/state")
 
-    trainer, result = train_noisy(37, [Save()], per_device_batch_size=batch_size, gradient_accumulation_steps=2)
+    trainer, result = train_noisy(make_data(37), [Save()], per_device_batch_size=batch_size, gradient_accumulation_steps=2)
     used = trainer.evaluate(make_data(5), per_device_batch_size=batch_size)
     trainer.accelerator.wait_for_everyone()
     exported, saved = read_tensors(f"{folder}/model.safetensors"), read_tensors(f"{folder}/state/model.safetensors")
@@ -336,7 +339,7 @@ def test_training_equals_one_process_with_the_global_batch(outcome, case):
 @pytest.mark.parametrize("case", EQUAL)
 def test_each_update_takes_the_same_samples_as_on_one_process(outcome, case):
     by_process = [result["updates"] for result in outcome.of(case)]
-    together = [sorted(sum(parts, [])) for parts in zip(*by_process, strict=True)]
+    together = [sorted(index for part in parts for index in part) for parts in zip(*by_process, strict=True)]
     assert together == [sorted(update) for update in outcome.alone(case)["updates"]]
 
 

@@ -65,6 +65,8 @@ def place_frozen(accelerator: Accelerator, model: torch.nn.Module) -> torch.nn.M
     gets the values of the main one.
     """
     placed: torch.nn.Module = accelerator.prepare_model(model, evaluation_mode=True)
+    # Accelerate would never wrap a model with this mark, also when there is something to train.
+    placed.__dict__.pop("_is_accelerate_prepared", None)
     broadcast_from_main([*placed.parameters(), *placed.buffers()])
     return placed
 
