@@ -225,9 +225,7 @@ def _command(script: Path, processes: int, args: Sequence[object], max_restarts:
 
 def _environment(launch_id: str, env: Mapping[str, str] | None, restarts: bool) -> dict[str, str]:
     inherited = {
-        name: value
-        for name, value in os.environ.items()
-        if name not in _RANKS and not name.startswith(_SET_BY_LAUNCHERS)
+        name: value for name, value in os.environ.items() if name not in _RANKS and not name.startswith(_SET_BY_LAUNCHERS)
     }
     # A process that is killed must not take with it what it has printed.
     defaults = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}

@@ -1,118 +1,21 @@
-"""Events: their order, the checks when callbacks are added, custom events, state."""
+"""Callbacks in a list: their order, the checks when they are added, binding, custom events, state."""
 
 import copy
 import pickle
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
-from torch.utils.data import TensorDataset
 
 from accel_core import CallbackList, ConfigurationError, Trainer, TrainerCallback
-from accel_core.callback_list import EVENTS
-
-
-class StoryTeller(TrainerCallback):
-    """Writes down each event."""
-
-
-STORY: list[str] = []
-for _event in EVENTS:
-
-    def _tell(self: Any, trainer: Any, _name: str = _event, **kwargs: Any) -> None:
-        STORY.append(_name.removeprefix("on_"))
-
-    setattr(StoryTeller, _event, _tell)
-
-
-class TellingTrainer(Trainer):
-    """Writes down the methods that one may override."""
-
-
-for _method in (
-    "train_epoch_start",
-    "backward_step",
-    "clip_gradients",
-    "optimizer_step",
-    "scheduler_step",
-    "optimizer_zero_grad",
-):
-
-    def _act(self: Any, *args: Any, _name: str = _method) -> None:
-        STORY.append(_name.upper())
-        getattr(Trainer, _name)(self, *args)
-
-    setattr(TellingTrainer, _method, _act)
-
-
-def train(callbacks: Any, trainer_class: type[Trainer] = Trainer, **kwargs: Any) -> Trainer:
-    model = nn.Linear(2, 1)
-    data = TensorDataset(torch.ones(5, 2), torch.ones(5, 1))
-    trainer = trainer_class(model, nn.functional.mse_loss, torch.optim.SGD(model.parameters(), lr=0.1), callbacks=callbacks)
-    trainer.train(data, **{"num_epochs": 1, "eval_dataset": data, "per_device_batch_size": 2, **kwargs})
-    return trainer
-
-
-def test_methods_and_events_fire_in_the_documented_order() -> None:
-    STORY.clear()
-    trainer = train([StoryTeller()], TellingTrainer, gradient_accumulation_steps=2)
-    step = ["train_step_start", "BACKWARD_STEP", "train_step_end"]
-    update = ["optimizer_step_start", "CLIP_GRADIENTS", "OPTIMIZER_STEP", "SCHEDULER_STEP", "OPTIMIZER_ZERO_GRAD"]
-    evaluation = ["eval_epoch_start", *["eval_step_start", "eval_step_end"] * 3, "eval_epoch_end"]
-    assert [
-        "init_end",
-        "prepare_start",
-        "training_run_start",
-        "TRAIN_EPOCH_START",
-        "train_epoch_start",
-        *step,
-        *step,
-        *update,
-        "optimizer_step_end",
-        *step,
-        *update,
-        "optimizer_step_end",
-        "train_epoch_end",
-        *evaluation,
-        "training_run_epoch_end",
-        "training_run_end",
-        "run_close",
-    ] == STORY
-    STORY.clear()
-    trainer.evaluate(per_device_batch_size=2)
-    assert ["evaluation_run_start", *evaluation, "evaluation_run_end", "run_close"] == STORY
-
-
-def test_an_agreed_stop_ends_the_story_without_evaluation() -> None:
-    class Stop(TrainerCallback):
-        def on_train_step_start(self, trainer: Trainer, **kwargs: Any) -> None:
-            trainer.request_stop("seen enough")
-
-    STORY.clear()
-    trainer = train([Stop(), StoryTeller()])
-    assert STORY[-4:] == ["optimizer_step_end", "train_epoch_end", "training_run_end", "run_close"]
-    assert trainer.stop_reason == "seen enough"
-
-
-def test_what_fails_in_a_callback_is_heard() -> None:
-    """Lesson A24: a typo is no event that is not there."""
-
-    class Typo(TrainerCallback):
-        def on_train_epoch_end(self, trainer: Trainer) -> None:
-            trainer.no_such_thing  # type: ignore[attr-defined]  # noqa: B018
-
-    with pytest.raises(AttributeError, match="no_such_thing"):
-        train([Typo()])
-
-
-def test_callbacks_can_be_copied_and_pickled() -> None:
-    """Lesson A24."""
-    teller = pickle.loads(pickle.dumps(copy.deepcopy(StoryTeller())))
-    assert not hasattr(teller, "no_such_thing")
+from accel_core.callback_list import EVENTS, FOREIGN_EVENTS
+from tiny import tiny_data, tiny_trainer
 
 
 class Counter(TrainerCallback):
+    """Counts the steps of training."""
+
     def __init__(self, start: int = 0) -> None:
         self.count = start
 
@@ -126,28 +29,75 @@ class Counter(TrainerCallback):
         self.count = state["count"]
 
 
-def test_several_instances_of_a_class_have_states_of_their_own() -> None:
-    """Lesson A25."""
-    callbacks = CallbackList([Counter(1), Counter(2), TrainerCallback], None)
-    assert callbacks.state_dict() == {"Counter": {"count": 1}, "Counter#2": {"count": 2}}
-    again = CallbackList([Counter(), Counter()], None)
-    again.load_state_dict(callbacks.state_dict())
-    assert [callback.count for callback in again] == [1, 2]  # type: ignore[attr-defined]
+class Listener(TrainerCallback):
+    """Writes down who was called, by a name of its own."""
+
+    def __init__(self, name: str, heard: list[Any], order: int | None = None) -> None:
+        self.name, self.heard = name, heard
+        if order is not None:
+            self.order = order  # type: ignore[misc]
+
+    def on_run_close(self, trainer: Any) -> None:
+        self.heard.append(self.name)
+
+    def batch_verified(self, trainer: Any, size: int) -> None:
+        self.heard.append((self.name, trainer, size))
+
+
+# ---------------------------------------------------------------------- order
+
+
+def test_callbacks_are_called_in_the_order_in_which_they_are_listed() -> None:
+    heard: list[str] = []
+    CallbackList([Listener(name, heard) for name in "bca"], None).on_run_close(None)  # type: ignore[arg-type]
+    assert heard == ["b", "c", "a"]
+
+
+def test_a_higher_order_comes_later_and_equal_ones_stay_as_listed() -> None:
+    heard: list[str] = []
+    orders = {"save": 100, "first": -1, "b": 0, "a": 0, "also save": 100}
+    callbacks = CallbackList([Listener(name, heard, order) for name, order in orders.items()], None)
+    callbacks.add_callback(Listener("late", heard, 0))
+    callbacks.on_run_close(None)  # type: ignore[arg-type]
+    assert heard == ["first", "b", "a", "late", "save", "also save"]
+
+
+def test_a_list_can_be_gone_through_added_to_and_cleared() -> None:
+    first, second = Counter(), Counter()
+    callbacks = CallbackList([first], None)
+    callbacks.add_callbacks([second, Counter])
+    assert list(callbacks) == callbacks.callback_list
+    assert callbacks.callback_list[:2] == [first, second]
+    assert isinstance(callbacks.callback_list[2], Counter)
+    callbacks.clear_callbacks()
+    assert list(callbacks) == []
+    assert callbacks.listeners("on_train_step_end") == []
+
+
+# ---------------------------------------------------------------------- checks
 
 
 @pytest.mark.parametrize(
     ("name", "hint"),
     [
         ("on_train_epoch_ends", "Did you mean 'on_train_epoch_end'"),
-        ("on_stop_training_error", "on_training_run_end"),
+        ("on_stop_training_error", "Use on_training_run_end, and read trainer.stop_reason"),
         ("on_train_batch_end", "Use on_train_step_end"),
         ("on_validation_epoch_end", "Use on_eval_epoch_end"),
+        ("on_batch_verified", "Events of your own must not begin with 'on_'"),
     ],
 )
-def test_events_that_do_not_exist_are_refused_with_the_likely_one(name: str, hint: str) -> None:
+def test_an_event_that_does_not_exist_is_refused_with_the_likely_one(name: str, hint: str) -> None:
     callback = type("Mistaken", (TrainerCallback,), {name: lambda self, trainer: None})
-    with pytest.raises(ConfigurationError, match=hint):
+    with pytest.raises(ConfigurationError, match=hint) as caught:
         CallbackList([callback], None)
+    assert f"Mistaken.{name} is no event" in str(caught.value)
+
+
+def test_every_name_of_another_library_leads_to_something_that_exists() -> None:
+    for foreign, ours in FOREIGN_EVENTS.items():
+        assert foreign not in EVENTS
+        assert hasattr(TrainerCallback, ours.partition(",")[0]), ours
 
 
 def test_an_event_that_cannot_take_its_arguments_is_refused() -> None:
@@ -159,32 +109,188 @@ def test_an_event_that_cannot_take_its_arguments_is_refused() -> None:
         CallbackList([Narrow], None)
 
 
-def test_savers_come_last_whatever_the_order_in_the_list() -> None:
-    class Saver(TrainerCallback):
-        order = 100
+def test_events_may_name_the_arguments_that_they_use_and_take_the_rest_as_kwargs() -> None:
+    heard: list[Any] = []
 
-    callbacks = CallbackList([Saver, Counter, StoryTeller], None)
-    assert [type(callback).__name__ for callback in callbacks] == ["Counter", "StoryTeller", "Saver"]
+    class Some(TrainerCallback):
+        def on_train_step_end(self, trainer: Trainer, batch_output: dict[str, Any], **kwargs: Any) -> None:
+            heard.append((set(batch_output), set(kwargs)))
+
+        def on_eval_epoch_end(self, trainer: Trainer, **kwargs: Any) -> None:
+            heard.append(set(kwargs))
+
+        def on_train_epoch_end(self, *args: Any, **kwargs: Any) -> None:
+            heard.append(len(args))
+
+    tiny_trainer(callbacks=[Some]).train(tiny_data(4), num_epochs=1, eval_dataset=tiny_data(4))
+    assert heard == [({"loss", "model_outputs", "batch_size"}, {"batch", "step"}), 1, {"is_intermediate", "metric_prefix"}]
+
+
+@pytest.mark.parametrize(
+    ("callbacks", "message"),
+    [
+        ([object()], "which is no callback. Derive its class from accel_core.TrainerCallback"),
+        ([object], "which is no callback"),
+        (Counter(), "must be a sequence of callbacks. Pass callbacks="),
+        (Counter, "must be a sequence of callbacks. Pass callbacks="),
+        ([Listener], r"Listener needs arguments .* Pass an instance"),
+    ],
+)
+def test_what_is_no_callback_is_refused(callbacks: Any, message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        CallbackList(callbacks, None)
+
+
+def test_of_several_none_is_added_where_one_is_refused() -> None:
+    callbacks = CallbackList([Counter()], None)
+    with pytest.raises(ConfigurationError):
+        callbacks.add_callbacks([Counter(), object()])
+    assert len(callbacks.callback_list) == 1
+
+
+def test_an_error_in_a_constructor_is_heard_as_it_is() -> None:
+    class Broken(TrainerCallback):
+        def __init__(self) -> None:
+            raise TypeError("broken inside")
+
+    with pytest.raises(TypeError, match="broken inside"):
+        CallbackList([Broken], None)
+
+
+# ---------------------------------------------------------------------- binding
 
 
 def test_an_event_that_nobody_hears_stays_the_inherited_no_op_and_one_listener_is_called_directly() -> None:
-    callbacks = CallbackList([Counter()], None)
-    assert callbacks.on_train_epoch_end.__func__ is TrainerCallback.on_train_epoch_end
-    assert callbacks.on_train_step_end.__self__ is callbacks.callback_list[0]
+    callbacks = CallbackList([Counter(), TrainerCallback()], None)
+    assert callbacks.on_train_epoch_end.__func__ is TrainerCallback.on_train_epoch_end  # type: ignore[attr-defined]
+    assert callbacks.on_train_step_end.__self__ is callbacks.callback_list[0]  # type: ignore[attr-defined]
+    callbacks.clear_callbacks()
+    assert callbacks.on_train_step_end.__func__ is TrainerCallback.on_train_step_end  # type: ignore[attr-defined]
+
+
+def test_a_callback_that_is_added_in_mid_run_is_heard_from_then_on() -> None:
+    counter = Counter()
+
+    class Adding(TrainerCallback):
+        def on_optimizer_step_end(self, trainer: Trainer) -> None:
+            if trainer.run_progress.updates_completed == 2:
+                trainer.callbacks.add_callback(counter)
+
+    tiny_trainer(callbacks=[Adding]).train(tiny_data(), num_epochs=1, per_device_batch_size=8)
+    assert counter.count == 3
+
+
+def test_a_failing_listener_of_another_event_keeps_the_later_ones_from_being_called() -> None:
+    """What fails is heard at once; only closing goes on."""
+
+    class Failing(TrainerCallback):
+        def on_train_step_end(self, trainer: Trainer, **kwargs: Any) -> None:
+            raise ValueError("broken")
+
+    counter = Counter()
+    with pytest.raises(ValueError, match="broken"):
+        tiny_trainer(callbacks=[Failing, counter]).train(tiny_data(), num_epochs=1)
+    assert counter.count == 0
+
+
+def test_closing_reaches_every_callback_and_raises_the_first_error_with_the_others_as_notes() -> None:
+    heard: list[str] = []
+
+    class Broken(Listener):
+        def on_run_close(self, trainer: Any) -> None:
+            super().on_run_close(trainer)
+            raise ValueError(self.name)
+
+    callbacks = CallbackList([Broken("one", heard), Listener("two", heard), Broken("three", heard)], None)
+    with pytest.raises(ValueError, match="one") as caught:
+        callbacks.on_run_close(None)  # type: ignore[arg-type]
+    assert heard == ["one", "two", "three"]
+    assert "ValueError('three')" in caught.value.__notes__[0]
+
+
+# ---------------------------------------------------------------------- custom events
 
 
 def test_custom_events_reach_those_that_have_them_with_the_trainer_first() -> None:
     heard: list[Any] = []
-
-    class Listener(TrainerCallback):
-        def batch_verified(self, trainer: Any, size: int) -> None:
-            heard.append((trainer, size))
-
-    callbacks = CallbackList([Counter(), Listener()], "the trainer")
+    callbacks = CallbackList([Listener("b", heard, 1), Counter(), Listener("a", heard)], "the trainer")
     callbacks.call_event("batch_verified", size=3)
-    callbacks.call_event("nobody_has_this")
-    assert heard == [("the trainer", 3)]
-    with pytest.raises(ConfigurationError, match="nobody_has_this"):
-        callbacks.call_event("nobody_has_this", required=True)
-    with pytest.raises(ConfigurationError, match="begin with 'on_'"):
-        callbacks.call_event("on_train_step_end")
+    assert heard == [("a", "the trainer", 3), ("b", "the trainer", 3)]
+
+
+def test_a_custom_event_that_nobody_hears_is_an_error_only_where_it_is_required() -> None:
+    callbacks = CallbackList([Counter()], None)
+    callbacks.call_event("batch_verified", size=3)
+    with pytest.raises(ConfigurationError, match=r"No callback has a method 'batch_verified'.*\['Counter'\]"):
+        callbacks.call_event("batch_verified", required=True, size=3)
+
+
+@pytest.mark.parametrize("event", ["on_train_step_end", "on_batch_verified"])
+def test_custom_events_have_names_that_the_trainer_does_not_use(event: str) -> None:
+    with pytest.raises(ConfigurationError, match="names that begin with 'on_' are the trainer's own events"):
+        CallbackList([], None).call_event(event)
+
+
+def test_what_fails_in_a_custom_event_is_heard() -> None:
+    class Typo(TrainerCallback):
+        def batch_verified(self, trainer: Any) -> None:
+            self.no_such_thing  # type: ignore[attr-defined]  # noqa: B018
+
+    with pytest.raises(AttributeError, match="no_such_thing"):
+        CallbackList([Typo], None).call_event("batch_verified")
+
+
+# ---------------------------------------------------------------------- state
+
+
+def test_several_instances_of_a_class_have_states_of_their_own() -> None:
+    callbacks = CallbackList([Counter(1), Counter(2), TrainerCallback], None)
+    assert callbacks.state_dict() == {"Counter": {"count": 1}, "Counter#2": {"count": 2}}
+    again = CallbackList([Counter(), Counter()], None)
+    again.load_state_dict(callbacks.state_dict())
+    assert [callback.count for callback in again] == [1, 2]  # type: ignore[attr-defined]
+
+
+def test_the_name_of_a_state_does_not_depend_on_callbacks_of_other_classes() -> None:
+    saved = CallbackList([Counter(1), Counter(2)], None).state_dict()
+    heard: list[Any] = []
+    again = CallbackList([Listener("new", heard), first := Counter(), Listener("newer", heard, -5), second := Counter()], None)
+    again.load_state_dict(saved)
+    assert (first.count, second.count) == (1, 2)
+
+
+def test_a_callback_without_a_saved_state_stays_as_it_is() -> None:
+    counter = Counter(7)
+    CallbackList([counter], None).load_state_dict({})
+    assert counter.count == 7
+
+
+class Accumulated(TrainerCallback):
+    """Holds tensors and what users like to hold."""
+
+    def __init__(self) -> None:
+        self.values = [torch.ones(2)]
+        self.path = Path("metrics")
+
+    def on_train_step_end(self, trainer: Trainer, **kwargs: Any) -> None:
+        self.values.append(kwargs["batch_output"]["loss"].detach())
+
+
+def test_callbacks_can_be_copied_and_pickled_before_and_after_a_run() -> None:
+    callback = Accumulated()
+    trainer = tiny_trainer(callbacks=[callback])
+    for _ in range(2):
+        for copied in (copy.copy(callback), copy.deepcopy(callback), pickle.loads(pickle.dumps(callback))):
+            assert all(map(torch.equal, copied.values, callback.values))
+            assert copied.path == callback.path
+            assert not hasattr(copied, "no_such_thing")
+        trainer.train(tiny_data(), num_epochs=1)
+    assert len(callback.values) > 2
+
+
+def test_a_copy_of_a_list_calls_the_copies() -> None:
+    callbacks = CallbackList([Counter(), Counter(5)], None)
+    copied = copy.deepcopy(callbacks)
+    copied.on_train_step_end(None, batch=None, batch_output={}, step=0)  # type: ignore[arg-type]
+    assert [callback.count for callback in copied] == [1, 6]  # type: ignore[attr-defined]
+    assert [callback.count for callback in callbacks] == [0, 5]  # type: ignore[attr-defined]

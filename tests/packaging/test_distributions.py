@@ -115,9 +115,7 @@ def test_siblings_are_pinned_in_both_directions(tmp_path):
     for name in IMPORT_NAMES:
         build(REPOSITORY / "packages" / name, tmp_path, "wheel")
         (wheel,) = tmp_path.glob(f"{IMPORT_NAMES[name]}-*.whl")
-        pins[name] = {
-            str(requirement) for requirement in requirements(wheel_metadata(wheel)) if requirement.name in IMPORT_NAMES
-        }
+        pins[name] = {str(requirement) for requirement in requirements(wheel_metadata(wheel)) if requirement.name in IMPORT_NAMES}
     assert pins == {
         "accel-core": {
             f'accel-callbacks=={VERSION}; extra == "callbacks"',

@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from launching import launch
 
 SCRIPT = """

@@ -22,6 +22,8 @@ JOB = Path(__file__).with_name("resume_job.py")
 KILLS = int(os.environ.get("ACCEL_TEST_KILLS", "50"))
 WAYS = list(itertools.product([0, 2], [1, 3]))
 """Workers of the data loader, steps an update."""
+MOMENTS = [("started", 0.8), ("saving", 0.1), ("saved", 0.03)]
+"""A phase of the job and the seconds after its beginning, within which a kill comes at random."""
 
 
 class WarmProcess:
@@ -95,20 +97,28 @@ def phases_in(folder):
     return path.read_text().split() if path.exists() else []
 
 
-def run_until_through(process, settings, most_kills, longest_life=0.8):
+def wait_at_random(folder, num_before, moments):
+    """Wait until the life that began after `num_before` phases is at a random moment of one of `moments`."""
+    phase, longest = random.choice(moments)
+    give_up = time.monotonic() + 60
+    # A kill before the job has started would test nothing of accel.
+    while phase not in phases_in(folder)[num_before:]:
+        assert time.monotonic() < give_up, (folder / "output").read_text()
+        if (folder / "result.pt").exists():
+            return
+        time.sleep(0.001)
+    time.sleep(random.uniform(0, longest))
+
+
+def run_until_through(process, settings, most_kills, moments=MOMENTS):
     """Kill and start again at random until the job is through. Returns what each kill met."""
     folder = Path(settings["folder"])
     kills = Counter()
     while True:
-        num_started = phases_in(folder).count("started")
+        num_before = len(phases_in(folder))
         pid = process.start(settings)
         if sum(kills.values()) < most_kills:
-            give_up = time.monotonic() + 60
-            # A new Python takes seconds to get this far, and a kill before that would test nothing of accel.
-            while isinstance(process, FreshProcess) and phases_in(folder).count("started") == num_started:
-                assert time.monotonic() < give_up, (folder / "output").read_text()
-                time.sleep(0.01)
-            time.sleep(random.uniform(0, longest_life))
+            wait_at_random(folder, num_before, moments)
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(pid, signal.SIGKILL)
         status = process.wait()
@@ -150,13 +160,13 @@ def kill_and_compare(process, uninterrupted, tmp_path, kills_wanted, ways):
 
 
 def test_a_job_that_is_killed_a_few_times_ends_with_the_same_bits(warm, uninterrupted, tmp_path):
-    kills = kill_and_compare(warm, uninterrupted, tmp_path, kills_wanted=12, ways=[(0, 3), (2, 1)])
-    assert kills["before"] and kills["during"], kills
+    kills = kill_and_compare(warm, uninterrupted, tmp_path, kills_wanted=15, ways=[(0, 3), (2, 1)])
+    assert all(kills[phase] for phase in ("before", "during", "after")), kills
 
 
 def test_a_job_of_new_processes_that_is_killed_ends_with_the_same_bits(uninterrupted, tmp_path):
     settings = settings_of(tmp_path, workers=0, accumulation=3)
-    run_until_through(FreshProcess(), settings, most_kills=1, longest_life=1.0)
+    run_until_through(FreshProcess(), settings, most_kills=1, moments=[("saving", 0.1)])
     assert_same(torch.load(tmp_path / "result.pt"), uninterrupted(0, 3))
 
 

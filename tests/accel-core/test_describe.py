@@ -1,0 +1,105 @@
+"""`describe()`: what will happen, in words."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+
+from accel_core import LimitBatches, LimitBatchesCallback, Trainer, TrainerCallback
+
+DATA = TensorDataset(torch.randn(1000, 2), torch.zeros(1000, 1))
+
+
+class Late(TrainerCallback):
+    order = 5
+
+    def on_run_close(self, trainer: Trainer) -> None: ...
+
+
+class Early(TrainerCallback):
+    def on_train_epoch_start(self, trainer: Trainer) -> None: ...
+
+    def on_optimizer_step_end(self, trainer: Trainer) -> None: ...
+
+
+class Describing(TrainerCallback):
+    """Asks in the run itself."""
+
+    def on_training_run_start(self, trainer: Trainer) -> None:
+        self.text = trainer.describe()
+
+
+def create(*callbacks: Any) -> Trainer:
+    model = nn.Linear(2, 1)
+    model.bias.requires_grad_(False)
+    return Trainer(model, nn.functional.mse_loss, torch.optim.SGD(model.parameters(), lr=0.0), callbacks=callbacks, seed=8)
+
+
+def test_before_a_run_it_tells_what_is_known() -> None:
+    text = create(Late(), Early()).describe()
+    assert "model: Linear, 3 parameters, 2 of them trainable" in text
+    assert "optimizer: SGD" in text
+    assert "processes: 1, device: cpu, precision: no" in text
+    assert "training: not known before train" in text
+
+
+def test_callbacks_stand_in_their_order_with_what_they_listen_to() -> None:
+    lines = create(Late(), Early(), TrainerCallback()).describe().splitlines()
+    assert lines[-3:] == [
+        "  Early: on_train_epoch_start, on_optimizer_step_end",
+        "  TrainerCallback: no events",
+        "  Late: on_run_close",
+    ]
+    assert create().describe().splitlines()[-1] == "  none"
+
+
+def test_in_a_run_it_tells_data_batches_updates_and_clipping() -> None:
+    describing = Describing()
+    create(describing).train(
+        DATA,
+        num_epochs=5,
+        max_num_train_steps=60,
+        eval_dataset=DataLoader(TensorDataset(torch.zeros(7, 2), torch.zeros(7, 1)), batch_size=4),
+        per_device_batch_size=10,
+        gradient_accumulation_steps=3,
+        gradient_clip_norm=0.5,
+    )
+    for words in (
+        "train_dataset: TensorDataset, 1,000 samples",
+        "eval_dataset: DataLoader, 7 samples",
+        "batches: 10 samples by process and step, 3 steps and 30 samples an update",
+        "evaluation batches: 4 samples by process and step",
+        "updates: 60 in all, 34 an epoch, 2 epochs",
+        "gradients: clipped by norm 0.5",
+        "seed of the order of the data: 8",
+    ):
+        assert words in describing.text
+
+
+def test_what_is_not_known_is_told_as_unknown() -> None:
+    class Unsized(IterableDataset[Any]):
+        def __iter__(self) -> Iterator[Any]:
+            return iter(DATA)
+
+    describing = Describing()
+    create(describing).train(Unsized(), max_num_train_steps=2)
+    assert "train_dataset: Unsized, an unknown number of samples" in describing.text
+    assert "updates: 2 in all, an unknown number an epoch, an unknown number epochs" in describing.text
+    assert "gradients: not clipped" in describing.text
+
+
+def test_limits_are_told_whoever_sets_them() -> None:
+    assert "limit" not in create().describe()
+    with LimitBatches(2, overfit=True):
+        text = create(LimitBatchesCallback(3, eval_only=True)).describe()
+    assert "limit: Each evaluation is limited to 3 batches a process." in text
+    assert "limit: Each epoch is limited to 2 batches a process, the same ones again and again." in text
+
+
+def test_a_trainer_that_only_evaluates_describes_itself() -> None:
+    trainer = Trainer(nn.Linear(2, 1), nn.functional.mse_loss, None, callbacks=[])
+    trainer.evaluate(DATA)
+    assert "optimizer: none" in trainer.describe()
+    assert "training: not known before train" in trainer.describe()
