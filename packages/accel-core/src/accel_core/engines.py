@@ -42,8 +42,9 @@ class Prepared:
         self._trainable = [parameter.requires_grad for parameter in self._parameters]
 
     def model_to_train(self, accelerator: Accelerator) -> torch.nn.Module:
-        """Return the model, wrapped anew if parameters were frozen or unfrozen: DDP would not synchronise those it did not
-        know. Every process takes part.
+        """Return the model, wrapped anew if parameters were frozen or unfrozen. Every process takes part.
+
+        DDP would not synchronise those that it did not know.
         """
         if accelerator.num_processes == 1 or self._trainable == [parameter.requires_grad for parameter in self._parameters]:
             return self.model
@@ -61,8 +62,9 @@ def is_frozen(model: torch.nn.Module) -> bool:
 
 
 def place_frozen(accelerator: Accelerator, model: torch.nn.Module) -> torch.nn.Module:
-    """Place a model that has nothing to train. DDP refuses it, so what DDP does at its beginning is done here: every process
-    gets the values of the main one.
+    """Place a model that has nothing to train.
+
+    DDP refuses it, so what DDP does at its beginning is done here: every process gets the values of the main one.
     """
     placed: torch.nn.Module = accelerator.prepare_model(model, evaluation_mode=True)
     # Accelerate would never wrap a model with this mark, also when there is something to train.
