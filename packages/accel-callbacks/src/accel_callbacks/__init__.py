@@ -3,6 +3,7 @@
 from accel_core import LogMetricsCallback, TerminateOnNaNCallback, TrainerCallback
 
 from .early_stopping import EarlyStoppingCallback as EarlyStoppingCallback
+from .max_time import MaxTimeCallback as MaxTimeCallback
 from .metrics import MetricsCallback as MetricsCallback
 from .model_freezer import Layer as Layer
 from .model_freezer import LayerGroup as LayerGroup

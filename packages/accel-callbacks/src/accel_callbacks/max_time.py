@@ -1,0 +1,47 @@
+"""MaxTimeCallback: an agreed stop when a run has taken long enough."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from accel_core import ConfigurationError, TrainerCallback
+from accel_core.checks import check_positive
+
+if TYPE_CHECKING:
+    from accel_core import Trainer
+
+
+class MaxTimeCallback(TrainerCallback):
+    """Ask all processes to stop once a number of minutes has passed since the run started on any of them.
+
+    The clock starts anew with each call of `train`, since a limit is one of a job: a resumed run has all the time again. It is
+    looked at after updates and epochs, so leave enough for one update, one evaluation and saving.
+    """
+
+    def __init__(self, minutes: float) -> None:
+        """Hold the limit.
+
+        Raises:
+            ConfigurationError: `minutes` is no number above 0.
+        """
+        if minutes is None:
+            raise ConfigurationError("minutes is None, but must be a number above 0. Leave the callback out to set no limit.")
+        check_positive("minutes", minutes, "Leave the callback out to set no limit.")
+        self.minutes = minutes
+
+    def on_training_run_start(self, trainer: Trainer) -> None:
+        """Start the clock."""
+        self.ends_at = time.monotonic() + 60 * self.minutes
+
+    def on_optimizer_step_end(self, trainer: Trainer) -> None:
+        """Look at the clock."""
+        self._stop_if_over(trainer)
+
+    def on_training_run_epoch_end(self, trainer: Trainer) -> None:
+        """Look at the clock, so that no epoch begins after the evaluation that took the rest of the time."""
+        self._stop_if_over(trainer)
+
+    def _stop_if_over(self, trainer: Trainer) -> None:
+        if time.monotonic() >= self.ends_at:
+            trainer.request_stop(f"the time limit of {self.minutes:g} minutes is reached")
