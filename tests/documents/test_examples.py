@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -49,3 +50,15 @@ def test_three_ways_of_tracking_metrics_give_equal_numbers() -> None:
 
 def test_a_custom_event_reaches_the_callback_each_epoch() -> None:
     assert run("04_custom_callback_event.py").strip().splitlines()[-1] == "3 batches verified"
+
+
+def test_a_run_that_was_killed_ends_with_the_same_weights(tmp_path: Path) -> None:
+    example, folder = EXAMPLES / "05_resume_exactly.py", tmp_path / "killed"
+    whole = run("05_resume_exactly.py", "--epochs", "4", "--save-dir", str(tmp_path / "whole"))
+    command = [sys.executable, example, "--epochs", "4", "--save-dir", folder]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        while process.poll() is None and not list(folder.glob("update_*")):
+            time.sleep(0.01)
+        process.kill()
+    resumed = run("05_resume_exactly.py", "--epochs", "4", "--save-dir", str(folder))
+    assert resumed.splitlines()[-1] == whole.splitlines()[-1]
