@@ -22,8 +22,9 @@ JOB = Path(__file__).with_name("resume_job.py")
 KILLS = int(os.environ.get("ACCEL_TEST_KILLS", "50"))
 WAYS = list(itertools.product([0, 2], [1, 3]))
 """Workers of the data loader, steps an update."""
-MOMENTS = [("started", 0.8), ("saving", 0.1), ("saved", 0.03)]
-"""A phase of the job and the seconds after its beginning, within which a kill comes at random."""
+MOMENTS = [("started", 0.8), ("saving", 0.1), ("training", 0.02), ("saved", 0.03)]
+"""A phase of the job and the seconds after its beginning, within which a kill comes at random; taken in turn."""
+KILLS_OF_A_JOB = 8
 
 
 class WarmProcess:
@@ -97,9 +98,8 @@ def phases_in(folder):
     return path.read_text().split() if path.exists() else []
 
 
-def wait_at_random(folder, num_before, moments):
-    """Wait until the life that began after `num_before` phases is at a random moment of one of `moments`."""
-    phase, longest = random.choice(moments)
+def wait_at_random(folder, num_before, phase, longest):
+    """Wait for a random moment after `phase` in the life that began after `num_before` phases."""
     give_up = time.monotonic() + 60
     # A kill before the job has started would test nothing of accel.
     while phase not in phases_in(folder)[num_before:]:
@@ -118,7 +118,7 @@ def run_until_through(process, settings, most_kills, moments=MOMENTS):
         num_before = len(phases_in(folder))
         pid = process.start(settings)
         if sum(kills.values()) < most_kills:
-            wait_at_random(folder, num_before, moments)
+            wait_at_random(folder, num_before, *moments[sum(kills.values()) % len(moments)])
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(pid, signal.SIGKILL)
         status = process.wait()
@@ -152,7 +152,7 @@ def kill_and_compare(process, uninterrupted, tmp_path, kills_wanted, ways):
         workers, accumulation = ways[number % len(ways)]
         folder = tmp_path / f"job_{number}"
         folder.mkdir()
-        kills += run_until_through(process, settings_of(folder, workers, accumulation), most_kills=kills_wanted)
+        kills += run_until_through(process, settings_of(folder, workers, accumulation), KILLS_OF_A_JOB)
         assert_same(torch.load(folder / "result.pt"), uninterrupted(workers, accumulation))
         assert len(list((folder / "states").iterdir())) <= 2, "what crashes left was not removed"
     print(f"{sum(kills.values())} kills: {dict(kills)}")
