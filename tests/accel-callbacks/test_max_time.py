@@ -4,10 +4,11 @@ import time
 
 import pytest
 import torch
-from accel_callbacks import MaxTimeCallback
-from accel_core import ConfigurationError, Trainer, TrainerCallback
 from torch import nn
 from torch.utils.data import TensorDataset
+
+from accel_callbacks import MaxTimeCallback
+from accel_core import ConfigurationError, Trainer, TrainerCallback
 
 DATA = TensorDataset(torch.ones(20, 3), torch.ones(20, 1))
 

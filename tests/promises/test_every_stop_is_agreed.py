@@ -1,112 +1,340 @@
-"""A stop asked for on one process stops all of them at the same update, for the same reason."""
+"""Promise 5: a stop asked for on one process stops all of them after the same update, for a reason that all know."""
 
-import json
+import os
+import signal
+import tempfile
 import time
-from pathlib import Path
+from functools import partial
 
 import pytest
-
-from launching import launch
-
-SCRIPT = """
-import json, sys
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from torch import nn
 from torch.utils.data import TensorDataset
-from accel_core import TerminateOnNaNCallback, Trainer, TrainerCallback
 
-accelerator = Accelerator(cpu=True)
-rank = accelerator.process_index
-assert accelerator.num_processes == 2
-data = TensorDataset(torch.ones(40, 3), torch.ones(40, 1))
+from accel_callbacks import EarlyStoppingCallback, MaxTimeCallback, SaveTrainingStateCallback
+from accel_core import RunInterrupted, TerminateOnNaNCallback, Trainer, TrainerCallback
+from case_runner import compare, run_as_script
+from launching import launch
+
+NUM_EPOCHS, UPDATES_OF_EPOCH = 3, 5
+EVENTS = {
+    # An event, and after which update (counted from 1) a stop asked for in the event of update 2, of 5 (the last one of
+    # an epoch) and of 15 (the last one of the run) takes effect on several processes.
+    "on_train_step_start": (3, 5, 15),
+    "on_train_step_end": (3, 5, 15),
+    "on_optimizer_step_start": (3, 5, 15),
+    "on_optimizer_step_end": (3, 5, 15),
+    "on_train_epoch_end": (None, 5, 15),
+    "on_eval_epoch_start": (None, 5, 15),
+    "on_eval_step_end": (None, 5, 15),
+    "on_eval_epoch_end": (None, 5, 15),
+    "on_training_run_epoch_end": (None, 5, 15),
+}
+UPDATES = (2, 5, 15)
 
 
-class AskOnSecond(TrainerCallback):
-    def __init__(self, event, update):
-        self.event, self.update = event, update
+class Listener(TrainerCallback):
+    """Notes when this process first knows the reason, and acts once at an event."""
 
-    def ask(self, trainer, event, update):
-        if rank == 1 and (event, update) == (self.event, self.update):
-            trainer.request_stop(f"asked in {event}")
+    def __init__(self, event="", update=0, action=lambda trainer: None):
+        self.event, self.update, self.action = event, update, action
+        self.known_since = None
+        self.closed = []
+
+    def hear(self, trainer, event, update):
+        if trainer.stop_reason is not None and self.known_since is None:
+            self.known_since = (event, update)
+        if (event, update) == (self.event, self.update):
+            self.event = None
+            self.action(trainer)
+
+    def on_training_run_start(self, trainer):
+        self.hear(trainer, "on_training_run_start", 0)
+
+    def on_train_epoch_start(self, trainer):
+        self.hear(trainer, "on_train_epoch_start", trainer.run_progress.updates_completed)
+
+    def on_train_step_start(self, trainer, **kwargs):
+        self.hear(trainer, "on_train_step_start", trainer.run_progress.updates_completed + 1)
 
     def on_train_step_end(self, trainer, **kwargs):
-        self.ask(trainer, "on_train_step_end", trainer.run_progress.updates_completed + 1)
+        self.hear(trainer, "on_train_step_end", trainer.run_progress.updates_completed + 1)
+
+    def on_optimizer_step_start(self, trainer):
+        self.hear(trainer, "on_optimizer_step_start", trainer.run_progress.updates_completed + 1)
 
     def on_optimizer_step_end(self, trainer):
-        self.ask(trainer, "on_optimizer_step_end", trainer.run_progress.updates_completed)
+        self.hear(trainer, "on_optimizer_step_end", trainer.run_progress.updates_completed)
+
+    def on_train_epoch_end(self, trainer):
+        self.hear(trainer, "on_train_epoch_end", trainer.run_progress.updates_completed)
+
+    def on_eval_epoch_start(self, trainer, **kwargs):
+        self.hear(trainer, "on_eval_epoch_start", trainer.run_progress.updates_completed)
+
+    def on_eval_step_end(self, trainer, **kwargs):
+        self.hear(trainer, "on_eval_step_end", trainer.run_progress.updates_completed)
 
     def on_eval_epoch_end(self, trainer, **kwargs):
-        self.ask(trainer, "on_eval_epoch_end", trainer.run_progress.updates_completed)
+        self.hear(trainer, "on_eval_epoch_end", trainer.run_progress.updates_completed)
 
     def on_training_run_epoch_end(self, trainer):
-        self.ask(trainer, "on_training_run_epoch_end", trainer.run_progress.updates_completed)
+        self.hear(trainer, "on_training_run_epoch_end", trainer.run_progress.updates_completed)
+
+    def on_training_run_end(self, trainer):
+        self.closed.append("on_training_run_end")
+        self.hear(trainer, "on_training_run_end", trainer.run_progress.updates_completed)
+
+    def on_run_close(self, trainer):
+        self.closed.append("on_run_close")
 
 
-class Poisoned(Trainer):
-    def calculate_train_batch_loss(self, batch):
-        output = super().calculate_train_batch_loss(batch)
-        if rank == 1 and self.run_progress.updates_completed == 3:
-            output["loss"] = output["loss"] * float("nan")
-        return output
+def make_data(batch_size):
+    """Five updates on any number of processes."""
+    num_samples = UPDATES_OF_EPOCH * batch_size * Accelerator().num_processes
+    return TensorDataset(torch.linspace(0, 1, 3 * num_samples).reshape(-1, 3), torch.ones(num_samples, 1))
 
 
-def train(callbacks, trainer_class=Trainer):
+def train(batch_size, listener, callbacks=(), loss_func=nn.functional.mse_loss, **kwargs):
     torch.manual_seed(0)
     model = nn.Linear(3, 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-    trainer = trainer_class(model, nn.functional.mse_loss, optimizer, callbacks=callbacks, accelerator=accelerator, seed=1)
-    trainer.train(data, num_epochs=3, eval_dataset=data, per_device_batch_size=4)
-    return [trainer.run_progress.updates_completed, trainer.run_progress.epochs_completed, trainer.stop_reason]
+    trainer = Trainer(model, loss_func, optimizer, [listener, *callbacks], seed=1)
+    data = make_data(batch_size)
+    kwargs = {"num_epochs": NUM_EPOCHS, "eval_dataset": data, **kwargs}
+    interrupted = None
+    try:
+        trainer.train(data, per_device_batch_size=batch_size, **kwargs)
+    except RunInterrupted as error:
+        interrupted = str(error)
+    return {
+        "updates": trainer.run_progress.updates_completed,
+        "epochs": trainer.run_progress.epochs_completed,
+        "reason": trainer.stop_reason,
+        "known since": listener.known_since,
+        "closed": listener.closed,
+        "history": [(record["name"], record["update"]) for record in trainer.run_history.to_records()],
+        "weights": {name: value.clone() for name, value in model.state_dict().items()},
+        "interrupted": interrupted,
+    }
 
 
-results = {}
-for event in ("on_train_step_end", "on_optimizer_step_end", "on_eval_epoch_end", "on_training_run_epoch_end"):
-    for update in (2, 5, 15):
-        results[f"{event} {update}"] = train([AskOnSecond(event, update)])
-results["nan"] = train([TerminateOnNaNCallback], Poisoned)
-json.dump(results, open(f"{sys.argv[1]}/{rank}.json", "w"))
-"""
+def is_last():
+    return Accelerator().process_index == Accelerator().num_processes - 1
 
 
-def test_all_processes_stop_at_the_same_update_for_the_same_reason(tmp_path: Path) -> None:
-    """Lesson A14."""
-    launch(SCRIPT, processes=2, args=(str(tmp_path),), timeout=120)
-    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
-    assert first == second
-    updates = {name: result[0] for name, result in first.items()}
-    assert updates["on_train_step_end 2"] == updates["on_optimizer_step_end 2"] == 3
-    assert updates["on_eval_epoch_end 5"] == updates["on_training_run_epoch_end 5"] == 5
-    assert updates["on_eval_epoch_end 15"] == 15
-    assert first["on_train_step_end 2"][2] == "asked in on_train_step_end"
-    assert "nan" in first["nan"][2]
-    assert first["nan"][0] == 5
+def ask(batch_size, event, update):
+    """The last process asks in an event of an update."""
+    action = (lambda trainer: trainer.request_stop(f"asked in {event}")) if is_last() else (lambda trainer: None)
+    return train(batch_size, Listener(event, update, action))
+
+
+def ask_before_the_first_update(batch_size):
+    return ask(batch_size, "on_training_run_start", 0)
+
+
+def ask_for_several_reasons(batch_size):
+    """Every process has one of its own at the same update, and another one later."""
+    index = Accelerator().process_index
+
+    def action(trainer):
+        trainer.request_stop(f"the reason of process {index}")
+        trainer.request_stop("another reason")
+
+    return train(batch_size, Listener("on_train_step_end", 7, action))
+
+
+def diverge(batch_size):
+    """The loss of the last process is not a number in update 3."""
+    steps = []
+
+    def loss_func(outputs, targets):
+        steps.extend([1] if torch.is_grad_enabled() else [])
+        loss = nn.functional.mse_loss(outputs, targets)
+        return loss * float("nan") if len(steps) == 3 and is_last() else loss
+
+    return train(batch_size, Listener(), [TerminateOnNaNCallback], loss_func)
+
+
+class DoubtfulMetric(TrainerCallback):
+    """A metric that gets worse on the last process only, as one that nobody reduced."""
+
+    def on_eval_epoch_end(self, trainer, **kwargs):
+        worse = trainer.run_progress.updates_completed if is_last() else -trainer.run_progress.updates_completed
+        trainer.run_history.update_metric("doubtful", worse)
+
+
+def stop_early(batch_size):
+    return train(batch_size, Listener(), [DoubtfulMetric, EarlyStoppingCallback(watch_metric="doubtful")])
+
+
+def run_out_of_time(batch_size):
+    """The time of the last process is over in update 7."""
+    limit = MaxTimeCallback(minutes=60)
+
+    def action(trainer):
+        limit.ends_at = time.monotonic()
+
+    return train(batch_size, Listener("on_train_step_start", 7, action if is_last() else lambda trainer: None), [limit])
+
+
+def receive_signal(batch_size, event, update):
+    """The last process gets a signal."""
+    folder = broadcast_object_list([tempfile.mkdtemp()])[0]
+    action = (lambda trainer: os.kill(os.getpid(), signal.SIGUSR1)) if is_last() else (lambda trainer: None)
+    result = train(batch_size, Listener(event, update, action), [SaveTrainingStateCallback(save_dir=folder)])
+    return {**result, "saved": sorted(os.listdir(folder))}
+
+
+SIGNALLED = {"in an update": ("on_train_step_end", 7), "in an evaluation": ("on_eval_step_end", 10)}
+CASES = {
+    **{f"{event} {update}": partial(ask, event=event, update=update) for event in EVENTS for update in UPDATES},
+    "before the first update": ask_before_the_first_update,
+    "several reasons": ask_for_several_reasons,
+    "nan": diverge,
+    "early stop": stop_early,
+    "time": run_out_of_time,
+    **{f"signal {name}": partial(receive_signal, event=event, update=update) for name, (event, update) in SIGNALLED.items()},
+}
+
+
+@pytest.fixture(scope="module", params=[2, pytest.param(3, marks=pytest.mark.slow)], ids="{} processes".format)
+def outcome(request, tmp_path_factory):
+    return compare(CASES, __file__, request.param, tmp_path_factory.mktemp("cases"))
+
+
+def agreed(outcome, case):
+    """What the case gave, which has to be the same on every process."""
+    first, *others = outcome.of(case)
+    weights = first.pop("weights", None)
+    for other in others:
+        own = other.pop("weights", None)
+        assert other == first
+        if weights is not None:
+            assert all(torch.equal(weights[name], own[name]) for name in weights)
+    return first
+
+
+ASKED = [
+    (event, update, stopped)
+    for event, stops in EVENTS.items()
+    for update, stopped in zip(UPDATES, stops, strict=True)
+    if stopped is not None
+]
+
+
+@pytest.mark.parametrize(("event", "update", "stopped"), ASKED)
+def test_a_stop_asked_for_on_one_process_takes_effect_on_all_after_the_same_update(outcome, event, update, stopped):
+    result = agreed(outcome, f"{event} {update}")
+    assert result["reason"] == f"asked in {event}"
+    assert result["updates"] == stopped
+    assert result["closed"] == ["on_training_run_end", "on_run_close"]
+
+
+@pytest.mark.parametrize("update", UPDATES)
+def test_a_stop_asked_for_at_the_safe_point_takes_effect_at_the_next_on_any_number_of_processes(outcome, update):
+    result, alone = agreed(outcome, f"on_optimizer_step_end {update}"), outcome.alone(f"on_optimizer_step_end {update}")
+    keys = ("updates", "epochs", "reason", "closed", "history")
+    assert {key: result[key] for key in keys} == {key: alone[key] for key in keys}
+
+
+def test_an_epoch_that_a_stop_cut_short_leaves_no_record_and_one_that_was_complete_is_evaluated(outcome):
+    assert agreed(outcome, "on_train_step_end 2")["history"] == []
+    assert agreed(outcome, "on_train_step_end 5")["history"] == [("train_loss_epoch", 5), ("eval_loss_epoch", 5)]
+
+
+def test_no_update_follows_a_stop_asked_for_before_the_first(outcome):
+    result = agreed(outcome, "before the first update")
+    assert (result["updates"], result["reason"]) == (0, "asked in on_training_run_start")
+
+
+def test_one_of_several_reasons_is_known_to_all(outcome):
+    assert agreed(outcome, "several reasons")["reason"] == "the reason of process 0"
+
+
+def test_a_loss_that_is_nan_on_one_process_stops_all(outcome):
+    """Lesson A14: the others used to wait for ever."""
+    result = agreed(outcome, "nan")
+    assert result["updates"] == 4 and "the loss is nan" in result["reason"]
+
+
+def test_an_early_stop_that_only_one_process_wants_stops_all(outcome):
+    """Lesson A14 again."""
+    result = agreed(outcome, "early stop")
+    assert result["updates"] == 2 * UPDATES_OF_EPOCH and "'doubtful' has not improved" in result["reason"]
+
+
+def test_the_time_of_one_process_is_the_time_of_all(outcome):
+    result = agreed(outcome, "time")
+    assert result["updates"] == 9 and result["reason"] == "the time limit of 60 minutes is reached"
+
+
+def test_a_signal_to_one_process_saves_one_state_and_interrupts_all(outcome):
+    result = agreed(outcome, "signal in an update")
+    assert result["updates"] == 8
+    assert result["saved"] == ["update_00000008"]
+    assert "update_00000008" in result["interrupted"]
+
+
+def test_a_signal_in_an_evaluation_interrupts_all_with_the_state_saved(outcome):
+    result = agreed(outcome, "signal in an evaluation")
+    assert result["updates"] == 10
+    assert result["saved"] == ["update_00000010"]
+    assert "update_00000010" in result["interrupted"]
 
 
 FAILING = """
-import torch
-from torch import nn
-from torch.utils.data import TensorDataset
-from accel_core import Trainer, TrainerCallback
+    import sys, time, torch
+    from accelerate import Accelerator
+    from accel_core import Trainer, TrainerCallback
+    from torch import nn
+    from torch.utils.data import TensorDataset
 
-class Failing(TrainerCallback):
-    def on_train_step_start(self, trainer, **kwargs):
-        if trainer.accelerator.process_index == 1 and trainer.run_progress.updates_completed == 2:
-            raise RuntimeError("the first error")
+    event, process = sys.argv[1], int(sys.argv[2])
 
-model = nn.Linear(3, 1)
-trainer = Trainer(model, nn.functional.mse_loss, torch.optim.SGD(model.parameters(), lr=0.01), callbacks=[Failing])
-trainer.train(TensorDataset(torch.ones(40, 3), torch.ones(40, 1)), num_epochs=100, per_device_batch_size=4)
-"""
+    class Failing(TrainerCallback):
+        def fail(self, trainer):
+            if trainer.accelerator.process_index == process and trainer.run_progress.updates_completed >= 2:
+                print(f"failed at {time.time()} failed")
+                raise RuntimeError("this is the first error")
+
+    setattr(Failing, event, lambda self, trainer, **kwargs: self.fail(trainer))
+    data = TensorDataset(torch.ones(40, 3), torch.ones(40, 1))
+    model = nn.Linear(3, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    trainer = Trainer(model, nn.functional.mse_loss, optimizer, [Failing])
+    assert trainer.accelerator.num_processes == 2 or event == "never"
+    trainer.train(data, num_epochs=100, eval_dataset=data, per_device_batch_size=4)
+    """
 
 
-def test_an_exception_on_one_process_ends_the_others_quickly_with_the_error_to_be_seen() -> None:
-    began = time.monotonic()
-    with pytest.raises(BaseException, match="the first error"):
-        launch(FAILING, processes=2, timeout=100)
-    assert time.monotonic() - began < 90
+@pytest.mark.parametrize(
+    ("event", "process"),
+    [
+        ("on_train_step_end", 1),
+        pytest.param("on_eval_step_end", 0, marks=pytest.mark.slow),
+        pytest.param("on_training_run_epoch_end", 1, marks=pytest.mark.slow),
+    ],
+)
+def test_an_exception_on_one_process_ends_the_others_in_seconds_with_the_error_to_be_seen(event, process):
+    finished = launch(FAILING, processes=2, args=[event, process], check=False)
+    seconds = time.time() - float(finished.stdout.split("failed")[1].removeprefix(" at "))
+    assert finished.returncode != 0
+    assert "RuntimeError: this is the first error" in finished.stderr
+    assert seconds < 20
 
 
-def test_processes_that_do_not_see_each_other_are_refused() -> None:
-    with pytest.raises(BaseException, match="does not see the others"):
-        launch(FAILING, processes=2, timeout=100, env={"ACCELERATE_USE_CPU": "false"})
+def test_processes_that_do_not_see_each_other_are_refused():
+    """Without ACCELERATE_USE_CPU, the launcher starts two trainings on a CPU that do not know of each other."""
+    finished = launch(FAILING, processes=2, args=["never", 0], env={"ACCELERATE_USE_CPU": "false"}, check=False)
+    assert finished.returncode != 0
+    assert (
+        "accelerate launch started 2 processes, but this Accelerator does not see the others, so each would train alone. On a "
+        "CPU, set ACCELERATE_USE_CPU=true and launch with --multi_gpu, or use the configs in examples/configs."
+    ) in finished.stderr
+
+
+if __name__ == "__main__":
+    run_as_script(CASES)
