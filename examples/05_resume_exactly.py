@@ -1,53 +1,93 @@
-"""A run that can be killed at any moment and started again.
+"""Stop a training at any moment, start it again, and get the same weights to the last bit.
 
-    python examples/05_resume_exactly.py
+    python examples/05_resume_exactly.py            trains for about half a minute
+    Ctrl-C, kill, kill -9, or the power fails       whenever you like, as often as you like
+    python examples/05_resume_exactly.py            goes on with the next sample
 
-Stop it with Ctrl-C, with `kill`, or with `kill -9`, and start it again: it goes on from the newest complete state in
-`checkpoints`, and ends with the same fingerprint of the weights as a run that was never stopped, to the last bit. Prints the
-metrics of each epoch and the fingerprint. Remove the folder `checkpoints` to begin anew.
+    ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2 --rdzv_backend c10d --max_restarts 3 \
+        --main_process_ip 127.0.0.1 --main_process_port 29501 examples/05_resume_exactly.py
+
+Prints the fingerprint of the final weights. However often the training was stopped, it is that of a training that never
+was, although the digits are shifted at random and dropout is random too. Another number of processes gives another one.
 """
 
 import argparse
 import hashlib
+from functools import partial
 
 import torch
 from sklearn.datasets import load_digits
 from torch import nn
-from torch.utils.data import TensorDataset, random_split
+from torch.optim.lr_scheduler import OneCycleLR
+from torch.utils.data import Dataset
 
-from accel_callbacks import DEFAULT_CALLBACKS, SaveTrainingStateCallback
-from accel_core import Trainer, latest_checkpoint
+from accel_callbacks import DEFAULT_CALLBACKS, EarlyStoppingCallback, SaveTrainingStateCallback
+from accel_core import Trainer, TrainerPlaceholderValues, latest_checkpoint
+
+
+class ShiftedDigits(Dataset):
+    """Digits, each moved by up to one pixel anew whenever it is read."""
+
+    def __init__(self, first: int, last: int) -> None:
+        data = load_digits()
+        self.images = torch.tensor(data.images[first:last], dtype=torch.float32).unsqueeze(1) / 16
+        self.labels = torch.tensor(data.target[first:last])
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        shifts = torch.randint(-1, 2, (2,)).tolist()
+        return self.images[index].roll(shifts, dims=(1, 2)), self.labels[index]
 
 
 def fingerprint(model: nn.Module) -> str:
-    values = torch.cat([value.detach().flatten().float() for value in model.state_dict().values()])
-    return hashlib.sha256(values.numpy().tobytes()).hexdigest()[:16]
+    digest = hashlib.sha256()
+    for tensor in model.state_dict().values():
+        digest.update(tensor.cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--save-dir", default="checkpoints")
-    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--folder", default="checkpoints/05", help="where the training is saved; remove it to begin anew")
+    parser.add_argument("--epochs", type=int, default=20)
     args = parser.parse_args()
 
-    digits = load_digits()
-    data = TensorDataset(torch.tensor(digits.data / 16, dtype=torch.float32), torch.tensor(digits.target))
-    train_data, eval_data = random_split(data, [0.8, 0.2], generator=torch.Generator().manual_seed(0))
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(64, 128), nn.BatchNorm1d(128), nn.ReLU(), nn.Dropout(0.2), nn.Linear(128, 10))
+    model = nn.Sequential(
+        nn.Conv2d(1, 16, 3, padding=1),
+        nn.BatchNorm2d(16),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Dropout(0.3),
+        nn.Linear(256, 10),
+    )
+    saver = SaveTrainingStateCallback(
+        args.folder,
+        save_every_n_updates=25,
+        keep_last=2,
+        save_on_signals=("SIGTERM", "SIGUSR1", "SIGINT"),  # With SIGINT, Ctrl-C finishes the update and saves.
+    )
     trainer = Trainer(
         model,
-        nn.CrossEntropyLoss(),
-        torch.optim.AdamW(model.parameters(), lr=3e-3),
-        callbacks=(SaveTrainingStateCallback(args.save_dir, save_every_n_updates=20, keep_last=2), *DEFAULT_CALLBACKS),
+        nn.functional.cross_entropy,
+        torch.optim.AdamW(model.parameters(), lr=1e-3),
+        # Patience has a state too: it is saved with the rest.
+        callbacks=(EarlyStoppingCallback(early_stopping_patience=10), saver, *DEFAULT_CALLBACKS),
         seed=0,
     )
     trainer.train(
-        train_data,
+        ShiftedDigits(0, 1500),
         num_epochs=args.epochs,
-        eval_dataset=eval_data,
+        eval_dataset=ShiftedDigits(1500, 1797),
         per_device_batch_size=32,
-        resume_from=latest_checkpoint(args.save_dir),
+        create_scheduler_fn=partial(OneCycleLR, max_lr=1e-2, total_steps=TrainerPlaceholderValues.NUM_UPDATE_STEPS),
+        # The same shifts again for the same sample of the same epoch, whichever process or worker reads it.
+        seed_each_sample=True,
+        # None where nothing was saved yet: then the training begins.
+        resume_from=latest_checkpoint(args.folder),
     )
     trainer.print(f"Fingerprint of the weights: {fingerprint(model)}")
 

@@ -1,0 +1,193 @@
+"""save_checkpoint and load_checkpoint: portable files of the plain model, complete or absent, that run no code."""
+
+import os
+import pickle
+
+import pytest
+import safetensors.torch
+import torch
+from torch.utils.data import TensorDataset
+
+from accel_core import CheckpointError, ConfigurationError, Trainer, TrainerCallback, durable_files
+
+DATA = TensorDataset(torch.randn(12, 3, generator=torch.Generator().manual_seed(0)), torch.ones(12, 1))
+
+
+def create_trainer(*callbacks, model=None):
+    torch.manual_seed(0)
+    if model is None:
+        model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 1))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    return Trainer(model, torch.nn.functional.mse_loss, optimizer, callbacks, seed=1)
+
+
+def train(trainer, num_epochs=1):
+    trainer.train(DATA, num_epochs, per_device_batch_size=4, create_scheduler_fn=lambda o: torch.optim.lr_scheduler.StepLR(o, 2))
+    return trainer
+
+
+def assert_same_weights(model, other):
+    assert model.state_dict().keys() == other.state_dict().keys()
+    assert all(map(torch.equal, model.state_dict().values(), other.state_dict().values()))
+
+
+class TestPt:
+    def test_it_holds_what_was_asked_for_and_loads_without_executing_anything(self, tmp_path):
+        trainer = train(create_trainer())
+        trainer.save_checkpoint(tmp_path / "model.pt", {"epoch": 3, "notes": ["a"]})
+        content = torch.load(tmp_path / "model.pt", weights_only=True)
+        assert set(content) == {"model_state_dict", "optimizer_state_dict", "scheduler_state_dict", "epoch", "notes"}
+        plain = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 1))
+        plain.load_state_dict(content["model_state_dict"])
+        assert_same_weights(plain, trainer.model)
+
+    @pytest.mark.parametrize(("optimizer", "scheduler"), [(True, False), (False, True), (False, False)])
+    def test_optimizer_and_scheduler_can_be_left_out(self, tmp_path, optimizer, scheduler):
+        train(create_trainer()).save_checkpoint(tmp_path / "m.pt", save_optimizer=optimizer, save_scheduler=scheduler)
+        content = torch.load(tmp_path / "m.pt")
+        assert ("optimizer_state_dict" in content, "scheduler_state_dict" in content) == (optimizer, scheduler)
+
+    def test_everything_comes_back_within_a_run_and_outside_of_one(self, tmp_path):
+        trainer = train(create_trainer(), 2)
+        trainer.save_checkpoint(tmp_path / "model.pt", {"note": "kept"})
+        content, loaded = [], []
+
+        class Load(TrainerCallback):
+            def on_training_run_start(self, trainer):
+                content.append(trainer.load_checkpoint(tmp_path / "model.pt"))
+                loaded.append((trainer.optimizer.state_dict(), trainer.scheduler.state_dict()))
+
+        other = create_trainer(Load())
+        other.train(DATA, max_num_train_steps=1, create_scheduler_fn=lambda o: torch.optim.lr_scheduler.StepLR(o, 2))
+        assert content[0]["note"] == "kept"
+        assert loaded[0][1]["last_epoch"] == 6
+        assert loaded[0][0]["param_groups"] == content[0]["optimizer_state_dict"]["param_groups"]
+        outside = create_trainer()
+        with torch.no_grad():
+            outside.model[0].weight.zero_()
+        outside.load_checkpoint(tmp_path / "model.pt", load_optimizer=False)
+        assert_same_weights(outside.model, trainer.model)
+        assert outside.optimizer.state_dict()["state"] == {}
+
+    def test_an_export_of_weights_alone_by_another_library_loads(self, tmp_path):
+        model = torch.nn.Linear(3, 1)
+        torch.save({"model_state_dict": model.state_dict(), "optimizer_state_dict": {}}, tmp_path / "model.pt")
+        trainer = create_trainer(model=torch.nn.Linear(3, 1))
+        trainer.load_checkpoint(tmp_path / "model.pt", load_optimizer=False)
+        assert_same_weights(trainer.model, model)
+
+    def test_what_could_not_be_read_again_is_refused_and_nothing_is_written(self, tmp_path):
+        with pytest.raises(ConfigurationError, match="'callback' is a builtin_function"):
+            create_trainer().save_checkpoint(tmp_path / "model.pt", {"callback": print})
+        assert list(tmp_path.iterdir()) == []
+
+
+class TestSafetensors:
+    def test_it_holds_the_weights_that_any_program_can_read(self, tmp_path):
+        trainer = train(create_trainer())
+        trainer.save_checkpoint(tmp_path / "model.safetensors")
+        tensors = safetensors.torch.load_file(tmp_path / "model.safetensors")
+        assert tensors.keys() == trainer.model.state_dict().keys()
+        other = create_trainer()
+        assert set(other.load_checkpoint(tmp_path / "model.safetensors")) == {"model_state_dict"}
+        assert_same_weights(other.model, trainer.model)
+
+
+class Tied(torch.nn.Module):
+    """Two layers with one weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = torch.nn.Linear(3, 3)
+        self.second = torch.nn.Linear(3, 3)
+        self.second.weight = self.first.weight
+        self.head = torch.nn.Linear(3, 1)
+
+    def forward(self, points):
+        return self.head(self.second(self.first(points)))
+
+
+@pytest.mark.parametrize("name", ["model.pt", "model.safetensors"])
+class TestBoth:
+    def test_tied_weights_come_back_and_stay_tied(self, name, tmp_path):
+        trainer = train(create_trainer(model=Tied()))
+        trainer.save_checkpoint(tmp_path / name)
+        other = create_trainer(model=Tied())
+        other.load_checkpoint(tmp_path / name)
+        assert_same_weights(other.model, trainer.model)
+        assert other.model.first.weight is other.model.second.weight
+
+    def test_a_compiled_model_is_exported_under_the_names_of_the_plain_one(self, name, tmp_path):
+        plain = torch.nn.Linear(3, 1)
+        trainer = create_trainer(model=torch.compile(plain, backend="eager"))
+        trainer.save_checkpoint(tmp_path / name)
+        content = trainer.load_checkpoint(tmp_path / name)
+        assert set(content["model_state_dict"]) == {"weight", "bias"}
+        other = create_trainer(model=torch.nn.Linear(3, 1))
+        other.load_checkpoint(tmp_path / name)
+        assert_same_weights(other.model, plain)
+
+    def test_the_file_is_replaced_as_a_whole_or_not_at_all(self, name, tmp_path, monkeypatch):
+        trainer = create_trainer()
+        trainer.save_checkpoint(tmp_path / name)
+        before = (tmp_path / name).read_bytes()
+
+        def fail(path):
+            raise OSError(28, "No space left on device")
+
+        train(trainer)
+        monkeypatch.setattr(durable_files, "sync", fail)
+        with pytest.raises(CheckpointError, match=rf"{name}' could not be written.*No space left"):
+            trainer.save_checkpoint(tmp_path / name)
+        assert (tmp_path / name).read_bytes() == before
+        assert os.listdir(tmp_path) == [name]
+
+    def test_folders_are_made_where_they_are_missing(self, name, tmp_path):
+        create_trainer().save_checkpoint(tmp_path / "a" / "b" / name)
+        assert (tmp_path / "a" / "b" / name).is_file()
+
+    def test_a_damaged_file_is_an_error_that_names_it(self, name, tmp_path):
+        trainer = create_trainer()
+        trainer.save_checkpoint(tmp_path / name)
+        content = (tmp_path / name).read_bytes()
+        for damaged in (content[: len(content) // 2], b"", b"garbage" * 100):
+            (tmp_path / name).write_bytes(damaged)
+            with pytest.raises(CheckpointError, match=rf"{name}' could not be read"):
+                trainer.load_checkpoint(tmp_path / name)
+
+    def test_code_in_a_file_does_not_run(self, name, tmp_path):
+        class Malicious:
+            def __reduce__(self):
+                return (os.mkdir, (str(tmp_path / "was_run"),))
+
+        (tmp_path / name).write_bytes(pickle.dumps({"model_state_dict": Malicious()}))
+        with pytest.raises(CheckpointError, match=name):
+            create_trainer().load_checkpoint(tmp_path / name)
+        if name.endswith(".pt"):
+            torch.save({"model_state_dict": Malicious()}, tmp_path / name)
+            with pytest.raises(CheckpointError, match="it is damaged or holds objects"):
+                create_trainer().load_checkpoint(tmp_path / name)
+        assert not (tmp_path / "was_run").exists()
+
+    def test_the_weights_of_another_model_are_refused(self, name, tmp_path):
+        create_trainer().save_checkpoint(tmp_path / name)
+        with pytest.raises(CheckpointError, match=rf"{name}' holds the state of another model than Linear"):
+            create_trainer(model=torch.nn.Linear(3, 1)).load_checkpoint(tmp_path / name)
+
+    def test_weights_that_are_not_finite_are_not_exported(self, name, tmp_path):
+        trainer = create_trainer()
+        with torch.no_grad():
+            trainer.model[2].bias.fill_(float("nan"))
+        with pytest.raises(CheckpointError, match=r"'2\.bias' is not finite"):
+            trainer.save_checkpoint(tmp_path / name)
+        assert list(tmp_path.iterdir()) == []
+
+    def test_a_missing_file_is_an_error_that_names_it(self, name, tmp_path):
+        with pytest.raises(CheckpointError, match=name):
+            create_trainer().load_checkpoint(tmp_path / name)
+
+
+def test_a_file_without_the_weights_of_a_model_is_told(tmp_path):
+    torch.save({"state": {}}, tmp_path / "other.pt")
+    with pytest.raises(CheckpointError, match="has no 'model_state_dict', so it is no export"):
+        create_trainer().load_checkpoint(tmp_path / "other.pt")
