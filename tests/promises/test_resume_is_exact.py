@@ -36,10 +36,12 @@ class WarmProcess:
     def start(self, settings):
         self.process.stdin.write(json.dumps(settings) + "\n")
         self.process.stdin.flush()
-        return int(self.process.stdout.readline())
+        return self.wait()
 
     def wait(self):
-        return int(self.process.stdout.readline())
+        line = self.process.stdout.readline()
+        assert line, f"the warm process has ended with {self.process.wait(10)}"
+        return int(line)
 
     def close(self):
         self.process.stdin.close()
