@@ -50,7 +50,7 @@ def fingerprint(model: nn.Module) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--folder", default="checkpoints/05", help="where the training is saved; remove it to begin anew")
+    parser.add_argument("--save-dir", default="checkpoints", help="where the training is saved; remove it to begin anew")
     parser.add_argument("--epochs", type=int, default=20)
     args = parser.parse_args()
 
@@ -65,7 +65,7 @@ def main() -> None:
         nn.Linear(256, 10),
     )
     saver = SaveTrainingStateCallback(
-        args.folder,
+        args.save_dir,
         save_every_n_updates=25,
         keep_last=2,
         save_on_signals=("SIGTERM", "SIGUSR1", "SIGINT"),  # With SIGINT, Ctrl-C finishes the update and saves.
@@ -87,7 +87,7 @@ def main() -> None:
         # The same shifts again for the same sample of the same epoch, whichever process or worker reads it.
         seed_each_sample=True,
         # None where nothing was saved yet: then the training begins.
-        resume_from=latest_checkpoint(args.folder),
+        resume_from=latest_checkpoint(args.save_dir),
     )
     trainer.print(f"Fingerprint of the weights: {fingerprint(model)}")
 
