@@ -370,6 +370,27 @@ def test_a_plateau_schedule_is_given_the_metric_that_was_named() -> None:
     assert given == history.get_metric_values("eval_loss_epoch")
 
 
+def test_an_update_that_a_gradient_scaler_skips_is_counted_and_steps_no_scheduler() -> None:
+    class Scaling(Trainer):
+        def create_accelerator(self) -> Accelerator:
+            accelerator = Accelerator(cpu=True)
+            accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+            return accelerator
+
+        def backward_step(self, loss: torch.Tensor) -> None:
+            super().backward_step(loss * float("inf") if self.run_progress.updates_completed == 2 else loss)
+
+    rates, plain = Rates(), tiny_trainer()
+    trainer = tiny_trainer(Scaling, callbacks=[rates])
+    trainer.train(tiny_data(), num_epochs=1, per_device_batch_size=8, create_scheduler_fn=harmonic)
+    assert (trainer.run_progress.updates_completed, trainer.run_progress.updates_skipped) == (5, 1)
+    assert rates.rates == pytest.approx([0.1, 0.1 / 2, 0.1 / 3, 0.1 / 3, 0.1 / 4])
+    plain.train(tiny_data(), max_num_train_steps=2, per_device_batch_size=8, create_scheduler_fn=harmonic)
+    trainer = tiny_trainer(Scaling)
+    trainer.train(tiny_data(), max_num_train_steps=3, per_device_batch_size=8, create_scheduler_fn=harmonic)
+    assert largest_difference(trainer, plain) < 1e-14, "the third update changed nothing"
+
+
 # ---------------------------------------------------------------------- stops
 
 
