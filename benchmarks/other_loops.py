@@ -28,7 +28,7 @@ def pytorch_accelerated(task: Task) -> float | None:
     as_they_come = {"shuffle": False, "num_workers": 0}
     if workload.kind == "eval":
         trainer.evaluate(task.train_data, workload.batch_size, dataloader_kwargs=as_they_come)
-        return float(trainer.run_history.get_latest_metric("eval_loss_epoch"))
+        return float(trainer.run_history.get_latest_metric("evaluation_loss"))
     trainer.train(
         task.train_data,
         workload.epochs,
