@@ -115,6 +115,12 @@ def choose_optimizer(accelerator: Accelerator, optimizer: Any) -> Any:
     return getattr(optimizer, "optimizer", optimizer) if is_direct(accelerator, optimizer) else optimizer
 
 
+def renew_step(optimizer: Any) -> None:
+    """Let a scaled optimizer call the `step` that its scheduler has wrapped since preparing: torch warns of any other."""
+    if getattr(optimizer, "scaler", None) is not None:
+        optimizer.__setstate__(optimizer.__getstate__())
+
+
 def _plain_backward(loss: torch.Tensor) -> None:
     loss.backward()  # type: ignore[no-untyped-call]
 

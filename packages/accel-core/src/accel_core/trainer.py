@@ -190,6 +190,7 @@ class Trainer(BaseTrainer):
         engines.check_left_to_engine(self.accelerator, overridden, arguments)
         self._stepping_optimizer.zero_grad()
         self.scheduler = self.create_scheduler()
+        engines.renew_step(self.optimizer)
         interval = checks.scheduler_interval(self.scheduler, arguments, self.eval_dataset)
         self._scheduler_interval, self._scheduler_needs_metric = interval
         has_own_collate = not (isinstance(train_loader, DataLoader) and train_loader.collate_fn is default_collate)
