@@ -68,6 +68,16 @@ def test_the_prefix_is_put_before_names() -> None:
     assert run_history.get_latest_metric("ema_loss") == 3.0
 
 
+def test_a_prefix_is_added_within_a_context_also_if_it_is_left_by_an_error() -> None:
+    run_history = history()
+    run_history.set_metric_name_prefix("own_")
+    with pytest.raises(KeyError), run_history.added_prefix("ema_"):
+        run_history.update_metric("loss", 3)
+        raise KeyError
+    run_history.update_metric("loss", 4)
+    assert (run_history.get_latest_metric("own_ema_loss"), run_history.get_latest_metric("own_loss")) == (3.0, 4.0)
+
+
 def test_names_are_those_with_a_value_and_a_name_can_be_deleted() -> None:
     run_history = history()
     run_history.delete_metric("loss")

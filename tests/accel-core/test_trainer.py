@@ -201,6 +201,23 @@ def test_what_stays_in_eval_mode_in_training_is_so_again_after_each_evaluation()
     assert model[1].num_batches_tracked == 0
 
 
+def test_what_a_trainer_records_at_the_end_of_an_evaluation_is_named_after_the_evaluation() -> None:
+    class Recording(Trainer):
+        def eval_epoch_end(self) -> None:
+            self.run_history.update_metric("accuracy", 0.5)
+
+    class Evaluating(TrainerCallback):
+        def on_training_run_epoch_end(self, trainer: Trainer) -> None:
+            trainer.run_eval_epoch(metric_prefix="intermediate_eval", is_intermediate=True)
+            trainer.run_eval_epoch(metric_prefix="ema_model_eval")
+
+    trainer = tiny_trainer(Recording, callbacks=[Evaluating])
+    history = trainer.train(tiny_data(), num_epochs=2, eval_dataset=tiny_data(5))
+    names = {"accuracy", "intermediate_accuracy", "ema_model_accuracy"}
+    assert {name: len(history.get_metric_values(name)) for name in names} == dict.fromkeys(names, 2)
+    assert trainer.evaluate().keys() == {"evaluation_loss", "evaluation_accuracy"}
+
+
 def test_an_evaluation_in_mid_epoch_changes_nothing_about_training() -> None:
     class Evaluating(TrainerCallback):
         def on_optimizer_step_end(self, trainer: Trainer) -> None:

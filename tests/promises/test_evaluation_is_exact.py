@@ -292,7 +292,13 @@ def assert_equal(actual, expected):
 def test_metrics_equal_one_process(outcome, num_samples, kind):
     expected = outcome.alone(f"evaluate {num_samples} {kind}")["metrics"]
     by_callback = {"evaluation_macro", "evaluation_median"}
-    assert {"evaluation_loss", "evaluation_share", "own_accuracy", "own_hits", "error"} | by_callback == set(expected)
+    assert {
+        "evaluation_loss",
+        "evaluation_share",
+        "evaluation_own_accuracy",
+        "evaluation_own_hits",
+        "error",
+    } | by_callback == set(expected)
     for result in outcome.of(f"evaluate {num_samples} {kind}"):
         assert list(result["metrics"]) == list(expected)
         # torchmetrics keeps its sums in float32.

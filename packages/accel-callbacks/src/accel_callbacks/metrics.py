@@ -10,6 +10,7 @@ import torch
 
 from accel_core import ConfigurationError, TrainerCallback
 from accel_core.distributed import gather_values, is_distributed, together
+from accel_core.run_history import name_prefix
 
 if TYPE_CHECKING:
     from accel_core import Trainer
@@ -133,11 +134,6 @@ def compute_over_processes(name: str, metric: Any, is_main: bool) -> dict[str, f
         return _numbers(name, merged.compute())
 
     return together(compute, is_main)  # type: ignore[no-any-return]
-
-
-def name_prefix(metric_prefix: str) -> str:
-    """From the prefix of an evaluation to that of its metrics: `"intermediate_eval"` gives `"intermediate_"`."""
-    return "evaluation_" if metric_prefix == "evaluation" else metric_prefix.removesuffix("eval")
 
 
 def _by_name(metrics: Any) -> dict[str, Any]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import difflib
 import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -89,6 +90,16 @@ class RunHistory(ABC):
     def set_metric_name_prefix(self, prefix: str = "") -> None:
         """Put `prefix` before each name that `update_metric` gets from now on."""
         self.metric_name_prefix = prefix
+
+    @contextlib.contextmanager
+    def added_prefix(self, prefix: str) -> Iterator[None]:
+        """Put `prefix` too before each name that `update_metric` gets within the context."""
+        before = self.metric_name_prefix
+        self.set_metric_name_prefix(f"{before}{prefix}")
+        try:
+            yield
+        finally:
+            self.set_metric_name_prefix(before)
 
     def reset(self) -> None:
         """Forget everything and begin at epoch 1."""
@@ -177,6 +188,11 @@ class InMemoryRunHistory(RunHistory):
     def clear(self) -> None:
         """Forget all records."""
         self._records, self._values = [], {}
+
+
+def name_prefix(metric_prefix: str) -> str:
+    """From the prefix of an evaluation to that of its metrics: `"intermediate_eval"` gives `"intermediate_"`."""
+    return "evaluation_" if metric_prefix == "evaluation" else metric_prefix.removesuffix("eval")
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -34,7 +34,7 @@ from .outputs import join_over_processes, to_cpu
 from .random_state import Before, keep_random_state, seed_process
 from .resuming import compare, limits_of_exactness
 from .run_config import plan_run
-from .run_history import RunHistory
+from .run_history import RunHistory, name_prefix
 from .run_progress import RunProgress
 from .save_folder import save_folder
 from .update_groups import CountAgreement, Step, UpdateGroup, eval_steps, is_unequal, items_of, update_groups
@@ -86,8 +86,9 @@ class Trainer(BaseTrainer):
             resume_from: a folder of `save_training_state`; None starts afresh.
             gradient_clip_norm: largest L2 norm of all gradients together.
             eval_per_device_batch_size: `per_device_batch_size` if None.
-            scheduler_step_every: `"update"` or `"epoch"`; one whose `step` needs a metric steps every epoch.
-            scheduler_metric: the metric of the run history that such a scheduler gets.
+            scheduler_step_every: `"update"` or `"epoch"`; one whose `step` needs a metric steps every epoch, and one that
+                has `step_epoch` too is stepped after every update, and by `step_epoch` at the end of every epoch.
+            scheduler_metric: the metric of the run history for a scheduler that needs one at the end of an epoch.
             seed_each_sample: seed python, numpy and torch for each sample from (seed, epoch, index).
 
         Raises:
@@ -353,7 +354,7 @@ class Trainer(BaseTrainer):
         self._before = None
         self.optimizer_step()
         was_skipped = self.accelerator.scaler is not None and self.accelerator.optimizer_step_was_skipped
-        if self._scheduler_interval == "update" and not was_skipped:
+        if self._scheduler_interval != "epoch" and not was_skipped:
             self.scheduler_step()
         self.optimizer_zero_grad()
         self._is_in_update = False
@@ -384,7 +385,8 @@ class Trainer(BaseTrainer):
         self._record_losses(metric_prefix, self.eval_loss, logs)
         if metric_prefix == "eval" and not is_intermediate:
             self.run_progress.eval_epoch_completed = True
-        self.eval_epoch_end()
+        with self.run_history.added_prefix(name_prefix(metric_prefix)):
+            self.eval_epoch_end()
         self.callbacks.on_eval_epoch_end(self, is_intermediate=is_intermediate, metric_prefix=metric_prefix)
 
     def run_eval_step(self, step: Step, logs: MeanTrackers) -> None:
@@ -418,7 +420,7 @@ class Trainer(BaseTrainer):
         """Count the epoch if the data is through; a run may have reached its limit before."""
         self.run_progress.run_completed = self.run_progress.epoch_cut_by_limit
         if not self.run_progress.epoch_cut_by_limit:
-            if self._scheduler_interval == "epoch":
+            if self._scheduler_interval != "update":
                 self.scheduler_step()
             self.run_progress.complete_epoch()
         self.training_run_epoch_end()
@@ -505,10 +507,12 @@ class Trainer(BaseTrainer):
         """Step the scheduler: after an update, or after an epoch, as `train` was told. One that needs a metric gets it."""
         if self.scheduler is None:
             return
-        if self._scheduler_needs_metric:
-            self.scheduler.step(self.run_history.get_latest_metric(self._arguments["scheduler_metric"]))
+        is_epoch_of_both = self._scheduler_interval == "both" and not self._is_in_update
+        step = self.scheduler.step_epoch if is_epoch_of_both else self.scheduler.step
+        if self._scheduler_needs_metric and not self._is_in_update:
+            step(self.run_history.get_latest_metric(self._arguments["scheduler_metric"]))
         else:
-            self.scheduler.step()
+            step()
 
     def optimizer_zero_grad(self) -> None:
         """Clear the gradients after an update."""
@@ -529,7 +533,11 @@ class Trainer(BaseTrainer):
         self.model.eval()
 
     def eval_epoch_end(self) -> None:
-        """Act when an evaluation ends; does nothing."""
+        """Act when an evaluation ends; does nothing.
+
+        What is recorded here is named like the metrics of callbacks: `accuracy` in a training run, `intermediate_accuracy`
+        in mid-epoch, `ema_model_accuracy` for averaged weights, `evaluation_accuracy` by `evaluate`.
+        """
 
     def training_run_epoch_end(self) -> None:
         """Act when training and evaluation of an epoch are done; does nothing."""
