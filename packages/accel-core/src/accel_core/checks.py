@@ -278,6 +278,8 @@ def create_scheduler(create_scheduler_fn: Any, optimizer: Any) -> Any:
     try:
         scheduler = create_scheduler_fn(optimizer)
     except (TypeError, ValueError) as error:
+        if isinstance(error, ConfigurationError):
+            raise
         raise ConfigurationError(
             f"create_scheduler_fn could not build {name} from the optimizer alone: {sentence(error)} Pass "
             f"functools.partial({name}, ...) with all other arguments."
@@ -295,15 +297,19 @@ def create_scheduler(create_scheduler_fn: Any, optimizer: Any) -> Any:
 
 
 def scheduler_interval(scheduler: Any, arguments: Mapping[str, Any], eval_dataset: Any) -> tuple[str, bool]:
-    """When a scheduler steps, `"update"` or `"epoch"`, and whether its `step` needs a metric; raises if there will be none."""
+    """When a scheduler steps, and whether it needs a metric at the end of an epoch; raises if there will be none.
+
+    `"update"`, `"epoch"`, or `"both"` where it has a `step_epoch` besides its `step`.
+    """
     wanted: str = arguments["scheduler_step_every"]
     if scheduler is None:
         return wanted, False
-    parameters = list(inspect.signature(scheduler.step).parameters.values())
+    step_epoch = getattr(scheduler, "step_epoch", None)
+    parameters = list(inspect.signature(step_epoch or scheduler.step).parameters.values())
     needs_metric = bool(parameters) and parameters[0].default is parameters[0].empty and parameters[0].kind < 2
     if needs_metric and arguments["scheduler_metric"] == "eval_loss_epoch" and eval_dataset is None:
         raise ConfigurationError(
             f"scheduler_metric is 'eval_loss_epoch', which {type(scheduler).__name__} needs in every epoch, but eval_dataset is "
             f"None. Pass eval_dataset, or scheduler_metric='train_loss_epoch'."
         )
-    return ("epoch", True) if needs_metric else (wanted, False)
+    return "both" if step_epoch else "epoch" if needs_metric else wanted, needs_metric
