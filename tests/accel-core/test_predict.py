@@ -95,6 +95,17 @@ def test_outputs_of_transformers_keep_their_type() -> None:
     assert joined.loss is None
 
 
+def test_outputs_of_different_sizes_are_filled_up_where_asked_for() -> None:
+    trainer = Predicting(lambda x: Output(torch.ones(len(x), len(x), 2, dtype=torch.int64)))
+    trainer.prediction_padding = -100
+    joined = trainer.predict(DATA, per_device_batch_size=4)
+    assert joined.logits.shape == (SIZE, 4, 2)
+    assert joined.logits.dtype == torch.int64
+    assert (joined.logits[:8] == 1).all()
+    assert (joined.logits[8:, :3] == 1).all()
+    assert (joined.logits[8:, 3] == -100).all()
+
+
 @pytest.mark.parametrize(
     ("make", "words"),
     [
@@ -151,3 +162,10 @@ def test_predicting_fires_only_what_concerns_any_run() -> None:
 
     Trainer(nn.Linear(1, 1), None, None, callbacks=[Counting]).predict(DATA)
     assert Counting.events == ["close"]
+
+
+def test_a_list_of_mappings_has_one_for_each_sample() -> None:
+    """Detectors find another number of boxes in each image."""
+    detections = predicted(lambda inputs: [{"boxes": torch.zeros(int(x) % 3, 4), "index": x} for x in inputs[:, 0]])
+    assert [int(detection["index"]) for detection in detections] == list(range(SIZE))
+    assert [len(detection["boxes"]) for detection in detections] == [index % 3 for index in range(SIZE)]

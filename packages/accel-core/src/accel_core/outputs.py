@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from .distributed import gather_values
+from .distributed import gather_values, padded
 from .errors import ConfigurationError
 
 
@@ -21,26 +21,34 @@ def to_cpu(output: Any) -> Any:
     return output if parts is None else _rebuild(output, names, [to_cpu(part) for part in parts])
 
 
-def join_over_processes(outputs: list[Any]) -> Any:
-    """Join the batches of all processes in the order in which they were dealt out. Every process takes part."""
+def join_over_processes(outputs: list[Any], padding_value: float | None = None) -> Any:
+    """Join the batches of all processes in the order in which they were dealt out. Every process takes part.
+
+    `padding_value` fills up the other dimensions of tensors where they differ; without it they have to be equal.
+    """
     by_process = gather_values(outputs)
     longest = max(map(len, by_process))
-    return _join([part[step] for step in range(longest) for part in by_process if step < len(part)])
+    return _join([part[step] for step in range(longest) for part in by_process if step < len(part)], padding_value)
 
 
-def _join(batches: list[Any]) -> Any:
+def _join(batches: list[Any], padding_value: float | None) -> Any:
     first = batches[0]
     if first is None:
         return None
     if isinstance(first, torch.Tensor) and first.ndim:
-        if len({part.shape[1:] for part in batches}) > 1:
+        shapes = {part.shape[1:] for part in batches}
+        if len(shapes) > 1 and padding_value is not None and len(set(map(len, shapes))) == 1:
+            sizes = [max(column) for column in zip(*shapes, strict=True)]
+            batches = [padded(part, [len(part), *sizes], padding_value) for part in batches]
+        elif len(shapes) > 1:
             raise ConfigurationError(
                 f"calculate_predictions returned tensors of the shapes {sorted({tuple(part.shape) for part in batches})}, which "
-                f"cannot be joined on the first dimension. Pad them to one shape."
+                f"cannot be joined on the first dimension. Pad them to one shape, or set trainer.prediction_padding."
             )
         return torch.cat(batches)
     names, parts = _parts_of(first)
-    if isinstance(first, list) and not any(_is_nested(item) for item in first):
+    if isinstance(first, list) and all(isinstance(item, Mapping) or not _is_nested(item) for item in first):
+        # One item a sample: values, or a mapping each, as detectors give.
         return [item for batch in batches for item in batch]
     if parts is None:
         raise ConfigurationError(
@@ -53,7 +61,7 @@ def _join(batches: list[Any]) -> Any:
             f"calculate_predictions returned a {type(first).__name__} of {sorted({len(row) for row in rows})} parts for "
             f"different batches, but it must have the same parts for each. Put what belongs to a sample into tensors."
         )
-    return _rebuild(first, names, [_join(list(column)) for column in zip(*rows, strict=True)])
+    return _rebuild(first, names, [_join(list(column), padding_value) for column in zip(*rows, strict=True)])
 
 
 def _is_nested(value: Any) -> bool:

@@ -153,7 +153,8 @@ class Trainer(BaseTrainer):
     ) -> Any:
         """Return what `calculate_predictions` gives for the whole data set, in its order, on the CPU, on every process.
 
-        The structure is that of one batch; tensors are joined on the first dimension.
+        The structure is that of one batch; tensors are joined on the first dimension. A list of mappings or plain values has one
+        item a sample, as detectors give them.
         """
         self._check_can_run("predict")
         checks.check_evaluation_arguments(dataset, per_device_batch_size, dataloader_kwargs, collate_fn)
@@ -161,7 +162,8 @@ class Trainer(BaseTrainer):
             loader = self._begin_evaluation(dataset, per_device_batch_size, dataloader_kwargs, collate_fn)
             with self._evaluating():
                 outputs = [(to_cpu(self.calculate_predictions(step.batch)), step.is_idle) for step in self._eval_steps(loader)]
-                return join_over_processes([output for output, is_idle in outputs if not is_idle])
+                real = [output for output, is_idle in outputs if not is_idle]
+                return join_over_processes(real, self.prediction_padding)
 
     def _check_can_run(self, method: str, calculation: str | None = None) -> None:
         is_own = calculation is None or getattr(type(self), calculation) is not getattr(Trainer, calculation)
@@ -608,7 +610,7 @@ class Trainer(BaseTrainer):
         if save_folder(
             path,
             self._run_state(),
-            lambda: {**engines.main_files(self.accelerator, prepared, self.scheduler), **extra},
+            lambda: {**engines.main_files(self.accelerator, prepared, self.scheduler, self.create_model_state), **extra},
             self._process_state,
             process_index=self.accelerator.process_index,
             gather=gather_values,
