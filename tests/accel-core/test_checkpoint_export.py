@@ -191,3 +191,49 @@ def test_a_file_without_the_weights_of_a_model_is_told(tmp_path):
     torch.save({"state": {}}, tmp_path / "other.pt")
     with pytest.raises(CheckpointError, match="has no 'model_state_dict', so it is no export"):
         create_trainer().load_checkpoint(tmp_path / "other.pt")
+
+
+class TestPartOfTheModel:
+    """`create_model_state` and `load_model_state` decide what is saved of the model."""
+
+    class HeadTrainer(Trainer):
+        def create_model_state(self, model):
+            return model[2].state_dict()
+
+        def load_model_state(self, model, state):
+            model[2].load_state_dict(state)
+
+    def create(self):
+        model = create_trainer().model
+        for parameter in model[:2].parameters():
+            parameter.requires_grad_(False)
+        model[1].eval()
+        optimizer = torch.optim.AdamW(model[2].parameters(), lr=0.01)
+        return self.HeadTrainer(model, torch.nn.functional.mse_loss, optimizer, (), seed=1)
+
+    def test_an_export_holds_that_part_alone(self, tmp_path):
+        trainer = train(self.create())
+        trainer.save_checkpoint(tmp_path / "head.safetensors")
+        assert set(safetensors.torch.load_file(tmp_path / "head.safetensors")) == {"weight", "bias"}
+        other = self.create()
+        other.load_checkpoint(tmp_path / "head.safetensors")
+        assert torch.equal(other.model[2].weight, trainer.model[2].weight)
+
+    def test_a_training_state_holds_that_part_alone_and_resumes(self, tmp_path):
+        stopped = train(self.create())
+        stopped.save_training_state(tmp_path / "state")
+        assert set(safetensors.torch.load_file(tmp_path / "state" / "model.safetensors")) == {"weight", "bias"}
+        resumed, straight = self.create(), train(self.create(), num_epochs=2)
+        resumed.train(
+            DATA,
+            2,
+            per_device_batch_size=4,
+            create_scheduler_fn=lambda o: torch.optim.lr_scheduler.StepLR(o, 2),
+            resume_from=tmp_path / "state",
+        )
+        assert torch.equal(resumed.model[2].weight, straight.model[2].weight)
+
+    def test_a_state_that_does_not_fit_is_told(self, tmp_path):
+        torch.save({"model_state_dict": {"other": torch.zeros(1)}}, tmp_path / "other.pt")
+        with pytest.raises(CheckpointError, match="holds the state of another model than Sequential"):
+            self.create().load_checkpoint(tmp_path / "other.pt")

@@ -49,6 +49,8 @@ class BaseTrainer:
     """Of the order of the data in the current or latest run."""
     run_config: TrainerRunConfig
     """The numbers of the current or latest training run."""
+    prediction_padding: float | None = None
+    """Fills up the dimensions in which the outputs of `predict` differ between batches; None refuses such outputs."""
     trust_engine_files: bool = False
     """Allow loading the sharded states of FSDP and DeepSpeed, which those libraries unpickle: code in them would run."""
 
@@ -172,7 +174,7 @@ class BaseTrainer:
         """
         engines.check_finite(self.model)
         content = {
-            "model_state_dict": engines.full_model_state(self.accelerator, self.model),
+            "model_state_dict": engines.full_model_state(self.accelerator, self.model, self.create_model_state),
             **(checkpoint_kwargs or {}),
         }
         if save_optimizer and self.optimizer is not None:
@@ -186,12 +188,21 @@ class BaseTrainer:
     ) -> dict[str, Any]:
         """Load an export, and return what is in it. The main process reads; every process takes part."""
         content: dict[str, Any] = together(lambda: read_export(Path(checkpoint_path)), self.is_main_process)
-        engines.load_model_state(self.get_model(keep_torch_compile=False), content["model_state_dict"], Path(checkpoint_path))
+        model, state = self.get_model(keep_torch_compile=False), content["model_state_dict"]
+        engines.load_model_state(model, state, Path(checkpoint_path), self.load_model_state)
         if load_optimizer and "optimizer_state_dict" in content:
             self.optimizer.load_state_dict(content["optimizer_state_dict"])
         if load_scheduler and self.scheduler is not None and "scheduler_state_dict" in content:
             self.scheduler.load_state_dict(content["scheduler_state_dict"])
         return content
+
+    def create_model_state(self, model: torch.nn.Module) -> dict[str, Any]:
+        """Return what exports and training states hold of the unwrapped model: its `state_dict()`, or a part that is enough."""
+        return model.state_dict()
+
+    def load_model_state(self, model: torch.nn.Module, state: dict[str, Any]) -> None:
+        """Load what `create_model_state` returned; raise `RuntimeError` or `KeyError` if it is of another model."""
+        model.load_state_dict(state)
 
     def state_dict(self) -> dict[str, Any]:
         """Return plain values of your own subclass that have to survive with the training state, by process."""
@@ -250,7 +261,8 @@ class BaseTrainer:
         self._place, self._place_folder = place, folder
         self.callbacks.load_state_dict(place["callbacks"])
         self.load_state_dict(place["trainer"])
-        engines.load_state(folder, self.accelerator, self._prepared_parts(), self.scheduler, self.trust_engine_files)
+        parts, trust = self._prepared_parts(), self.trust_engine_files
+        engines.load_state(folder, self.accelerator, parts, self.scheduler, self.load_model_state, trust)
         self.run_progress = RunProgress(**state["run_progress"])
         self.run_history.load_state_dict(state["run_history"])
 

@@ -93,11 +93,17 @@ def gather_tensor(tensor: torch.Tensor, padding_value: float | None = None) -> t
             f"dimension. Pass padding_value to fill the shorter ones up."
         )
     largest = [max(sizes) for sizes in zip(*shapes, strict=True)]
-    padded = tensor.new_full(largest, padding_value or 0)
-    padded[tuple(slice(size) for size in tensor.shape)] = tensor
-    gathered = [torch.empty_like(padded) for _ in shapes]
-    dist.all_gather(gathered, padded)
+    own = padded(tensor, largest, padding_value or 0)
+    gathered = [torch.empty_like(own) for _ in shapes]
+    dist.all_gather(gathered, own)
     return torch.cat([part[: shape[0]] for part, shape in zip(gathered, shapes, strict=True)])
+
+
+def padded(tensor: torch.Tensor, sizes: Sequence[int], value: float) -> torch.Tensor:
+    """Return a tensor of `sizes` that begins with `tensor` in every dimension and is filled up with `value`."""
+    result = tensor.new_full(sizes, value)
+    result[tuple(map(slice, tensor.shape))] = tensor
+    return result
 
 
 def together(action: Callable[[], Any], is_main: bool) -> Any:

@@ -19,6 +19,8 @@ from .random_state import keep_random_state
 
 _OWN_BACKWARD = (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 _SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
+CreateState = Callable[[torch.nn.Module], dict[str, Any]]
+LoadState = Callable[[torch.nn.Module, dict[str, Any]], None]
 
 
 @dataclasses.dataclass
@@ -218,20 +220,20 @@ def check_finite(model: torch.nn.Module) -> None:
         )
 
 
-def full_model_state(accelerator: Accelerator, model: torch.nn.Module) -> dict[str, Any]:
+def full_model_state(accelerator: Accelerator, model: torch.nn.Module, create_state: CreateState) -> dict[str, Any]:
     """State of the unwrapped and uncompiled model, with the main process's buffers. Every process takes part."""
     share_buffers(model)
     if is_sharded(accelerator):
         return accelerator.get_state_dict(model)  # type: ignore[no-any-return]
-    return accelerator.unwrap_model(model, keep_torch_compile=False).state_dict()  # type: ignore[no-any-return]
+    return create_state(accelerator.unwrap_model(model, keep_torch_compile=False))
 
 
-def main_files(accelerator: Accelerator, prepared: Prepared, scheduler: Any) -> dict[str, Any]:
+def main_files(accelerator: Accelerator, prepared: Prepared, scheduler: Any, create_state: CreateState) -> dict[str, Any]:
     """Contents of the files that the main process writes into a checkpoint folder, by name."""
     files: dict[str, Any] = {}
     if not is_sharded(accelerator):
         model = accelerator.unwrap_model(prepared.model, keep_torch_compile=False)
-        files = training_state.model_files(model.state_dict())
+        files = training_state.model_files(create_state(model))
         if prepared.optimizer is not None:
             files["optimizer.pt"] = prepared.optimizer.state_dict()
     if scheduler is not None:
@@ -241,10 +243,10 @@ def main_files(accelerator: Accelerator, prepared: Prepared, scheduler: Any) -> 
     return files
 
 
-def load_state(folder: Path, accelerator: Accelerator, prepared: Prepared, scheduler: Any, trust_engine_files: bool) -> None:
+def load_state(folder: Path, accelerator: Accelerator, prepared: Prepared, scheduler: Any, load: LoadState, trust: bool) -> None:
     """Load what `main_files` and the engine have written. Every process takes part."""
     if is_sharded(accelerator):
-        if not trust_engine_files:
+        if not trust:
             raise ConfigurationError(
                 f"'{folder}' has sharded files, which {accelerator.distributed_type.value} unpickles: code in them would run. If "
                 f"you trust them, set trainer.trust_engine_files = True."
@@ -252,7 +254,7 @@ def load_state(folder: Path, accelerator: Accelerator, prepared: Prepared, sched
         accelerator.load_state(str(folder / "engine"))
     else:
         model = accelerator.unwrap_model(prepared.model, keep_torch_compile=False)
-        load_model_state(model, training_state.read_model_state(folder), folder)
+        load_model_state(model, training_state.read_model_state(folder), folder, load)
         if prepared.optimizer is not None:
             load_into("optimizer.pt", folder, getattr(prepared.optimizer, "optimizer", prepared.optimizer))
             # It has stepped before. Else torch warns of a scheduler that steps first, as at the end of an epoch.
@@ -275,10 +277,10 @@ def load_into(name: str, folder: Path, target: Any) -> None:
         ) from error
 
 
-def load_model_state(model: torch.nn.Module, state: dict[str, Any], source: Path) -> None:
+def load_model_state(model: torch.nn.Module, state: dict[str, Any], source: Path, load: LoadState) -> None:
     """Load a state dict into the unwrapped model. Raises `CheckpointError` if it is of another model."""
     try:
-        model.load_state_dict(state)
+        load(model, state)
     except (RuntimeError, KeyError) as error:
         raise CheckpointError(f"'{source}' holds the state of another model than {type(model).__name__}: {error}") from error
 
