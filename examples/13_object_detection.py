@@ -156,12 +156,12 @@ def draw(scenes, detections, folder):
     folder.mkdir(parents=True, exist_ok=True)
     pictures = []
     for scene, found in zip(scenes, detections, strict=True):
-        is_sure = found["scores"] > 0.5
+        is_sure = found["scores"] > 0.3
         names = [str(int(label) - 1) for label in found["labels"][is_sure]]
         # Enlarged, so that the digit in the corner of each box can be read.
         picture = F.interpolate(scene[None], scale_factor=4)[0].expand(3, -1, -1)
         pictures.append(draw_bounding_boxes(picture, found["boxes"][is_sure] * 4, names, colors="orange", width=2))
-    save_image(make_grid(pictures, nrow=3), folder / "detections.png")
+    save_image(make_grid(pictures, nrow=3, pad_value=1), folder / "detections.png")
     print(f"Picture in {folder}")
 
 
