@@ -29,6 +29,7 @@ from accel_core import (
     TrainerCallback,
     TrainerPlaceholderValues,
 )
+from accel_core.foreign_names import FOREIGN_METHODS
 
 SIZE = 10
 INPUTS = torch.randn(SIZE, 4, generator=torch.Generator().manual_seed(0))
@@ -595,3 +596,11 @@ def test_long_values_are_cut_in_messages(parts: Parts) -> None:
     with pytest.raises(AccelError) as caught:
         parts.create(seed=list(range(1000)))
     assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize("name", sorted(FOREIGN_METHODS))
+def test_a_method_that_only_pytorch_accelerated_calls_is_refused_with_the_one_to_override(name):
+    assert not hasattr(Trainer, name)
+    ported = type("PortedTrainer", (Trainer,), {name: lambda self, *args: None})
+    with pytest.raises(ConfigurationError, match=f"PortedTrainer.{name} is a method .* Override {FOREIGN_METHODS[name]} instead"):
+        ported(torch.nn.Linear(1, 1), torch.nn.functional.mse_loss, None)

@@ -21,6 +21,7 @@ from .distributed import (
     together,
 )
 from .errors import ConfigurationError
+from .foreign_names import check_trainer_class
 from .log_metrics import LogMetricsCallback
 from .loss_tracker import LossTracker, MeanTrackers
 from .placeholders import resolve_placeholders
@@ -79,6 +80,7 @@ class BaseTrainer:
         Raises:
             ConfigurationError: an argument cannot be used.
         """
+        check_trainer_class(type(self))
         checks.check_parts(model, loss_func, optimizer, run_history, accelerator, seed)
         self.model = model
         self.loss_func = loss_func

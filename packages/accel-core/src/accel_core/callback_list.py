@@ -10,6 +10,7 @@ from typing import Any
 
 from .callback import TrainerCallback
 from .errors import ConfigurationError
+from .foreign_names import FOREIGN_EVENTS
 from .run_history import did_you_mean
 
 EVENTS: dict[str, tuple[str, ...]] = {
@@ -18,31 +19,6 @@ EVENTS: dict[str, tuple[str, ...]] = {
     if name.startswith("on_")
 }
 """Each event with its arguments after the trainer; read from `TrainerCallback`, so that there is one list only."""
-
-FOREIGN_EVENTS = {
-    "on_stop_training_error": "on_training_run_end, and read trainer.stop_reason",
-    "on_fit_start": "on_training_run_start",
-    "on_train_start": "on_training_run_start",
-    "on_fit_end": "on_training_run_end",
-    "on_train_end": "on_training_run_end",
-    "on_train_begin": "on_training_run_start",
-    "on_epoch_begin": "on_train_epoch_start",
-    "on_epoch_end": "on_training_run_epoch_end",
-    "on_train_batch_start": "on_train_step_start",
-    "on_train_batch_end": "on_train_step_end",
-    "on_validation_start": "on_eval_epoch_start",
-    "on_validation_epoch_start": "on_eval_epoch_start",
-    "on_validation_batch_start": "on_eval_step_start",
-    "on_validation_batch_end": "on_eval_step_end",
-    "on_validation_epoch_end": "on_eval_epoch_end",
-    "on_validation_end": "on_eval_epoch_end",
-    "on_before_optimizer_step": "on_optimizer_step_start",
-    "on_step_end": "on_optimizer_step_end",
-    "on_save_checkpoint": "state_dict",
-    "on_load_checkpoint": "load_state_dict",
-    "on_evaluate": "on_eval_epoch_end",
-}
-"""Names of pytorch-accelerated, Lightning and transformers, and what to use here."""
 
 _CLOSING_EVENTS = ("on_exception", "on_run_close")
 
