@@ -228,7 +228,13 @@ class AugmentedPoints(Dataset):
 
 @pytest.mark.parametrize(("workers", "seed_each_sample"), [(0, False), (0, True), (2, True)])
 def test_random_augmentation_goes_on_to_the_bit(workers, seed_each_sample, tmp_path):
-    arguments = {"train_dataloader_kwargs": {"num_workers": workers}, "seed_each_sample": seed_each_sample}
+    loading = {"num_workers": workers}
+    arguments = {
+        "eval_dataset": AugmentedPoints(),
+        "train_dataloader_kwargs": loading,
+        "eval_dataloader_kwargs": loading,
+        "seed_each_sample": seed_each_sample,
+    }
     expected = create_trainer()
     expected.train(AugmentedPoints(), 2, **arguments)
     create_trainer(saver := SaveEverywhere(tmp_path)).train(AugmentedPoints(), 2, **arguments)
@@ -239,8 +245,14 @@ def test_random_augmentation_goes_on_to_the_bit(workers, seed_each_sample, tmp_p
         assert_same_end(resumed, expected)
 
 
-def test_augmentation_that_workers_will_not_repeat_is_told(tmp_path, capsys):
-    arguments = {"train_dataloader_kwargs": {"num_workers": 1}, "max_num_train_steps": 2}
+@pytest.mark.parametrize("of", ["train", "eval"])
+def test_augmentation_that_workers_will_not_repeat_is_told(of, tmp_path, capsys):
+    arguments = {
+        "eval_dataset": AugmentedPoints(),
+        "max_num_train_steps": 2,
+        "train_dataloader_kwargs": {"num_workers": int(of == "train")},
+        "eval_dataloader_kwargs": {"num_workers": int(of == "eval")},
+    }
     create_trainer(SaveEverywhere(tmp_path)).train(AugmentedPoints(), **arguments)
     create_trainer().train(AugmentedPoints(), **arguments, resume_from=tmp_path / "000")
     assert "Use seed_each_sample=True to repeat them" in capsys.readouterr().out

@@ -80,7 +80,9 @@ def compare(saved: RunState, now: RunState, callbacks: Iterable[str]) -> list[st
     return told
 
 
-def limits_of_exactness(loader: ShardedDataLoader, saved: RunState, seed_each_sample: bool) -> list[str]:
+def limits_of_exactness(
+    loader: ShardedDataLoader, eval_loader: ShardedDataLoader | None, saved: RunState, seed_each_sample: bool
+) -> list[str]:
     """Sentences about the data in which the run that goes on may differ from one that was never stopped."""
     told, skipped = [], saved["run_progress"]["steps_completed_in_epoch"]
     if loader.sampler is None:
@@ -90,7 +92,8 @@ def limits_of_exactness(loader: ShardedDataLoader, saved: RunState, seed_each_sa
     elif not loader.sampler.order.is_function_of_epoch:
         sampler = type(loader.sampler.order.sampler).__name__
         told.append(f"The order is the business of {sampler}: it has no set_epoch, so samples may come twice or not at all.")
-    if getattr(loader.loader, "num_workers", 0) and not seed_each_sample:
+    has_workers = any(getattr(each.loader, "num_workers", 0) for each in (loader, eval_loader) if each is not None)
+    if has_workers and not seed_each_sample:
         told.append("Random numbers that the data set draws in workers will differ. Use seed_each_sample=True to repeat them.")
     return told
 

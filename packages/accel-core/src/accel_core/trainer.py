@@ -89,7 +89,8 @@ class Trainer(BaseTrainer):
             scheduler_step_every: `"update"` or `"epoch"`; one whose `step` needs a metric steps every epoch, and one that
                 has `step_epoch` too is stepped after every update, and by `step_epoch` at the end of every epoch.
             scheduler_metric: the metric of the run history for a scheduler that needs one at the end of an epoch.
-            seed_each_sample: seed python, numpy and torch for each sample from (seed, epoch, index).
+            seed_each_sample: seed python, numpy and torch for each sample from (seed, epoch, index); the samples of every
+                evaluation like those of the first epoch.
 
         Raises:
             ConfigurationError: an argument cannot be used; nothing was changed.
@@ -180,7 +181,8 @@ class Trainer(BaseTrainer):
         self.train_dataloader = self._shard(train_loader, arguments["seed_each_sample"])
         self.eval_dataloader = None
         if self.eval_dataset is not None:
-            self.eval_dataloader = self._shard(self.create_eval_dataloader(eval_batch_size, arguments["eval_dataloader_kwargs"]))
+            eval_loader = self.create_eval_dataloader(eval_batch_size, arguments["eval_dataloader_kwargs"])
+            self.eval_dataloader = self._shard(eval_loader, arguments["seed_each_sample"])
         for told in limit_loaders(self.callbacks, self.train_dataloader, self.eval_dataloader):
             self.print(told)
         self.run_config = self.create_run_config(**arguments)
@@ -637,7 +639,7 @@ class Trainer(BaseTrainer):
     def _tell_differences(self, state: training_state.TrainerState) -> None:
         loader, is_seeded = cast(ShardedDataLoader, self.train_dataloader), self._arguments["seed_each_sample"]
         told = compare(state, self._run_state(), [name for name, _ in self.callbacks.named()])
-        for sentence in [*told, *limits_of_exactness(loader, state, is_seeded)]:
+        for sentence in [*told, *limits_of_exactness(loader, self.eval_dataloader, state, is_seeded)]:
             self.print(sentence)
 
     def _restore_place(self) -> None:
