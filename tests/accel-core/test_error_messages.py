@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDa
 from accel_core import (
     AccelError,
     AccelWarning,
+    ConfigurationError,
     InMemoryRunHistory,
     LimitBatches,
     LimitBatchesCallback,
