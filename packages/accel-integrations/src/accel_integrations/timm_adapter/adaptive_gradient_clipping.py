@@ -1,0 +1,60 @@
+"""Clip gradients by the size of the parameters that they belong to."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from accel_core import ConfigurationError, TrainerCallback
+from accel_core.checks import check_positive
+from accel_core.engines import is_sharded
+
+from .import_timm import import_timm
+
+if TYPE_CHECKING:
+    from accel_core import Trainer
+
+
+class AdaptiveGradientClippingCallback(TrainerCallback):
+    """Clip the gradient of each unit to `clip_factor` times the norm of its weights, before every update.
+
+    Works with any trainer and any model. It comes before the clipping that `train` is told, once an update, on the
+    gradients of all processes together. The classifier of a timm model is left alone, as the paper advises.
+
+    Args:
+        clip_factor: largest norm of a gradient, as a part of the norm of the weights.
+        eps: weights with a smaller norm than this are treated as if they had it, else those at zero would never learn.
+
+    Raises:
+        ConfigurationError: timm is missing, or an argument is not above 0.
+
+    Source: https://arxiv.org/abs/2102.06171, section 4.1.
+    """
+
+    def __init__(self, clip_factor: float = 0.01, eps: float = 1e-3) -> None:
+        check_positive("clip_factor", clip_factor, "The paper uses 0.01; larger values clip less.")
+        check_positive("eps", eps, "The paper uses 1e-3.")
+        self.clip_factor = clip_factor
+        self.eps = eps
+        self._clip = import_timm("timm.utils.agc").adaptive_clip_grad
+        self._parameters: list[nn.Parameter] = []
+
+    def on_training_run_start(self, trainer: Trainer) -> None:
+        """Choose the parameters to clip."""
+        if is_sharded(trainer.accelerator):
+            raise ConfigurationError(
+                f"AdaptiveGradientClippingCallback needs whole parameters, but {trainer.accelerator.distributed_type.value} "
+                f"shards them. Remove it, or use DDP."
+            )
+        model: Any = trainer.get_model(keep_torch_compile=False)
+        classifier = model.get_classifier() if hasattr(model, "get_classifier") else ()
+        heads = classifier if isinstance(classifier, (tuple, list)) else (classifier,)
+        left_alone = {id(parameter) for head in heads for parameter in head.parameters()}
+        self._parameters = [parameter for parameter in model.parameters() if id(parameter) not in left_alone]
+
+    def on_optimizer_step_start(self, trainer: Trainer) -> None:
+        """Clip the gradients of the update; those of float16 are still multiplied by the scale."""
+        scaler = trainer.accelerator.scaler
+        scale = 1.0 if scaler is None else scaler.get_scale()
+        self._clip(self._parameters, self.clip_factor * scale, self.eps)

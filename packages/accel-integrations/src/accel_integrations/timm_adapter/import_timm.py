@@ -1,0 +1,25 @@
+"""Import timm when it is needed, and say what to install where it is missing."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from accel_core import ConfigurationError
+
+
+def import_timm(module: str = "timm") -> Any:
+    """Return a module of timm, such as `"timm.data"`.
+
+    Raises:
+        ConfigurationError: timm, or torchvision that it needs, is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name not in ("timm", "torchvision"):
+            raise
+        raise ConfigurationError(
+            f"accel_integrations.timm_adapter needs the package '{error.name}', which is not installed. Install it with: "
+            f'pip install "accel-core[timm]"'
+        ) from None

@@ -1,0 +1,116 @@
+"""Models of timm with a classifier of your own, and the transforms that fit their weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from accel_core import ConfigurationError
+from accel_core.checks import check_whole_number
+from accel_core.run_history import did_you_mean
+
+from .import_timm import import_timm
+from .pretrained_weights import find_weights
+
+
+class TimmTransforms(NamedTuple):
+    """What a model of timm wants to be done to images."""
+
+    train: Callable[[Any], Any]
+    """From a PIL image to a normalised tensor of shape (channels, height, width), with augmentation."""
+    evaluation: Callable[[Any], Any]
+    """The same without anything random."""
+    data_config: dict[str, Any]
+    """Input size, interpolation, mean, standard deviation and crop, as `timm.data.create_transform` takes them."""
+
+
+def create_timm_model(
+    name: str,
+    num_classes: int,
+    pretrained: bool = True,
+    *,
+    pretrained_cfg_overlay: dict[str, Any] | None = None,
+    cache_dir: str | None = None,
+    **kwargs: Any,
+) -> nn.Module:
+    """Return a model of timm with a classifier for `num_classes` classes.
+
+    The weights come from the hub, and stay in its cache; without a network from the cache or from a file:
+    `pretrained_cfg_overlay=dict(file="weights.safetensors")`. `create_timm_transforms(model)` has the transforms.
+
+    Args:
+        name: such as `"resnet50.a1_in1k"`; `timm.list_models(pretrained=True)` has all.
+        num_classes: the classifier is new where the weights were trained for another number.
+        pretrained: begin with trained weights.
+        pretrained_cfg_overlay: replaces parts of what timm knows about the weights.
+        cache_dir: where downloaded weights are kept, if not in the cache of the hub.
+        kwargs: further arguments of `timm.create_model`, such as `in_chans`, `img_size` or `drop_path_rate`.
+
+    Raises:
+        ConfigurationError: timm is missing, there is no such model, or its weights cannot be had; nothing was downloaded.
+    """
+    timm = import_timm()
+    check_whole_number("num_classes", num_classes, "timm.create_model makes models without a classifier.")
+    _check_name(name)
+    overlay = dict(pretrained_cfg_overlay or {})
+    if pretrained:
+        overlay |= find_weights(name, overlay, kwargs.get("pretrained_cfg"), cache_dir)
+    return timm.create_model(  # type: ignore[no-any-return]
+        name, pretrained=pretrained, num_classes=num_classes, pretrained_cfg_overlay=overlay, cache_dir=cache_dir, **kwargs
+    )
+
+
+def create_timm_transforms(
+    model: nn.Module, input_size: tuple[int, int, int] | None = None, **augmentation: Any
+) -> TimmTransforms:
+    """Return the transforms for training and evaluation with which `model` was trained, or is meant to be.
+
+    Args:
+        model: of timm, not wrapped.
+        input_size: channels, height and width, where the images shall not have the size of the pretraining.
+        augmentation: further arguments of `timm.data.create_transform` for training, such as `auto_augment`, `re_prob`, `scale`,
+            `hflip` or `color_jitter`; `no_aug=True` for none.
+
+    Raises:
+        ConfigurationError: timm is missing, the model is not timm's, or cannot take the size.
+    """
+    data = import_timm("timm.data")
+    if not hasattr(model, "pretrained_cfg"):
+        raise ConfigurationError(
+            f"model is a {type(model).__name__}, which says nothing about its images: it has no pretrained_cfg. Pass a model of "
+            f"create_timm_model as it is, before anything wraps it."
+        )
+    try:
+        config = data.resolve_input_data_config(model, {} if input_size is None else {"input_size": input_size})
+    except ValueError as error:
+        raise ConfigurationError(
+            f"input_size is {input_size}, but does not fit the model: {error} Create the model with in_chans or img_size."
+        ) from error
+    return TimmTransforms(
+        train=data.create_transform(**config, is_training=True, **augmentation),
+        evaluation=data.create_transform(**config, is_training=False),
+        data_config=config,
+    )
+
+
+def _check_name(name: Any) -> None:
+    """Raise unless timm knows the architecture, and the weights that are named after the dot."""
+    models = import_timm("timm.models")
+    try:
+        source, model_id = models.parse_model_name(name)
+        architecture = model_id.partition(".")[0]
+        if source is None and models.is_model(architecture):
+            models.get_pretrained_cfg(model_id)
+    except (AttributeError, ValueError, RuntimeError) as error:
+        tags = models.list_models(f"{str(name).partition('.')[0]}.*", pretrained=True)
+        raise ConfigurationError(
+            f"name is {name!r}, but must be that of a model of timm: {error} " + (f"There are {tags}." if tags else _SEE)
+        ) from None
+    if source is None and not models.is_model(architecture):
+        hint = did_you_mean(architecture, models.list_models()) or f" {_SEE}"
+        raise ConfigurationError(f"name is {name!r}, but timm has no such model.{hint}")
+
+
+_SEE = "See timm.list_models('*resnet*')."

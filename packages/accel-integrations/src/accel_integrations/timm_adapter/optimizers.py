@@ -1,0 +1,112 @@
+"""timm's optimizers and parameter groups, with learning rates by layer that hold under any scheduler."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+from accel_core import ConfigurationError
+from accel_core.checks import check_positive
+from accel_core.run_history import did_you_mean
+
+from .import_timm import import_timm
+
+_BASE = "unscaled_lr"
+"""The key of a parameter group for the rate that its `lr_scale` belongs to."""
+
+
+def timm_parameter_groups(
+    model: nn.Module, lr: float, weight_decay: float = 0.05, layer_decay: float | None = None, **kwargs: Any
+) -> list[dict[str, Any]]:
+    """Return parameter groups for any optimizer: without weight decay where it harms, with rates by layer if wanted.
+
+    No weight decay have biases, parameters of one dimension, and those that the model names in `no_weight_decay()`.
+
+    Args:
+        model: its parameters with `requires_grad` are grouped.
+        lr: learning rate of the head, and of everything without `layer_decay`.
+        layer_decay: each layer learns with this times the rate of the layer above it. Every group has its own `lr`, so this
+            holds with any scheduler, and with none. Schedulers of timm also multiply their minimum and the start of their
+            warm-up by it, as in timm.
+        kwargs: further arguments of timm's `param_groups_weight_decay` or `param_groups_layer_decay`.
+
+    Source: layer-wise rates, https://arxiv.org/abs/2106.08254, section 2.4.
+    """
+    _check_rates(lr, layer_decay)
+    optim = import_timm("timm.optim")
+    name_exceptions: Any = getattr(model, "no_weight_decay", tuple)
+    kwargs = {"no_weight_decay_list": name_exceptions(), **kwargs}
+    if layer_decay is None:
+        groups = optim.param_groups_weight_decay(model, weight_decay=weight_decay, **kwargs)
+    else:
+        groups = optim.param_groups_layer_decay(model, weight_decay=weight_decay, layer_decay=layer_decay, **kwargs)
+    for group in groups:
+        group["lr"] = lr
+    _scale_rates(groups)
+    return groups  # type: ignore[no-any-return]
+
+
+def create_timm_optimizer(
+    model: nn.Module,
+    name: str = "adamw",
+    lr: float = 1e-3,
+    weight_decay: float = 0.05,
+    layer_decay: float | None = None,
+    **kwargs: Any,
+) -> Optimizer:
+    """Return an optimizer of timm's factory, with the parameter groups of `timm_parameter_groups`.
+
+    Args:
+        name: such as `"adamw"`, `"sgd"`, `"lamb"`, `"muon"`; `timm.optim.list_optimizers()` has all.
+        kwargs: further arguments of `timm.optim.create_optimizer_v2`, such as `momentum`, `betas` or `filter_bias_and_bn`.
+
+    Raises:
+        ConfigurationError: timm is missing or has no such optimizer, or a rate is not above 0.
+    """
+    _check_rates(lr, layer_decay)
+    optim = import_timm("timm.optim")
+    try:
+        optim.get_optimizer_info(str(name).lower().removeprefix("lookahead_"))
+    except ValueError:
+        hint = did_you_mean(str(name), optim.list_optimizers()) or " timm.optim.list_optimizers() has all of them."
+        raise ConfigurationError(f"name is {name!r}, which is no optimizer of timm.{hint}") from None
+    optimizer: Optimizer = optim.create_optimizer_v2(
+        model, name, lr=lr, weight_decay=weight_decay, layer_decay=layer_decay, **kwargs
+    )
+    _scale_rates(optimizer.param_groups)
+    return optimizer
+
+
+@contextlib.contextmanager
+def with_unscaled_base(optimizer: Optimizer) -> Iterator[None]:
+    """Let schedulers of timm that are built within see the rates that they multiply by `lr_scale` themselves.
+
+    For all others the base of a group is its own scaled rate, which stands there again afterwards.
+    """
+    scaled = [group for group in optimizer.param_groups if _BASE in group]
+    for group in scaled:
+        group["initial_lr"] = group[_BASE]
+    try:
+        yield
+    finally:
+        for group in scaled:
+            group["initial_lr"] = group[_BASE] * group["lr_scale"]
+
+
+def _scale_rates(groups: list[dict[str, Any]]) -> None:
+    """Carry out `lr_scale`, which timm leaves to its schedulers: without one of them it would have no effect."""
+    for group in groups:
+        if "lr_scale" in group:
+            group[_BASE] = group["lr"]
+            group["lr"] = group["lr"] * group["lr_scale"]
+
+
+def _check_rates(lr: Any, layer_decay: Any) -> None:
+    if lr is None:
+        raise ConfigurationError("lr is None, but must be a number above 0. Use 1e-3 to begin with AdamW, 0.1 with SGD.")
+    check_positive("lr", lr, "Use 1e-3 to begin with AdamW, 0.1 with SGD.")
+    check_positive("layer_decay", layer_decay, "Use None for one rate for all layers, 0.75 to change early layers less.")

@@ -1,0 +1,99 @@
+"""Find out whether pretrained weights can be had, before timm tries for minutes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import torch
+
+from accel_core import ConfigurationError
+from accel_core.checks import sentence
+
+from .import_timm import import_timm
+
+_SECONDS_TO_ANSWER = 5.0
+
+
+def find_weights(name: str, overlay: dict[str, Any], pretrained_cfg: Any, cache_dir: str | None) -> dict[str, Any]:
+    """Return what `pretrained_cfg_overlay` needs besides for the weights to be found: nothing, or a file of the cache.
+
+    Args:
+        name: of the model, known to timm.
+        overlay: the user's, which wins over what timm knows.
+        pretrained_cfg: the user's, in place of what timm knows.
+
+    Raises:
+        ConfigurationError: there are none, a file is missing, or they would have to be downloaded and there is no network.
+    """
+    source, model_id = import_timm("timm.models").parse_model_name(name)
+    if source == "local-dir":
+        return {}
+    if source == "hf-hub":
+        if _find_cached(model_id, "config.json", cache_dir) is None:
+            _check_reachable(name, import_timm("huggingface_hub").constants.ENDPOINT)
+        return {}
+    config = import_timm("timm.models").resolve_pretrained_cfg(model_id, pretrained_cfg, overlay)
+    if config.state_dict:
+        return {}
+    if config.file:
+        if not Path(config.file).is_file():
+            raise ConfigurationError(
+                f"pretrained_cfg_overlay has the file '{config.file}', which is not there. Pass the path of a file of weights."
+            )
+        return {}
+    if config.hf_hub_id:
+        return _find_on_hub(name, config, cache_dir)
+    if config.url:
+        folder = cache_dir or Path(torch.hub.get_dir(), "checkpoints")
+        if not Path(folder, Path(urlsplit(config.url).path).name).is_file():
+            _check_reachable(name, config.url)
+        return {}
+    raise ConfigurationError(
+        f"pretrained is True, but there are no weights for {name!r}. Pass pretrained=False, or a file of your own by "
+        f"pretrained_cfg_overlay=dict(file='weights.safetensors')."
+    )
+
+
+def _find_on_hub(name: str, config: Any, cache_dir: str | None) -> dict[str, Any]:
+    """Without a network the cached file is named, since timm would ask the hub first, again and again."""
+    hub = import_timm("huggingface_hub")
+    reason = _why_unreachable(hub.constants.ENDPOINT)
+    if reason is None:
+        return {}
+    filename = config.hf_hub_filename or "pytorch_model.bin"
+    for candidate in (filename.replace("pytorch_model.bin", "model.safetensors"), filename):
+        path = _find_cached(config.hf_hub_id, candidate, cache_dir)
+        if path is not None:
+            return {"file": path, "custom_load": config.custom_load}
+    raise _unreachable(name, hub.constants.ENDPOINT, reason)
+
+
+def _find_cached(repository: str, filename: str, cache_dir: str | None) -> str | None:
+    repository, _, revision = repository.partition("@")
+    path = import_timm("huggingface_hub").try_to_load_from_cache(repository, filename, cache_dir, revision or None)
+    return path if isinstance(path, str) else None
+
+
+def _check_reachable(name: str, address: str) -> None:
+    reason = _why_unreachable(address)
+    if reason is not None:
+        raise _unreachable(name, address, reason)
+
+
+def _why_unreachable(address: str) -> str | None:
+    """Ask once, with the settings of the hub's own client, and return what went wrong."""
+    try:
+        import_timm("huggingface_hub.utils").get_session().head(address, timeout=_SECONDS_TO_ANSWER)
+    except Exception as error:  # of the client's library, which is another one in each of its versions
+        return sentence(error).rstrip(".") or type(error).__name__
+    return None
+
+
+def _unreachable(name: str, address: str, reason: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"pretrained is True, but the weights of {name!r} are not on this machine, and {address} does not answer: {reason}. Pass "
+        f"pretrained=False, or a file by pretrained_cfg_overlay=dict(file='weights.safetensors'); or call this once with a "
+        f"network, which fills the cache."
+    )

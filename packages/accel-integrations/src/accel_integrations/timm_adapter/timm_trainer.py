@@ -1,0 +1,204 @@
+"""A trainer that mixes images and softens targets in training, and evaluates plainly."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from accel_core import DEFAULT_CALLBACKS, ConfigurationError, RunHistory, Trainer, TrainerCallback
+from accel_core.batches import call_loss, num_samples_in, unpack_batch
+from accel_core.checks import check_callable, check_choice, check_whole_number, shown
+
+from .import_timm import import_timm
+
+
+class TimmTrainer(Trainer):
+    """A `Trainer` for image classification with timm's mixup, cutmix, label smoothing and binary targets.
+
+    Batches are `(images, targets)`. Targets are class indices of shape `(batch,)`; with `binary_targets` they may also be rows
+    of zeros and ones of shape `(batch, classes)`, for images with any number of labels.
+
+    How images are mixed is drawn from numpy's global generator, which is part of the training state: a resumed run mixes the
+    same. The batch itself stays as it is, for callbacks. In a batch of odd size the last image is not mixed.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss_func: Callable[[Any, Any], torch.Tensor] | None = None,
+        optimizer: Any = None,
+        callbacks: Iterable[TrainerCallback | type[TrainerCallback]] = DEFAULT_CALLBACKS,
+        run_history: RunHistory | None = None,
+        *,
+        num_classes: int,
+        mixup_alpha: float = 0.0,
+        cutmix_alpha: float = 0.0,
+        mixup_probability: float = 1.0,
+        mixup_switch_probability: float = 0.5,
+        mixup_mode: str = "batch",
+        label_smoothing: float = 0.0,
+        binary_targets: bool = False,
+        binary_target_threshold: float | None = None,
+        eval_loss_func: Callable[[Any, Any], torch.Tensor] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Hold the parts, and choose the losses.
+
+        Args:
+            loss_func: of training. It gets targets of shape `(batch, classes)` where images are mixed, and the batch's own
+                otherwise. None takes cross entropy, or binary cross entropy with `binary_targets`.
+            num_classes: classes of the targets.
+            mixup_alpha: of the beta distribution of how much of another image is added; 0 for no mixup.
+            cutmix_alpha: of that of how large a patch of another image is pasted; 0 for no cutmix.
+            mixup_probability: of mixing at all.
+            mixup_switch_probability: of cutmix where there is both.
+            mixup_mode: one draw for the `"batch"`, for each `"pair"` of images, or for each image (`"elem"`).
+            label_smoothing: the part of a target that is spread over all classes; of rows of zeros and ones the part that is
+                replaced by a half.
+            binary_targets: ask for each class whether it is there, whatever the others are.
+            binary_target_threshold: mixed targets above it count as 1, others as 0. None leaves them as they are.
+            eval_loss_func: of evaluation. None takes `loss_func` if there is one and nothing is mixed, else cross entropy, or
+                binary cross entropy for targets of shape `(batch, classes)`; both without smoothing.
+            kwargs: `accelerator` and `seed` of `Trainer`.
+
+        Raises:
+            ConfigurationError: timm is missing, or an argument cannot be used.
+
+        Source: mixup https://arxiv.org/abs/1710.09412, cutmix https://arxiv.org/abs/1905.04899, binary targets
+        https://arxiv.org/abs/2110.00476, section 4.2.
+        """
+        import_timm()
+        check_whole_number("num_classes", num_classes, "Pass the number of classes of the targets.")
+        _check_number("mixup_alpha", mixup_alpha, math.inf, "Use 0 for no mixup, 0.8 for strong mixing.")
+        _check_number("cutmix_alpha", cutmix_alpha, math.inf, "Use 0 for no cutmix, 1 for patches of any size.")
+        _check_number("mixup_probability", mixup_probability, 1, "Use 1 to mix always.")
+        _check_number("mixup_switch_probability", mixup_switch_probability, 1, "Use 0.5 for as much mixup as cutmix.")
+        _check_number("label_smoothing", label_smoothing, 0.999, "Use 0.1, or 0 for none.")
+        if binary_target_threshold is not None:
+            _check_number("binary_target_threshold", binary_target_threshold, 1, "Use 0.2, or None for soft targets.")
+        check_choice("mixup_mode", mixup_mode, ("batch", "pair", "elem"))
+        check_choice("binary_targets", binary_targets, (True, False))
+        check_callable("eval_loss_func", eval_loss_func, "Pass a function such as torch.nn.functional.cross_entropy.")
+        is_mixed = mixup_alpha > 0 or cutmix_alpha > 0
+        _check_loss(loss_func, label_smoothing, is_mixed, binary_targets, binary_target_threshold)
+        self.num_classes = num_classes
+        self.label_smoothing = label_smoothing
+        self.binary_targets = binary_targets
+        self.mixup: Any = None
+        """timm's `Mixup`, or None where nothing is mixed. `mixup.mixup_enabled = False` ends the mixing, not the smoothing."""
+        if is_mixed:
+            self.mixup = import_timm("timm.data").Mixup(
+                mixup_alpha=mixup_alpha,
+                cutmix_alpha=cutmix_alpha,
+                prob=mixup_probability,
+                switch_prob=mixup_switch_probability,
+                mode=mixup_mode,
+                label_smoothing=label_smoothing,
+                num_classes=num_classes,
+            )
+        self.eval_loss_func = eval_loss_func or (plain_loss if is_mixed or loss_func is None else loss_func)
+        if loss_func is None:
+            loss_func = _create_loss(0.0 if is_mixed else label_smoothing, is_mixed, binary_targets, binary_target_threshold)
+        super().__init__(model, loss_func, optimizer, callbacks, run_history, **kwargs)
+
+    def mix(self, images: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return mixed copies of `images`, and targets of shape `(batch, classes)` that say what is in them.
+
+        Each image is mixed with its mirror image in the order of the batch, as timm does, which wants an even number of them.
+        """
+        if self.mixup is None:
+            return images, targets
+        self.mixup.multi_label = targets.ndim > 1
+        num_mixed = len(images) - len(images) % 2
+        images, parts = images.clone(), []
+        if num_mixed:
+            parts.append(self.mixup(images[:num_mixed], targets[:num_mixed])[1])  # changes the images in place
+        if num_mixed < len(images):
+            mixup_target = import_timm("timm.data.mixup").mixup_target
+            rest = targets[num_mixed:]
+            parts.append(mixup_target(rest, self.num_classes, 1.0, self.label_smoothing, self.mixup.multi_label))
+        return images, torch.cat(parts)
+
+    def calculate_train_batch_loss(self, batch: Any) -> dict[str, Any]:
+        """Return the loss of the mixed batch; `model_outputs` are those for the mixed images."""
+        images, targets = unpack_batch(batch)
+        self._check_targets(targets)
+        mixed_images, mixed_targets = self.mix(images, targets)
+        outputs = self.model(mixed_images)
+        loss = call_loss(self.loss_func, outputs, mixed_targets)
+        return {"loss": loss, "model_outputs": outputs, "batch_size": num_samples_in(images)}
+
+    def calculate_eval_batch_loss(self, batch: Any) -> dict[str, Any]:
+        """Return `eval_loss_func` of the batch as it is."""
+        images, targets = unpack_batch(batch)
+        outputs = self.model(images)
+        loss = call_loss(self.eval_loss_func, outputs, targets)
+        return {"loss": loss, "model_outputs": outputs, "batch_size": num_samples_in(images)}
+
+    def _check_targets(self, targets: Any) -> None:
+        shape = tuple(getattr(targets, "shape", ()))
+        if len(shape) == 1 or (self.binary_targets and shape[1:] == (self.num_classes,)):
+            return
+        expected = (
+            f"of shape (batch,) or (batch, {self.num_classes})" if self.binary_targets else "class indices of shape (batch,)"
+        )
+        raise ConfigurationError(
+            f"The targets of the batch have the shape {shape}, but must be {expected}. Pass binary_targets=True for rows of "
+            f"zeros and ones, and num_classes as there are columns."
+        )
+
+
+def plain_loss(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Return cross entropy for class indices, binary cross entropy for rows of shape `(batch, classes)`."""
+    if targets.ndim == 1:
+        return F.cross_entropy(outputs, targets)
+    return F.binary_cross_entropy_with_logits(outputs, targets.to(outputs.dtype))
+
+
+def _create_loss(smoothing: float, is_mixed: bool, binary: bool, threshold: float | None) -> nn.Module:
+    """The loss of training; what is mixed has been smoothed already."""
+    losses = import_timm("timm.loss")
+    if binary:
+        return _BinaryLoss(losses.BinaryCrossEntropy(smoothing, target_threshold=threshold, smooth_dense=True))
+    if is_mixed:
+        return losses.SoftTargetCrossEntropy()  # type: ignore[no-any-return]
+    return losses.LabelSmoothingCrossEntropy(smoothing) if smoothing else nn.CrossEntropyLoss()
+
+
+class _BinaryLoss(nn.Module):
+    """timm's, which leaves it to the caller that rows are of the type of the outputs."""
+
+    def __init__(self, loss: nn.Module) -> None:
+        super().__init__()
+        self.loss = loss
+
+    def forward(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = self.loss(outputs, targets if targets.ndim == 1 else targets.to(outputs.dtype))
+        return result
+
+
+def _check_number(name: str, value: Any, most: float, way_out: str) -> None:
+    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not (is_number and 0 <= float(value) <= most and float(value) < math.inf):
+        limit = "of at least 0" if most == math.inf else f"from 0 to {most:g}"
+        raise ConfigurationError(f"{name} is {shown(value)}, but must be a number {limit}. {way_out}")
+
+
+def _check_loss(loss_func: Any, smoothing: float, is_mixed: bool, binary: bool, threshold: float | None) -> None:
+    """Raise if something was asked for that nothing would do."""
+    if loss_func is not None and smoothing and not is_mixed:
+        raise ConfigurationError(
+            f"label_smoothing is {smoothing}, but loss_func is your own and nothing is mixed, so it would have no effect. Smooth "
+            f"in the loss function, or leave loss_func out."
+        )
+    if threshold is not None and (loss_func is not None or not binary):
+        raise ConfigurationError(
+            f"binary_target_threshold is {threshold}, but belongs to the loss of binary_targets=True. Pass that without a "
+            f"loss_func, or leave the threshold out."
+        )
