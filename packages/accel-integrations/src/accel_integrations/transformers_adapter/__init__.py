@@ -1,0 +1,5 @@
+"""Models of transformers in the trainer: batches that are mappings, losses of the model, tokens that are counted."""
+
+from .parameter_groups import transformers_parameter_groups as transformers_parameter_groups
+from .transformers_scheduler import transformers_scheduler_fn as transformers_scheduler_fn
+from .transformers_trainer import TransformersTrainer as TransformersTrainer

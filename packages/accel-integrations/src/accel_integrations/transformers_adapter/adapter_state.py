@@ -1,0 +1,35 @@
+"""The state of a model with adapters of PEFT: what training can change, without the frozen base."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+
+def has_adapters(model: torch.nn.Module) -> bool:
+    """Whether adapters of PEFT were added to the model."""
+    return bool(getattr(model, "peft_config", None))
+
+
+def create_adapter_state(model: torch.nn.Module) -> dict[str, Any]:
+    """Return the entries of the model's `state_dict()` without its frozen parameters."""
+    frozen = _frozen_names(model)
+    return {name: value for name, value in model.state_dict().items() if name not in frozen}
+
+
+def load_adapter_state(model: torch.nn.Module, state: dict[str, Any]) -> None:
+    """Load what `create_adapter_state` returned; frozen parameters keep their values.
+
+    Raises:
+        RuntimeError: it is the state of other adapters.
+    """
+    missing, unexpected = model.load_state_dict(state, strict=False)
+    lacking = sorted(set(missing) - _frozen_names(model))
+    if lacking or unexpected:
+        raise RuntimeError(f"it lacks {lacking[:3]}, and has {sorted(unexpected)[:3]}, which this model does not have.")
+
+
+def _frozen_names(model: torch.nn.Module) -> set[str]:
+    parameters = model.named_parameters(remove_duplicate=False)
+    return {name for name, parameter in parameters if not parameter.requires_grad}

@@ -1,0 +1,53 @@
+"""The batches of samples that are mappings, where the user gives no collate function."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from accel_core import ConfigurationError
+
+from .import_transformers import import_transformers
+from .model_facts import input_names, label_shift
+
+_LABELS = frozenset(["labels", "label", "label_ids"])
+
+
+def create_collate_fn(model: torch.nn.Module, tokenizer: Any) -> Callable[[list[Any]], Any]:
+    """Return what makes a batch of samples for `model`.
+
+    With a tokenizer the samples may differ in length and are padded to the longest of the batch, labels of tokens with -100;
+    without one they have to be of one shape. Entries that the model does not take, such as the text, are left out.
+    """
+    transformers = import_transformers()
+    if tokenizer is None:
+        collate = transformers.default_data_collator
+    elif label_shift(model) is None:
+        collate = transformers.DataCollatorWithPadding(tokenizer)
+    else:
+        collate = transformers.DataCollatorForSeq2Seq(tokenizer)
+    names = input_names(model)
+    return CollateKnown(collate, None if names is None else names | _LABELS)
+
+
+class CollateKnown:
+    """Collates the entries of the samples that are in `names`; None keeps all."""
+
+    def __init__(self, collate: Callable[[list[Any]], Any], names: frozenset[str] | None) -> None:
+        self.collate = collate
+        self.names = names
+
+    def __call__(self, samples: list[Any]) -> Any:
+        """Return the batch. Raises `ConfigurationError` if the samples are no mappings."""
+        if not isinstance(samples[0], Mapping):
+            raise ConfigurationError(
+                f"A sample is a {type(samples[0]).__name__}, but TransformersTrainer needs mappings from the names of the "
+                f"model's inputs to values, such as {{'input_ids': ..., 'labels': ...}}. Pass such a data set, or a collate_fn "
+                f"that makes mappings of the samples."
+            )
+        return self.collate([{name: value for name, value in sample.items() if self._is_known(name)} for sample in samples])
+
+    def _is_known(self, name: str) -> bool:
+        return self.names is None or name in self.names

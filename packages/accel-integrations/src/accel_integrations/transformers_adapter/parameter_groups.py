@@ -1,0 +1,66 @@
+"""Parameter groups for models of transformers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from accel_core.checks import check_positive
+
+
+def transformers_parameter_groups(
+    model: torch.nn.Module, lr: float, weight_decay: float = 0.01, layer_decay: float | None = None
+) -> list[dict[str, Any]]:
+    """Return parameter groups for any optimizer: without weight decay where it harms, with rates by layer if wanted.
+
+    ```python
+    optimizer = torch.optim.AdamW(transformers_parameter_groups(model, lr=5e-5, weight_decay=0.01, layer_decay=0.9))
+    ```
+
+    No weight decay have parameters of one dimension: biases, and the scales of norms.
+
+    Args:
+        model: its parameters with `requires_grad` are grouped.
+        lr: learning rate of the head, and of everything without `layer_decay`.
+        layer_decay: each layer learns with this times the rate of the layer above it; the embeddings are the lowest. Encoder and
+            decoder each have their own lowest layer.
+
+    Raises:
+        ConfigurationError: a rate is not above 0.
+
+    Source: layer-wise rates, https://arxiv.org/abs/1801.06146, section 3.2, there called discriminative fine-tuning.
+    """
+    check_positive("lr", lr, "Use 5e-5, for example.")
+    check_positive("layer_decay", layer_decay, "Use None for the same rate everywhere.")
+    depths = _depths(model)
+    highest = max(depths.values(), default=0)
+    groups: dict[tuple[int, bool], dict[str, Any]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            depth, decays = highest if layer_decay is None else depths[name], parameter.ndim > 1
+            rate = lr * (layer_decay or 1.0) ** (highest - depth)
+            group = {"params": [], "lr": rate, "weight_decay": weight_decay if decays else 0.0}
+            groups.setdefault((depth, decays), group)["params"].append(parameter)
+    return list(groups.values())
+
+
+def _depths(model: torch.nn.Module) -> dict[str, int]:
+    """The place of each parameter: 0 for embeddings, then the layers from 1, and one more than the last for what follows."""
+    stacks = _stacks(model)
+    top = max(stacks.values(), default=0) + 1
+    depths, is_above = {}, False
+    for name, _ in model.named_parameters():
+        stack = next((prefix for prefix in stacks if name.startswith(prefix)), None)
+        is_above = is_above or stack is not None
+        if stack is not None:
+            depths[name] = top - stacks[stack] + int(name.removeprefix(stack).partition(".")[0])
+        else:
+            depths[name] = top if is_above and "embed" not in name else 0
+    return depths
+
+
+def _stacks(model: torch.nn.Module) -> dict[str, int]:
+    """The number of layers in each list of layers, by how the names of their parameters begin; lists within layers are none."""
+    lists = {f"{name}.": len(module) for name, module in model.named_modules() if isinstance(module, torch.nn.ModuleList)}
+    return {name: size for name, size in lists.items() if not any(name != other and name.startswith(other) for other in lists)}

@@ -1,0 +1,62 @@
+"""The schedules of transformers, planned by the trainer."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+from torch.optim import Optimizer
+
+from accel_core import ConfigurationError, TrainerPlaceholderValues
+from accel_core.run_history import did_you_mean
+
+from .import_transformers import import_transformers
+
+_ENDLESS = ("constant", "constant_with_warmup", "inverse_sqrt", "reduce_lr_on_plateau", "greedy")
+"""Schedules that do not depend on how long the run is."""
+
+
+def transformers_scheduler_fn(
+    name: str = "linear", num_warmup_steps: float = 0, num_training_steps: int | None = None, **kwargs: Any
+) -> Callable[[Optimizer], Any]:
+    """Return a function to be given to `Trainer.train` as `create_scheduler_fn`, which builds a schedule of transformers.
+
+    ```python
+    trainer.train(dataset, num_epochs=3, create_scheduler_fn=transformers_scheduler_fn("cosine", num_warmup_steps=0.1))
+    ```
+
+    Args:
+        name: such as `"linear"`, `"cosine"`, `"constant_with_warmup"`, `"warmup_stable_decay"`, as transformers' `get_scheduler`
+            knows them. `"reduce_lr_on_plateau"` steps once an epoch, with the metric that `train` is told.
+        num_warmup_steps: updates of warm-up; a number below 1 is a share of the run, rounded up.
+        num_training_steps: updates in which the schedule comes to its end; None is all that the run has.
+        kwargs: arguments of that schedule, such as `num_cycles` or `num_decay_steps`, which may be placeholders.
+
+    Raises:
+        ConfigurationError: transformers is missing, or has no such schedule.
+    """
+    known = [str(kind.value) for kind in import_transformers().SchedulerType]
+    if name not in known:
+        hint = did_you_mean(str(name), known) or f" It has {known}."
+        raise ConfigurationError(f"name is {name!r}, which is no schedule of transformers.{hint}")
+    is_share = isinstance(num_warmup_steps, float) and num_warmup_steps < 1
+    if num_training_steps is None and (name not in _ENDLESS or (is_share and num_warmup_steps)):
+        num_training_steps = TrainerPlaceholderValues.NUM_UPDATE_STEPS
+    return functools.partial(
+        _create_scheduler,
+        name=name,
+        num_warmup_steps=num_warmup_steps * num_training_steps
+        if is_share and num_training_steps is not None
+        else num_warmup_steps,
+        num_training_steps=num_training_steps,
+        kwargs=kwargs,
+    )
+
+
+def _create_scheduler(
+    optimizer: Optimizer, name: str, num_warmup_steps: float, num_training_steps: int | None, kwargs: dict[str, Any]
+) -> Any:
+    get_scheduler = import_transformers().get_scheduler
+    return get_scheduler(name, optimizer, math.ceil(num_warmup_steps), num_training_steps, scheduler_specific_kwargs=kwargs)

@@ -1,0 +1,202 @@
+"""A trainer for models of transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from accel_core import DEFAULT_CALLBACKS, ConfigurationError, RunHistory, Trainer, TrainerCallback
+from accel_core.batches import call_loss, num_samples_in
+from accel_core.dataloaders import is_ready_loader
+from accel_core.distributed import together
+from accel_core.engines import check_finite, full_model_state
+
+from . import adapter_state
+from .collating import create_collate_fn
+from .import_transformers import import_transformers
+from .model_facts import IGNORED_LABEL, input_names, is_encoder_decoder, label_shift
+from .pretrained_folder import write_pretrained_folder
+
+
+class TransformersTrainer(Trainer):
+    """A trainer whose batches are mappings from the names of the model's inputs to tensors.
+
+    The loss is the model's own, which it returns for a batch with `labels`. For models that predict tokens the labels are
+    counted, so that an update is that of the one big batch however long the sequences are and however they are spread over
+    steps and processes. Entries that the model does not take, such as the number of a sample, stay in the batch for callbacks.
+
+    With adapters of PEFT, exports and training states hold the adapters and whatever else is trained, but not the frozen base.
+    """
+
+    prediction_padding = IGNORED_LABEL
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        loss_func: Callable[[Any, Any], torch.Tensor] | None = None,
+        optimizer: Any = None,
+        callbacks: Iterable[TrainerCallback | type[TrainerCallback]] = DEFAULT_CALLBACKS,
+        run_history: RunHistory | None = None,
+        *,
+        tokenizer: Any = None,
+        accelerator: Accelerator | None = None,
+        seed: int | None = None,
+    ) -> None:
+        """Hold the parts; nothing is placed, wrapped or seeded before the first run.
+
+        Args:
+            loss_func: from the model's outputs and `labels` to the mean loss; None takes the loss that the model returns. For
+                models that predict tokens it is the mean over the labels that count (see `count_labels`).
+            tokenizer: pads samples of different lengths where no `collate_fn` is given, and is saved by `save_pretrained`.
+
+        Raises:
+            ConfigurationError: transformers is not installed, or an argument cannot be used.
+        """
+        import_transformers()
+        super().__init__(model, loss_func, optimizer, callbacks, run_history, accelerator=accelerator, seed=seed)
+        self.tokenizer = tokenizer
+
+    # ------------------------------------------------------------------ what you may create
+
+    def create_collate_fn(self) -> Callable[[list[Any]], Any]:
+        """Return what makes batches where no `collate_fn` was given: pads if there is a tokenizer, else stacks."""
+        return create_collate_fn(self.model, self.tokenizer)
+
+    def create_train_dataloader(self, batch_size: int, train_dl_kwargs: dict[str, Any] | None = None) -> Any:
+        """Return a loader of `self.train_dataset` as for a single process."""
+        return super().create_train_dataloader(batch_size, self._with_collate_fn(self.train_dataset, train_dl_kwargs))
+
+    def create_eval_dataloader(self, batch_size: int, eval_dl_kwargs: dict[str, Any] | None = None) -> Any:
+        """Return a loader of `self.eval_dataset` as for a single process."""
+        return super().create_eval_dataloader(batch_size, self._with_collate_fn(self.eval_dataset, eval_dl_kwargs))
+
+    def prepare(self) -> None:
+        """Place and wrap model and optimizer, after a look at what the model takes."""
+        self._input_names = input_names(self.model)
+        self._label_shift = label_shift(self.model)
+        self._makes_decoder_inputs = is_encoder_decoder(self.model)
+        super().prepare()
+
+    def _with_collate_fn(self, dataset: Any, kwargs: dict[str, Any] | None) -> dict[str, Any] | None:
+        if self.collate_fn is not None or is_ready_loader(dataset):
+            return kwargs
+        return {"collate_fn": self.create_collate_fn(), **(kwargs or {})}
+
+    # ------------------------------------------------------------------ what you may override
+
+    def calculate_train_batch_loss(self, batch: Any) -> dict[str, Any]:
+        """Return `loss`, `model_outputs` (as the model returned them), `batch_size`, and `num_items_in_batch` of token losses."""
+        outputs = self.model(**self._inputs_of(batch, with_labels=self.loss_func is None))
+        if self.loss_func is None:
+            loss = _loss_of(outputs, batch)
+        elif "labels" in batch:
+            loss = call_loss(self.loss_func, outputs, batch["labels"])
+        else:
+            raise ConfigurationError(f"loss_func needs 'labels', but the batch has only {list(batch)}. Add them to the samples.")
+        output = {"loss": loss, "model_outputs": outputs, "batch_size": num_samples_in(batch)}
+        num_labels = self.count_labels(batch)
+        if num_labels is not None:
+            # The mean over no label is nan, which would stay nan whatever it is multiplied by.
+            output["loss"] = torch.where(num_labels > 0, loss, 0.0)
+            output["num_items_in_batch"] = num_labels
+        return output
+
+    def calculate_eval_batch_loss(self, batch: Any) -> dict[str, Any]:
+        """Like `calculate_train_batch_loss`, without gradients; by default the same computation."""
+        return TransformersTrainer.calculate_train_batch_loss(self, batch)
+
+    def calculate_predictions(self, batch: Any) -> Any:
+        """Return the model's outputs for a batch, without `loss` and caches.
+
+        Where their length varies by batch, `predict` fills them up with -100. For generated text, override this with
+        `self.get_model().generate(...)`.
+        """
+        outputs = self.model(**self._inputs_of(batch, with_labels=False))
+        if not isinstance(outputs, Mapping):
+            return outputs
+        kind: Any = type(outputs)
+        return kind(**{name: value for name, value in outputs.items() if _has_rows(value)})
+
+    def count_labels(self, batch: Any) -> torch.Tensor | None:
+        """Return how many labels the loss of `batch` is the mean of, a scalar; None where it is the mean over samples.
+
+        By default the `labels` other than -100 for models that predict tokens, of causal ones without the first of each
+        sequence. Engines that step inside backward need them earlier: let `count_items` return `int(self.count_labels(batch))`.
+        """
+        labels = batch.get("labels")
+        if self._label_shift is None or labels is None:
+            return None
+        return (labels[..., self._label_shift :] != IGNORED_LABEL).sum()
+
+    def _inputs_of(self, batch: Any, with_labels: bool) -> dict[str, Any]:
+        """The entries of `batch` that the model takes; labels also where it makes the decoder's inputs of them."""
+        if not isinstance(batch, Mapping):
+            raise ConfigurationError(
+                f"The batch is a {type(batch).__name__}, but TransformersTrainer needs a mapping from the names of the model's "
+                f"inputs to tensors. Pass a collate_fn that makes one, or override calculate_train_batch_loss."
+            )
+        names, keeps_labels = self._input_names, with_labels or (self._makes_decoder_inputs and "decoder_input_ids" not in batch)
+        inputs = {name: value for name, value in batch.items() if names is None or name in names}
+        if not keeps_labels:
+            inputs.pop("labels", None)
+        return inputs
+
+    # ------------------------------------------------------------------ saving
+
+    def create_model_state(self, model: torch.nn.Module) -> dict[str, Any]:
+        """Return the state of the model; of one with adapters, what is trained."""
+        if adapter_state.has_adapters(model):
+            return adapter_state.create_adapter_state(model)
+        return super().create_model_state(model)
+
+    def load_model_state(self, model: torch.nn.Module, state: dict[str, Any]) -> None:
+        """Load what `create_model_state` returned; a frozen base keeps its weights."""
+        if adapter_state.has_adapters(model):
+            adapter_state.load_adapter_state(model, state)
+        else:
+            super().load_model_state(model, state)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Save model and tokenizer for `from_pretrained`: of adapters the adapters, which PEFT loads onto the base.
+
+        The folder is complete or absent; a model that was saved there before is replaced. Every process takes part; the main
+        one writes.
+
+        Raises:
+            ConfigurationError: the model has no `save_pretrained`, or something else is in the folder.
+            CheckpointError: it could not be written, or parameters are not finite; what was there is untouched.
+        """
+        model: Any = self.get_model(keep_torch_compile=False)
+        if not hasattr(model, "save_pretrained"):
+            raise ConfigurationError(f"{type(model).__name__} has no save_pretrained. Use save_checkpoint instead.")
+        check_finite(self.model)
+        state = full_model_state(self.accelerator, self.model, torch.nn.Module.state_dict)
+
+        def write(path: Path) -> None:
+            model.save_pretrained(path, state_dict=state)
+            if self.tokenizer is not None:
+                self.tokenizer.save_pretrained(path)
+
+        together(lambda: write_pretrained_folder(Path(folder), write), self.is_main_process)
+
+
+def _loss_of(outputs: Any, batch: Mapping[str, Any]) -> torch.Tensor:
+    """The loss that a model returned, as an entry or first in a tuple."""
+    loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs[0] if isinstance(outputs, tuple) else None
+    if loss is None:
+        raise ConfigurationError(
+            f"The model returned no loss for a batch with the entries {list(batch)}. Add 'labels' to the samples, or pass a "
+            f"loss_func."
+        )
+    return loss  # type: ignore[no-any-return]
+
+
+def _has_rows(value: Any) -> bool:
+    """Whether `value` is a tensor with a row for each sample, or a tuple of such."""
+    if isinstance(value, torch.Tensor):
+        return value.ndim > 0
+    return isinstance(value, tuple) and all(map(_has_rows, value))
