@@ -397,3 +397,43 @@ class TestSignals:
         assert "Traceback" not in finished.stderr
         assert names_in(once / "states") == ["update_00000004"]
         assert not (twice / "states").exists()
+
+    def test_a_signal_to_the_whole_job_does_not_take_the_workers_of_the_data_away(self, tmp_path):
+        script = """
+            import sys, time
+            from pathlib import Path
+            import torch
+            from accel_callbacks import SaveTrainingStateCallback
+            from accel_core import Trainer, TrainerCallback
+
+            folder = Path(sys.argv[1])
+
+            class Slow(torch.utils.data.Dataset):
+                def __len__(self):
+                    return 200
+
+                def __getitem__(self, index):
+                    time.sleep(0.01)
+                    return torch.ones(3), torch.ones(1)
+
+            class Wait(TrainerCallback):
+                def on_optimizer_step_end(self, trainer):
+                    if trainer.run_progress.updates_completed == 3:
+                        (folder / "waits").touch()
+                        while "stop" not in trainer.agreement.said:
+                            time.sleep(0.01)
+
+            model = torch.nn.Linear(3, 1)
+            trainer = Trainer(
+                model, torch.nn.functional.mse_loss, torch.optim.SGD(model.parameters(), lr=0.01),
+                [Wait, SaveTrainingStateCallback(folder / "states")],
+            )
+            trainer.train(Slow(), 1, per_device_batch_size=4, train_dataloader_kwargs={"num_workers": 2})
+        """
+        with start(script, 1, [tmp_path]) as running:
+            wait_until((tmp_path / "waits").exists, running)
+            os.killpg(running.process.pid, signal.SIGTERM)
+            finished = running.wait()
+            assert running.tree() == []
+        assert finished.returncode == 128 + signal.SIGTERM, finished.stderr
+        assert names_in(tmp_path / "states") == ["update_00000004"]

@@ -229,7 +229,19 @@ def test_the_run_config_is_there_after_a_bare_evaluation_and_can_be_copied() -> 
 
 
 def first_worker_settings(worker: int) -> None:
-    torch.set_num_threads(1)
+    Settings.is_of_worker = True
+
+
+class Settings(Dataset[Any]):
+    """Tells whether the worker that reads it has called its user's function."""
+
+    is_of_worker = False
+
+    def __len__(self) -> int:
+        return SIZE
+
+    def __getitem__(self, index: int) -> bool:
+        return self.is_of_worker
 
 
 def test_a_ready_loader_keeps_its_settings() -> None:
@@ -250,12 +262,26 @@ def test_a_ready_loader_keeps_its_settings() -> None:
     )
     sharded = ShardedDataLoader(loader, 0, torch.device("cpu"), 1, 0, seed_each_sample=False)
     used = sharded.torch_loader
-    for name in ("num_workers", "prefetch_factor", "persistent_workers", "timeout", "worker_init_fn", "collate_fn", "pin_memory"):
+    for name in ("num_workers", "prefetch_factor", "persistent_workers", "timeout", "collate_fn", "pin_memory"):
         assert getattr(used, name) == getattr(loader, name), name
     assert used.multiprocessing_context.get_start_method() == "fork"
     trainer = Recording()
     trainer.train(loader, num_epochs=1)
     assert trainer.trained == [[0, 1, 2], [3, 4, 5], [6, 7, 8]]
+
+
+def test_workers_call_the_users_function_and_end_when_their_parent_says_so() -> None:
+    loader = DataLoader(Settings(), batch_size=3, num_workers=1, worker_init_fn=first_worker_settings)
+    sharded = ShardedDataLoader(loader, 0, torch.device("cpu"), 1, 0, seed_each_sample=False)
+    sharded.begin_epoch(0)
+    batches = iter(sharded)
+    assert next(batches).all()
+    worker = multiprocessing.active_children()[-1]
+    worker.terminate()
+    worker.join(10)
+    assert worker.exitcode is not None
+    with pytest.raises(RuntimeError, match="exited unexpectedly"):
+        list(batches)
 
 
 def test_a_ready_loader_stays_usable_by_its_owner() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import itertools
 import multiprocessing
 import os
@@ -18,6 +19,7 @@ from torch.utils.data import DataLoader, IterableDataset, default_collate
 from .data_order import EpochOrder, ShardedBatchSampler, derive_seed, split_batch_sampler
 from .datasets import IndexedTensors, SampleReader, SeededRandomness, Stream, indexable_tensors, is_map_style
 from .errors import ConfigurationError
+from .worker_start import start_worker
 
 MOST_WORKERS = 8
 
@@ -159,9 +161,10 @@ class ShardedDataLoader:
         self.torch_loader = self._rebuild(loader, dataset, **changed, **{kind: self.sampler})
 
     def _rebuild(self, loader: Any, dataset: Any, **changed: Any) -> DataLoader[Any]:
-        kept = ["num_workers", "collate_fn", "pin_memory", "timeout", "worker_init_fn", "multiprocessing_context"]
+        kept = ["num_workers", "collate_fn", "pin_memory", "timeout", "multiprocessing_context"]
         if loader.num_workers:
             kept += ["prefetch_factor", "persistent_workers"]
+            changed["worker_init_fn"] = functools.partial(start_worker, loader.worker_init_fn)
         kept += ["in_order"] if hasattr(loader, "in_order") else []
         kwargs = {name: getattr(loader, name) for name in kept}
         # A generator of its own, because a loader without one draws from the global random state at each iter().
