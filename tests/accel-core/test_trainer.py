@@ -201,7 +201,7 @@ def test_what_stays_in_eval_mode_in_training_is_so_again_after_each_evaluation()
     assert model[1].num_batches_tracked == 0
 
 
-def test_what_a_trainer_records_at_the_end_of_an_evaluation_is_named_after_the_evaluation() -> None:
+def test_what_is_recorded_at_the_end_of_an_evaluation_is_named_after_the_evaluation() -> None:
     class Recording(Trainer):
         def eval_epoch_end(self) -> None:
             self.run_history.update_metric("accuracy", 0.5)
@@ -211,11 +211,14 @@ def test_what_a_trainer_records_at_the_end_of_an_evaluation_is_named_after_the_e
             trainer.run_eval_epoch(metric_prefix="intermediate_eval", is_intermediate=True)
             trainer.run_eval_epoch(metric_prefix="ema_model_eval")
 
+        def on_eval_epoch_end(self, trainer: Trainer, **kwargs: Any) -> None:
+            trainer.run_history.update_metric("recall", 0.4)
+
     trainer = tiny_trainer(Recording, callbacks=[Evaluating])
     history = trainer.train(tiny_data(), num_epochs=2, eval_dataset=tiny_data(5))
-    names = {"accuracy", "intermediate_accuracy", "ema_model_accuracy"}
+    names = {f"{prefix}{name}" for prefix in ("", "intermediate_", "ema_model_") for name in ("accuracy", "recall")}
     assert {name: len(history.get_metric_values(name)) for name in names} == dict.fromkeys(names, 2)
-    assert trainer.evaluate().keys() == {"evaluation_loss", "evaluation_accuracy"}
+    assert trainer.evaluate().keys() == {"evaluation_loss", "evaluation_accuracy", "evaluation_recall"}
 
 
 def test_an_evaluation_in_mid_epoch_changes_nothing_about_training() -> None:

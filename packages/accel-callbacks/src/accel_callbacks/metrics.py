@@ -10,7 +10,6 @@ import torch
 
 from accel_core import ConfigurationError, TrainerCallback
 from accel_core.distributed import gather_values, is_distributed, together
-from accel_core.run_history import name_prefix
 
 if TYPE_CHECKING:
     from accel_core import Trainer
@@ -80,7 +79,7 @@ class MetricsCallback(TrainerCallback):
 
     def on_eval_epoch_end(self, trainer: Trainer, is_intermediate: bool, metric_prefix: str) -> None:
         """Record the metrics of the evaluation."""
-        self._record(trainer, self._eval_metrics, name_prefix(metric_prefix))
+        self._record(trainer, self._eval_metrics, "")
 
     def state_dict(self) -> dict[str, Any]:
         """The metrics of the epoch of training that goes on, as they are on this process."""

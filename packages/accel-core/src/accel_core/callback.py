@@ -96,7 +96,11 @@ class TrainerCallback:
         """After the forward of a batch of an evaluation; processes may have different numbers of batches."""
 
     def on_eval_epoch_end(self, trainer: Trainer, is_intermediate: bool, metric_prefix: str) -> None:
-        """The loss of the evaluation is in the history, and the model back in its mode."""
+        """The loss of the evaluation is in the history, and the model back in its mode.
+
+        What is recorded here under a plain name, such as `accuracy`, gets the prefix of the evaluation: `evaluation_accuracy`
+        by `evaluate`, `intermediate_accuracy` in mid-epoch, `ema_model_accuracy`; none after an epoch.
+        """
 
     def on_training_run_epoch_end(self, trainer: Trainer) -> None:
         """Training and evaluation of an epoch are done."""

@@ -391,7 +391,7 @@ class Trainer(BaseTrainer):
             self.run_progress.eval_epoch_completed = True
         with self.run_history.added_prefix(name_prefix(metric_prefix)):
             self.eval_epoch_end()
-        self.callbacks.on_eval_epoch_end(self, is_intermediate=is_intermediate, metric_prefix=metric_prefix)
+            self.callbacks.on_eval_epoch_end(self, is_intermediate=is_intermediate, metric_prefix=metric_prefix)
 
     def run_eval_step(self, step: Step, logs: MeanTrackers) -> None:
         """Forward of one batch; what an idle process computes is thrown away."""
