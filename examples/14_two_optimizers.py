@@ -5,10 +5,10 @@
 
     ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2 examples/14_two_optimizers.py
 
-The trainer's own model and optimizer are the generator's. `prepare` places and wraps the discriminator too, a step updates it before
-it returns the generator's loss, and `state_dict` lets both resume. Prints both losses of each epoch, and at the end how far a
-generated digit is from the nearest real one: not much farther than a real digit that was held out. All ten digits are generated.
-The picture outputs/14_two_optimizers/generated_digits.png shows some of them.
+The trainer's own model and optimizer are the generator's. `prepare` places and wraps the discriminator too, a step updates it
+before it returns the generator's loss, and `state_dict` lets both resume. Prints both losses of each epoch, and at the end how
+far a generated digit is from the nearest one of the data: not much farther than a real digit that was held out. All ten digits
+are generated. The picture outputs/14_two_optimizers/generated_digits.png shows some of them.
 """
 
 import argparse
@@ -43,7 +43,7 @@ class AdversarialTrainer(Trainer):
         (real,) = batch
         generated = self.model(torch.randn(len(real), NOISE_SIZE, device=self.device))
         discriminator_loss = self.update_discriminator(real, generated.detach())
-        # Not the wrapper: what this backward adds to the discriminator's gradients is thrown away, so nothing is to be synchronised.
+        # Not the wrapper: what this backward adds to the discriminator's gradients is thrown away, and not synchronised.
         logits = self.accelerator.unwrap_model(self.discriminator)(generated)
         return {
             "loss": F.softplus(-logits).mean(),
@@ -90,7 +90,12 @@ def main():
     num_real = len(images) * 3 // 4
     num_pixels = images.shape[1]
     generator = nn.Sequential(
-        nn.Linear(NOISE_SIZE, 256), nn.LeakyReLU(0.2), nn.Linear(256, 256), nn.LeakyReLU(0.2), nn.Linear(256, num_pixels), nn.Tanh()
+        nn.Linear(NOISE_SIZE, 256),
+        nn.LeakyReLU(0.2),
+        nn.Linear(256, 256),
+        nn.LeakyReLU(0.2),
+        nn.Linear(256, num_pixels),
+        nn.Tanh(),
     )
     discriminator = nn.Sequential(
         nn.Linear(num_pixels, 256), nn.LeakyReLU(0.2), nn.Dropout(0.3), nn.Linear(256, 256), nn.LeakyReLU(0.2), nn.Linear(256, 1)
@@ -113,7 +118,7 @@ def main():
     generated = trainer.predict(TensorDataset(noise), per_device_batch_size=100)
     nearest = KNeighborsClassifier(1).fit(images[:num_real], labels[:num_real])
     distances = {name: nearest.kneighbors(x)[0].mean() for name, x in (("generated", generated), ("real", images[num_real:]))}
-    trainer.print(f"Distance to the nearest digit of the data: generated {distances['generated']:.2f}, held out {distances['real']:.2f}")
+    trainer.print(f"Distance to the nearest digit: generated {distances['generated']:.2f}, held out {distances['real']:.2f}")
     trainer.print(f"Digits among the generated: {sorted(set(nearest.predict(generated).tolist()))}")
     if trainer.is_main_process:
         draw(generated[:40], Path("outputs/14_two_optimizers"))
