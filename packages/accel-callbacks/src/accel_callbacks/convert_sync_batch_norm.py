@@ -1,0 +1,36 @@
+"""ConvertSyncBatchNormCallback: batch norms with the statistics of all processes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from accel_core import ConfigurationError, TrainerCallback
+
+if TYPE_CHECKING:
+    from accel_core import Trainer
+
+
+class ConvertSyncBatchNormCallback(TrainerCallback):
+    """Replace the batch norms of the model by `torch.nn.SyncBatchNorm`, which normalises over the batches of all processes.
+
+    For batches that are small on each process. The model is converted before it is wrapped, and only where there are several
+    processes; parameters and buffers stay the same objects, so the optimizer need not know. It trains on accelerators only.
+    """
+
+    order = -100
+    """Before all that looks at the modules of the model, as freezing does."""
+
+    def on_prepare_start(self, trainer: Trainer) -> None:
+        """Convert the model."""
+        if trainer.accelerator.num_processes > 1:
+            trainer.model = nn.SyncBatchNorm.convert_sync_batchnorm(trainer.model)
+
+    def on_training_run_start(self, trainer: Trainer) -> None:
+        """Raise where the first forward would."""
+        if trainer.accelerator.num_processes > 1 and trainer.device.type == "cpu":
+            raise ConfigurationError(
+                "ConvertSyncBatchNormCallback needs an accelerator, but this run is on the CPU, where torch has no SyncBatchNorm "
+                "for training. Leave the callback out on a CPU."
+            )

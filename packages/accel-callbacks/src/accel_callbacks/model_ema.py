@@ -1,0 +1,232 @@
+"""ModelEmaCallback: an exponential moving average of the model, evaluated and exported beside it."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import numbers
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from accel_core import AccelWarning, ConfigurationError, LossTracker, TrainerCallback
+from accel_core.checks import shown
+from accel_core.distributed import broadcast_from_main
+from accel_core.engines import is_sharded
+from accel_core.errors import NotFiniteError
+from accel_core.random_state import keep_random_state
+
+from .watched_metric import WatchedMetric
+
+if TYPE_CHECKING:
+    from accel_core import Trainer
+
+
+class ModelEmaCallback(TrainerCallback):
+    """Average the weights over the updates; often the average is better than the weights of any update.
+
+    After update n, counted from 1, each parameter's average is `d * average + (1 - d) * parameter`, where d is `decay`, or with
+    `warmup` the smaller of `decay` and `n / (9 + n)`. It begins with the weights that the run begins with. Buffers of
+    floating-point numbers (the statistics of batch norm) are averaged alike; all others, and those that hold values that are not
+    finite (masks), are copied.
+
+    After each epoch the average is evaluated like the model, with the same metrics: `ema_model_eval_loss_epoch`,
+    `ema_model_accuracy`. It is exported whenever the watched metric was better than ever before; where it is not evaluated,
+    once at the end of the run. Training is the same with and without this callback, and nothing waits for the device after an
+    update. Averages and the best value are saved with the training state; each new call of `train` begins with new ones.
+
+    Source:
+        Warm-up: `tf.train.ExponentialMovingAverage` of TensorFlow, argument `num_updates`.
+    """
+
+    order = 20
+    """After callbacks of your own; before those that log, watch or save, which need its metrics and averages."""
+
+    def __init__(
+        self,
+        decay: float = 0.999,
+        warmup: bool = True,
+        evaluate_during_training: bool = True,
+        save_path: str | Path | None = "ema_model.pt",
+        watch_metric: str = "ema_model_eval_loss_epoch",
+        greater_is_better: bool = False,
+    ) -> None:
+        """Hold how to average.
+
+        Args:
+            decay: what is kept of the average at an update; 0.999 averages over about the last thousand.
+            warmup: forget the beginning faster, so that short runs too have an average worth having.
+            evaluate_during_training: after each epoch, if `train` has an `eval_dataset`.
+            save_path: of the export, which holds weights only and the value of `watch_metric`; None exports nothing.
+            watch_metric: its name in the run history.
+
+        Raises:
+            ConfigurationError: an argument cannot be used.
+        """
+        _check_decay(decay)
+        self.decay = decay
+        self.warmup = warmup
+        self.evaluate_during_training = evaluate_during_training
+        self.save_path = None if save_path is None else Path(save_path)
+        self.watched = WatchedMetric(type(self).__name__, watch_metric, greater_is_better)
+        self.ema_model: nn.Module | None = None
+        """The averaged model, unwrapped, in eval mode and without gradients; None before the first run."""
+        self.num_updates = 0
+        """Updates that are in the average."""
+        self.best_metric: float | None = None
+        self.best_metric_epoch: int | None = None
+        """From 1."""
+        self._is_main_process = True
+        self._loaded_state: dict[str, Any] | None = None
+
+    def calculate_decay(self, num_updates: int) -> float:
+        """Return what is kept of the average at the next update, when `num_updates` are in it."""
+        return min(self.decay, (1 + num_updates) / (10 + num_updates)) if self.warmup else self.decay
+
+    def on_training_run_start(self, trainer: Trainer) -> None:
+        """Begin with the weights of the model."""
+        if is_sharded(trainer.accelerator):
+            raise ConfigurationError(
+                f"ModelEmaCallback was given a model that {trainer.accelerator.distributed_type.value} has spread over the "
+                f"processes, but it averages whole models only. Use DDP, or leave it out."
+            )
+        self._begin(trainer)
+
+    def on_optimizer_step_end(self, trainer: Trainer) -> None:
+        """Average the weights of this update in."""
+        averages, values = [*self._averages], [*self._values]
+        for averaged_module, module, name, is_averaged in self._buffers:
+            average, value = getattr(averaged_module, name), getattr(module, name)
+            if average.shape != value.shape:
+                # A table that grew with the length of the sequences.
+                setattr(averaged_module, name, value.detach().clone())
+            elif is_averaged:
+                averages.append(average)
+                values.append(value)
+            else:
+                average.copy_(value)
+        # AveragedModel would wait for the device to count, and average whole numbers.
+        get_ema_multi_avg_fn(self.calculate_decay(self.num_updates))(averages, values, self.num_updates)
+        self.num_updates += 1
+
+    def on_training_run_epoch_end(self, trainer: Trainer) -> None:
+        """Evaluate the average, and export it if it is the best so far."""
+        if not self._is_evaluated(trainer):
+            return
+        with self._in_place_of_the_model(trainer), keep_random_state(trainer.device):
+            trainer.run_eval_epoch(metric_prefix="ema_model_eval")
+        value = self.watched.value_of_epoch(trainer)
+        if value is not None and self.watched.is_better(value, self.best_metric) and self._export(trainer, value):
+            self.best_metric, self.best_metric_epoch = value, trainer.run_history.current_epoch
+
+    def on_training_run_end(self, trainer: Trainer) -> None:
+        """Export the average where it was not evaluated."""
+        if not self._is_evaluated(trainer) and not trainer.agreement.signal_number:
+            self._export(trainer, None)
+
+    def on_checkpoint_loaded(self, trainer: Trainer, path: Path) -> None:
+        """Go on with the averages of the state, or begin with its weights where it has none."""
+        state, self._loaded_state = self._loaded_state, None
+        self._begin(trainer)
+        if state is None:
+            trainer.print(f"'{path}' has no averages, so ModelEmaCallback begins with its weights.")
+            return
+        self.num_updates, self.best_metric = state["num_updates"], state["best_metric"]
+        self.best_metric_epoch = state["best_metric_epoch"]
+        # Only the main process has saved the parameters.
+        cast(nn.Module, self.ema_model).load_state_dict(state["ema_model"], strict=False)
+        broadcast_from_main(self._averages)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Averages and the best value. The parameters of all processes are equal, so only the main one saves them."""
+        if self.ema_model is None:
+            return {}
+        state = self.ema_model.state_dict()
+        if not self._is_main_process:
+            parameters = dict(self.ema_model.named_parameters(remove_duplicate=False))
+            state = {name: value for name, value in state.items() if name not in parameters}
+        return {
+            "num_updates": self.num_updates,
+            "best_metric": self.best_metric,
+            "best_metric_epoch": self.best_metric_epoch,
+            "ema_model": state,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Hold `state` until the model is there."""
+        self._loaded_state = state
+
+    def _begin(self, trainer: Trainer) -> None:
+        model = trainer.get_model(keep_torch_compile=False)
+        try:
+            self.ema_model = copy.deepcopy(model)
+        except (RuntimeError, TypeError) as error:
+            raise ConfigurationError(
+                f"ModelEmaCallback needs a copy of the model, but a {type(model).__name__} cannot be copied: {error} Give it a "
+                f"__deepcopy__, or leave ModelEmaCallback out."
+            ) from error
+        self.ema_model.requires_grad_(False).eval()
+        self.num_updates, self.best_metric, self.best_metric_epoch = 0, None, None
+        self._is_main_process = trainer.is_main_process
+        pairs = zip(self.ema_model.parameters(), model.parameters(), strict=True)
+        # Whole numbers are quantised weights, which no optimizer changes.
+        changing = [(average, value) for average, value in pairs if _is_fractional(average)]
+        self._averages, self._values = [average for average, _ in changing], [value for _, value in changing]
+        modules = zip(self.ema_model.modules(), model.modules(), strict=True)
+        self._buffers = [
+            (averaged_module, module, name, _is_fractional(buffer) and bool(torch.isfinite(buffer).all()))
+            for averaged_module, module in modules
+            for name, buffer in module.named_buffers(recurse=False)
+        ]
+        if any(average.element_size() < 4 for average in self._averages):
+            warnings.warn(
+                "ModelEmaCallback averages parameters of half precision, which is too coarse for its small changes. Keep the "
+                "parameters in float32, and use the mixed_precision of the Accelerator.",
+                AccelWarning,
+            )
+
+    def _is_evaluated(self, trainer: Trainer) -> bool:
+        return self.evaluate_during_training and trainer.eval_dataloader is not None
+
+    @contextlib.contextmanager
+    def _in_place_of_the_model(self, trainer: Trainer) -> Iterator[None]:
+        """Let `trainer.model` be the average, with the main process's buffers on every process, as it is for the model."""
+        kept = trainer.model, trainer.eval_loss
+        trainer.model, trainer.eval_loss = cast(nn.Module, self.ema_model), LossTracker(trainer.device)
+        try:
+            broadcast_from_main(trainer.model.buffers())
+            yield
+        finally:
+            trainer.model, trainer.eval_loss = kept
+
+    def _export(self, trainer: Trainer, value: float | None) -> bool:
+        """Write the export; every process takes part. Returns whether it may count as the best."""
+        if self.save_path is None:
+            return True
+        content = {} if value is None else {self.watched.name: value}
+        try:
+            with self._in_place_of_the_model(trainer):
+                trainer.save_checkpoint(self.save_path, content, save_optimizer=False, save_scheduler=False)
+        except NotFiniteError as error:
+            warnings.warn(str(error), AccelWarning)
+            return False
+        return True
+
+
+def _check_decay(decay: Any) -> None:
+    is_number = isinstance(decay, numbers.Real) and not isinstance(decay, bool)
+    if not (is_number and 0 <= float(decay) < 1):
+        raise ConfigurationError(
+            f"decay is {shown(decay)}, but must be a number from 0 to below 1. Use 0.999 to average over about the last "
+            f"thousand updates."
+        )
+
+
+def _is_fractional(tensor: torch.Tensor) -> bool:
+    """Whether an average of such tensors can be told from them: floating-point or complex numbers."""
+    return tensor.is_floating_point() or tensor.is_complex()

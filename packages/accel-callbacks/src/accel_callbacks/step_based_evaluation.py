@@ -1,0 +1,47 @@
+"""StepBasedEvaluationCallback: evaluations in the middle of an epoch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from accel_core import ConfigurationError, TrainerCallback
+
+from .periodic import Periodic
+
+if TYPE_CHECKING:
+    from accel_core import Trainer
+
+
+class StepBasedEvaluationCallback(TrainerCallback):
+    """Evaluate every n updates, wherever the epoch stands, on the `eval_dataset` of the run.
+
+    What is found is recorded as `intermediate_eval_loss_epoch` and `intermediate_accuracy`, beside the evaluations at the end of
+    the epochs. Training is the same with and without this callback: the evaluation happens between two updates, and modes and
+    random state are put back. Updates are counted from the beginning of the run, so a resumed run goes on in the same rhythm.
+    """
+
+    def __init__(self, eval_every_n_updates: int) -> None:
+        """Hold the period.
+
+        Raises:
+            ConfigurationError: it is no whole number of at least 1.
+        """
+        if eval_every_n_updates is None:
+            raise ConfigurationError(
+                "eval_every_n_updates is None, but must be a whole number of at least 1. Leave the callback out to evaluate only "
+                "after each epoch."
+            )
+        self.periodic = Periodic("eval", updates=eval_every_n_updates)
+
+    def on_training_run_start(self, trainer: Trainer) -> None:
+        """Raise if there is nothing to evaluate on."""
+        if trainer.eval_dataloader is None:
+            raise ConfigurationError(
+                "StepBasedEvaluationCallback has nothing to evaluate on, since train got no eval_dataset. Pass an eval_dataset, "
+                "or leave the callback out."
+            )
+
+    def on_optimizer_step_end(self, trainer: Trainer) -> None:
+        """Evaluate if it is due."""
+        if self.periodic.is_due_after_update(trainer):
+            trainer.run_eval_epoch(metric_prefix="intermediate_eval", is_intermediate=True)
