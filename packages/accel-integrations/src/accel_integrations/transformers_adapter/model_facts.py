@@ -13,7 +13,7 @@ _GENERATES = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration", "Encoder
 _LABELS_TOKENS = ("ForTokenClassification", "ForMaskedLM")
 
 
-def base_model(model: torch.nn.Module) -> Any:
+def base_model(model: Any) -> Any:
     """Return the model inside of torch.compile and of adapters of PEFT, or the model itself."""
     model = getattr(model, "_orig_mod", model)
     return model.get_base_model() if hasattr(model, "get_base_model") else model
