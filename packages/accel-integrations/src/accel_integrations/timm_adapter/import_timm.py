@@ -17,9 +17,10 @@ def import_timm(module: str = "timm") -> Any:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        if error.name not in ("timm", "torchvision"):
+        missing = str(error.name).partition(".")[0]
+        if missing not in ("timm", "torchvision"):
             raise
         raise ConfigurationError(
-            f"accel_integrations.timm_adapter needs the package '{error.name}', which is not installed. Install it with: "
+            f"accel_integrations.timm_adapter needs the package '{missing}', which is not installed. Install it with: "
             f'pip install "accel-core[timm]"'
         ) from None

@@ -69,7 +69,7 @@ def create_timm_transforms(
 
     Args:
         model: of timm, not wrapped.
-        input_size: channels, height and width, where the images shall not have the size of the pretraining.
+        input_size: channels, height and width, if not those with which the model was created.
         augmentation: further arguments of `timm.data.create_transform` for training, such as `auto_augment`, `re_prob`, `scale`,
             `hflip` or `color_jitter`; `no_aug=True` for none.
 
@@ -82,8 +82,9 @@ def create_timm_transforms(
             f"model is a {type(model).__name__}, which says nothing about its images: it has no pretrained_cfg. Pass a model of "
             f"create_timm_model as it is, before anything wraps it."
         )
+    size = input_size or import_timm("timm.models").get_model_input_config(model)["input_size"]
     try:
-        config = data.resolve_input_data_config(model, {} if input_size is None else {"input_size": input_size})
+        config = data.resolve_input_data_config(model, {"input_size": size})
     except ValueError as error:
         raise ConfigurationError(
             f"input_size is {input_size}, but does not fit the model: {error} Create the model with in_chans or img_size."
