@@ -30,7 +30,8 @@ class MetricsCallback(TrainerCallback):
         Args:
             metrics: a `torchmetrics.Metric`, a `MetricCollection`, or a dict of metrics by name.
             update: called as `update(metric, batch, batch_output)` for each metric and batch; by default
-                `metric.update(batch_output["model_outputs"], batch[1])`.
+                `metric.update(batch_output["model_outputs"], batch[1])`, and with the outputs' `logits` and `batch["labels"]` where
+                batches are mappings.
             prefix: put before each name.
             on: `"train"`, `"eval"` or `"both"`.
 
@@ -151,12 +152,16 @@ def _by_name(metrics: Any) -> dict[str, Any]:
 
 
 def _update_with_outputs_and_targets(metric: Any, batch: Any, batch_output: Mapping[str, Any]) -> None:
+    outputs = batch_output["model_outputs"]
+    if isinstance(batch, Mapping) and "labels" in batch:
+        metric.update(getattr(outputs, "logits", outputs), batch["labels"])
+        return
     if not isinstance(batch, (tuple, list)) or len(batch) < 2:
         raise ConfigurationError(
             f"A batch is a {type(batch).__name__}, but without update the metrics are given batch[1] as targets. Pass, for "
             f"example, update=lambda metric, batch, batch_output: metric.update(batch_output['model_outputs'], batch['labels'])."
         )
-    metric.update(batch_output["model_outputs"], batch[1])
+    metric.update(outputs, batch[1])
 
 
 def _reset(metrics: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from accel_core import ConfigurationError
+from accel_core.checks import sentence
 
 from .import_transformers import import_transformers
 from .model_facts import input_names, label_shift
@@ -40,14 +41,27 @@ class CollateKnown:
         self.names = names
 
     def __call__(self, samples: list[Any]) -> Any:
-        """Return the batch. Raises `ConfigurationError` if the samples are no mappings."""
+        """Return the batch. Raises `ConfigurationError` if the samples are no mappings, or do not fit each other."""
         if not isinstance(samples[0], Mapping):
             raise ConfigurationError(
                 f"A sample is a {type(samples[0]).__name__}, but TransformersTrainer needs mappings from the names of the "
                 f"model's inputs to values, such as {{'input_ids': ..., 'labels': ...}}. Pass such a data set, or a collate_fn "
                 f"that makes mappings of the samples."
             )
-        return self.collate([{name: value for name, value in sample.items() if self._is_known(name)} for sample in samples])
+        known = [{name: _as_list(value) for name, value in self._known(sample)} for sample in samples]
+        try:
+            return self.collate(known)
+        except (ValueError, RuntimeError) as error:
+            raise ConfigurationError(
+                f"{len(samples)} samples could not be put into one batch: {sentence(error)} Where they differ in length, pass "
+                f"tokenizer to TransformersTrainer, or a collate_fn that pads."
+            ) from error
 
-    def _is_known(self, name: str) -> bool:
-        return self.names is None or name in self.names
+    def _known(self, sample: Mapping[str, Any]) -> list[tuple[str, Any]]:
+        return [(name, value) for name, value in sample.items() if self.names is None or name in self.names]
+
+
+def _as_list(value: Any) -> Any:
+    """Tokens as a list, since collators of transformers pad lists quickly and tensors through arrays, with a warning."""
+    is_tokens = isinstance(value, torch.Tensor) and value.ndim == 1 and not value.is_floating_point()
+    return value.tolist() if is_tokens else value
