@@ -103,7 +103,9 @@ class TestData:
         assert sorted(number for batch in seen.batches for number in batch["number"]) == list(range(13))
 
     def test_samples_of_different_lengths_without_a_way_to_pad_are_told(self) -> None:
-        with pytest.raises(ConfigurationError, match=r"8 samples could not be put into one batch: .* pass tokenizer to TransformersTrainer"):
+        with pytest.raises(
+            ConfigurationError, match=r"8 samples could not be put into one batch: .* pass tokenizer to TransformersTrainer"
+        ):
             create_trainer("classes").train(create_samples("classes"), 1)
 
     def test_data_that_is_no_mapping_is_told(self) -> None:

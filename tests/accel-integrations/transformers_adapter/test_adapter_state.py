@@ -1,0 +1,139 @@
+"""With adapters of PEFT only what is trained is saved, and the base stays as it was, to the bit."""
+
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import safetensors.torch
+import torch
+import transformers
+
+from accel_callbacks import SaveBestModelCallback
+from accel_core import CheckpointError, TrainerCallback
+from accel_integrations.transformers_adapter import TransformersTrainer
+from tiny_transformers import collate, create_model, create_samples
+
+# PEFT 0.21 asks a model of transformers for this by its old name.
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+SAMPLES = create_samples("causal")
+
+
+def create_trainer(callbacks: Any = (), kind: str = "causal", **changes: Any) -> TransformersTrainer:
+    arguments = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"], "task_type": "CAUSAL_LM"}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        model = peft.get_peft_model(create_model(kind), peft.LoraConfig(**{**arguments, **changes}))
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return TransformersTrainer(model, optimizer=torch.optim.AdamW(trained, lr=0.01), callbacks=callbacks, seed=1)
+
+
+def train(trainer: TransformersTrainer, num_epochs: int = 2, **kwargs: Any) -> TransformersTrainer:
+    trainer.train(
+        SAMPLES, num_epochs, SAMPLES, 2, gradient_accumulation_steps=2, collate_fn=collate, eval_per_device_batch_size=4, **kwargs
+    )
+    return trainer
+
+
+def base_weights(model: Any) -> dict[str, torch.Tensor]:
+    return {name: value for name, value in model.state_dict().items() if "lora_" not in name}
+
+
+def adapter_weights(model: Any) -> dict[str, torch.Tensor]:
+    return {name: value for name, value in model.state_dict().items() if "lora_" in name}
+
+
+def assert_equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    assert one.keys() == other.keys()
+    assert all(map(torch.equal, one.values(), other.values()))
+
+
+def test_training_changes_the_adapters_and_leaves_the_base_bit_identical() -> None:
+    trainer, untrained = train(create_trainer()), create_trainer()
+    assert_equal(base_weights(trainer.model), base_weights(untrained.model))
+    before, after = adapter_weights(untrained.model), adapter_weights(trainer.model)
+    assert all((before[name] - after[name]).abs().max() > 1e-3 for name in before)
+
+
+@pytest.mark.parametrize("name", ["adapters.pt", "adapters.safetensors"])
+def test_an_export_holds_the_adapters_only_and_loads_onto_the_base(name: str, tmp_path: Path) -> None:
+    trainer = train(create_trainer())
+    trainer.save_checkpoint(tmp_path / name, save_optimizer=False)
+    content = trainer.load_checkpoint(tmp_path / name)["model_state_dict"]
+    assert content.keys() == adapter_weights(trainer.model).keys()
+    other = create_trainer()
+    other.load_checkpoint(tmp_path / name)
+    assert_equal(dict(other.model.state_dict()), dict(trainer.model.state_dict()))
+
+
+def test_a_training_state_holds_the_adapters_only_and_resumes_to_the_bit(tmp_path: Path) -> None:
+    class Saving(TrainerCallback):
+        def on_optimizer_step_end(self, trainer: Any) -> None:
+            if trainer.run_progress.updates_completed == 5:
+                trainer.save_training_state(tmp_path / "state")
+
+    straight = train(create_trainer([Saving()]))
+    saved = safetensors.torch.load_file(tmp_path / "state" / "model.safetensors")
+    assert saved.keys() == adapter_weights(straight.model).keys()
+    resumed = train(create_trainer(), resume_from=tmp_path / "state")
+    assert_equal(dict(resumed.model.state_dict()), dict(straight.model.state_dict()))
+
+
+def test_other_parts_that_are_trained_are_saved_too(tmp_path: Path) -> None:
+    """A head by `modules_to_save`, and a parameter that the user unfroze."""
+    trainers = []
+    for _ in range(2):
+        trainer = create_trainer(modules_to_save=["lm_head"])
+        norm = trainer.model.get_base_model().model.norm.weight
+        norm.requires_grad_(True)
+        trainer.optimizer.add_param_group({"params": [norm]})
+        trainers.append(trainer)
+    trained, other = trainers
+    train(trained).save_checkpoint(tmp_path / "model.safetensors")
+    saved = safetensors.torch.load_file(tmp_path / "model.safetensors")
+    names = {name for name in saved if "lora_" not in name}
+    assert names == {"base_model.model.model.norm.weight", "base_model.model.lm_head.modules_to_save.default.weight"}
+    other.load_checkpoint(tmp_path / "model.safetensors")
+    assert_equal(dict(other.model.state_dict()), dict(trained.model.state_dict()))
+
+
+def test_the_best_adapters_are_in_the_model_at_the_end(tmp_path: Path) -> None:
+    trainer = create_trainer(
+        [SaveBestModelCallback(tmp_path / "best.pt", watch_metric="train_loss_epoch", greater_is_better=True)]
+    )
+    history = train(trainer, 4).run_history
+    losses = history.get_metric_values("train_loss_epoch")
+    assert max(losses) == losses[0] > losses[-1]
+    first = train(create_trainer(), 1)
+    assert_equal(dict(trainer.model.state_dict()), dict(first.model.state_dict()))
+
+
+def test_other_adapters_are_refused(tmp_path: Path) -> None:
+    train(create_trainer(), 1).save_checkpoint(tmp_path / "adapters.pt", save_optimizer=False)
+    with pytest.raises(CheckpointError, match=r"holds the state of another model .* it lacks \['base_model"):
+        create_trainer(target_modules=["k_proj"]).load_checkpoint(tmp_path / "adapters.pt")
+
+
+def test_save_pretrained_saves_adapters_that_peft_loads_onto_the_base(tmp_path: Path) -> None:
+    create_model("causal").save_pretrained(tmp_path / "base")
+    base = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    model = peft.get_peft_model(base, peft.LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM"))
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    trainer = train(TransformersTrainer(model, optimizer=torch.optim.AdamW(trained, lr=0.01), callbacks=(), seed=1))
+    trainer.save_pretrained(tmp_path / "adapters")
+    assert not (tmp_path / "adapters" / "model.safetensors").exists()
+    assert (tmp_path / "adapters" / "adapter_model.safetensors").stat().st_size < 5000
+    loaded = peft.AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapters")
+    batch = collate(SAMPLES)
+    with torch.no_grad():
+        assert torch.allclose(loaded.eval()(**batch).logits, trainer.model.eval()(**batch).logits, atol=1e-6)
+
+
+def test_adapters_train_with_activations_computed_again() -> None:
+    weights = []
+    for is_checkpointing in (False, True):
+        trainer = create_trainer()
+        if is_checkpointing:
+            trainer.model.get_base_model().activation_checkpointing_enable()
+        weights.append(adapter_weights(train(trainer).model))
+    assert all(torch.allclose(one, other, atol=1e-6) for one, other in zip(weights[0].values(), weights[1].values(), strict=True))
