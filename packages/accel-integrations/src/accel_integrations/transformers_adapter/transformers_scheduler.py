@@ -29,7 +29,7 @@ def transformers_scheduler_fn(
 
     Args:
         name: such as `"linear"`, `"cosine"`, `"constant_with_warmup"`, `"warmup_stable_decay"`, as transformers' `get_scheduler`
-            knows them. `"reduce_lr_on_plateau"` steps once an epoch, with the metric that `train` is told.
+            knows them. `"reduce_lr_on_plateau"` and `"greedy"` step once an epoch, with the metric that `train` is told.
         num_warmup_steps: updates of warm-up; a number below 1 is a share of the run, rounded up.
         num_training_steps: updates in which the schedule comes to its end; None is all that the run has.
         kwargs: arguments of that schedule, such as `num_cycles` or `num_decay_steps`, which may be placeholders.
