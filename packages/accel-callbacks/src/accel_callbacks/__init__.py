@@ -2,8 +2,12 @@
 
 from accel_core import LogMetricsCallback, TerminateOnNaNCallback, TrainerCallback
 
+from .batch_size_finder import BatchSize as BatchSize
+from .batch_size_finder import find_batch_size as find_batch_size
 from .convert_sync_batch_norm import ConvertSyncBatchNormCallback as ConvertSyncBatchNormCallback
 from .early_stopping import EarlyStoppingCallback as EarlyStoppingCallback
+from .learning_rate_finder import LearningRateRange as LearningRateRange
+from .learning_rate_finder import find_learning_rate as find_learning_rate
 from .max_time import MaxTimeCallback as MaxTimeCallback
 from .metrics import MetricsCallback as MetricsCallback
 from .model_ema import ModelEmaCallback as ModelEmaCallback
@@ -16,6 +20,9 @@ from .progress_bar import ProgressBarCallback as ProgressBarCallback
 from .save_best_model import SaveBestModelCallback as SaveBestModelCallback
 from .save_training_state import SaveTrainingStateCallback as SaveTrainingStateCallback
 from .step_based_evaluation import StepBasedEvaluationCallback as StepBasedEvaluationCallback
+from .tracker import TrackerCallback as TrackerCallback
+from .training_statistics import TrainingStatisticsCallback as TrainingStatisticsCallback
+from .unfreeze import UnfreezeCallback as UnfreezeCallback
 from .watched_metric import WatchedMetric as WatchedMetric
 
 DEFAULT_CALLBACKS: tuple[type[TrainerCallback], ...] = (TerminateOnNaNCallback, ProgressBarCallback, LogMetricsCallback)

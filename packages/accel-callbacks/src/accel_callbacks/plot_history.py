@@ -82,14 +82,13 @@ def plot_history(run_history: RunHistory, path: str | Path | None = None) -> Fig
     Raises:
         ConfigurationError: matplotlib is not installed, or the history has no values.
     """
-    figure_class = _import_figure()
     records = run_history.to_records()
     if not records:
         raise ConfigurationError("The run history has no values, so there is nothing to draw. Call plot_history after train.")
     panels = _sort_into_panels(records)
     columns = 1 if len(panels) == 1 else 2 if len(panels) <= 4 else 3
     rows = math.ceil(len(panels) / columns)
-    figure: Figure = figure_class(figsize=(1 + 4.8 * columns, 3.4 * rows), layout="constrained")
+    figure = create_figure("plot_history", (1 + 4.8 * columns, 3.4 * rows))
     grid = figure.subplots(rows, columns, squeeze=False).flatten()
     position_in_epochs = _position_in_epochs(records)
     by_epoch = [axes for axes, (name, series) in zip(grid, panels.items(), strict=False) if not _is_by_update(name, series)]
@@ -103,21 +102,27 @@ def plot_history(run_history: RunHistory, path: str | Path | None = None) -> Fig
             axes.set_xlim(low - room, high + room)
     for axes in grid[len(panels) :]:
         axes.remove()
-    if path is not None:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=150)
+    save_figure(figure, path)
     return figure
 
 
-def _import_figure() -> type[Figure]:
+def create_figure(caller: str, size: tuple[float, float]) -> Figure:
+    """Return an empty figure of `size` (inches) that no window knows. Raises `ConfigurationError` without matplotlib."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
         raise ConfigurationError(
-            "plot_history needs the package 'matplotlib', which is not installed. Install it with: "
+            f"{caller} needs the package 'matplotlib', which is not installed. Install it with: "
             'pip install "accel-callbacks[matplotlib]"'
         ) from None
-    return Figure
+    return Figure(figsize=size, layout="constrained")
+
+
+def save_figure(figure: Figure, path: str | Path | None) -> None:
+    """Save `figure` as `path`, if that is given, and make its folder."""
+    if path is not None:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=150)
 
 
 def _sort_into_panels(records: Sequence[MetricRecord]) -> dict[str, list[_Series]]:

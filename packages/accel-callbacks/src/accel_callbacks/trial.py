@@ -1,0 +1,130 @@
+"""A copy of a trainer, to try something with that leaves the trainer, its data and all random numbers as they are."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from accel_core import CallbackList, ConfigurationError, InMemoryRunHistory, RunProgress, TrainerCallback
+from accel_core.checks import check_can_run, check_train_arguments, check_trainable
+from accel_core.engines import is_sharded
+from accel_core.random_state import keep_random_state
+
+if TYPE_CHECKING:
+    from accel_core import Trainer
+
+_ARGUMENTS_OF_TRIAL = {
+    "gradient_accumulation_steps": 1,
+    "gradient_clip_value": None,
+    "gradient_clip_norm": None,
+    "train_dataloader_kwargs": None,
+    "collate_fn": None,
+    "seed_each_sample": False,
+}
+"""What a trial may be told about training, with the defaults of `Trainer.train`."""
+
+
+def check_trial(function: str, trainer: Trainer, dataset: Any, batch_size: Any, arguments: Mapping[str, Any]) -> None:
+    """Raise unless `function` can train a copy of `trainer` on `dataset` with these arguments of `Trainer.train`."""
+    check_can_run(function, trainer._is_running, None)
+    unknown = [name for name in arguments if name not in _ARGUMENTS_OF_TRIAL]
+    if unknown:
+        raise ConfigurationError(
+            f"{function} got {unknown}, but takes only {sorted(_ARGUMENTS_OF_TRIAL)} of the arguments of train. Leave out the "
+            f"rest: a trial has neither evaluation nor scheduler, and ends by itself."
+        )
+    rest: dict[str, Any] = {"per_device_batch_size": batch_size, "num_epochs": None, "max_num_train_steps": 1}
+    rest |= {"eval_per_device_batch_size": None, "eval_dataloader_kwargs": None, "create_scheduler_fn": None}
+    rest |= {"scheduler_step_every": "update", "scheduler_metric": "", "resume_from": None, "reset_run_history": True}
+    check_train_arguments(dataset, None, {**rest, **_ARGUMENTS_OF_TRIAL, **arguments})
+    check_trainable(trainer.model, trainer.optimizer, vars(trainer))
+    if is_sharded(trainer.accelerator):
+        raise ConfigurationError(
+            f"{function} trains a copy of the model, but {trainer.accelerator.distributed_type.value} spreads the model over the "
+            f"processes, where it cannot be copied. Call it in a script that runs without that engine."
+        )
+
+
+@contextlib.contextmanager
+def trial_of(trainer: Trainer, dataset: Any, callback: TrainerCallback) -> Iterator[Trainer]:
+    """Give a copy of `trainer` that has copies of all its modules and optimizers, and `callback` alone.
+
+    Afterwards, also after an exception, the random state of this process, a scaler, what the accelerator knows, and the
+    position of data that has a `state_dict` are as before. Every process takes part in what the copy does.
+    """
+    accelerator = trainer.accelerator
+    known = (accelerator._models, accelerator._optimizers)
+    before = [list(objects) for objects in known]
+    scale = None if accelerator.scaler is None else copy.deepcopy(accelerator.scaler.state_dict())
+    with keep_random_state(trainer.device), _keep_position(dataset):
+        trial = _copy_trainer(trainer, callback)
+        try:
+            yield trial
+        finally:
+            # Lets go of the copies at once, though trainer and callbacks know each other.
+            vars(trial).clear()
+            for objects, others in zip(known, before, strict=True):
+                objects[:] = others
+            if scale is not None:
+                accelerator.scaler.load_state_dict(scale)
+
+
+def _copy_trainer(trainer: Trainer, callback: TrainerCallback) -> Trainer:
+    trial = copy.copy(trainer)
+    memo: dict[int, Any] = {}
+    try:
+        for name, value in vars(trainer).items():
+            if isinstance(value, torch.nn.Module):
+                setattr(trial, name, _copy_module(value, memo))
+            elif isinstance(value, torch.optim.Optimizer):
+                setattr(trial, name, _copy_optimizer(value, memo))
+    except (RuntimeError, TypeError) as error:
+        raise ConfigurationError(
+            f"trainer.{name}, a {type(value).__name__}, cannot be copied, but a trial needs a copy: {error} Make "
+            f"copy.deepcopy of it work, for example by parametrizations instead of attributes that are computed."
+        ) from error
+    trial.scheduler = trial.create_scheduler_fn = trial._prepared = None
+    trial.run_history, trial.run_progress = InMemoryRunHistory(), RunProgress()
+    trial._open_loaders, trial._arguments = [], {}
+    trial.callbacks = CallbackList([callback], trial)
+    return trial
+
+
+def _copy_module(module: torch.nn.Module, memo: dict[int, Any]) -> torch.nn.Module:
+    twin = copy.deepcopy(module, memo)
+    # With this mark Accelerate would not prepare it.
+    vars(twin).pop("_is_accelerate_prepared", None)
+    return twin
+
+
+def _copy_optimizer(optimizer: torch.optim.Optimizer, memo: dict[int, Any]) -> torch.optim.Optimizer:
+    """Copy all attributes, as subclasses have some that `Optimizer.__getstate__` leaves out.
+
+    Hooks are left behind, and so is a `step` that a scheduler has wrapped: they act on the original.
+    """
+    left = [name for name in vars(optimizer) if name == "step" or name.endswith("_hooks")]
+    twin: torch.optim.Optimizer = object.__new__(type(optimizer))
+    memo[id(optimizer)] = twin
+    twin.__setstate__({name: copy.deepcopy(value, memo) for name, value in vars(optimizer).items() if name not in left})
+    return twin
+
+
+@contextlib.contextmanager
+def _keep_position(dataset: Any) -> Iterator[None]:
+    """Put back where data with a state stands, and the generators of a ready loader and its samplers."""
+    sources = [dataset, *(getattr(dataset, name, None) for name in ("dataset", "sampler", "batch_sampler"))]
+    stateful = [source for source in sources if hasattr(source, "state_dict") and hasattr(source, "load_state_dict")]
+    states = [copy.deepcopy(source.state_dict()) for source in stateful]
+    generators = [source.generator for source in sources if isinstance(getattr(source, "generator", None), torch.Generator)]
+    seeds = [generator.get_state() for generator in generators]
+    try:
+        yield
+    finally:
+        for source, state in zip(stateful, states, strict=True):
+            source.load_state_dict(state)
+        for generator, seed in zip(generators, seeds, strict=True):
+            generator.set_state(seed)
