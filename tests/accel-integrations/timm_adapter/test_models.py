@@ -1,15 +1,10 @@
 """Models of timm with pretrained weights from a file, from a hub and from its cache, and what is said without a network."""
 
-import contextlib
-import http.server
 import json
-import os
 import subprocess
 import sys
 import textwrap
-import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +18,9 @@ from torch import nn
 
 from accel_core import ConfigurationError
 from accel_integrations.timm_adapter import create_timm_model, create_timm_transforms
+from local_hub import NOWHERE, environment_of_hub, serving
 
 NAME = "test_resnet"
-NOWHERE = "http://127.0.0.1:9"  # the port of the discard service, where nothing listens
 
 
 @pytest.fixture(scope="module")
@@ -65,43 +60,6 @@ def test_without_pretrained_weights_nothing_is_looked_for() -> None:
 # ---------------------------------------------------------------------- weights from a hub
 
 
-class Hub(http.server.BaseHTTPRequestHandler):
-    """As much of a hub as a client needs to download one file of one repository."""
-
-    content = b""
-    asked: list[str] = []  # noqa: RUF012
-
-    def do_HEAD(self) -> None:
-        self._answer(with_body=False)
-
-    def do_GET(self) -> None:
-        self._answer(with_body=True)
-
-    def _answer(self, with_body: bool) -> None:
-        self.asked.append(f"{self.command} {self.path}")
-        is_weights = self.path == f"/timm/{NAME}.r160_in1k/resolve/main/model.safetensors"
-        body = self.content if is_weights else b""
-        self.send_response(200 if is_weights or self.path == "/" else 404)
-        self.send_header("X-Repo-Commit", "0" * 40)
-        self.send_header("ETag", '"some-weights"')
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        if with_body:
-            self.wfile.write(body)
-
-    def log_message(self, *_: Any) -> None:
-        pass
-
-
-@contextlib.contextmanager
-def serving(content: bytes) -> Iterator[str]:
-    handler = type("ThisHub", (Hub,), {"content": content, "asked": []})
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-        server.shutdown()
-
-
 SCRIPT = """
 import json, sys, time, warnings
 from accel_core import ConfigurationError
@@ -119,15 +77,13 @@ print(json.dumps({**told, "seconds": time.monotonic() - started}))
 
 def create_elsewhere(endpoint: str, home: Path, name: str = NAME, **environment: str) -> dict[str, Any]:
     """Create the model in a process whose hub is `endpoint`: it is read from the environment when the client is imported."""
-    quiet = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
-    settings = {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), "TORCH_HOME": str(home), "HF_HUB_DISABLE_XET": "1", **environment}
     finished = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", SCRIPT, name],
         capture_output=True,
         text=True,
         timeout=200,
         check=False,
-        env={**quiet, **settings},
+        env={**environment_of_hub(endpoint, home), **environment},
     )
     assert finished.returncode == 0, finished.stderr
     told: dict[str, Any] = json.loads(finished.stdout.splitlines()[-1])
@@ -136,7 +92,7 @@ def create_elsewhere(endpoint: str, home: Path, name: str = NAME, **environment:
 
 def test_weights_come_from_the_hub_and_later_from_its_cache(weights: Path, tmp_path: Path) -> None:
     expected = pytest.approx(float(timm.models.load_state_dict(str(weights))["conv1.0.weight"].sum()))
-    with serving(weights.read_bytes()) as endpoint:
+    with serving(f"timm/{NAME}.r160_in1k", weights.read_bytes()) as endpoint:
         assert create_elsewhere(endpoint, tmp_path)["sum"] == expected
     without_network = create_elsewhere(NOWHERE, tmp_path)
     assert without_network["sum"] == expected
