@@ -154,7 +154,8 @@ def _place(name: str) -> tuple[str, _Kind, str]:
     """The panel of a metric, its kind, and what it is called in that panel."""
     for rate in _LEARNING_RATES:
         if name == rate or name.startswith(f"{rate}_"):
-            return "learning_rate", _PLAIN, name.removeprefix(rate).strip("_").replace("_", " ")
+            group = name.removeprefix(rate).strip("_").replace("_", " ")
+            return "learning_rate", _PLAIN, group or "first group"
     for kind in _KINDS:
         if name.startswith(kind.prefix):
             return name.removeprefix(kind.prefix).removesuffix("_epoch"), kind, kind.label
