@@ -299,7 +299,7 @@ def test_each_sample_goes_to_one_process_once_and_the_rest_is_dealt_out_evenly(n
         sampler = ShardedBatchSampler(order, 4, False, num_processes, process)
         sampler.begin_epoch(0)
         plan = list(sampler.plan())
-        own = [batch.tolist() for batch in sampler]
+        own = list(sampler)
         sizes = [size for _, size in plan if size]
         dealt += [index for batch, _ in zip(own, sizes, strict=False) for index in batch]
         assert len(own) == max(len(sizes), 1), "a process without any sample gets one batch to take part with"
@@ -328,7 +328,7 @@ def test_a_position_goes_on_with_the_next_sample_for_any_batch_size_and_number_o
             sampler = ShardedBatchSampler(order, batch_size, False, num_processes, process)
             sampler.begin_epoch(3, position)
             own = [size for _, size in sampler.plan()][:most]
-            samples += [index for size, batch in zip(own, sampler, strict=False) if size for index in batch.tolist()]
+            samples += [index for size, batch in zip(own, sampler, strict=False) if size for index in batch]
         return samples
 
     before = dealt(batch_sizes[0], processes[0], 0, num_steps)

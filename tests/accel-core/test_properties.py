@@ -183,7 +183,7 @@ def test_going_on_with_other_sizes_gives_each_sample_once_and_in_order(
             own = [part for _, part in sampler.plan()]
             batches = list(sampler)
             # A process without any sample reads the first one to take part, with weight zero.
-            by_process.append([b.tolist() for b, n in zip(batches, (n for n in own if n), strict=False) if n])
+            by_process.append([b for b, n in zip(batches, (n for n in own if n), strict=False) if n])
         steps = max(map(len, by_process))
         return [sample for step in range(steps) for part in by_process if step < len(part) for sample in part[step]]
 

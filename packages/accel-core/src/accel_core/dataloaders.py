@@ -17,7 +17,15 @@ from accelerate.utils import send_to_device
 from torch.utils.data import DataLoader, IterableDataset, default_collate
 
 from .data_order import EpochOrder, ShardedBatchSampler, derive_seed, split_batch_sampler
-from .datasets import IndexedTensors, SampleReader, SeededRandomness, Stream, indexable_tensors, is_map_style
+from .datasets import (
+    IndexedTensors,
+    SampleReader,
+    SeededRandomness,
+    SeededSampleReader,
+    Stream,
+    indexable_tensors,
+    is_map_style,
+)
 from .errors import ConfigurationError
 from .worker_start import start_worker
 
@@ -146,18 +154,21 @@ class ShardedDataLoader:
                 f"set alone, or a sampler over all of it."
             )
         tensors = indexable_tensors(loader.dataset) if loader.collate_fn is default_collate and not loader.num_workers else None
-        dataset: Any = SampleReader(loader.dataset, self.seed if seed_each_sample else None)
-        convert: Any = _with_epoch
+        dataset: Any = SeededSampleReader(loader.dataset, self.seed) if seed_each_sample else SampleReader(loader.dataset)
+        convert: Any = _with_epoch if seed_each_sample else None
         changed = {"collate_fn": loader.collate_fn}
         kind = "batch_sampler"
         self.batch_size = batch_size
         if loader.batch_sampler is None:
             # With batch_size=None each "sample" of the data set is a ready batch.
-            kind, batch_size, convert, changed = "sampler", 1, _first_with_epoch, {"batch_size": None, **changed}
+            convert = _first_with_epoch if seed_each_sample else _first
+            kind, batch_size, changed = "sampler", 1, {"batch_size": None, **changed}
         elif tensors is not None:
-            dataset, convert, changed = IndexedTensors(*tensors), _as_tensor, {"collate_fn": _identity}
+            dataset, convert, changed = IndexedTensors(*tensors), None, {"collate_fn": _identity}
         order = EpochOrder(sampler, self.seed)
-        self.sampler = ShardedBatchSampler(order, batch_size, drop_last, self.num_processes, self.process_index, convert)
+        place = (self.num_processes, self.process_index)
+        in_tensors = type(dataset) is IndexedTensors
+        self.sampler = ShardedBatchSampler(order, batch_size, drop_last, *place, convert, in_tensors)
         self.torch_loader = self._rebuild(loader, dataset, **changed, **{kind: self.sampler})
 
     def _rebuild(self, loader: Any, dataset: Any, **changed: Any) -> DataLoader[Any]:
@@ -301,14 +312,14 @@ def _identity(batch: Any) -> Any:
     return batch
 
 
-def _as_tensor(indices: Any, epoch: int) -> torch.Tensor:
-    return torch.as_tensor(indices, dtype=torch.int64)
+def _first(indices: list[Any], epoch: int) -> Any:
+    return indices[0]
 
 
-def _with_epoch(indices: Any, epoch: int) -> list[tuple[int, Any]]:
-    """The epoch travels with the index, since persistent workers never see a changed attribute."""
-    return [(epoch, index) for index in (indices.tolist() if isinstance(indices, torch.Tensor) else indices)]
+def _with_epoch(indices: list[Any], epoch: int) -> tuple[int, list[Any]]:
+    """The epoch travels with the indices, since persistent workers never see a changed attribute."""
+    return epoch, indices
 
 
-def _first_with_epoch(indices: Any, epoch: int) -> tuple[int, Any]:
-    return _with_epoch(indices, epoch)[0]
+def _first_with_epoch(indices: list[Any], epoch: int) -> tuple[int, Any]:
+    return epoch, indices[0]

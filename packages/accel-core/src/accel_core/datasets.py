@@ -68,33 +68,25 @@ class IndexedTensors(Dataset[Any]):
 
 
 class SampleReader(Dataset[Any]):
-    """Reads samples of a map-style data set, naming the one that fails; optionally seeds random numbers for each."""
+    """Reads samples of a map-style data set, naming the one that fails."""
 
-    def __init__(self, dataset: Any, seed: int | None) -> None:
+    def __init__(self, dataset: Any) -> None:
         self.dataset = dataset
-        self.seed = seed
+        self.read_batch = getattr(dataset, "__getitems__", None)
 
-    def __getitem__(self, key: tuple[int, Any]) -> Any:
-        epoch, index = key
+    def __getitem__(self, index: Any) -> Any:
         try:
-            if self.seed is None:
-                return self.dataset[index]
-            with SeededRandomness(derive_seed(self.seed, "sample", epoch, index)):
-                return self.dataset[index]
+            return self.dataset[index]
         except Exception as error:
             raise self._failure(index, error) from error
 
-    def __getitems__(self, keys: list[tuple[int, Any]]) -> list[Any]:
-        if self.seed is not None:
-            return [self[key] for key in keys]
-        dataset, indices = self.dataset, [index for _, index in keys]
+    def __getitems__(self, indices: list[Any]) -> list[Any]:
+        dataset = self.dataset
         try:
-            if getattr(dataset, "__getitems__", None) is not None:
-                return dataset.__getitems__(indices)  # type: ignore[no-any-return]
-            return [dataset[index] for index in indices]
+            return [dataset[index] for index in indices] if self.read_batch is None else self.read_batch(indices)
         except Exception as error:
-            for key in keys:
-                self[key]  # Names the one that fails; if each works by itself, it is their reading together that does not.
+            for index in indices:
+                self[index]  # Names the one that fails; if each works by itself, it is their reading together that does not.
             raise self._failure(indices, error) from error
 
     def _failure(self, index: Any, error: Exception) -> ConfigurationError:
@@ -103,6 +95,23 @@ class SampleReader(Dataset[Any]):
             f"Reading the sample {index} of a {type(self.dataset).__name__}{length} failed with {type(error).__name__}: {error}. "
             f"Try dataset[{index}] by itself; each index from 0 to the length - 1, or each that the sampler gives, must work."
         )
+
+
+class SeededSampleReader(SampleReader):
+    """Reads each sample with python, numpy and torch seeded for it. It is asked for the epoch together with the index."""
+
+    def __init__(self, dataset: Any, seed: int) -> None:
+        super().__init__(dataset)
+        self.seed = seed
+
+    def __getitem__(self, key: tuple[int, Any]) -> Any:
+        epoch, index = key
+        with SeededRandomness(derive_seed(self.seed, "sample", epoch, index)):
+            return super().__getitem__(index)
+
+    def __getitems__(self, key: tuple[int, list[Any]]) -> list[Any]:  # type: ignore[override]
+        epoch, indices = key
+        return [self[epoch, index] for index in indices]
 
 
 class SeededRandomness:

@@ -138,6 +138,7 @@ class Agreement:
         """Why to stop, the same on every process once one of them has said so."""
         self.signal_number = 0
         self._own_reason: str | None = None
+        self._is_alone = not is_distributed()
         self._word: torch.Tensor | None = None
         self._work: Any = None
 
@@ -148,7 +149,8 @@ class Agreement:
 
     def say(self, topic: str, value: int = 1) -> None:
         """Tell the others; they read it once the next word is through."""
-        self.said[topic] = max(value, self.said.get(topic, 0))
+        if value:
+            self.said[topic] = max(value, self.said.get(topic, 0))
 
     def say_stop(self, reason: str, signal_number: int = 0) -> None:
         """Ask all processes to stop; the first reason counts."""
@@ -158,30 +160,31 @@ class Agreement:
 
     def start(self) -> None:
         """Send what was said, without waiting. Every process takes part."""
-        if is_distributed():
-            # Taken before it is read: a signal handler may speak at any moment, and what it says then goes with the next word.
-            said, self.said = self.said, {}
-            self._word = torch.tensor([said.get(t, 0) for t in self.topics], dtype=torch.int64, device=self.device)
-            self._work = dist.all_reduce(self._word, op=dist.ReduceOp.MAX, async_op=True)
+        if self._is_alone:
+            return
+        # Taken before it is read: a signal handler may speak at any moment, and what it says then goes with the next word.
+        said, self.said = self.said, {}
+        self._word = torch.tensor([said.get(t, 0) for t in self.topics], dtype=torch.int64, device=self.device)
+        self._work = dist.all_reduce(self._word, op=dist.ReduceOp.MAX, async_op=True)
 
     def read(self, wait: bool = False) -> None:
         """Set `agreed` to the word on its way, or with `wait` to all that was said until now. Every process takes part."""
-        agreed = self._receive()
+        self.agreed = self._receive()
         if wait:
+            self._is_alone = not is_distributed()
             self.start()
             for topic, value in self._receive().items():
-                agreed[topic] = max(value, agreed.get(topic, 0))
-        self.agreed = {topic: value for topic, value in agreed.items() if value}
+                self.agreed[topic] = max(value, self.agreed.get(topic, 0))
         if "stop" in self.agreed and self.stop_reason is None:
             self.stop_reason = next(reason for reason in gather_values(self._own_reason) if reason)
             self.signal_number = self.agreed.get("signal", 0)
 
     def _receive(self) -> dict[str, int]:
-        if not is_distributed():
+        if self._is_alone:
             said, self.said = self.said, {}
             return said
         if self._word is None:
             return {}
         self._work.wait()
         values, self._word, self._work = self._word.tolist(), None, None
-        return dict(zip(self.topics, values, strict=True))
+        return {topic: value for topic, value in zip(self.topics, values, strict=True) if value}
