@@ -124,6 +124,8 @@ SCHEDULERS = {
 }
 
 
+# SequentialLR of torch 2.6 warns of itself.
+@pytest.mark.filterwarnings("ignore:The epoch parameter in `scheduler.step:UserWarning")
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_the_state_of_torch_schedulers_comes_back(name: str, tmp_path: Path) -> None:
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.1, momentum=0.9)

@@ -1,24 +1,17 @@
 """What is installed is only the package, and the three distributions fit each other and no other version."""
 
 import runpy
-import subprocess
-import sys
+import shutil
 import tarfile
 import tomllib
 import zipfile
-from email import message_from_string
 from email.message import Message
 from pathlib import Path
 
 import pytest
-from packaging.requirements import Requirement
 
-REPOSITORY = Path(__file__).parents[2]
-IMPORT_NAMES = {
-    "accel-core": "accel_core",
-    "accel-callbacks": "accel_callbacks",
-    "accel-integrations": "accel_integrations",
-}
+from installing import IMPORT_NAMES, REPOSITORY, build, requirements, run, wheel_metadata
+
 VERSION = runpy.run_path(str(REPOSITORY / "packages/accel-core/src/accel_core/__about__.py"))["__version__"]
 
 
@@ -39,29 +32,9 @@ class Built:
         return wheel_metadata(self.wheel)
 
 
-def wheel_metadata(wheel: Path) -> Message:
-    with zipfile.ZipFile(wheel) as archive:
-        (name,) = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
-        return message_from_string(archive.read(name).decode())
-
-
-def requirements(metadata: Message) -> list[Requirement]:
-    return [Requirement(line) for line in metadata.get_all("Requires-Dist", [])]
-
-
-def build(project: Path, folder: Path, *targets: str) -> None:
-    command = [sys.executable, "-m", "hatchling", "build", "--directory", str(folder)]
-    for target in targets:
-        command += ["--target", target]
-    finished = subprocess.run(command, cwd=project, capture_output=True, text=True, timeout=120, check=False)
-    assert finished.returncode == 0, finished.stdout + finished.stderr
-
-
 @pytest.fixture(scope="module", params=IMPORT_NAMES)
-def built(request, tmp_path_factory) -> Built:
-    folder = tmp_path_factory.mktemp(request.param)
-    build(REPOSITORY / "packages" / request.param, folder, "wheel", "sdist")
-    return Built(request.param, folder)
+def built(request, distributions) -> Built:
+    return Built(request.param, distributions)
 
 
 @pytest.mark.slow
@@ -85,6 +58,13 @@ class TestBuilt:
             f"{info}/WHEEL",
             f"{info}/licenses/LICENSE",
         }
+
+    def test_an_sdist_holds_the_package_and_what_builds_and_describes_it(self, built):
+        with tarfile.open(built.sdist) as archive:
+            names = {name.partition("/")[2] for name in archive.getnames()}
+        package = {f"src/{name}" for name in built.wheel_files() if not name.startswith(f"{built.import_name}-")}
+        others = {"pyproject.toml", "hatch_build.py", "README.md", "CHANGELOG.md", "LICENSE", "PKG-INFO", ".gitignore"}
+        assert names == package | others
 
     def test_a_wheel_says_that_it_is_typed(self, built):
         assert f"{built.import_name}/py.typed" in built.wheel_files()
@@ -110,12 +90,11 @@ class TestBuilt:
 
 
 @pytest.mark.slow
-def test_siblings_are_pinned_in_both_directions(tmp_path):
+def test_siblings_are_pinned_in_both_directions(distributions):
     pins = {}
     for name in IMPORT_NAMES:
-        build(REPOSITORY / "packages" / name, tmp_path, "wheel")
-        (wheel,) = tmp_path.glob(f"{IMPORT_NAMES[name]}-*.whl")
-        pins[name] = {str(requirement) for requirement in requirements(wheel_metadata(wheel)) if requirement.name in IMPORT_NAMES}
+        metadata = Built(name, distributions).metadata()
+        pins[name] = {str(requirement) for requirement in requirements(metadata) if requirement.name in IMPORT_NAMES}
     assert pins == {
         "accel-core": {
             f'accel-callbacks=={VERSION}; extra == "callbacks"',
@@ -146,3 +125,17 @@ def test_what_describes_a_distribution_is_the_same(name):
         return {field: project[field] for field in ("requires-python", "license", "authors", "classifiers")}
 
     assert described(name) == described("accel-core")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("hatch") is None, reason="needs the command hatch")
+def test_one_command_gives_all_three_a_new_version(tmp_path):
+    shutil.copy(REPOSITORY / "pyproject.toml", tmp_path)
+    without_caches = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(REPOSITORY / "packages", tmp_path / "packages", ignore=without_caches)
+    run(["hatch", "version", "1.2.3"], cwd=tmp_path, HATCH_DATA_DIR=str(tmp_path / "hatch"))
+    for name, import_name in IMPORT_NAMES.items():
+        build(tmp_path / "packages" / name, tmp_path / "dist", "wheel")
+        metadata = wheel_metadata(tmp_path / "dist" / f"{import_name}-1.2.3-py3-none-any.whl")
+        siblings = [requirement for requirement in requirements(metadata) if requirement.name in IMPORT_NAMES]
+        assert siblings and {str(sibling.specifier) for sibling in siblings} == {"==1.2.3"}

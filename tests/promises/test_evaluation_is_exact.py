@@ -234,7 +234,9 @@ class StrangeBuffers(nn.Module):
         self.register_buffer("turned", torch.arange(6.0, dtype=torch.float64).reshape(2, 3).T)
         self.register_buffer("expanded", torch.ones(1, dtype=torch.float64).expand(3))
         self.register_buffer("low", torch.ones(3, dtype=torch.bfloat16))
-        self.register_buffer("waves", torch.ones(3, dtype=torch.complex64), persistent=False)
+        # DDP of torch 2.6 cannot broadcast complex numbers on a CPU.
+        waves = torch.complex64 if torch.__version__ >= (2, 7) else torch.float32
+        self.register_buffer("waves", torch.ones(3, dtype=waves), persistent=False)
         self.register_buffer("count", torch.tensor(3))
 
     def forward(self, inputs):
