@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from accel_core import ConfigurationError, TrainerCallback
+from accel_core.engines import is_frozen
 
 if TYPE_CHECKING:
     from accel_core import Trainer
@@ -24,13 +25,11 @@ class ConvertSyncBatchNormCallback(TrainerCallback):
 
     def on_prepare_start(self, trainer: Trainer) -> None:
         """Convert the model."""
-        if trainer.accelerator.num_processes > 1:
-            trainer.model = nn.SyncBatchNorm.convert_sync_batchnorm(trainer.model)
-
-    def on_training_run_start(self, trainer: Trainer) -> None:
-        """Raise where the first forward would."""
-        if trainer.accelerator.num_processes > 1 and trainer.device.type == "cpu":
+        if trainer.accelerator.num_processes == 1:
+            return
+        if trainer.device.type == "cpu" and not is_frozen(trainer.model):
             raise ConfigurationError(
                 "ConvertSyncBatchNormCallback needs an accelerator, but this run is on the CPU, where torch has no SyncBatchNorm "
                 "for training. Leave the callback out on a CPU."
             )
+        trainer.model = nn.SyncBatchNorm.convert_sync_batchnorm(trainer.model)

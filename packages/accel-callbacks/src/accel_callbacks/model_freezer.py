@@ -67,13 +67,13 @@ class ModelFreezer:
     prepared, or in `on_prepare_start`, on every process alike.
 
     Args:
-        model: the model, not wrapped.
+        model: the model, compiled or not, but not wrapped.
         freeze_batch_norms: `freeze` freezes the weights of batch norms too. By default they stay trainable and in their mode,
             since their statistics go on following the data in train mode.
     """
 
     def __init__(self, model: nn.Module, freeze_batch_norms: bool = False) -> None:
-        self.model = model
+        self.model: nn.Module = getattr(model, "_orig_mod", model)
         self.freeze_batch_norms = freeze_batch_norms
         self.modules_kept_in_eval: list[nn.Module] = []
         """Those that were frozen with `set_modules_as_eval=True` and are not unfrozen since."""
@@ -102,6 +102,14 @@ class ModelFreezer:
         """Parameters that are not frozen, for the optimizer."""
         return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
 
+    def get_parameters(self, part: int | str) -> list[nn.Parameter]:
+        """The parameters that `freeze(part, part)` freezes, or `freeze_parameters(part)` if it is a name.
+
+        Raises:
+            ConfigurationError: there is no such layer group or parameter.
+        """
+        return self._find(part) if isinstance(part, str) else _parameters_in(self._modules_to_freeze(*self._range(part, part)))
+
     def freeze(self, from_index: int = 0, to_index: int = -2, set_modules_as_eval: bool = False) -> None:
         """Freeze the layer groups between two indices, both included: by default all but the last.
 
@@ -116,8 +124,7 @@ class ModelFreezer:
             ConfigurationError: there is no such layer group.
         """
         for index in self._range(from_index, to_index):
-            _, modules = self._groups()[index]
-            chosen = [module for module in modules if self.freeze_batch_norms or not isinstance(module, BN_MODULES)]
+            chosen = self._modules_to_freeze(index)
             _freeze(_parameters_in(chosen))
             if set_modules_as_eval:
                 self._keep_in_eval(chosen)
@@ -202,6 +209,10 @@ class ModelFreezer:
         if next(self.model.parameters(recurse=False), None) is not None:
             groups[0][1].insert(0, self.model)
         return groups
+
+    def _modules_to_freeze(self, index: int) -> list[nn.Module]:
+        _, modules = self._groups()[index]
+        return [module for module in modules if self.freeze_batch_norms or not isinstance(module, BN_MODULES)]
 
     def _range(self, from_index: int, to_index: int) -> range:
         number = len(self._groups())

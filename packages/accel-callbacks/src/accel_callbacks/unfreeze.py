@@ -1,0 +1,194 @@
+"""UnfreezeCallback: parts of a model that are frozen at first, and trained from a later epoch on."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from torch import nn
+
+from accel_core import ConfigurationError, TrainerCallback
+from accel_core.checks import check_positive, check_whole_number, shown
+from accel_core.engines import is_sharded
+
+from .model_freezer import ModelFreezer
+
+if TYPE_CHECKING:
+    from accel_core import Trainer
+
+Part = int | str
+
+
+class _Entry(NamedTuple):
+    epoch: int
+    part: Part
+    lr: float | None
+
+
+class UnfreezeCallback(TrainerCallback):
+    """Freeze what the schedule names before the model is prepared, and unfreeze each part when its epoch begins.
+
+    ```python
+    UnfreezeCallback({2: -2, 4: {"encoder.*": 1e-5, "cls_token": 1e-6}})
+    ```
+
+    A part is the index of a layer group of `ModelFreezer`, negative from the end, or the name of parameters, in which `*` stands
+    for anything. A part with a number is trained with that learning rate, in a parameter group of its own; the others stay in
+    the group that they are in, or join the optimizer with its default rate. All groups are there from the first update, so
+    schedulers know them: the rates are base rates, on which a scheduler acts from the beginning of the run.
+
+    What the schedule does not name stays as it is, as do adapters on a frozen base. A part that is named twice is trained from
+    the first of its epochs on. Each call of `train` begins frozen; a resumed run is where it was. On several processes the
+    model is wrapped again, so that the gradients of what is unfrozen are synchronised.
+    """
+
+    order = -50
+    """Before callbacks of your own, which see the model as it will be trained."""
+
+    def __init__(
+        self,
+        schedule: Mapping[int, Part | Sequence[Part] | Mapping[Part, float]],
+        freeze_batch_norms: bool = False,
+        set_modules_as_eval: bool = False,
+    ) -> None:
+        """Hold the schedule.
+
+        Args:
+            schedule: by epoch, counted from 1: a part, several, or parts with their learning rates.
+            freeze_batch_norms: freeze batch norms in layer groups too, as in `ModelFreezer`.
+            set_modules_as_eval: keep frozen modules in eval mode, without dropout.
+
+        Raises:
+            ConfigurationError: the schedule cannot be used.
+        """
+        self._entries = _entries_of(schedule)
+        self.freeze_batch_norms = freeze_batch_norms
+        self.set_modules_as_eval = set_modules_as_eval
+        self.freezer: ModelFreezer | None = None
+        """Of the model, once it is prepared."""
+
+    def on_prepare_start(self, trainer: Trainer) -> None:
+        """Freeze, and give the optimizer the parameter groups of the schedule."""
+        if is_sharded(trainer.accelerator):
+            raise ConfigurationError(
+                f"UnfreezeCallback cannot unfreeze what {trainer.accelerator.distributed_type.value} has sharded. Use DDP, or "
+                f"freeze for the whole run with ModelFreezer."
+            )
+        freezer = ModelFreezer(trainer.get_model(keep_torch_compile=False), self.freeze_batch_norms)
+        parts = [(entry.lr, freezer.get_parameters(entry.part)) for entry in self._entries]
+        scheduled = {id(parameter) for _, parameters in parts for parameter in parameters}
+        if scheduled.issuperset(map(id, freezer.get_trainable_parameters())):
+            raise ConfigurationError(
+                f"The schedule of UnfreezeCallback freezes all of {type(freezer.model).__name__}, so there is nothing to train "
+                f"in the first epoch. Leave out what is to be trained from the beginning, such as the last layer group."
+            )
+        self.freezer = freezer
+        self._freeze(freezer)
+        if trainer.optimizer is not None:
+            names = {id(parameter): name for name, parameter in freezer.model.named_parameters()}
+            for lr, parameters in _each_once(parts):
+                _give_to_optimizer(trainer.optimizer, parameters, lr, names)
+
+    def on_training_run_start(self, trainer: Trainer) -> None:
+        """Begin frozen, also in a second run."""
+        self._freeze(self._freezer_of(trainer))
+
+    def on_train_epoch_start(self, trainer: Trainer) -> None:
+        """Unfreeze what is due, and keep the rest in eval mode if that is wanted."""
+        freezer, epoch = self._freezer_of(trainer), trainer.run_progress.current_epoch
+        num_unfrozen = 0
+        for entry in self._entries:
+            if entry.epoch <= epoch:
+                num_unfrozen += self._unfreeze(freezer, entry.part)
+        freezer.restore_eval_modes()
+        if num_unfrozen:
+            trainer.print(f"{num_unfrozen:,} more parameters are trained from epoch {epoch} on.")
+
+    def _freezer_of(self, trainer: Trainer) -> ModelFreezer:
+        if self.freezer is None or self.freezer.model is not trainer.get_model(keep_torch_compile=False):
+            raise ConfigurationError(
+                "UnfreezeCallback was added after the trainer had prepared its model, but it has to freeze before. Pass it to "
+                "Trainer(..., callbacks=...)."
+            )
+        return self.freezer
+
+    def _unfreeze(self, freezer: ModelFreezer, part: Part) -> int:
+        """Unfreeze a part, and return how many numbers in it were frozen."""
+        if isinstance(part, str):
+            groups = freezer.unfreeze_parameters(part, set_modules_as_training=self.set_modules_as_eval)
+        else:
+            groups = freezer.unfreeze(part, part, set_modules_as_training=self.set_modules_as_eval)
+        return sum(parameter.numel() for group in groups.values() for parameter in group["params"])
+
+    def _freeze(self, freezer: ModelFreezer) -> None:
+        for entry in self._entries:
+            if isinstance(entry.part, str):
+                freezer.freeze_parameters(entry.part, self.set_modules_as_eval)
+            else:
+                freezer.freeze(entry.part, entry.part, self.set_modules_as_eval)
+
+
+def _entries_of(schedule: Any) -> list[_Entry]:
+    example = "Pass {2: -2, 4: {'encoder.*': 1e-5}}, for example."
+    if not isinstance(schedule, Mapping) or not schedule:
+        raise ConfigurationError(f"schedule is {shown(schedule)}, but must be a dictionary of parts by epoch. {example}")
+    entries = []
+    for epoch, parts in schedule.items():
+        check_whole_number("An epoch in schedule", epoch, example)
+        if epoch == 1:
+            raise ConfigurationError(
+                f"schedule has {shown(parts)} for epoch 1, in which all that it names is frozen. Begin with epoch 2, and leave "
+                f"out what is to be trained from the beginning."
+            )
+        several = isinstance(parts, Iterable) and not isinstance(parts, str)
+        rates = parts if isinstance(parts, Mapping) else dict.fromkeys(parts if several else [parts])
+        for part, lr in rates.items():
+            if not _is_part(part):
+                raise ConfigurationError(
+                    f"schedule has {shown(part)} for epoch {epoch}, but must have the index of a layer group or the name of "
+                    f"parameters. {example}"
+                )
+            check_positive(f"The learning rate of {part!r} in schedule", lr, example)
+            entries.append(_Entry(epoch, part, lr))
+    return sorted(entries, key=lambda entry: entry.epoch)
+
+
+def _is_part(value: Any) -> bool:
+    return isinstance(value, (int, str)) and not isinstance(value, bool)
+
+
+def _each_once(parts: list[tuple[float | None, list[nn.Parameter]]]) -> list[tuple[float | None, list[nn.Parameter]]]:
+    """The parts without the parameters that an earlier one has."""
+    seen: set[int] = set()
+    separate = []
+    for lr, parameters in parts:
+        separate.append((lr, [parameter for parameter in parameters if id(parameter) not in seen]))
+        seen.update(map(id, parameters))
+    return separate
+
+
+def _give_to_optimizer(optimizer: Any, parameters: list[nn.Parameter], lr: float | None, names: Mapping[int, str]) -> None:
+    """Add to the optimizer what it does not hold, and give all a learning rate of their own if there is one."""
+    has_names = "param_names" in optimizer.param_groups[0]
+
+    def add(chosen: list[nn.Parameter], **options: Any) -> None:
+        named = [(names[id(parameter)], parameter) for parameter in chosen]
+        optimizer.add_param_group({**options, "params": named if has_names else chosen})
+
+    wanted = {id(parameter) for parameter in parameters}
+    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    groups_before = list(optimizer.param_groups)
+    if wanted - held:
+        add([parameter for parameter in parameters if id(parameter) not in held], **({} if lr is None else {"lr": lr}))
+    for group in groups_before if lr is not None else ():
+        chosen = [parameter for parameter in group["params"] if id(parameter) in wanted]
+        if len(chosen) == len(group["params"]):
+            group["lr"] = lr
+            group.pop("initial_lr", None)
+        elif chosen:
+            stays = [id(parameter) not in wanted for parameter in group["params"]]
+            for key in {"params", "param_names"} & group.keys():
+                group[key] = list(itertools.compress(group[key], stays))
+            options = {key: value for key, value in group.items() if key not in ("params", "param_names", "initial_lr")}
+            add(chosen, **{**options, "lr": lr})

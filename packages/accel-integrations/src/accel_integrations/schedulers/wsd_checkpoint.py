@@ -1,0 +1,91 @@
+"""WSDCheckpointCallback: what a warm-up-stable-decay run can be continued from, and the models that it gives on the way."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from accel_core import AccelWarning, ConfigurationError, TrainerCallback
+from accel_core.distributed import together
+from accel_core.errors import NotFiniteError
+from accel_core.training_state import check_run_id
+
+from .wsd_scheduler import WSDLrScheduler
+
+if TYPE_CHECKING:
+    from accel_core import Trainer
+
+
+class WSDCheckpointCallback(TrainerCallback):
+    """Save the training state before each decay of a `WSDLrScheduler`, and export the model after it.
+
+    For a decay from update 900 to 1000, `save_dir` gets the folder `checkpoint_900_wsd_pre_decay`, from which the run can be
+    continued for longer, and the file `checkpoint_1000_wsd_post_decay.pt`, a model that is ready for use. To continue:
+
+    ```python
+    create_scheduler_fn = WSDLrScheduler.create_scheduler_fn(is_continuation_from_checkpoint=True)
+    folder = "checkpoints/checkpoint_900_wsd_pre_decay"
+    trainer.train(dataset, num_epochs=20, create_scheduler_fn=create_scheduler_fn, resume_from=folder)
+    ```
+    """
+
+    order = 1000
+    """After all others, so that their state is that of the same moment."""
+
+    def __init__(
+        self,
+        save_dir: str | Path = "checkpoints",
+        save_optimizer: bool = True,
+        save_scheduler: bool = True,
+        initial_checkpoint: str | Path | None = None,
+    ) -> None:
+        """Hold where to save.
+
+        Args:
+            save_dir: of one run; on several machines on a disk that they share.
+            save_optimizer: whether exports hold the optimizer's state. Training states hold everything.
+            save_scheduler: whether exports hold the scheduler's state.
+            initial_checkpoint: the file of an export, with whose weights, and state of the optimizer if there is one, a new run
+                begins. It is read once, when the model is prepared; the schedule begins at its first update.
+        """
+        self.save_dir = Path(save_dir)
+        self.save_optimizer = save_optimizer
+        self.save_scheduler = save_scheduler
+        self.initial_checkpoint = None if initial_checkpoint is None else Path(initial_checkpoint)
+        self._steps_seen = 0
+
+    def on_prepare_start(self, trainer: Trainer) -> None:
+        """Begin with the weights of another run, if that is wanted."""
+        if self.initial_checkpoint is not None:
+            load_optimizer = trainer.optimizer is not None
+            trainer.load_checkpoint(self.initial_checkpoint, load_optimizer=load_optimizer, load_scheduler=False)
+
+    def on_training_run_start(self, trainer: Trainer) -> None:
+        """Raise if there is no such schedule, or if the folder is another run's."""
+        if not isinstance(trainer.scheduler, WSDLrScheduler):
+            found = "None" if trainer.scheduler is None else f"a {type(trainer.scheduler).__name__}"
+            raise ConfigurationError(
+                f"WSDCheckpointCallback follows a WSDLrScheduler, but the scheduler of this run is {found}. Pass "
+                f"create_scheduler_fn=WSDLrScheduler.create_scheduler_fn() to train, or leave the callback out."
+            )
+        together(lambda: check_run_id(self.save_dir, str(trainer.run_id)), trainer.is_main_process)
+        self._steps_seen = 0
+
+    def on_optimizer_step_end(self, trainer: Trainer) -> None:
+        """Save where a decay begins, and export where it ends."""
+        scheduler: WSDLrScheduler = trainer.scheduler
+        step = scheduler.get_current_step()
+        if step == self._steps_seen:
+            # An update that a gradient scaler has skipped.
+            return
+        self._steps_seen = step
+        periods = scheduler.get_decay_info()
+        try:
+            if any(step == period["pre_decay_step"] for period in periods):
+                trainer.save_training_state(self.save_dir / f"checkpoint_{step}_wsd_pre_decay")
+            if any(step == period["period_end"] for period in periods):
+                path = self.save_dir / f"checkpoint_{step}_wsd_post_decay.pt"
+                trainer.save_checkpoint(path, save_optimizer=self.save_optimizer, save_scheduler=self.save_scheduler)
+        except NotFiniteError as error:
+            warnings.warn(str(error), AccelWarning)
