@@ -9,7 +9,7 @@ import safetensors.torch
 import torch
 import transformers
 
-from accel_callbacks import SaveBestModelCallback
+from accel_callbacks import ModelEmaCallback, SaveBestModelCallback
 from accel_core import CheckpointError, TrainerCallback
 from accel_integrations.transformers_adapter import TransformersTrainer
 from tiny_transformers import collate, create_model, create_samples
@@ -106,6 +106,18 @@ def test_the_best_adapters_are_in_the_model_at_the_end(tmp_path: Path) -> None:
     assert max(losses) == losses[0] > losses[-1]
     first = train(create_trainer(), 1)
     assert_equal(dict(trainer.model.state_dict()), dict(first.model.state_dict()))
+
+
+def test_averages_of_adapters_are_exported_without_the_base_and_load(tmp_path: Path) -> None:
+    averaging = ModelEmaCallback(decay=0.5, save_path=tmp_path / "ema.safetensors", greater_is_better=True)
+    trainer = train(create_trainer([averaging]), 1)
+    saved = safetensors.torch.load_file(tmp_path / "ema.safetensors")
+    assert saved.keys() == adapter_weights(trainer.model).keys()
+    assert_equal(saved, adapter_weights(averaging.ema_model))
+    assert not any(torch.equal(saved[name], value) for name, value in adapter_weights(trainer.model).items())
+    other = create_trainer()
+    other.load_checkpoint(tmp_path / "ema.safetensors")
+    assert_equal(adapter_weights(other.model), saved)
 
 
 def test_other_adapters_are_refused(tmp_path: Path) -> None:

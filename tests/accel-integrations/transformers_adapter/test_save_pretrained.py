@@ -38,6 +38,17 @@ def test_a_tokenizer_is_saved_beside_the_model(tmp_path: Path) -> None:
     assert loaded("a cat")["input_ids"] == tokenizer("a cat")["input_ids"]
 
 
+def test_an_image_processor_is_saved_too(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
+    model = transformers.ViTForImageClassification(transformers.ViTConfig(**sizes, image_size=8, patch_size=4, num_labels=2))
+    processor = transformers.ViTImageProcessor(size={"height": 8, "width": 8})
+    trainer = TransformersTrainer(model, None, torch.optim.SGD(model.parameters(), lr=0.1), (), tokenizer=processor)
+    trainer.train([{"pixel_values": torch.rand(3, 8, 8), "labels": n % 2} for n in range(6)], 1)
+    trainer.save_pretrained(tmp_path / "model")
+    loaded = transformers.AutoImageProcessor.from_pretrained(tmp_path / "model")
+    assert (loaded.size["height"], loaded.size["width"]) == (8, 8)
+
+
 def test_saving_again_replaces_the_model_and_leaves_nothing_else(tmp_path: Path) -> None:
     create_trainer("tokens").save_pretrained(tmp_path / "model")
     create_trainer("classes").save_pretrained(str(tmp_path / "model"))

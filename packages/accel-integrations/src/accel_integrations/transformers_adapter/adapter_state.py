@@ -12,20 +12,20 @@ def has_adapters(model: torch.nn.Module) -> bool:
     return bool(getattr(model, "peft_config", None))
 
 
-def create_adapter_state(model: torch.nn.Module) -> dict[str, Any]:
-    """Return the entries of the model's `state_dict()` without its frozen parameters."""
-    frozen = _frozen_names(model)
+def create_adapter_state(model: torch.nn.Module, trained: torch.nn.Module) -> dict[str, Any]:
+    """Return the entries of the model's `state_dict()` without the parameters that are frozen in `trained`, of the same kind."""
+    frozen = _frozen_names(trained)
     return {name: value for name, value in model.state_dict().items() if name not in frozen}
 
 
-def load_adapter_state(model: torch.nn.Module, state: dict[str, Any]) -> None:
-    """Load what `create_adapter_state` returned; frozen parameters keep their values.
+def load_adapter_state(model: torch.nn.Module, trained: torch.nn.Module, state: dict[str, Any]) -> None:
+    """Load what `create_adapter_state` returned; parameters that are frozen in `trained` keep their values.
 
     Raises:
         RuntimeError: it is the state of other adapters.
     """
     missing, unexpected = model.load_state_dict(state, strict=False)
-    lacking = sorted(set(missing) - _frozen_names(model))
+    lacking = sorted(set(missing) - _frozen_names(trained))
     if lacking or unexpected:
         raise RuntimeError(f"it lacks {lacking[:3]}, and has {sorted(unexpected)[:3]}, which this model does not have.")
 

@@ -20,10 +20,11 @@ def create_collate_fn(model: torch.nn.Module, tokenizer: Any) -> Callable[[list[
     """Return what makes a batch of samples for `model`.
 
     With a tokenizer the samples may differ in length and are padded to the longest of the batch, labels of tokens with -100;
-    without one they have to be of one shape. Entries that the model does not take, such as the text, are left out.
+    without one, or with a processor of another kind, they have to be of one shape. Entries that the model does not take, such as
+    the text, are left out.
     """
     transformers = import_transformers()
-    if tokenizer is None:
+    if not isinstance(tokenizer, transformers.PreTrainedTokenizerBase):
         collate = transformers.default_data_collator
     elif label_shift(model) is None:
         collate = transformers.DataCollatorWithPadding(tokenizer)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from accel_core import DEFAULT_CALLBACKS, ConfigurationError, RunHistory, Traine
 from accel_core.batches import call_loss, num_samples_in
 from accel_core.dataloaders import is_ready_loader
 from accel_core.distributed import together
-from accel_core.engines import check_finite, full_model_state
+from accel_core.engines import check_finite, full_model_state, is_frozen
 
 from . import adapter_state
 from .collating import create_collate_fn
@@ -51,7 +52,8 @@ class TransformersTrainer(Trainer):
         Args:
             loss_func: from the model's outputs and `labels` to the mean loss; None takes the loss that the model returns. For
                 models that predict tokens it is the mean over the labels that count (see `count_labels`).
-            tokenizer: pads samples of different lengths where no `collate_fn` is given, and is saved by `save_pretrained`.
+            tokenizer: pads samples of different lengths where no `collate_fn` is given, and is saved by `save_pretrained`. A
+                processor of another kind, such as one of images, is only saved.
 
         Raises:
             ConfigurationError: transformers is not installed, or an argument cannot be used.
@@ -59,6 +61,7 @@ class TransformersTrainer(Trainer):
         import_transformers()
         super().__init__(model, loss_func, optimizer, callbacks, run_history, accelerator=accelerator, seed=seed)
         self.tokenizer = tokenizer
+        self._prepared_model: Callable[[], torch.nn.Module | None] = lambda: None
 
     # ------------------------------------------------------------------ what you may create
 
@@ -79,6 +82,7 @@ class TransformersTrainer(Trainer):
         self._input_names = input_names(self.model)
         self._label_shift = label_shift(self.model)
         self._makes_decoder_inputs = is_encoder_decoder(self.model)
+        self._prepared_model = weakref.ref(self.model)
         super().prepare()
 
     def _with_collate_fn(self, dataset: Any, kwargs: dict[str, Any] | None) -> dict[str, Any] | None:
@@ -150,15 +154,20 @@ class TransformersTrainer(Trainer):
     def create_model_state(self, model: torch.nn.Module) -> dict[str, Any]:
         """Return the state of the model; of one with adapters, what is trained."""
         if adapter_state.has_adapters(model):
-            return adapter_state.create_adapter_state(model)
+            return adapter_state.create_adapter_state(model, self._trained_like(model))
         return super().create_model_state(model)
 
     def load_model_state(self, model: torch.nn.Module, state: dict[str, Any]) -> None:
         """Load what `create_model_state` returned; a frozen base keeps its weights."""
         if adapter_state.has_adapters(model):
-            adapter_state.load_adapter_state(model, state)
+            adapter_state.load_adapter_state(model, self._trained_like(model), state)
         else:
             super().load_model_state(model, state)
+
+    def _trained_like(self, model: torch.nn.Module) -> torch.nn.Module:
+        """The model that says what is trained: `model`, or for averages of weights, which have no gradients, the prepared one."""
+        prepared = self._prepared_model()
+        return model if prepared is None or not is_frozen(model) else prepared
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Save model and tokenizer for `from_pretrained`: of adapters the adapters, which PEFT loads onto the base.
