@@ -14,6 +14,8 @@ from accel_core.checks import sentence
 from .import_timm import import_timm
 
 _SECONDS_TO_ANSWER = 5.0
+_WEIGHTS = ["model.safetensors", "pytorch_model.bin"]
+"""The files in which timm looks for weights, where it does not know of others."""
 
 
 def find_weights(name: str, overlay: dict[str, Any], pretrained_cfg: Any, cache_dir: str | None) -> dict[str, Any]:
@@ -31,7 +33,7 @@ def find_weights(name: str, overlay: dict[str, Any], pretrained_cfg: Any, cache_
     if source == "local-dir":
         return {}
     if source == "hf-hub":
-        if _find_cached(model_id, "config.json", cache_dir) is None:
+        if not (_find_cached(model_id, ["config.json"], cache_dir) and _find_cached(model_id, _WEIGHTS, cache_dir)):
             _check_reachable(name, import_timm("huggingface_hub").constants.ENDPOINT)
         return {}
     config = import_timm("timm.models").resolve_pretrained_cfg(model_id, pretrained_cfg, overlay)
@@ -62,18 +64,20 @@ def _find_on_hub(name: str, config: Any, cache_dir: str | None) -> dict[str, Any
     reason = _why_unreachable(hub.constants.ENDPOINT)
     if reason is None:
         return {}
-    filename = config.hf_hub_filename or "pytorch_model.bin"
-    for candidate in (filename.replace("pytorch_model.bin", "model.safetensors"), filename):
-        path = _find_cached(config.hf_hub_id, candidate, cache_dir)
-        if path is not None:
-            return {"file": path, "custom_load": config.custom_load}
-    raise _unreachable(name, hub.constants.ENDPOINT, reason)
+    own = config.hf_hub_filename
+    filenames = [own.replace("pytorch_model.bin", "model.safetensors"), own] if own else _WEIGHTS
+    path = _find_cached(config.hf_hub_id, filenames, cache_dir)
+    if path is None:
+        raise _unreachable(name, hub.constants.ENDPOINT, reason)
+    return {"file": path, "custom_load": config.custom_load}
 
 
-def _find_cached(repository: str, filename: str, cache_dir: str | None) -> str | None:
+def _find_cached(repository: str, filenames: list[str], cache_dir: str | None) -> str | None:
+    """The path of the first of the files that is in the cache."""
+    find = import_timm("huggingface_hub").try_to_load_from_cache
     repository, _, revision = repository.partition("@")
-    path = import_timm("huggingface_hub").try_to_load_from_cache(repository, filename, cache_dir, revision or None)
-    return path if isinstance(path, str) else None
+    paths = (find(repository, filename, cache_dir, revision or None) for filename in filenames)
+    return next((path for path in paths if isinstance(path, str)), None)
 
 
 def _check_reachable(name: str, address: str) -> None:
