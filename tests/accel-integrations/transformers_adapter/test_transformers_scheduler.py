@@ -57,6 +57,13 @@ def test_a_share_of_the_run_is_rounded_up_to_whole_updates(warmup: Any) -> None:
     assert train(transformers_scheduler_fn("linear", warmup)) == train(transformers_scheduler_fn("linear", 3))
 
 
+def test_a_share_that_is_a_whole_number_of_updates_is_not_rounded_up() -> None:
+    rates = Rates()
+    trainer = tiny_trainer(callbacks=[rates])
+    trainer.train(tiny_data(70), 1, None, 1, create_scheduler_fn=transformers_scheduler_fn("constant_with_warmup", 0.1))
+    assert rates.rates.index(0.1) == 7
+
+
 def test_placeholders_may_be_arguments_of_the_schedule() -> None:
     decay = TrainerPlaceholderValues.NUM_UPDATE_STEPS // 5
     by_hand = transformers_scheduler_fn("warmup_stable_decay", 3, num_decay_steps=4)

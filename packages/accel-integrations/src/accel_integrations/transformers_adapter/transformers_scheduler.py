@@ -44,19 +44,16 @@ def transformers_scheduler_fn(
     is_share = isinstance(num_warmup_steps, float) and num_warmup_steps < 1
     if num_training_steps is None and (name not in _ENDLESS or (is_share and num_warmup_steps)):
         num_training_steps = TrainerPlaceholderValues.NUM_UPDATE_STEPS
-    return functools.partial(
-        _create_scheduler,
-        name=name,
-        num_warmup_steps=num_warmup_steps * num_training_steps
-        if is_share and num_training_steps is not None
-        else num_warmup_steps,
-        num_training_steps=num_training_steps,
-        kwargs=kwargs,
-    )
+    if is_share and num_training_steps is not None:
+        num_warmup_steps = num_warmup_steps * num_training_steps
+    plan: dict[str, Any] = {"num_warmup_steps": num_warmup_steps, "num_training_steps": num_training_steps}
+    return functools.partial(_create_scheduler, name=name, **plan, kwargs=kwargs)
 
 
 def _create_scheduler(
     optimizer: Optimizer, name: str, num_warmup_steps: float, num_training_steps: int | None, kwargs: dict[str, Any]
 ) -> Any:
+    # Rounded first, since a tenth of 70 updates is 7.000000000000001.
+    whole_steps = math.ceil(round(num_warmup_steps, 6))
     get_scheduler = import_transformers().get_scheduler
-    return get_scheduler(name, optimizer, math.ceil(num_warmup_steps), num_training_steps, scheduler_specific_kwargs=kwargs)
+    return get_scheduler(name, optimizer, whole_steps, num_training_steps, scheduler_specific_kwargs=kwargs)

@@ -30,7 +30,8 @@ class TransformersTrainer(Trainer):
     counted, so that an update is that of the one big batch however long the sequences are and however they are spread over
     steps and processes. Entries that the model does not take, such as the number of a sample, stay in the batch for callbacks.
 
-    With adapters of PEFT, exports and training states hold the adapters and whatever else is trained, but not the frozen base.
+    With adapters of PEFT, exports and training states hold the adapters and whatever else is trained, but not the frozen base;
+    what engines that shard save is whole.
     """
 
     prediction_padding = IGNORED_LABEL
@@ -61,7 +62,7 @@ class TransformersTrainer(Trainer):
         import_transformers()
         super().__init__(model, loss_func, optimizer, callbacks, run_history, accelerator=accelerator, seed=seed)
         self.tokenizer = tokenizer
-        self._prepared_model: Callable[[], torch.nn.Module | None] = lambda: None
+        self._look_at_model()
 
     # ------------------------------------------------------------------ what you may create
 
@@ -79,11 +80,14 @@ class TransformersTrainer(Trainer):
 
     def prepare(self) -> None:
         """Place and wrap model and optimizer, after a look at what the model takes."""
+        self._look_at_model()
+        super().prepare()
+
+    def _look_at_model(self) -> None:
         self._input_names = input_names(self.model)
         self._label_shift = label_shift(self.model)
         self._makes_decoder_inputs = is_encoder_decoder(self.model)
-        self._prepared_model = weakref.ref(self.model)
-        super().prepare()
+        self._own_model = weakref.ref(self.model)
 
     def _with_collate_fn(self, dataset: Any, kwargs: dict[str, Any] | None) -> dict[str, Any] | None:
         if self.collate_fn is not None or is_ready_loader(dataset):
@@ -165,9 +169,9 @@ class TransformersTrainer(Trainer):
             super().load_model_state(model, state)
 
     def _trained_like(self, model: torch.nn.Module) -> torch.nn.Module:
-        """The model that says what is trained: `model`, or for averages of weights, which have no gradients, the prepared one."""
-        prepared = self._prepared_model()
-        return model if prepared is None or not is_frozen(model) else prepared
+        """The model that says what is trained: `model`, or the trainer's own for averages of weights, which have no gradients."""
+        own_model = self._own_model()
+        return own_model if is_frozen(model) and own_model is not None else model
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Save model and tokenizer for `from_pretrained`: of adapters the adapters, which PEFT loads onto the base.
