@@ -90,6 +90,7 @@ def create_elsewhere(endpoint: str, home: Path, name: str = NAME, **environment:
     return told
 
 
+@pytest.mark.slow
 def test_weights_come_from_the_hub_and_later_from_its_cache(weights: Path, tmp_path: Path) -> None:
     expected = pytest.approx(float(timm.models.load_state_dict(str(weights))["conv1.0.weight"].sum()))
     with serving(f"timm/{NAME}.r160_in1k", weights.read_bytes()) as endpoint:

@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from torch import nn
 
 from accel_core import CheckpointError, ConfigurationError, Trainer, TrainerCallback
 from accel_core import TrainerPlaceholderValues as Values
+from accel_core.distributed import share_from_main
 from accel_integrations.timm_adapter import timm_scheduler_fn
 from case_runner import BATCH_SIZE, compare, run_as_script
 from tiny import tiny_data, tiny_network
@@ -344,17 +346,37 @@ def rates_on_processes(batch_size: int, scheduler_class: type, counts: str) -> A
     return {"rates": rates, "expected": expected}
 
 
-PROCESS_CASES = {
+def resumed_on_processes(batch_size: int, scheduler_class: type, counts: str) -> Any:
+    folder = Path(share_from_main(tempfile.mkdtemp()))
+    create = timm_scheduler_fn(scheduler_class, **kwargs_of(scheduler_class, counts, warmup=True))
+    arguments = {"eval_dataset": EVAL_DATA, "per_device_batch_size": batch_size}
+    stop_after = 8  # of three updates an epoch
+    _, whole = train(create, **arguments)
+    train(create, callbacks=[StopAfter(stop_after, folder / "state")], **arguments)
+    _, resumed = train(create, resume_from=folder / "state", **arguments)
+    return {"rates": [*whole[:stop_after], *resumed], "expected": whole}
+
+
+PROCESS_CASES: dict[str, Callable[[int], Any]] = {
     f"{scheduler_class.__name__} by {counts}": functools.partial(
         rates_on_processes, scheduler_class=scheduler_class, counts=counts
     )
     for scheduler_class, counts in CASES
 }
+RESUMED_CASES: dict[str, Callable[[int], Any]] = {
+    f"{scheduler_class.__name__} by {counts}, resumed": functools.partial(
+        resumed_on_processes, scheduler_class=scheduler_class, counts=counts
+    )
+    for scheduler_class, counts in [(CosineLRScheduler, "updates"), (PlateauLRScheduler, "epochs")]
+}
 
 
 @pytest.mark.slow
 def test_two_processes_give_the_rates_of_timms_loop(tmp_path: Path) -> None:
-    outcome = compare(PROCESS_CASES, __file__, 2, tmp_path)
+    outcome = compare({**PROCESS_CASES, **RESUMED_CASES}, __file__, 2, tmp_path)
+    for name in RESUMED_CASES:
+        for result in outcome.of(name):
+            expect_equal(result["rates"], result["expected"])
     for name in PROCESS_CASES:
         for result in outcome.of(name):
             expect_equal(result["rates"], result["expected"])
@@ -363,4 +385,4 @@ def test_two_processes_give_the_rates_of_timms_loop(tmp_path: Path) -> None:
 
 
 if __name__ == "__main__":
-    run_as_script(PROCESS_CASES, ignore="PlateauLRScheduler is deprecated")
+    run_as_script({**PROCESS_CASES, **RESUMED_CASES}, ignore="PlateauLRScheduler is deprecated")
