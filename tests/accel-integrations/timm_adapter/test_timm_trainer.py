@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 from sklearn.datasets import load_digits
 from timm.data import Mixup
@@ -319,6 +320,11 @@ class TestMistakes:
     def test_rows_need_binary_targets(self, kwargs: dict[str, Any]) -> None:
         with pytest.raises(ConfigurationError, match=r"have the shape \(8, 10\), but must be class indices.*binary_targets=True"):
             create_trainer(**kwargs).train(labelled(8), 1)
+
+    def test_a_model_for_another_number_of_classes_is_refused(self) -> None:
+        model = timm.create_model("test_resnet", num_classes=7)
+        with pytest.raises(ConfigurationError, match="num_classes is 10, but the model was created for 7"):
+            TimmTrainer(model, num_classes=10)
 
     def test_rows_need_a_column_for_each_class(self) -> None:
         images, rows = labelled(8).tensors

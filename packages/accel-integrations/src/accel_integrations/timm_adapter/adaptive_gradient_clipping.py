@@ -32,6 +32,9 @@ class AdaptiveGradientClippingCallback(TrainerCallback):
     Source: https://arxiv.org/abs/2102.06171, section 4.1.
     """
 
+    order = 710
+    """After those that record the norm of the gradients as they come."""
+
     def __init__(self, clip_factor: float = 0.01, eps: float = 1e-3) -> None:
         check_positive("clip_factor", clip_factor, "The paper uses 0.01; larger values clip less.")
         check_positive("eps", eps, "The paper uses 1e-3.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -74,17 +74,7 @@ class TimmTrainer(Trainer):
         https://arxiv.org/abs/2110.00476, section 4.2.
         """
         import_timm()
-        check_whole_number("num_classes", num_classes, "Pass the number of classes of the targets.")
-        _check_number("mixup_alpha", mixup_alpha, math.inf, "Use 0 for no mixup, 0.8 for strong mixing.")
-        _check_number("cutmix_alpha", cutmix_alpha, math.inf, "Use 0 for no cutmix, 1 for patches of any size.")
-        _check_number("mixup_probability", mixup_probability, 1, "Use 1 to mix always.")
-        _check_number("mixup_switch_probability", mixup_switch_probability, 1, "Use 0.5 for as much mixup as cutmix.")
-        _check_number("label_smoothing", label_smoothing, 0.999, "Use 0.1, or 0 for none.")
-        if binary_target_threshold is not None:
-            _check_number("binary_target_threshold", binary_target_threshold, 1, "Use 0.2, or None for soft targets.")
-        check_choice("mixup_mode", mixup_mode, ("batch", "pair", "elem"))
-        check_choice("binary_targets", binary_targets, (True, False))
-        check_callable("eval_loss_func", eval_loss_func, "Pass a function such as torch.nn.functional.cross_entropy.")
+        _check_arguments(locals())
         is_mixed = mixup_alpha > 0 or cutmix_alpha > 0
         _check_loss(loss_func, label_smoothing, is_mixed, binary_targets, binary_target_threshold)
         self.num_classes = num_classes
@@ -181,6 +171,31 @@ class _BinaryLoss(nn.Module):
     def forward(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         result: torch.Tensor = self.loss(outputs, targets if targets.ndim == 1 else targets.to(outputs.dtype))
         return result
+
+
+def _check_arguments(arguments: Mapping[str, Any]) -> None:
+    """Raise unless each can be used."""
+    num_classes, threshold = arguments["num_classes"], arguments["binary_target_threshold"]
+    check_whole_number("num_classes", num_classes, "Pass the number of classes of the targets.")
+    num_outputs = getattr(arguments["model"], "num_classes", num_classes)
+    if num_outputs != num_classes:
+        raise ConfigurationError(
+            f"num_classes is {num_classes}, but the model was created for {num_outputs}. Give both the same number."
+        )
+    for name, most, way_out in (
+        ("mixup_alpha", math.inf, "Use 0 for no mixup, 0.8 for strong mixing."),
+        ("cutmix_alpha", math.inf, "Use 0 for no cutmix, 1 for patches of any size."),
+        ("mixup_probability", 1, "Use 1 to mix always."),
+        ("mixup_switch_probability", 1, "Use 0.5 for as much mixup as cutmix."),
+        ("label_smoothing", 0.999, "Use 0.1, or 0 for none."),
+    ):
+        _check_number(name, arguments[name], most, way_out)
+    if threshold is not None:
+        _check_number("binary_target_threshold", threshold, 1, "Use 0.2, or None for soft targets.")
+    check_choice("mixup_mode", arguments["mixup_mode"], ("batch", "pair", "elem"))
+    check_choice("binary_targets", arguments["binary_targets"], (True, False))
+    way_out = "Pass a function such as torch.nn.functional.cross_entropy."
+    check_callable("eval_loss_func", arguments["eval_loss_func"], way_out)
 
 
 def _check_number(name: str, value: Any, most: float, way_out: str) -> None:
