@@ -21,7 +21,7 @@ The file is its own script: a launch costs seconds, so it runs all cases of the 
 import dataclasses
 import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,23 +55,41 @@ class Outcome:
         return self._alone[case]
 
 
-def compare(cases: Cases, script: str, processes: int, folder: Path, timeout: float = 200.0) -> Outcome:
-    """Run `cases` on several processes, with a time limit that kills them and fails."""
-    environment = {"PYTHONPATH": str(Path(__file__).parent)}
-    launch(Path(script), processes=processes, args=[processes, folder], timeout=timeout, env=environment)
+def compare(
+    cases: Cases,
+    script: str,
+    processes: int,
+    folder: Path,
+    timeout: float = 200.0,
+    args: Sequence[object] = (),
+    env: Mapping[str, str] | None = None,
+) -> Outcome:
+    """Run `cases` on several processes, with a time limit that kills them and fails.
+
+    Args:
+        args: further ones of the script, from `sys.argv[3]` on.
+        env: added to the environment.
+    """
+    environment = {"PYTHONPATH": str(Path(__file__).parent), **(env or {})}
+    launch(Path(script), processes=processes, args=[processes, folder, *args], timeout=timeout, env=environment)
     results = [torch.load(folder / f"{index}.pt", weights_only=False) for index in range(processes)]
     return Outcome(processes, results, cases)
 
 
-def run_as_script(cases: Cases, ignore: str | None = None) -> None:
+def run_as_script(
+    cases: Cases,
+    ignore: str | None = None,
+    create_accelerator: Callable[[], Accelerator] = Accelerator,
+    distributed_type: DistributedType = DistributedType.MULTI_CPU,
+) -> None:
     """Run `cases` on one of the processes that `compare` has launched; warnings are errors but for those that are ignored."""
     warnings.simplefilter("error")
     if ignore is not None:
         warnings.filterwarnings("ignore", message=ignore)
     processes, folder = int(sys.argv[1]), Path(sys.argv[2])
-    accelerator = Accelerator()
+    accelerator = create_accelerator()
     assert accelerator.num_processes == processes, accelerator.num_processes
-    assert accelerator.distributed_type == DistributedType.MULTI_CPU, accelerator.distributed_type
+    assert accelerator.distributed_type == distributed_type, accelerator.distributed_type
     index, results = accelerator.process_index, {}
     for name, case in cases.items():
         print(f"process {index}: {name}", flush=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -173,13 +174,14 @@ class BaseTrainer:
 
         The keys are `model_state_dict`, `optimizer_state_dict`, `scheduler_state_dict` and those of `checkpoint_kwargs`. Every
         process takes part; the main one writes. Raises `CheckpointError` if parameters are not finite: nothing has changed then.
+        The optimizer of an engine that shards (FSDP, DeepSpeed) is left out: it is in the training state.
         """
         engines.check_finite(self.model)
         content = {
             "model_state_dict": engines.full_model_state(self.accelerator, self.model, self.create_model_state),
             **(checkpoint_kwargs or {}),
         }
-        if save_optimizer and self.optimizer is not None:
+        if save_optimizer and self.optimizer is not None and not engines.is_sharded(self.accelerator):
             content["optimizer_state_dict"] = self.optimizer.state_dict()
         if save_scheduler and self.scheduler is not None:
             content["scheduler_state_dict"] = self.scheduler.state_dict()
@@ -190,8 +192,10 @@ class BaseTrainer:
     ) -> dict[str, Any]:
         """Load an export, and return what is in it. The main process reads; every process takes part."""
         content: dict[str, Any] = together(lambda: read_export(Path(checkpoint_path)), self.is_main_process)
-        model, state = self.get_model(keep_torch_compile=False), content["model_state_dict"]
-        engines.load_model_state(model, state, Path(checkpoint_path), self.load_model_state)
+        model, state, load = self.get_model(keep_torch_compile=False), content["model_state_dict"], self.load_model_state
+        if engines.is_sharded(self.accelerator) and self._prepared is not None:
+            load = functools.partial(engines.load_full_state, self.accelerator, self._prepared.model)
+        engines.load_model_state(model, state, Path(checkpoint_path), load)
         if load_optimizer and "optimizer_state_dict" in content:
             self.optimizer.load_state_dict(content["optimizer_state_dict"])
         if load_scheduler and self.scheduler is not None and "scheduler_state_dict" in content:
@@ -259,12 +263,12 @@ class BaseTrainer:
         """Restore model, optimizer, scheduler, progress and history; the place in the loop comes later."""
         accelerator, self._before = self.accelerator, None
         saved_processes = state["launched"]["num_processes"]
+        engines.check_engine_files(folder, accelerator, saved_processes, self.trust_engine_files)
         place = read_place(folder, accelerator.process_index, accelerator.num_processes, saved_processes)
         self._place, self._place_folder = place, folder
         self.callbacks.load_state_dict(place["callbacks"])
         self.load_state_dict(place["trainer"])
-        parts, trust = self._prepared_parts(), self.trust_engine_files
-        engines.load_state(folder, self.accelerator, parts, self.scheduler, self.load_model_state, trust)
+        engines.load_state(folder, self.accelerator, self._prepared_parts(), self.scheduler, self.load_model_state)
         self.run_progress = RunProgress(**state["run_progress"])
         self.run_history.load_state_dict(state["run_history"])
 

@@ -14,6 +14,12 @@ from accelerate.utils import gather_object
 from .errors import ConfigurationError
 
 
+def check_processes(num_processes: int) -> None:
+    """Check that the processes see each other, and let them end in peace: what every run begins with."""
+    check_processes_see_each_other(num_processes)
+    close_process_group_at_exit()
+
+
 def check_processes_see_each_other(num_processes: int) -> None:
     """Raise `ConfigurationError` if a launcher started several processes that do not know of each other."""
     launched = int(os.environ.get("WORLD_SIZE", "1"))

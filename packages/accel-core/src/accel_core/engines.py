@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,17 @@ from . import durable_files, training_state
 from .distributed import broadcast_from_main, gather_values
 from .errors import CheckpointError, ConfigurationError, NotFiniteError
 from .random_state import keep_random_state
+from .sharded_engines import LEFT_TO_ENGINE as LEFT_TO_ENGINE
+from .sharded_engines import check_engine_files as check_engine_files
+from .sharded_engines import check_left_to_engine as check_left_to_engine
+from .sharded_engines import configured as configured
+from .sharded_engines import has_collective_forward as has_collective_forward
+from .sharded_engines import has_own_backward as has_own_backward
+from .sharded_engines import is_sharded as is_sharded
+from .sharded_engines import load_full_state as load_full_state
+from .sharded_engines import own_part
+from .sharded_engines import set_clipping as set_clipping
 
-_OWN_BACKWARD = (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
-_SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 CreateState = Callable[[torch.nn.Module], dict[str, Any]]
 LoadState = Callable[[torch.nn.Module, dict[str, Any]], None]
 
@@ -81,21 +90,6 @@ def find_ddp(model: torch.nn.Module) -> DistributedDataParallel | None:
     return wrapper if isinstance(wrapper, DistributedDataParallel) else None
 
 
-def is_sharded(accelerator: Accelerator) -> bool:
-    """Whether the engine spreads parameters over the processes, and saves and loads them itself."""
-    return accelerator.distributed_type in _SHARDED
-
-
-def has_own_backward(accelerator: Accelerator) -> bool:
-    """Whether the engine changes the parameters inside backward."""
-    return accelerator.distributed_type in _OWN_BACKWARD
-
-
-def has_collective_forward(accelerator: Accelerator) -> bool:
-    """Whether a forward communicates, so that every process has to do the same number of them."""
-    return accelerator.num_processes > 1 and accelerator.distributed_type in (*_SHARDED, DistributedType.XLA)
-
-
 def is_direct(accelerator: Accelerator, optimizer: Any) -> bool:
     """Whether Accelerate has nothing to add to `backward`, `step` and `zero_grad`.
 
@@ -103,18 +97,21 @@ def is_direct(accelerator: Accelerator, optimizer: Any) -> bool:
     a signature at every `zero_grad`. A scaler, XLA, engines with a backward of their own, and LOMO go the long way.
     """
     lomo = type(getattr(optimizer, "optimizer", optimizer)).__name__ in ("Lomo", "AdaLomo")
-    own = accelerator.distributed_type in (*_OWN_BACKWARD, DistributedType.XLA)
+    own = has_own_backward(accelerator) or accelerator.distributed_type == DistributedType.XLA
     return accelerator.scaler is None and not own and not lomo
 
 
-def choose_backward(accelerator: Accelerator, optimizer: Any) -> Callable[[torch.Tensor], None]:
-    """Return the function that computes the gradients of a loss."""
-    return _plain_backward if is_direct(accelerator, optimizer) else accelerator.backward
+def choose_way(accelerator: Accelerator, optimizer: Any) -> tuple[Callable[[torch.Tensor], None], Any]:
+    """Return the function that computes gradients, and the object whose `step` and `zero_grad` are called."""
+    if is_direct(accelerator, optimizer):
+        return _plain_backward, getattr(optimizer, "optimizer", optimizer)
+    return accelerator.backward, optimizer
 
 
-def choose_optimizer(accelerator: Accelerator, optimizer: Any) -> Any:
-    """Return the object whose `step` and `zero_grad` are called: the user's own optimizer where that is enough."""
-    return getattr(optimizer, "optimizer", optimizer) if is_direct(accelerator, optimizer) else optimizer
+def was_skipped(accelerator: Accelerator) -> bool:
+    """Whether the gradients of the update were not finite in float16, so that it changed nothing."""
+    has_scaler = accelerator.scaler is not None or accelerator.distributed_type == DistributedType.DEEPSPEED
+    return has_scaler and bool(accelerator.optimizer_step_was_skipped)
 
 
 def renew_step(optimizer: Any) -> None:
@@ -133,6 +130,7 @@ def gradient_sync(accelerator: Accelerator, model: torch.nn.Module, is_last: boo
         return _NOTHING
     if has_own_backward(accelerator):
         accelerator.gradient_state._set_sync_gradients(is_last)
+        return _NOTHING
     return _NOTHING if is_last else accelerator.no_sync(model)
 
 
@@ -170,48 +168,28 @@ def evaluation_mode(model: torch.nn.Module) -> Iterator[torch.nn.Module]:
             module.training = training
 
 
-LEFT_TO_ENGINE = ("optimizer_step", "optimizer_zero_grad", "clip_gradients")
-
-
-def check_left_to_engine(accelerator: Accelerator, overridden: list[str], arguments: dict[str, Any]) -> None:
-    """Raise if something was asked for that an engine which steps inside backward does itself."""
-    if not has_own_backward(accelerator):
-        return
-    engine = accelerator.distributed_type.value
-    if overridden:
-        raise ConfigurationError(
-            f"{overridden} are overridden, but {engine} does that inside backward. Remove them, or use DDP or FSDP."
-        )
-    for name in ("gradient_clip_value", "gradient_clip_norm"):
-        if arguments[name] is not None:
-            raise ConfigurationError(
-                f"{name} is {arguments[name]}, but {engine} clips inside backward. Leave it out, and set gradient_clipping in "
-                f"the configuration of {engine}."
-            )
-
-
 def multiply_gradients(accelerator: Accelerator, model: torch.nn.Module, optimizer: Any, factor: float | torch.Tensor) -> None:
     """Multiply all gradients by `factor`, where they are not in the parameters already; also those of a loss module."""
     if has_own_backward(accelerator):
+        if math.isclose(factor, 1.0):
+            return
         raise ConfigurationError(
             f"The items of an update differ from the plan, but {accelerator.distributed_type.value} has changed the parameters "
             f"inside backward already. Override count_items(batch), which counts beforehand."
         )
     parameters = {*model.parameters(), *(parameter for group in optimizer.param_groups for parameter in group["params"])}
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    gradients = [own_part(parameter.grad) for parameter in parameters if parameter.grad is not None]
     torch._foreach_mul_(gradients, factor)
 
 
 def share_buffers(model: torch.nn.Module) -> None:
     """Give every process the main process's buffers. Every process takes part."""
-    ddp = find_ddp(model)
-    if ddp is not None:
-        broadcast_from_main(ddp.module.buffers())
+    broadcast_from_main(model.buffers())
 
 
 def check_finite(model: torch.nn.Module) -> None:
     """Raise on every process if a parameter is not finite on any. Every process takes part."""
-    bad = next((name for name, parameter in model.named_parameters() if not torch.isfinite(parameter).all()), None)
+    bad = next((name for name, parameter in model.named_parameters() if not torch.isfinite(own_part(parameter)).all()), None)
     found = next((name for name in gather_values(bad) if name), None)
     if found:
         raise NotFiniteError(
@@ -224,7 +202,9 @@ def full_model_state(accelerator: Accelerator, model: torch.nn.Module, create_st
     """State of the unwrapped and uncompiled model, with the main process's buffers. Every process takes part."""
     share_buffers(model)
     if is_sharded(accelerator):
-        return accelerator.get_state_dict(model)  # type: ignore[no-any-return]
+        # Outside of a run the model is the user's own, which DeepSpeed keeps inside of what can gather it.
+        wrapped = next((engine for engine in accelerator._models if getattr(engine, "module", None) is model), model)
+        return accelerator.get_state_dict(wrapped)  # type: ignore[no-any-return]
     return create_state(accelerator.unwrap_model(model, keep_torch_compile=False))
 
 
@@ -243,22 +223,18 @@ def main_files(accelerator: Accelerator, prepared: Prepared, scheduler: Any, cre
     return files
 
 
-def load_state(folder: Path, accelerator: Accelerator, prepared: Prepared, scheduler: Any, load: LoadState, trust: bool) -> None:
+def load_state(folder: Path, accelerator: Accelerator, prepared: Prepared, scheduler: Any, load: LoadState) -> None:
     """Load what `main_files` and the engine have written. Every process takes part."""
     if is_sharded(accelerator):
-        if not trust:
-            raise ConfigurationError(
-                f"'{folder}' has sharded files, which {accelerator.distributed_type.value} unpickles: code in them would run. If "
-                f"you trust them, set trainer.trust_engine_files = True."
-            )
         accelerator.load_state(str(folder / "engine"))
     else:
         model = accelerator.unwrap_model(prepared.model, keep_torch_compile=False)
         load_model_state(model, training_state.read_model_state(folder), folder, load)
         if prepared.optimizer is not None:
             load_into("optimizer.pt", folder, getattr(prepared.optimizer, "optimizer", prepared.optimizer))
-            # It has stepped before. Else torch warns of a scheduler that steps first, as at the end of an epoch.
-            prepared.user_optimizer._opt_called = True
+    if prepared.optimizer is not None:
+        # It has stepped before. Else torch warns of a scheduler that steps first, as at the end of an epoch.
+        prepared.user_optimizer._opt_called = True
     if scheduler is not None:
         load_into("scheduler.pt", folder, scheduler)
     if accelerator.scaler is not None and (folder / "scaler.pt").exists():

@@ -102,7 +102,9 @@ class Trainer(BaseTrainer):
         if eval_dataset is not None:
             self._check_can_run("train", "calculate_eval_batch_loss")
         checks.check_train_arguments(train_dataset, eval_dataset, arguments)
-        checks.check_trainable(self.model, self.optimizer, vars(self))
+        # DeepSpeed has exchanged what the optimizer holds when it was prepared.
+        if self._prepared is None or not engines.has_own_backward(self.accelerator):
+            checks.check_trainable(self.model, self.optimizer, vars(self))
         state = None if resume_from is None else training_state.open_training_state(resume_from)
         with self._running():
             self.train_dataset, self.eval_dataset, self.collate_fn = train_dataset, eval_dataset, collate_fn
@@ -186,13 +188,15 @@ class Trainer(BaseTrainer):
         for told in limit_loaders(self.callbacks, self.train_dataloader, self.eval_dataloader):
             self.print(told)
         self.run_config = self.create_run_config(**arguments)
+        overridden = [name for name in engines.LEFT_TO_ENGINE if getattr(type(self), name) is not getattr(Trainer, name)]
+        self._counts_ahead = type(self).count_items is not Trainer.count_items
+        has_plan = self.train_dataloader.is_sized or self._counts_ahead
+        engines.check_left_to_engine(self.accelerator, overridden, arguments, has_plan)
         self._prepare_once()
+        engines.set_clipping(self.accelerator, self.model, arguments["gradient_clip_norm"])
         self.agreement = Agreement(self.device)
         self.train_loss, self._train_logs = LossTracker(self.device), MeanTrackers(self.device)
         self._is_first_step, self._is_cut_short = True, False
-        self._counts_ahead = type(self).count_items is not Trainer.count_items
-        overridden = [name for name in engines.LEFT_TO_ENGINE if getattr(type(self), name) is not getattr(Trainer, name)]
-        engines.check_left_to_engine(self.accelerator, overridden, arguments)
         self._stepping_optimizer.zero_grad()
         self.scheduler = self.create_scheduler()
         engines.renew_step(self.optimizer)
@@ -239,12 +243,12 @@ class Trainer(BaseTrainer):
         if self._prepared is None or not self._prepared.is_of(self.model, self.optimizer):
             self.callbacks.on_prepare_start(self)
             user_parts = (self.model, self.optimizer)
-            self.prepare()
+            with engines.configured(self.accelerator, self._arguments.get("per_device_batch_size", 1)):
+                self.prepare()
             self._prepared = engines.Prepared(*user_parts, self.model, self.optimizer)
         self.model, self.optimizer = self._prepared.model, self._prepared.optimizer
         engines.move_modules(vars(self), self.device)
-        self._backward = engines.choose_backward(self.accelerator, self.optimizer)
-        self._stepping_optimizer = engines.choose_optimizer(self.accelerator, self.optimizer)
+        self._backward, self._stepping_optimizer = engines.choose_way(self.accelerator, self.optimizer)
 
     @contextlib.contextmanager
     def _running(self) -> Iterator[None]:
@@ -357,7 +361,7 @@ class Trainer(BaseTrainer):
         self.clip_gradients()
         self._before = None
         self.optimizer_step()
-        was_skipped = self.accelerator.scaler is not None and self.accelerator.optimizer_step_was_skipped
+        was_skipped = engines.was_skipped(self.accelerator)
         if self._scheduler_interval != "epoch" and not was_skipped:
             self.scheduler_step()
         self.optimizer_zero_grad()

@@ -52,9 +52,11 @@ class UpdateGroup:
         steps = list(self.steps)
         counts = [0 if step.is_idle else count_items(step.batch) for step in steps]
         numbers = [count for count in counts if count is not None]
-        if len(numbers) == len(counts):
+        # Also a process that could not count takes part, so that none waits for it.
+        total, num_uncounted = sum_over_processes([sum(numbers), len(counts) - len(numbers)], device)
+        if not num_uncounted:
             steps = [step._replace(planned_items=count) for step, count in zip(steps, numbers, strict=True)]
-            self.planned_items = sum_over_processes([sum(numbers)], device)[0] / num_processes
+            self.planned_items = total / num_processes
             self.is_counted_ahead = True
         self.steps = iter(steps)
 

@@ -1,0 +1,447 @@
+"""The same script on FSDP2 and DeepSpeed, as far as a CPU can show: two processes on gloo, compared with one.
+
+FSDP2 refuses a CPU in Accelerate, so its state is set by hand here. DeepSpeed is found in the folder of ACCEL_TEST_DEEPSPEED,
+into which `hatch run install-deepspeed` puts it: in the environment itself, Accelerate would import it in every test.
+"""
+
+import contextlib
+import io
+import os
+import runpy
+import sys
+import tempfile
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator, DeepSpeedPlugin, DistributedType, FullyShardedDataParallelPlugin, InitProcessGroupKwargs
+from accelerate.state import PartialState
+from accelerate.utils import broadcast_object_list
+from torch import nn
+from torch.utils.data import IterableDataset, TensorDataset
+
+from accel_callbacks import SaveBestModelCallback
+from accel_core import (
+    CheckpointError,
+    ConfigurationError,
+    TerminateOnNaNCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerPlaceholderValues,
+)
+from accel_core.durable_files import read_tensors
+from accel_core.sharded_engines import own_part
+from case_runner import compare, run_as_script
+
+ROOT = Path(__file__).parents[2]
+DEEPSPEED = Path(os.environ.get("ACCEL_TEST_DEEPSPEED", ROOT / ".venv-deepspeed"))
+ENGINES = {"fsdp2": DistributedType.FSDP, "zero1": DistributedType.DEEPSPEED}
+ENGINES |= {"zero2": DistributedType.DEEPSPEED, "zero3": DistributedType.DEEPSPEED}
+NUM_TOKENS = 6
+ONE_CYCLE = partial(
+    torch.optim.lr_scheduler.OneCycleLR, max_lr=0.3, total_steps=TrainerPlaceholderValues.NUM_UPDATE_STEPS, base_momentum=0.5
+)
+
+
+def create_accelerator(engine):
+    """An accelerator with this engine, whose state all that are made afterwards share."""
+    if engine == "fsdp2":
+        accelerator = Accelerator(cpu=True)
+        PartialState._shared_state["distributed_type"] = accelerator.state.distributed_type = DistributedType.FSDP
+        accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(
+            fsdp_version=2,
+            auto_wrap_policy="size_based_wrap",
+            min_num_params=10,
+            state_dict_type="SHARDED_STATE_DICT",
+            cpu_ram_efficient_loading=False,
+        )
+        return accelerator
+    plugin = DeepSpeedPlugin(zero_stage=int(engine[-1]), zero3_init_flag=False)
+    return Accelerator(deepspeed_plugin=plugin, kwargs_handlers=[InitProcessGroupKwargs(backend="gloo")])
+
+
+def make_data(num_samples, num_targets=()):
+    generator = torch.Generator().manual_seed(num_samples)
+    inputs = torch.randn(num_samples, 5, generator=generator)
+    return TensorDataset(inputs, torch.randint(0, 3, (num_samples, *num_targets), generator=generator), torch.arange(num_samples))
+
+
+def make_model():
+    torch.manual_seed(3)
+    return nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 3))
+
+
+def make_trainer(callbacks=(), trainer_class=Trainer, model=None, optimizer_class=torch.optim.AdamW):
+    model = make_model() if model is None else model
+    optimizer = optimizer_class(model.parameters(), lr=0.05)
+    return trainer_class(model, nn.CrossEntropyLoss(), optimizer, callbacks, seed=7)
+
+
+def shared_folder():
+    return Path(broadcast_object_list([tempfile.mkdtemp()])[0])
+
+
+def exported(trainer):
+    path = shared_folder() / "model.safetensors"
+    trainer.save_checkpoint(path)
+    return read_tensors(path)
+
+
+def outcome_of(trainer):
+    return {
+        "weights": exported(trainer),
+        "history": {f"{r['name']} {r['epoch']}/{r['update']}": r["value"] for r in trainer.run_history.to_records()},
+        "updates": trainer.run_progress.updates_completed,
+        "is stopped": trainer.stop_reason == "enough",
+    }
+
+
+class Export(TrainerCallback):
+    """Exports at the end of the run, while the model is wrapped."""
+
+    order = 1
+
+    def on_training_run_end(self, trainer):
+        self.weights = exported(trainer)
+
+
+def train(batch_size, data=None, callbacks=(), trainer_class=Trainer, accumulation=3, model=None, **kwargs):
+    """Train on uneven data, with windows that are shorter at the end."""
+    trainer = make_trainer(callbacks, trainer_class, model)
+    kwargs = {"num_epochs": 2, "eval_dataset": make_data(13), **kwargs}
+    data = make_data(37) if data is None else data
+    trainer.train(data, per_device_batch_size=batch_size, gradient_accumulation_steps=accumulation, **kwargs)
+    return outcome_of(trainer)
+
+
+def evaluate_and_predict(batch_size):
+    """Sizes at which one process has no sample, before and after the model was trained."""
+    trainer = make_trainer()
+    before = [trainer.evaluate(make_data(n), per_device_batch_size=batch_size) for n in (13, 1)]
+    trainer.train(make_data(37), 1, per_device_batch_size=batch_size, gradient_clip_norm=0.05)
+    after = [trainer.evaluate(make_data(n), per_device_batch_size=batch_size) for n in (61, 13, 5, 3, 1)]
+    return before, after, [trainer.predict(make_data(n), per_device_batch_size=batch_size) for n in (13, 1)]
+
+
+class EvaluateInMidEpoch(TrainerCallback):
+    def on_optimizer_step_end(self, trainer):
+        trainer.run_eval_epoch(is_intermediate=True, metric_prefix="intermediate_eval")
+
+
+class StopAt(TrainerCallback):
+    """Asks on the last process only, in the last update of an epoch, from within a step."""
+
+    def on_train_step_end(self, trainer, **kwargs):
+        accelerator = trainer.accelerator
+        is_last = accelerator.process_index == accelerator.num_processes - 1
+        if is_last and trainer.run_progress.updates_completed == 5:
+            trainer.request_stop("enough")
+
+
+class TokenTrainer(Trainer):
+    """A loss that is the mean over the tokens that count, of which each sample has another number."""
+
+    def targets_of(self, batch):
+        targets = batch[1].clone()
+        targets[torch.arange(NUM_TOKENS) > (batch[2] % NUM_TOKENS)[:, None]] = -100
+        return targets
+
+    def calculate_train_batch_loss(self, batch):
+        outputs, targets = self.model(batch[0]).reshape(-1, NUM_TOKENS, 3), self.targets_of(batch)
+        loss = nn.functional.cross_entropy(outputs.flatten(0, 1), targets.flatten())
+        count = (targets != -100).sum()
+        return {"loss": loss, "model_outputs": outputs, "batch_size": len(targets), "num_items_in_batch": count}
+
+
+class TokensCountedAhead(TokenTrainer):
+    def count_items(self, batch):
+        return int((self.targets_of(batch) != -100).sum())
+
+
+class SamplesCountedAhead(Trainer):
+    def count_items(self, batch):
+        return len(batch[0])
+
+
+def train_tokens(batch_size, trainer_class):
+    torch.manual_seed(3)
+    model = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 3 * NUM_TOKENS))
+    data = make_data(37, (NUM_TOKENS,))
+    return train(batch_size, data, trainer_class=trainer_class, model=model, eval_dataset=None)
+
+
+class Stream(IterableDataset):
+    def __init__(self, data):
+        self.data = data
+
+    def __iter__(self):
+        return iter([self.data[index] for index in range(len(self.data))])
+
+
+def keep_all(samples):
+    return torch.utils.data.default_collate(samples)
+
+
+class SaveAt(TrainerCallback):
+    def __init__(self, folder):
+        self.folder = folder
+
+    def on_optimizer_step_end(self, trainer):
+        if trainer.run_progress.updates_completed == 7:
+            trainer.save_training_state(self.folder / "state")
+
+
+def save_and_resume(batch_size):
+    """From the middle of an epoch, with a scheduler, in another trainer whose weights are others."""
+    folder = shared_folder()
+    kwargs = {"per_device_batch_size": batch_size, "eval_dataset": make_data(13), "create_scheduler_fn": ONE_CYCLE}
+    whole, rest = make_trainer([SaveAt(folder)]), make_trainer()
+    with torch.no_grad():
+        rest.model[0].weight.zero_()
+    whole.train(make_data(37), 3, **kwargs)
+    refused = None
+    try:
+        rest.train(make_data(37), 3, resume_from=folder / "state", **kwargs)
+    except ConfigurationError as error:
+        refused = str(error)
+    rest = make_trainer()
+    rest.trust_engine_files = True
+    rest.train(make_data(37), 3, resume_from=folder / "state", **kwargs)
+    return {
+        "whole": outcome_of(whole),
+        "rest": outcome_of(rest),
+        "refused": refused,
+        "files": sorted(os.listdir(folder / "state")),
+    }
+
+
+def export_and_load(batch_size):
+    """The best weights are in the model at the end of the first run, and the second goes on from them, whatever came before."""
+    path = shared_folder() / "best.pt"
+    kwargs = {"per_device_batch_size": batch_size, "eval_dataset": make_data(13)}
+    best = SaveBestModelCallback(path, watch_metric="train_loss_epoch", greater_is_better=True)
+    first = make_trainer([best], optimizer_class=torch.optim.SGD)
+    first.train(make_data(37), 3, **kwargs)
+    first.train(make_data(37), 1, **kwargs)
+    other = make_trainer(optimizer_class=torch.optim.SGD)
+    other.load_checkpoint(path, load_optimizer=False)
+    other.train(make_data(37), 1, **kwargs)
+    keys = sorted(torch.load(path, weights_only=True))
+    return {"first": exported(first), "other": exported(other), "keys": keys}
+
+
+def poison(batch_size):
+    """From the third update on a weight that the last process holds is not finite; no process writes it down."""
+    folder = shared_folder()
+
+    class Poison(TrainerCallback):
+        error = None
+
+        def on_optimizer_step_end(self, trainer):
+            accelerator, update = trainer.accelerator, trainer.run_progress.updates_completed
+            if update == 3 and accelerator.process_index == accelerator.num_processes - 1:
+                with torch.no_grad():
+                    for parameter in trainer.model.parameters():
+                        own_part(parameter).fill_(float("inf"))
+            try:
+                trainer.save_training_state(folder / f"update_{update}")
+            except CheckpointError as error:
+                self.error = str(error)
+
+    listener = Poison()
+    trainer = make_trainer([listener])
+    trainer.train(make_data(37), max_num_train_steps=3, per_device_batch_size=batch_size)
+    return {"error": listener.error, "saved": sorted(os.listdir(folder))}
+
+
+def diverge(batch_size):
+    """The loss of the last process is not a number in the third update."""
+    accelerator, losses = Accelerator(), []
+
+    def loss_func(outputs, targets):
+        losses.append(nn.functional.cross_entropy(outputs, targets))
+        is_last = accelerator.process_index == accelerator.num_processes - 1
+        return losses[-1] * (float("nan") if len(losses) == 3 and is_last else 1.0)
+
+    trainer = make_trainer([TerminateOnNaNCallback])
+    trainer.loss_func = loss_func
+    trainer.train(make_data(37), 2, per_device_batch_size=batch_size)
+    return {"updates": trainer.run_progress.updates_completed, "reason": trainer.stop_reason}
+
+
+def normalise(batch_size):
+    """Batch statistics are those of the main process when the model is evaluated and exported."""
+    torch.manual_seed(3)
+    export = Export()
+    model = nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))
+    trainer = make_trainer([export], model=model)
+    trainer.train(make_data(36), 1, per_device_batch_size=batch_size)
+    measured = trainer.evaluate(make_data(13), per_device_batch_size=batch_size)
+    alone = nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.Linear(8, 3)).eval()
+    alone.load_state_dict(export.weights)
+    inputs, targets, _ = make_data(13).tensors
+    with torch.no_grad():
+        return measured["evaluation_loss"], nn.functional.cross_entropy(alone(inputs), targets).item()
+
+
+class OwnStep(Trainer):
+    def optimizer_step(self):
+        super().optimizer_step()
+
+
+def refuse(batch_size):
+    """What an engine cannot do is said before anything has changed."""
+    data = make_data(37)
+    runs = {
+        "clipping by value": (make_trainer(), data, {"gradient_clip_value": 0.1}),
+        "own step": (make_trainer(trainer_class=OwnStep), data, {}),
+        "stream": (make_trainer(), Stream(data), {}),
+    }
+    told = {}
+    for name, (trainer, train_data, kwargs) in runs.items():
+        before = [parameter.clone() for parameter in trainer.model.parameters()]
+        try:
+            trainer.train(train_data, 1, per_device_batch_size=batch_size, **kwargs)
+        except ConfigurationError as error:
+            told[name] = str(error)
+            assert all(map(torch.equal, before, trainer.model.parameters()))
+    try:
+        train_tokens(batch_size, TokenTrainer)
+    except ConfigurationError as error:
+        told["tokens"] = str(error)
+    return told
+
+
+def run_example(batch_size):
+    """What examples/06_two_processes.py prints, as it stands."""
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        runpy.run_path(str(ROOT / "examples" / "06_two_processes.py"), run_name="__main__")
+    return printed.getvalue().splitlines()
+
+
+EQUAL = {
+    "uneven": train,
+    "without accumulation": partial(train, accumulation=1, create_scheduler_fn=ONE_CYCLE),
+    "clipped by norm": partial(train, gradient_clip_norm=0.05),
+    "clipped hardly": partial(train, gradient_clip_norm=100.0),
+    "limited updates": partial(train, accumulation=2, num_epochs=None, max_num_train_steps=5),
+    "mid-epoch evaluation": partial(train, callbacks=[EvaluateInMidEpoch()]),
+    "stopped in the last update of an epoch": partial(train, callbacks=[StopAt()], accumulation=2, num_epochs=5),
+    "less than a step": lambda batch_size: train(batch_size, make_data(1)),
+    "own collate": partial(train, collate_fn=keep_all),
+    "tokens counted ahead": partial(train_tokens, trainer_class=TokensCountedAhead),
+    "iterable": lambda batch_size: train(batch_size, Stream(make_data(37)), trainer_class=SamplesCountedAhead),
+}
+CASES = {
+    **EQUAL,
+    "evaluation": evaluate_and_predict,
+    "resume": save_and_resume,
+    "export": export_and_load,
+    "poison": poison,
+    "nan": diverge,
+    "batch norm": normalise,
+    "refusals": refuse,
+    "example": run_example,
+}
+
+
+def launched(engine, folder):
+    env = {}
+    if engine != "fsdp2":
+        if not (DEEPSPEED / "deepspeed").is_dir():
+            pytest.skip(f"DeepSpeed is not in {DEEPSPEED}: `hatch run install-deepspeed` puts it there")
+        path = os.pathsep.join([str(ROOT / "tests"), str(DEEPSPEED)])
+        env = {"PYTHONPATH": path, "DS_ACCELERATOR": "cpu", "ACCELERATE_USE_CPU": "false"}
+    return compare(CASES, __file__, 2, folder, timeout=280, args=[engine], env=env)
+
+
+@pytest.fixture(scope="module", params=[pytest.param(engine, marks=pytest.mark.slow) for engine in ENGINES])
+def engine(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def outcome(engine, tmp_path_factory):
+    return launched(engine, tmp_path_factory.mktemp("cases"))
+
+
+def assert_equal(actual, expected):
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("case", EQUAL)
+def test_training_equals_one_process_with_the_global_batch(outcome, case):
+    for result in outcome.of(case):
+        assert_equal(result, outcome.alone(case))
+
+
+def test_evaluation_and_predictions_equal_one_process_for_any_size(outcome):
+    for result in outcome.of("evaluation"):
+        assert_equal(result, outcome.alone("evaluation"))
+
+
+def test_a_resumed_run_equals_the_one_that_was_not_stopped(outcome, engine):
+    for result in outcome.of("resume"):
+        torch.testing.assert_close(result["rest"], result["whole"], rtol=0, atol=0)
+        assert_equal(result["whole"], outcome.alone("resume")["whole"])
+        assert "engine" in result["files"] and "model.safetensors" not in result["files"]
+
+
+def test_files_of_an_engine_are_loaded_only_where_they_are_trusted(outcome):
+    for result in outcome.of("resume"):
+        assert "set trainer.trust_engine_files = True" in result["refused"]
+
+
+def test_an_export_holds_whole_weights_and_can_be_gone_on_from(outcome):
+    alone = outcome.alone("export")
+    for result in outcome.of("export"):
+        assert set(alone["keys"]) - set(result["keys"]) == {"optimizer_state_dict"}
+        assert_equal(result["first"], alone["first"])
+        assert_equal(result["other"], alone["other"])
+
+
+def test_parameters_that_are_not_finite_on_one_process_are_saved_by_nobody(outcome):
+    for result in outcome.of("poison"):
+        assert "is not finite, so the state was not saved" in result["error"]
+        assert result["saved"] == ["update_1", "update_2"]
+
+
+def test_a_loss_that_is_nan_on_one_process_stops_all(outcome):
+    first, second = outcome.of("nan")
+    assert first == second
+    assert first["updates"] == 4 and "the loss is nan" in first["reason"]
+
+
+def test_batch_statistics_of_the_main_process_are_evaluated_and_exported(outcome):
+    results = outcome.of("batch norm")
+    for measured, alone in results:
+        assert measured == results[0][0]
+        assert measured == pytest.approx(alone, rel=1e-5)
+
+
+def test_what_the_engine_cannot_do_is_refused_with_the_way_out(outcome, engine):
+    for told in outcome.of("refusals"):
+        assert "Pass gradient_clip_norm instead" in told.pop("clipping by value")
+        if engine == "fsdp2":
+            assert told == {}
+        else:
+            assert set(told) == {"own step", "stream", "tokens"}
+            assert "['optimizer_step'] are overridden, but DEEPSPEED does that inside backward" in told["own step"]
+            assert "Override count_items(batch)" in told["stream"] and "Override count_items(batch)" in told["tokens"]
+
+
+def test_the_example_prints_what_it_prints_on_one_process(outcome):
+    main, other = outcome.of("example")
+    assert main == outcome.alone("example") and other == []
+    assert any(line.startswith("Stopped after") for line in main)
+
+
+if __name__ == "__main__":
+    run_as_script(
+        CASES,
+        ignore=".*",
+        create_accelerator=partial(create_accelerator, sys.argv[3]),
+        distributed_type=ENGINES[sys.argv[3]],
+    )
