@@ -353,7 +353,9 @@ def launched(engine, folder):
         if not (DEEPSPEED / "deepspeed").is_dir():
             pytest.skip(f"DeepSpeed is not in {DEEPSPEED}: `hatch run install-deepspeed` puts it there")
         path = os.pathsep.join([str(ROOT / "tests"), str(DEEPSPEED)])
-        env = {"PYTHONPATH": path, "DS_ACCELERATOR": "cpu", "ACCELERATE_USE_CPU": "false"}
+        # DeepSpeed compiles what it needs with ninja, at its first start.
+        tools = os.pathsep.join([os.environ["PATH"], str(DEEPSPEED / "bin")])
+        env = {"PATH": tools, "PYTHONPATH": path, "DS_ACCELERATOR": "cpu", "ACCELERATE_USE_CPU": "false"}
     return compare(CASES, __file__, 2, folder, timeout=280, args=[engine], env=env)
 
 
