@@ -63,6 +63,11 @@ def test_a_higher_order_comes_later_and_equal_ones_stay_as_listed() -> None:
     assert heard == ["first", "b", "a", "late", "save", "also save"]
 
 
+def test_an_order_that_is_no_number_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match=r"Listener\.order is 'last', but must be a number\. Use 0"):
+        CallbackList([Listener("save", [], "last")], None)  # type: ignore[arg-type]
+
+
 def test_a_list_can_be_gone_through_added_to_and_cleared() -> None:
     first, second = Counter(), Counter()
     callbacks = CallbackList([first], None)

@@ -48,9 +48,9 @@ def test_before_a_run_it_tells_what_is_known() -> None:
 def test_callbacks_stand_in_their_order_with_what_they_listen_to() -> None:
     lines = create(Late(), Early(), TrainerCallback()).describe().splitlines()
     assert lines[-3:] == [
-        "  Early: on_train_epoch_start, on_optimizer_step_end",
-        "  TrainerCallback: no events",
-        "  Late: on_run_close",
+        "  Early (order 0): on_train_epoch_start, on_optimizer_step_end",
+        "  TrainerCallback (order 0): no events",
+        "  Late (order 5): on_run_close",
     ]
     assert create().describe().splitlines()[-1] == "  none"
 

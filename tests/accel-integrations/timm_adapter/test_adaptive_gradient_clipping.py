@@ -11,6 +11,7 @@ from timm.utils import dispatch_clip_grad
 from torch import nn
 from torch.utils.data import TensorDataset
 
+from accel_callbacks import TrainingStatisticsCallback
 from accel_core import ConfigurationError, Trainer, TrainerCallback
 from accel_integrations.timm_adapter import AdaptiveGradientClippingCallback
 from tiny import tiny_data, tiny_trainer, weights_of
@@ -86,3 +87,12 @@ def test_it_works_with_models_that_are_not_of_timm() -> None:
 def test_mistakes_are_told_at_once(kwargs: dict[str, Any]) -> None:
     with pytest.raises(ConfigurationError, match=f"{next(iter(kwargs))} is"):
         AdaptiveGradientClippingCallback(**kwargs)
+
+
+def test_the_norm_that_is_recorded_is_the_one_before_it_however_they_are_listed() -> None:
+    def norms(*callbacks: TrainerCallback) -> list[float]:
+        trainer = tiny_trainer(callbacks=callbacks)
+        return trainer.train(tiny_data(), max_num_train_steps=1).get_metric_values("gradient_norm")
+
+    clipping, statistics = AdaptiveGradientClippingCallback(0.001), TrainingStatisticsCallback(record_every_n_updates=1)
+    assert norms(clipping, statistics) == norms(TrainingStatisticsCallback(record_every_n_updates=1))

@@ -155,6 +155,11 @@ def _create_callback(callback: Any) -> TrainerCallback:
         raise ConfigurationError(
             f"callbacks has {callback!r}, which is no callback. Derive its class from accel_core.TrainerCallback."
         )
+    if not isinstance(callback.order, (int, float)):
+        raise ConfigurationError(
+            f"{_name(callback)}.order is {callback.order!r}, but must be a number. Use 0 for the place in the list, or more to "
+            f"be called later: those that save have 900 and above."
+        )
     for name in dir(type(callback)):
         if name.startswith("on_") and callable(getattr(callback, name)):
             _check_event(callback, name)

@@ -14,9 +14,9 @@ from .run_config import TrainerRunConfig
 
 
 def describe_callback(callback: TrainerCallback, callbacks: CallbackList) -> str:
-    """One line: the class and the events that it listens to."""
+    """One line: the class, its place in the order, and the events that it listens to."""
     events = [event for event in EVENTS if callback in callbacks.listeners(event)]
-    return f"{type(callback).__name__}: {', '.join(events) or 'no events'}"
+    return f"{type(callback).__name__} (order {callback.order}): {', '.join(events) or 'no events'}"
 
 
 def describe_run(

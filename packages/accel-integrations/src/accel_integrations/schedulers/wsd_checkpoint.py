@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from accel_core import AccelWarning, ConfigurationError, TrainerCallback
 from accel_core.distributed import together
 from accel_core.errors import NotFiniteError
-from accel_core.training_state import check_run_id
+from accel_core.training_state import complete_checkpoints, refuse_other_run
 
 from .wsd_scheduler import WSDLrScheduler
 
@@ -69,7 +69,7 @@ class WSDCheckpointCallback(TrainerCallback):
                 f"WSDCheckpointCallback follows a WSDLrScheduler, but the scheduler of this run is {found}. Pass "
                 f"create_scheduler_fn=WSDLrScheduler.create_scheduler_fn() to train, or leave the callback out."
             )
-        together(lambda: check_run_id(self.save_dir, str(trainer.run_id)), trainer.is_main_process)
+        together(lambda: self._check_folder(str(trainer.run_id)), trainer.is_main_process)
         self._steps_seen = 0
 
     def on_optimizer_step_end(self, trainer: Trainer) -> None:
@@ -89,3 +89,7 @@ class WSDCheckpointCallback(TrainerCallback):
                 trainer.save_checkpoint(path, save_optimizer=self.save_optimizer, save_scheduler=self.save_scheduler)
         except NotFiniteError as error:
             warnings.warn(str(error), AccelWarning)
+
+    def _check_folder(self, run_id: str) -> None:
+        for path in complete_checkpoints(self.save_dir):
+            refuse_other_run(path, run_id)
