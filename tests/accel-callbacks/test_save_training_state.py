@@ -19,6 +19,7 @@ from accel_core import (
     TrainerCallback,
     latest_checkpoint,
 )
+from accel_core.durable_files import read_json
 from launching import start, wait_until
 
 POINTS = torch.randn(24, 3, generator=torch.Generator().manual_seed(0))
@@ -195,6 +196,33 @@ class TestOneRunAFolder:
         assert second.run_progress.updates_completed == 0
         assert names_in(tmp_path) == ["update_00000012"]
 
+    def test_of_two_runs_that_begin_in_one_folder_at_once_the_second_to_save_is_refused(self, tmp_path):
+        """Though they save at different updates, and the folder was empty when both began."""
+        other = create_trainer(SaveTrainingStateCallback(tmp_path, save_every_n_updates=2))
+        begin_another = At(1, lambda trainer: train(other))
+        with pytest.raises(CheckpointError, match=r"is a state of the run .*, but this is the run"):
+            train(create_trainer(begin_another, SaveTrainingStateCallback(tmp_path, save_every_n_updates=3)))
+        assert {read_json(path / "trainer_state.json")["run_id"] for path in tmp_path.iterdir()} == {other.run_id}
+
+    def test_going_on_from_an_earlier_state_is_refused_where_the_later_ones_would_be_taken_for_newer(self, tmp_path):
+        train(create_trainer(SaveTrainingStateCallback(tmp_path, save_every_n_updates=4)))
+        earlier = tmp_path / "update_00000004"
+        trainer = create_trainer(SaveTrainingStateCallback(tmp_path, save_every_n_updates=5, keep_last=1))
+        with pytest.raises(CheckpointError, match=r"update_\d+' holds \d+ updates of this run, which has gone on from 4:"):
+            train(trainer, resume_from=earlier)
+        assert trainer.run_progress.updates_completed == 4
+        assert names_in(tmp_path) == ["update_00000004", "update_00000008", "update_00000012"]
+        saver = SaveTrainingStateCallback(tmp_path / "branch", keep_last=1)
+        train(create_trainer(saver), resume_from=earlier)
+        assert names_in(tmp_path / "branch") == ["update_00000012"]
+
+    def test_a_state_that_a_crash_left_under_a_second_name_is_rotated_with_the_others(self, tmp_path):
+        train(create_trainer(SaveTrainingStateCallback(tmp_path)), num_epochs=1)
+        (tmp_path / "update_00000006").rename(tmp_path / "update_00000006.replaced")
+        saver = SaveTrainingStateCallback(tmp_path, 1, keep_last=1)
+        train(create_trainer(saver), num_epochs=2, resume_from=latest_checkpoint(tmp_path))
+        assert names_in(tmp_path) == ["update_00000012"]
+
 
 class TestStops:
     def test_an_agreed_stop_saves_the_state_of_the_safe_point(self, tmp_path):
@@ -243,6 +271,18 @@ class TestStops:
         assert trainer.stop_reason.startswith("the loss is nan")
         assert names_in(tmp_path) == ["update_00000004"]
         assert trainer.last_checkpoint.name == "update_00000004"
+
+    def test_the_best_weights_are_not_saved_in_place_of_last_ones_that_are_not_finite(self, tmp_path):
+        def poison(trainer):
+            with torch.no_grad():
+                trainer.model.weight.fill_(float("nan"))
+
+        best = SaveBestModelCallback(tmp_path / "best.pt", watch_metric="train_loss_epoch")
+        trainer = create_trainer(At(12, poison), best, SaveTrainingStateCallback(tmp_path / "states", 1))
+        with pytest.warns(AccelWarning, match="is not finite"):
+            train(trainer)
+        assert torch.isfinite(trainer.model.weight).all()
+        assert names_in(tmp_path / "states") == ["update_00000006"]
 
     def test_the_state_at_the_end_has_the_last_weights_not_the_best(self, tmp_path):
         class Worse(TrainerCallback):
@@ -298,6 +338,16 @@ class TestSignals:
         train(expected, 3, eval_dataset=DATA)
         assert torch.equal(resumed.model.weight, expected.model.weight)
         assert resumed.run_history.to_records() == expected.run_history.to_records()
+
+    @pytest.mark.parametrize("event", ["on_training_run_end", "on_checkpoint_saved"])
+    def test_one_that_comes_while_the_run_ends_is_not_lost(self, tmp_path, event):
+        def interrupt(self, trainer, **kwargs):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+        callback = type("Interrupt", (TrainerCallback,), {event: interrupt})()
+        with pytest.raises(RunInterrupted) as caught:
+            train(create_trainer(callback, SaveTrainingStateCallback(tmp_path)))
+        assert caught.value.checkpoint == tmp_path / "update_00000012"
 
     def test_the_handlers_of_the_user_come_back(self, tmp_path):
         def own(number, frame):

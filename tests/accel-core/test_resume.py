@@ -501,6 +501,7 @@ class TestWhatDoesNotFit:
     def test_data_of_another_length_is_refused_in_the_middle_of_an_epoch(self, saved):
         with pytest.raises(ConfigurationError, match=r"train_dataset has 20 samples, but .* after 16 of 29 samples"):
             self.resume(saved, data=TensorDataset(POINTS[:20], TARGETS[:20]))
+        assert self.is_unchanged
 
     def test_data_of_another_length_is_told_between_epochs(self, saved, capsys):
         newest = latest_checkpoint(saved.parent)
@@ -594,3 +595,51 @@ def test_saving_in_the_middle_of_an_update_is_refused(tmp_path):
     with pytest.raises(ConfigurationError, match="in the middle of an update"):
         create_trainer(Save()).train(DATA, 1)
     assert not (tmp_path / "state").exists()
+
+
+def test_an_evaluation_leaves_the_seed_of_the_run_that_is_saved_behind_it(tmp_path):
+    torch.manual_seed(5)
+    trainer = create_trainer()
+    trainer.seed = None
+    trainer.train(DATA, 1)
+    seed = trainer.data_seed
+    torch.manual_seed(6)
+    trainer.evaluate(EVAL_DATA)
+    trainer.save_training_state(tmp_path / "state")
+    assert json.loads((tmp_path / "state" / "trainer_state.json").read_text())["seed"] == seed
+
+
+def test_a_state_that_was_given_up_is_no_reason_not_to_save(tmp_path):
+    """The run went on from an earlier state, with another learning rate, and comes to the same update again."""
+
+    class Save(TrainerCallback):
+        def on_optimizer_step_end(self, trainer):
+            trainer.save_training_state(tmp_path / f"update_{trainer.run_progress.updates_completed}")
+
+    create_trainer(Save()).train(DATA, 1)
+
+    class Slower(TrainerCallback):
+        def on_checkpoint_loaded(self, trainer, path):
+            trainer.optimizer.param_groups[0]["lr"] = 1e-5
+
+    trainer = create_trainer(Slower(), Save())
+    trainer.train(DATA, 1, resume_from=tmp_path / "update_1")
+    again = create_trainer()
+    again.load_training_state(tmp_path / "update_4")
+    assert torch.equal(again.model[0].weight, trainer.model[0].weight)
+
+
+def test_loading_a_state_leaves_the_data_of_the_latest_run_where_it_is(tmp_path):
+    data = StatefulStream()
+    trainer = create_trainer(SaveEverywhere(tmp_path))
+    trainer.train(data, 1, per_device_batch_size=3)
+    trainer.load_training_state(tmp_path / "002")
+    assert data.position == 0
+    assert trainer.run_progress.updates_completed == 3
+
+
+def test_saving_before_any_training_is_refused(tmp_path):
+    trainer = create_trainer()
+    trainer.evaluate(EVAL_DATA)
+    with pytest.raises(ConfigurationError, match="called before training, so there is no run to resume"):
+        trainer.save_training_state(tmp_path / "state")

@@ -22,7 +22,7 @@ from accel_core.run_progress import RunProgress
 from accel_core.save_folder import save_folder
 from accel_core.training_state import (
     STATE_FILE,
-    check_run_id,
+    check_folder_of_run,
     complete_checkpoints,
     is_same_state,
     latest_checkpoint,
@@ -58,7 +58,7 @@ def run_state(updates: int, run_id: str = "run", **progress: Any) -> training_st
     }
 
 
-def save(path: Path, updates: int, run_id: str = "run", **progress: Any) -> bool:
+def save(path: Path, updates: int, run_id: str = "run", is_known: bool = True, **progress: Any) -> bool:
     """Save a state of one process, all of whose files hold the number of updates."""
     weight = torch.full((100,), float(updates))
     return save_folder(
@@ -68,6 +68,7 @@ def save(path: Path, updates: int, run_id: str = "run", **progress: Any) -> bool
         lambda: {"updates": updates},
         process_index=0,
         gather=lambda value: [value],
+        is_known=is_known,
     )
 
 
@@ -235,12 +236,15 @@ def test_the_state_of_another_run_is_refused_with_both_names(is_damaged: bool, t
     assert (tmp_path / "state" / "process_00000.pt").exists()
 
 
-def test_check_run_id_knows_every_state_of_a_folder(tmp_path: Path) -> None:
-    check_run_id(tmp_path / "missing", "second")
-    save(tmp_path / "a", 1, run_id="first")
-    check_run_id(tmp_path, "first")
+def test_a_folder_with_states_of_another_run_or_of_a_later_update_is_refused(tmp_path: Path) -> None:
+    check_folder_of_run(tmp_path / "missing", "second")
+    save(tmp_path / "a", 5, run_id="first")
+    check_folder_of_run(tmp_path, "first")
+    check_folder_of_run(tmp_path, "first", updates_completed=5)
     with pytest.raises(CheckpointError, match="a' is a state of the run 'first', but this is the run 'second'"):
-        check_run_id(tmp_path, "second")
+        check_folder_of_run(tmp_path, "second")
+    with pytest.raises(CheckpointError, match="a' holds 5 updates of this run, which has gone on from 4: .* Remove it"):
+        check_folder_of_run(tmp_path, "first", updates_completed=4)
 
 
 def test_leftovers_of_a_crash_are_removed_by_the_next_save(tmp_path: Path) -> None:
@@ -265,15 +269,49 @@ def test_a_replaced_state_without_successor_is_kept_until_it_has_one(tmp_path: P
 
 
 def test_what_only_looks_like_a_leftover_is_left_alone(tmp_path: Path) -> None:
-    for name in ("download.incomplete", "new.incomplete", "old.replaced"):
+    for name in ("download.incomplete", "old.replaced"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "film.mp4").touch()
     (tmp_path / "file.incomplete").touch()
     save(tmp_path / "state", 1)
-    with pytest.raises(CheckpointError, match=r"new\.incomplete' is in the way"):
-        save(tmp_path / "new", 2)
-    assert names(tmp_path) == {"state", "download.incomplete", "new.incomplete", "old.replaced", "file.incomplete"}
-    assert (tmp_path / "new.incomplete" / "film.mp4").exists()
+    save(tmp_path / "download", 2)
+    assert names(tmp_path) == {"state", "download", "download.incomplete", "old.replaced", "file.incomplete"}
+    assert (tmp_path / "download.incomplete" / "film.mp4").exists()
+
+
+def test_what_a_user_puts_into_a_state_does_not_keep_it_from_being_replaced(tmp_path: Path) -> None:
+    for updates in (1, 2, 3):
+        save(tmp_path / "state", updates)
+        (tmp_path / "state" / "tokenizer.json").touch()
+    assert names(tmp_path) == {"state"}
+    assert load(tmp_path / "state") == 3
+
+
+@pytest.mark.parametrize("name", ["state.incomplete", "state.replaced"])
+def test_the_names_of_leftovers_are_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=f"'{name}' is a name for what a crash leaves behind"):
+        save(tmp_path / name, 1)
+    assert not names(tmp_path)
+
+
+def test_a_job_that_writes_at_the_same_time_never_writes_into_the_folder_of_another(tmp_path: Path) -> None:
+    """Of two jobs that go on with one run, the one that is overtaken says so, and the state is that of the other."""
+
+    def main_files() -> dict[str, Any]:
+        save(tmp_path / "state", 2)
+        return {"extra.pt": {"updates": 2}}
+
+    with pytest.raises(CheckpointError, match="not saved to .*state'"):
+        save_folder(tmp_path / "state", run_state(2), main_files, dict, process_index=0, gather=lambda value: [value])
+    assert names(tmp_path) == {"state"}
+    assert load(tmp_path / "state") == 2
+
+
+def test_a_state_that_is_not_of_this_very_run_is_replaced(tmp_path: Path) -> None:
+    save(tmp_path / "state", 3)
+    before = (tmp_path / "state" / STATE_FILE).stat().st_ino
+    assert save(tmp_path / "state", 3, is_known=False)
+    assert (tmp_path / "state" / STATE_FILE).stat().st_ino != before
 
 
 def test_removing_leaves_nothing_and_a_half_removed_state_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -536,7 +574,7 @@ def test_an_error_at_any_operation_of_a_save_leaves_a_complete_state(scene: str,
         assert fault.done >= number
         if not was_saved:
             assert told.startswith(f"The training state was not saved to '{path}'. Process 0: ")
-            assert os.strerror(errno.ENOSPC) in told or "is in the way and cannot be removed" in told
+            assert os.strerror(errno.ENOSPC) in told
         check_after_fault(path, was_saved, f"operation {number} of {count}")
 
 
@@ -616,7 +654,7 @@ def save_as(process_index: int, path: Path, main_files: Mapping[str, Any], other
     )
 
 
-WELL = (False, None, False)
+WELL = (None, None, False)
 
 
 def test_the_main_process_does_not_publish_without_the_files_of_all(tmp_path: Path) -> None:
@@ -627,7 +665,7 @@ def test_the_main_process_does_not_publish_without_the_files_of_all(tmp_path: Pa
 
 def test_a_process_without_the_folder_of_the_main_process_says_that_the_disk_has_to_be_shared(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"Process 1: .* On several machines it has to be on a disk that they share"):
-        save_as(1, tmp_path / "state", {}, [WELL, WELL])
+        save_as(1, tmp_path / "state", {}, [("state.ab12.incomplete", None, False), WELL])
 
 
 def test_an_engine_writes_its_files_into_the_folder_and_they_are_checked(tmp_path: Path) -> None:

@@ -93,7 +93,8 @@ def run(folder, stage, stop_at=None, states="states"):
             torch.optim.lr_scheduler.OneCycleLR, max_lr=0.05, total_steps=TrainerPlaceholderValues.NUM_UPDATE_STEPS + 50
         ),
         seed_each_sample=True,
-        resume_from=latest_checkpoint(folder / states),
+        # Where the other processes see nothing, or something else, as on a disk that is late, the main one's choice counts.
+        resume_from=latest_checkpoint(folder / states) if accelerator.is_main_process else None,
     )
     return trainer
 

@@ -15,7 +15,7 @@ from accel_core import AccelWarning, ConfigurationError, TrainerCallback
 from accel_core.checks import check_whole_number
 from accel_core.distributed import together
 from accel_core.errors import NotFiniteError
-from accel_core.training_state import check_run_id, complete_checkpoints, remove_checkpoint, remove_leftovers
+from accel_core.training_state import check_folder_of_run, complete_checkpoints, remove_checkpoint, remove_leftovers
 
 from .periodic import Periodic
 from .watched_metric import WatchedMetric
@@ -23,7 +23,7 @@ from .watched_metric import WatchedMetric
 if TYPE_CHECKING:
     from accel_core import Trainer
 
-_NAME = re.compile(r"update_\d+")
+_NAME = re.compile(r"update_\d+(\.replaced)?")
 _NOT_ON_EVERY_PLATFORM = {"SIGHUP", "SIGUSR1", "SIGUSR2", "SIGALRM", "SIGXCPU", "SIGBREAK"}
 _CANNOT_BE_HANDLED = {"SIGKILL", "SIGSTOP"}
 
@@ -78,15 +78,21 @@ class SaveTrainingStateCallback(TrainerCallback):
         self.signal_numbers = _signal_numbers(save_on_signals)
         self._handlers_before: dict[int, Any] = {}
         self._stop_saved_at: int | None = None
+        self._is_end_saved = False
 
     def on_training_run_start(self, trainer: Trainer) -> None:
         """Refuse a folder of another run, begin to count, and listen to signals."""
         if self.keep_best is not None:
             self.watched.check_will_be_recorded(trainer)
-        together(lambda: check_run_id(self.save_dir, str(trainer.run_id)), trainer.is_main_process)
+        together(lambda: check_folder_of_run(self.save_dir, str(trainer.run_id)), trainer.is_main_process)
         self.periodic.start(trainer, self)
         self._stop_saved_at = None
+        self._is_end_saved = False
         self._listen_to_signals(trainer)
+
+    def on_checkpoint_loaded(self, trainer: Trainer, path: Path) -> None:
+        """Refuse a folder with later states of the run that goes on from an earlier one."""
+        self._check_folder(trainer)
 
     def on_optimizer_step_end(self, trainer: Trainer) -> None:
         """Save if it is due, or if all processes stop now."""
@@ -117,7 +123,8 @@ class SaveTrainingStateCallback(TrainerCallback):
         is_at_update = progress.updates_completed_in_epoch > 0 and not progress.train_epoch_completed
         # After a stop in the middle of an epoch the others have closed it already, so only the state of the update counts.
         is_saved = is_at_update and self._stop_saved_at == progress.updates_completed
-        if self._saves_at_end(trainer) and not is_saved:
+        if self._saves_at_end(trainer) and not (is_saved or self._is_end_saved):
+            self._is_end_saved = True
             self.save(trainer)
 
     def on_run_close(self, trainer: Trainer) -> None:
@@ -128,6 +135,7 @@ class SaveTrainingStateCallback(TrainerCallback):
 
     def save(self, trainer: Trainer) -> None:
         """Save now, between updates, and remove what need not be kept. Every process takes part."""
+        self._check_folder(trainer)
         try:
             trainer.save_training_state(self.save_dir / f"update_{trainer.run_progress.updates_completed:08d}")
         except NotFiniteError as error:
@@ -137,6 +145,11 @@ class SaveTrainingStateCallback(TrainerCallback):
             # Those of a crash after the last save, which no other save would remove.
             remove_leftovers(self.save_dir)
             self._remove_old_states(str(trainer.run_id))
+
+    def _check_folder(self, trainer: Trainer) -> None:
+        """Before each save, since another job may have begun to write there."""
+        run_id, updates = str(trainer.run_id), trainer.run_progress.updates_completed
+        together(lambda: check_folder_of_run(self.save_dir, run_id, updates), trainer.is_main_process)
 
     def _saves_at_end(self, trainer: Trainer) -> bool:
         return self.save_at_end or trainer.agreement.signal_number > 0

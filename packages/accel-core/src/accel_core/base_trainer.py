@@ -96,6 +96,7 @@ class BaseTrainer:
         self.train_dataloader: ShardedDataLoader | None = None
         self.eval_dataloader: ShardedDataLoader | None = None
         self.seed = seed
+        self._known_states: dict[Path, dict[str, Any]] = {}
         self.run_id: str | None = None
         """Names the run in its checkpoints; a resumed run keeps it."""
         self._accelerator = accelerator
@@ -261,6 +262,7 @@ class BaseTrainer:
 
     def _restore_objects(self, folder: Path, state: training_state.TrainerState) -> None:
         """Restore model, optimizer, scheduler, progress and history; the place in the loop comes later."""
+        self.run_id, self._known_states = state["run_id"], {folder.absolute(): state["run_progress"]}
         accelerator, self._before = self.accelerator, None
         saved_processes = state["launched"]["num_processes"]
         engines.check_engine_files(folder, accelerator, saved_processes, self.trust_engine_files)

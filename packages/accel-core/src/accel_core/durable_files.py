@@ -113,7 +113,7 @@ def make_folder(path: Path) -> None:
     """Make the folder, and those above it, where they are missing."""
     if not path.is_dir():
         make_folder(path.parent)
-        path.mkdir()
+        path.mkdir(exist_ok=True)  # Another process may have made it meanwhile.
         sync(path.parent)
 
 

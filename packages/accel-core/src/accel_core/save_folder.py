@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,6 @@ from .training_state import (
     RunState,
     beside,
     examine,
-    has_only_own_files,
     is_same_state,
     process_file,
     refuse_other_run,
@@ -31,7 +32,8 @@ def save_folder(
     *,
     process_index: int,
     gather: Callable[[Any], Sequence[Any]],
-    write_engine: Callable[[Path], object] | None = None,
+    write_engine: Callable[[Path], None] | None = None,
+    is_known: bool = True,
 ) -> bool:
     """Write a checkpoint folder. Every process takes part, and either all of them return or all raise.
 
@@ -43,21 +45,22 @@ def save_folder(
         process_index: 0 is the main process.
         gather: returns the values of all processes in their order, once all have called it.
         write_engine: called on every process with the folder in which an engine writes its own files.
+        is_known: what stands at `path` is of this very run, and not of one that had gone on from an earlier state.
 
     Returns:
-        Whether something was written: not if this state stands there already.
+        Whether something was written: not if this state is known to stand there already.
 
     Raises:
         CheckpointError: what failed and on which process; the checkpoints before are as they were.
         ConfigurationError: the same for a state that cannot be saved.
     """
     path, is_main = Path(path).absolute(), process_index == 0
-    aside = beside(path, ".incomplete")
+    aside: Path | None = None
 
-    def together(action: Callable[[], object], takes_part: bool = True) -> list[bool]:
-        outcome, cause = False, None
+    def together(action: Callable[[], Any], takes_part: bool = True) -> list[Any]:
+        outcome, cause = None, None
         try:
-            outcome = bool(takes_part and action())
+            outcome = action() if takes_part else None
         except Exception as error:
             cause = error
         told = cause and (str(cause) if isinstance(cause, AccelError) else f"{type(cause).__name__}: {cause}")
@@ -65,12 +68,12 @@ def save_folder(
         failed = {f"Process {i}: {text}": is_users for i, (_, text, is_users) in enumerate(gathered) if text is not None}
         if not failed:
             return [outcome for outcome, _, _ in gathered]
-        if is_main and has_only_own_files(aside):
+        if is_main and aside is not None:
             remove_checkpoint(aside)
         kind = ConfigurationError if all(failed.values()) else CheckpointError
         raise kind(f"The training state was not saved to '{path}'. {' '.join(failed)}") from cause
 
-    def write_own_files() -> None:
+    def write_own_files(aside: Path) -> None:
         if not aside.is_dir():
             raise CheckpointError(f"'{aside}' is not there. On several machines it has to be on a disk that they share.")
         for name, content in (create_main_files() if is_main else {}).items():
@@ -78,32 +81,38 @@ def save_folder(
             (durable_files.write_tensors if is_tensors else durable_files.write_object)(aside / name, content)
         durable_files.write_object(aside / process_file(process_index), create_process_state())
 
-    if together(lambda: _prepare(path, state), is_main)[0]:
+    name = together(partial(_prepare, path, state, is_known), is_main)[0]
+    if name is None:
         return False
-    num_processes = len(together(write_own_files))
+    aside = folder = path.with_name(name)
+    num_processes = len(together(partial(write_own_files, folder)))
     if write_engine is not None:
-        together(lambda: write_engine(aside / "engine"))
-    together(lambda: _publish(path, state, num_processes), is_main)
+        together(partial(write_engine, folder / "engine"))
+    together(partial(_publish, folder, path, state, num_processes), is_main)
     return True
 
 
-def _prepare(path: Path, state: RunState) -> bool:
-    """Make the folder to write to. Returns whether `state` stands at `path` already."""
-    if is_same_state(path, state["run_id"], state["run_progress"]):
-        return True
+def _prepare(path: Path, state: RunState, is_known: bool) -> str | None:
+    """Make a folder to write to and return its name; None if `state` stands at `path` already.
+
+    The name is new with each save: of two jobs that save to one path at the same time, neither writes into the other's.
+    """
+    if path.name.endswith((".incomplete", ".replaced")):
+        raise ConfigurationError(f"'{path.name}' is a name for what a crash leaves behind. Choose another one.")
+    if is_known and is_same_state(path, state["run_id"], state["run_progress"]):
+        return None
     if path.exists() and not (path / STATE_FILE).exists() and (path.is_file() or any(path.iterdir())):
         raise CheckpointError(f"'{path}' is no folder of a training state. Choose an empty or a new folder.")
     refuse_other_run(path, state["run_id"])
     durable_files.make_folder(path.parent)
     remove_leftovers(path.parent)
-    if (aside := beside(path, ".incomplete")).exists():
-        raise CheckpointError(f"'{aside}' is in the way and cannot be removed, or is not accel's. Remove it.")
+    aside = beside(path, f".{secrets.token_hex(4)}.incomplete")
     durable_files.make_folder(aside)
-    return False
+    return aside.name
 
 
-def _publish(path: Path, state: RunState, num_processes: int) -> None:
-    aside, replaced = beside(path, ".incomplete"), beside(path, ".replaced")
+def _publish(aside: Path, path: Path, state: RunState, num_processes: int) -> None:
+    replaced = beside(path, ".replaced")
     if missing := [name for name in map(process_file, range(num_processes)) if not (aside / name).exists()]:
         raise CheckpointError(f"'{aside}' has no {missing}. On several machines it has to be on a disk that they share.")
     entries = sorted(aside.rglob("*"))

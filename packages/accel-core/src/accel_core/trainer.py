@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader, default_collate
 from . import batches, checks, durable_files, engines, training_state
 from .base_trainer import BaseTrainer
 from .dataloaders import ShardedDataLoader
-from .distributed import Agreement, check_processes_see_each_other, close_process_group_at_exit, gather_values, share_from_main
+from .distributed import Agreement, check_processes, gather_values, share_from_main, together
 from .errors import ConfigurationError, RunInterrupted
 from .limit_batches import limit_loaders
 from .loss_tracker import LossTracker, MeanTrackers
@@ -105,7 +105,8 @@ class Trainer(BaseTrainer):
         # DeepSpeed has exchanged what the optimizer holds when it was prepared.
         if self._prepared is None or not engines.has_own_backward(self.accelerator):
             checks.check_trainable(self.model, self.optimizer, vars(self))
-        state = None if resume_from is None else training_state.open_training_state(resume_from)
+        # The main process's choice counts: disks of several machines may not show the same folder as the newest.
+        resume_from, state = together(lambda: training_state.open_to_resume(resume_from), self.is_main_process)
         with self._running():
             self.train_dataset, self.eval_dataset, self.collate_fn = train_dataset, eval_dataset, collate_fn
             self.create_scheduler_fn = create_scheduler_fn
@@ -113,8 +114,8 @@ class Trainer(BaseTrainer):
             self.training_run_start()
             self.callbacks.on_training_run_start(self)
             if resume_from is not None and state is not None:
-                self._restore_objects(Path(resume_from), state)
                 self._tell_differences(state)
+                self._restore_objects(Path(resume_from), state)
             self.run_training()
         if self.agreement.signal_number:
             raise RunInterrupted(self.agreement.signal_number, self.last_checkpoint)
@@ -176,7 +177,7 @@ class Trainer(BaseTrainer):
     def _begin_training(self, arguments: dict[str, Any], state: training_state.TrainerState | None) -> None:
         """Build everything that a training run needs; what takes long comes last."""
         self._arguments = arguments
-        self._begin_run(state)
+        self._begin_run(state, is_training=True)
         batch_size = arguments["per_device_batch_size"]
         eval_batch_size = arguments["eval_per_device_batch_size"] or batch_size
         train_loader = self.create_train_dataloader(batch_size, arguments["train_dataloader_kwargs"])
@@ -225,16 +226,16 @@ class Trainer(BaseTrainer):
         self._prepare_once()
         return loader
 
-    def _begin_run(self, state: training_state.TrainerState | None) -> None:
+    def _begin_run(self, state: training_state.TrainerState | None, is_training: bool = False) -> None:
         """Choose the seed, and check that the processes are as they should be."""
-        check_processes_see_each_other(self.accelerator.num_processes)
-        close_process_group_at_exit()
+        check_processes(self.accelerator.num_processes)
         engines.check_accelerator(self.accelerator)
         if self.seed is not None and not self._is_seeded:
             seed_process(self.seed, self.accelerator.process_index)
             self._is_seeded = True
         own_seed = share_from_main(torch.initial_seed() if self.seed is None else self.seed)
-        self.data_seed = state["seed"] if state is not None else own_seed
+        if is_training or not self._arguments:  # An evaluation leaves the seed of the run before, which may yet be saved.
+            self.data_seed = state["seed"] if state is not None else own_seed
         self.eval_loss, self._is_first_eval_step = LossTracker(self.device), True
         self._place = None
 
@@ -305,6 +306,7 @@ class Trainer(BaseTrainer):
             self._complete_epoch()
         self.training_run_end()
         self.callbacks.on_training_run_end(self)
+        self.agreement.read(wait=True)  # A signal may have come since.
 
     def run_train_epoch(self) -> None:
         """Train on what is left of the epoch."""
@@ -604,6 +606,10 @@ class Trainer(BaseTrainer):
             CheckpointError: it could not be written, or parameters are not finite; what was there is untouched.
         """
         path = Path(output_dir).absolute()
+        if not self._arguments:
+            raise ConfigurationError(
+                "save_training_state was called before training, so there is no run to resume. Use save_checkpoint for the model."
+            )
         prepared = self._prepared_parts()
         if self._is_in_update:
             raise ConfigurationError(
@@ -613,15 +619,18 @@ class Trainer(BaseTrainer):
         engines.check_finite(prepared.model)
         engines.share_buffers(prepared.model)
         extra = {"extra.pt": checkpoint_kwargs or {}}
+        state = self._run_state()
         if save_folder(
             path,
-            self._run_state(),
+            state,
             lambda: {**engines.main_files(self.accelerator, prepared, self.scheduler, self.create_model_state), **extra},
             self._process_state,
             process_index=self.accelerator.process_index,
             gather=gather_values,
             write_engine=self.accelerator.save_state if engines.is_sharded(self.accelerator) else None,
+            is_known=self._known_states.get(path) == state["run_progress"],
         ):
+            self._known_states[path] = state["run_progress"]
             self.callbacks.on_checkpoint_saved(self, path=path)
         self.last_checkpoint = path
 
@@ -631,13 +640,13 @@ class Trainer(BaseTrainer):
         To go on with a run use `train(..., resume_from=input_dir)`, which also finds the place in the data.
         """
         self._check_can_run("load_training_state")
-        state = training_state.open_training_state(input_dir)
+        input_dir, state = together(lambda: training_state.open_to_resume(input_dir), self.is_main_process)
+        extra: dict[str, Any] = durable_files.read_object(Path(input_dir) / "extra.pt")
         with self._running():
-            self._begin_run(state)
+            self._begin_run(state, is_training=True)
             self._prepare_once()
             self._restore_objects(Path(input_dir), state)
             self._restore_place()
-        extra: dict[str, Any] = durable_files.read_object(Path(input_dir) / "extra.pt")
         return extra
 
     def _tell_differences(self, state: training_state.TrainerState) -> None:
@@ -655,8 +664,8 @@ class Trainer(BaseTrainer):
         self.load_state_dict(place["trainer"])
         self.train_loss.load_state_dict(place["train_loss"])
         self._train_logs.load_state_dict(place["train_logs"])
-        if self.train_dataloader is not None and place["data"] is not None:
-            self.train_dataloader.restore_source(place["data"])
+        if self._open_loaders and place["data"] is not None:
+            cast(ShardedDataLoader, self.train_dataloader).restore_source(place["data"])
         if place["random"] is not None:
             training_state.restore_random_state(place["random"], self.device)
         self.callbacks.on_checkpoint_loaded(self, path=self._place_folder)

@@ -6,8 +6,8 @@
     process_00000.pt ...   of each process: random state, loss so far, callbacks, position of iterable data
     engine/                sharded states, written by Accelerate
 
-`<name>.incomplete` is being written or removed and is never read. `<name>.replaced` was complete when a newer state took
-its name, and goes once that one stands.
+`<name>.<letters>.incomplete` is being written, `<name>.incomplete` removed; neither is ever read. `<name>.replaced` was
+complete when a newer state took its name, and goes once that one stands.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ FORMAT_VERSION = 1
 STATE_FILE = "trainer_state.json"
 _OWN_NAMES = re.compile(
     r"trainer_state\.json|model\.safetensors|(model_extra|optimizer|scheduler|scaler|extra|process_\d{5,})\.pt|engine"
-    r"|\.tmp\w+"  # what safetensors leaves when it is killed
+    r"|\.(tmp|nfs)\w+"  # what safetensors leaves when it is killed, and a network disk for an open file
 )
 _ORDER = ("updates_completed", "epochs_completed", "train_epoch_completed", "eval_epoch_completed", "run_completed")
 _logger = logging.getLogger("accel_core")
@@ -169,6 +169,11 @@ def open_training_state(path: str | Path) -> TrainerState:
     raise CheckpointError(f"'{path}' {state}." + (f" Did you mean '{newest}'?" if newest else _WAY_OUT))
 
 
+def open_to_resume(path: str | Path | None) -> tuple[Path | None, TrainerState | None]:
+    """Return the path and what `open_training_state` gives for it; None twice for no path."""
+    return (None, None) if path is None else (Path(path), open_training_state(path))
+
+
 def is_same_state(path: str | Path, run_id: str, run_progress: Mapping[str, Any]) -> bool:
     """Whether a complete state of this run with the same progress stands at `path`."""
     state = examine(Path(path))
@@ -177,10 +182,16 @@ def is_same_state(path: str | Path, run_id: str, run_progress: Mapping[str, Any]
     return all(state["run_progress"][key] == run_progress[key] for key in _ORDER)
 
 
-def check_run_id(save_dir: str | Path, run_id: str) -> None:
-    """Raise `CheckpointError` if `save_dir` holds states of another run."""
-    for path in complete_checkpoints(save_dir):
+def check_folder_of_run(save_dir: str | Path, run_id: str, updates_completed: int | None = None) -> None:
+    """Raise `CheckpointError` if `save_dir` holds states of another run, or of this one with more updates than it has made."""
+    for path, state in complete_checkpoints(save_dir).items():
         refuse_other_run(path, run_id)
+        updates = state["run_progress"]["updates_completed"]
+        if updates_completed is not None and updates > updates_completed:
+            raise CheckpointError(
+                f"'{path}' holds {updates} updates of this run, which has gone on from {updates_completed}: latest_checkpoint "
+                f"would choose what was given up. Remove it, or save to another folder."
+            )
 
 
 def refuse_other_run(path: Path, run_id: str) -> None:
@@ -232,7 +243,8 @@ def remove_leftovers(folder: Path) -> None:
     """Remove what crashes left in `folder`: incomplete states, and replaced ones whose successor stands."""
     for path in [*folder.glob("*.incomplete"), *folder.glob("*.replaced")]:
         successor = path.with_name(path.name.removesuffix(".replaced"))
-        if has_only_own_files(path) and (successor == path or isinstance(examine(successor), dict)):
+        is_own = has_only_own_files(path) or isinstance(examine(path), dict)
+        if is_own and (successor == path or isinstance(examine(successor), dict)):
             remove_checkpoint(path)
 
 
