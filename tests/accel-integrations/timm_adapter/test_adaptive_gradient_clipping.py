@@ -69,7 +69,7 @@ def test_scaled_gradients_are_clipped_as_if_they_were_not() -> None:
 
 def test_it_works_with_models_that_are_not_of_timm() -> None:
     class Ratios(TrainerCallback):
-        order = 1
+        order = AdaptiveGradientClippingCallback.order + 1
 
         def on_optimizer_step_start(self, trainer: Trainer) -> None:
             for parameter in trainer.model.parameters():
