@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 _OTHER_NAMES = {"comet": "comet_ml"}
 _PACKAGES = {"tensorboard": '"accel-callbacks[trackers]"', "comet_ml": "comet-ml"}
 """What to install, where it is not named as the tracker."""
+_KEEP_CONFIG = ("tensorboard", "mlflow")
+"""Those that would show it twice, or refuse it if it has changed, in a run that goes on."""
 
 
 class TrackerCallback(TrainerCallback):
@@ -161,7 +163,7 @@ class TrackerCallback(TrainerCallback):
         getattr(tracker, "start", lambda: None)()
         self.tracker = tracker
         self._tracker_run_id = getattr(getattr(tracker.tracker, "info", None), "run_id", None)
-        if not self._is_continued:
+        if not (self._is_continued and self.name in _KEEP_CONFIG):
             tracker.store_init_configuration(flatten({**trainer.run_config.to_dict(), **self.config}))
         self._is_continued = True
 
