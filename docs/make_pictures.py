@@ -1,0 +1,197 @@
+"""Make the pictures and the terminal output of README and site, by running what they show.
+
+    hatch run pictures              all of them, in about two minutes
+    hatch run pictures resume       one of them
+
+What is printed goes to docs/output, as text that pages include; pictures go to docs/pictures.
+"""
+
+import contextlib
+import fcntl
+import html
+import os
+import pty
+import re
+import shutil
+import struct
+import subprocess
+import sys
+import tempfile
+import termios
+import time
+from pathlib import Path
+
+DOCS = Path(__file__).parent
+REPOSITORY = DOCS.parent
+PICTURES, OUTPUT = DOCS / "pictures", DOCS / "output"
+EXAMPLES = REPOSITORY / "examples"
+WIDTH = 96
+FONTS = "ui-monospace, SFMono-Regular, Menlo, Consolas, 'DejaVu Sans Mono', monospace"
+
+
+def python_blocks(page: Path) -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+
+
+def run(command: list[str | Path], folder: Path, **environment: str) -> str:
+    """What a command writes to a terminal of WIDTH columns, control characters included."""
+    reader, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 40, WIDTH, 0, 0))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "error", **environment}
+    written = b""
+    with subprocess.Popen(command, cwd=folder, env=environment, stdin=terminal, stdout=terminal, stderr=terminal) as process:
+        os.close(terminal)
+        with contextlib.suppress(OSError):  # what Linux raises when the last writer is gone
+            while chunk := os.read(reader, 65536):
+                written += chunk
+    os.close(reader)
+    text = written.decode().replace("\r\n", "\n")
+    if process.returncode:
+        raise RuntimeError(text)
+    return text
+
+
+def on_screen(typescript: str) -> str:
+    """The last state of each line."""
+    without_codes = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", typescript)
+    rows: list[str] = []
+    for line in without_codes.split("\n"):
+        row = ""
+        for written in line.split("\r"):
+            row = written + row[len(written) :]
+        rows.append(row.rstrip())
+    return "\n".join(rows).strip("\n")
+
+
+def write_output(name: str, text: str) -> None:
+    OUTPUT.mkdir(exist_ok=True)
+    (OUTPUT / f"{name}.txt").write_text(text.strip("\n") + "\n", encoding="utf-8")
+
+
+def terminal_picture(text: str, path: Path, command: str) -> None:
+    """Draw what a terminal shows as SVG, with the fonts of the reader's system."""
+    rows = [f"$ {command}", *text.splitlines()]
+    width, line_height = 8.45 * max(map(len, rows)) + 32, 20
+    height = line_height * len(rows) + 52
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:.0f} {height}" width="{width:.0f}" role="img" '
+        f'aria-label="A terminal in which {html.escape(command)} runs">',
+        f'<rect width="{width:.0f}" height="{height}" rx="8" fill="#1d2329"/>',
+        *(
+            f'<circle cx="{20 + 18 * n}" cy="18" r="5.5" fill="{colour}"/>'
+            for n, colour in enumerate(("#e0605c", "#e2b34b", "#5bb464"))
+        ),
+        f'<g font-family="{FONTS}" font-size="14" fill="#d7dde3">',
+    ]
+    for number, row in enumerate(rows):
+        colour = ' fill="#7fd4c1"' if number == 0 or "accuracy" in row.lower() else ""
+        length = f' textLength="{8.45 * len(row):.0f}" lengthAdjust="spacingAndGlyphs"' if row else ""
+        parts.append(
+            f'<text x="16" y="{48 + line_height * number}" xml:space="preserve"{colour}{length}>{html.escape(row)}</text>'
+        )
+    path.write_text("\n".join([*parts, "</g>", "</svg>", ""]), encoding="utf-8")
+
+
+def readme(folder: Path) -> None:
+    """The script of the README while it runs: what the terminal shows in the middle of an epoch."""
+    (folder / "train.py").write_text(python_blocks(REPOSITORY / "README.md")[0])
+    typescript = run([sys.executable, "train.py"], folder)
+    middle = typescript.index("%|", typescript.index("Epoch 4/") + 200)
+    shown = typescript[: typescript.index("\r", middle)]
+    (PICTURES / "running.svg").unlink(missing_ok=True)
+    terminal_picture(on_screen(shown), PICTURES / "running.svg", "python train.py")
+
+
+def quickstart(folder: Path) -> None:
+    """The first model, what describe() says of it, and the picture of its history."""
+    blocks = python_blocks(DOCS / "quickstart.md")
+    (folder / "train.py").write_text(blocks[0])
+    write_output("quickstart", on_screen(run([sys.executable, "train.py"], folder)))
+    (folder / "further.py").write_text("\n".join([*blocks[:3], 'print("---")', blocks[3]]))
+    write_output("describe", on_screen(run([sys.executable, "further.py"], folder)).rpartition("---")[2])
+    shutil.copy(folder / "history.png", PICTURES / "history.png")
+
+
+def two_processes(folder: Path) -> None:
+    """One script, on one process and on two."""
+    example = EXAMPLES / "06_two_processes.py"
+    launch = "accelerate launch --multi_gpu --num_processes 2"
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", EXAMPLES / "configs/two_cpu_processes.yaml"]
+    one = on_screen(run([sys.executable, example], folder))
+    two = on_screen(run([*launcher, example], folder, ACCELERATE_USE_CPU="true"))
+    chosen = [[line for line in shown.splitlines() if re.match("Stopped|Test|By hand", line)] for shown in (one, two)]
+    lines = [f"$ python {example.name}", *chosen[0], "", f"$ ACCELERATE_USE_CPU=true {launch} {example.name}", *chosen[1]]
+    write_output("two_processes", "\n".join(lines))
+
+
+def resume(folder: Path) -> None:
+    """A run that is killed and goes on, and one that is not."""
+    example = EXAMPLES / "05_resume_exactly.py"
+    command = [sys.executable, example, "--epochs", "6", "--save-dir"]
+    with subprocess.Popen([*command, folder / "killed"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        while len(list((folder / "killed").glob("update_*"))) < 2:
+            time.sleep(0.01)
+        process.kill()
+    last_lines = [on_screen(run([*command, folder / name], folder)).splitlines()[-1] for name in ("killed", "whole")]
+    short = f"python {example.name} --epochs 6 --save-dir"
+    lines = [f"$ {short} killed", "Killed", f"$ {short} killed", last_lines[0], "", f"$ {short} whole", last_lines[1]]
+    write_output("resume", "\n".join(lines))
+
+
+def checkpoint_folder(folder: Path) -> None:
+    """The files of a training state."""
+    (folder / "page.py").write_text("\n".join(python_blocks(DOCS / "checkpoints.md")[:2]))
+    shown = on_screen(run([sys.executable, "page.py"], folder)).splitlines()
+    write_output("checkpoint_folder", "\n".join(line for line in shown if re.fullmatch(r"[\w.]+\.\w+", line)))
+
+
+def schedules(folder: Path) -> None:
+    """Learning rates of three schedules, recorded from real runs."""
+    from functools import partial
+
+    import torch
+    from matplotlib.figure import Figure
+    from torch.optim.lr_scheduler import OneCycleLR
+    from torch.utils.data import TensorDataset
+
+    from accel_callbacks import TrainingStatisticsCallback
+    from accel_core import Trainer, TrainerPlaceholderValues
+    from accel_integrations.schedulers import CosineLrScheduler, WSDLrScheduler
+
+    functions = {
+        "CosineLrScheduler": CosineLrScheduler.create_scheduler_fn(num_warmup_epochs=0.5, lr_min=1e-5),
+        "WSDLrScheduler": WSDLrScheduler.create_scheduler_fn(num_warmup_epochs=0.5, decay_phase_ratio=0.25),
+        "OneCycleLR of PyTorch": partial(OneCycleLR, max_lr=0.1, total_steps=TrainerPlaceholderValues.NUM_UPDATE_STEPS),
+    }
+    figure = Figure(figsize=(7.2, 3.2), layout="constrained")
+    axes = figure.subplots()
+    for colour, (name, create_scheduler_fn) in zip(("#0072B2", "#D55E00", "#009E73"), functions.items(), strict=True):
+        model = torch.nn.Linear(4, 1)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        statistics = TrainingStatisticsCallback(record_every_n_updates=1)
+        trainer = Trainer(model, torch.nn.functional.mse_loss, optimizer, callbacks=[statistics])
+        history = trainer.train(
+            TensorDataset(torch.randn(320, 4), torch.randn(320, 1)), num_epochs=5, create_scheduler_fn=create_scheduler_fn
+        )
+        axes.plot(history.get_metric_values("learning_rate"), label=name, color=colour)
+    axes.set_xlabel("update")
+    axes.set_title("learning rate", loc="left")
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend()
+    figure.savefig(PICTURES / "schedules.png", dpi=150)
+
+
+MAKERS = {maker.__name__: maker for maker in (readme, quickstart, two_processes, resume, checkpoint_folder, schedules)}
+
+
+def main() -> None:
+    PICTURES.mkdir(exist_ok=True)
+    for name in sys.argv[1:] or MAKERS:
+        with tempfile.TemporaryDirectory() as folder:
+            MAKERS[name](Path(folder))
+        print(f"made: {name}")
+
+
+if __name__ == "__main__":
+    main()
