@@ -46,7 +46,7 @@ def train(model, callbacks=(), lr=0.1):
     Trainer(model, nn.MSELoss(), optimizer, callbacks=callbacks).train(dataset, num_epochs=2, per_device_batch_size=4)
 
 
-def test_constructing_changes_nothing(model):
+def test_lesson_13_constructing_changes_nothing(model):
     for name, parameter in model.named_parameters():
         parameter.requires_grad = "bias" in name
     model.attention.eval()
@@ -66,7 +66,7 @@ def test_batch_norms_are_frozen_if_asked_for(model):
     assert trainable(model) == {"head.weight", "head.bias"}
 
 
-def test_frozen_parameters_are_bit_identical_after_training(model):
+def test_lesson_13_frozen_parameters_are_bit_identical_after_training(model):
     ModelFreezer(model).freeze()
     before, free = values(model), trainable(model)
     train(model)
@@ -139,7 +139,7 @@ def test_the_last_groups_may_be_unfrozen_alone(model):
     assert trainable(model) == {"norm.weight", "norm.bias", "head.weight", "head.bias"}
 
 
-def test_frozen_modules_are_set_as_eval_and_no_others(model):
+def test_lesson_13_frozen_modules_are_set_as_eval_and_no_others(model):
     freezer = ModelFreezer(model)
     freezer.freeze(set_modules_as_eval=True)
     assert [model.embed.training, model.attention.training, model.attention.out_proj.training] == [False] * 3
@@ -147,7 +147,7 @@ def test_frozen_modules_are_set_as_eval_and_no_others(model):
     assert trainable(model) == {"norm.weight", "norm.bias", "head.weight", "head.bias"}
 
 
-def test_without_it_modes_stay(model):
+def test_lesson_13_without_it_modes_stay(model):
     ModelFreezer(model).freeze()
     assert all(module.training for module in model.modules())
     model.eval()
@@ -241,3 +241,21 @@ def test_a_name_that_matches_nothing_is_told(model):
     with pytest.raises(ConfigurationError, match=r"'head.weigth' matches no parameter.* Did you mean 'head.weight'"):
         ModelFreezer(model).freeze_parameters(["*.bias", "head.weigth"])
     assert "head.bias" in trainable(model)
+
+
+def test_a_compiled_model_has_the_groups_and_names_of_the_model_itself(model):
+    compiled = ModelFreezer(torch.compile(model, backend="eager"))
+    assert [group.module for group in compiled.get_layer_groups()] == list(model.children())
+    compiled.freeze_parameters("cls_token")
+    assert "cls_token" not in trainable(model)
+
+
+@pytest.mark.parametrize("freeze_batch_norms", [True, False])
+@pytest.mark.parametrize("part", [0, 2, -2, "*.bias"])
+def test_the_parameters_of_a_part_are_those_that_freezing_it_freezes(model, part, freeze_batch_norms):
+    freezer = ModelFreezer(model, freeze_batch_norms)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    told = {names[id(parameter)] for parameter in freezer.get_parameters(part)}
+    before = trainable(model)
+    freezer.freeze_parameters(part) if isinstance(part, str) else freezer.freeze(part, part)
+    assert before - trainable(model) == told

@@ -54,7 +54,7 @@ def test_equals_the_closed_form():
             assert value == pytest.approx(expected, rel=1e-12)
 
 
-def test_ends_at_the_minimum_with_the_last_update_and_without_a_cliff():
+def test_lesson_5_ends_at_the_minimum_with_the_last_update_and_without_a_cliff():
     scheduler = CosineLrScheduler(build_optimizer(1.0), 10, 10, lr_min=0.0, num_warmup_epochs=3, warmup_starting_lr=0.0)
     rates = [rate for (rate,) in used_rates(scheduler, 100)]
     assert rates[30] == 1.0
@@ -64,7 +64,7 @@ def test_ends_at_the_minimum_with_the_last_update_and_without_a_cliff():
     assert all(0 < before - after <= largest_step for before, after in itertools.pairwise(rates[30:]))
 
 
-def test_no_value_is_used_twice():
+def test_lesson_5_no_value_is_used_twice():
     scheduler = CosineLrScheduler(build_optimizer(1.0), 2, 10)
     rates = [rate for (rate,) in used_rates(scheduler, 20)]
     assert rates[0] == 1.0
@@ -72,7 +72,7 @@ def test_no_value_is_used_twice():
 
 
 @pytest.mark.parametrize("ratio", [0.0, 0.01, 0.5, 1.0])
-def test_a_warmup_ratio_begins_at_that_part_of_each_base_rate_and_never_overshoots(ratio):
+def test_lesson_5_a_warmup_ratio_begins_at_that_part_of_each_base_rate_and_never_overshoots(ratio):
     scheduler = CosineLrScheduler(
         build_optimizer(0.3, 0.007), 10, 10, num_warmup_epochs=2, warmup_starting_lr_ratio=ratio, lr_min=0.0
     )
@@ -111,6 +111,18 @@ def test_equals_torch_without_warmup():
     theirs = build_optimizer(0.1, 0.02)
     torch_scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(theirs, T_max=7 * 13, eta_min=0.001)
     for rates in used_rates(ours, 7 * 13):
+        assert rates == pytest.approx(values(theirs), rel=1e-9)
+        theirs.step()
+        torch_scheduler.step()
+
+
+def test_equals_torch_with_a_linear_warmup_before():
+    ours = CosineLrScheduler(build_optimizer(0.1), 10, 9, lr_min=0.001, num_warmup_epochs=2, warmup_starting_lr=0.01)
+    theirs = build_optimizer(0.1)
+    warmup = torch.optim.lr_scheduler.LinearLR(theirs, start_factor=0.1, total_iters=18)
+    annealing = torch.optim.lr_scheduler.CosineAnnealingLR(theirs, T_max=72, eta_min=0.001)
+    torch_scheduler = torch.optim.lr_scheduler.SequentialLR(theirs, [warmup, annealing], milestones=[18])
+    for rates in used_rates(ours, 90):
         assert rates == pytest.approx(values(theirs), rel=1e-9)
         theirs.step()
         torch_scheduler.step()

@@ -1,5 +1,6 @@
 """Schedules in real runs: planned with the run's own numbers, equal on any number of processes, resumed and continued."""
 
+import functools
 import json
 
 import pytest
@@ -7,8 +8,8 @@ import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from accel_core import Trainer, TrainerCallback
-from accel_integrations.schedulers import CosineLrScheduler, WSDLrScheduler
+from accel_core import Trainer, TrainerCallback, TrainerPlaceholderValues
+from accel_integrations.schedulers import CosineLrScheduler, StatefulSchedulerBase, WSDLrScheduler
 from launching import launch
 
 
@@ -77,6 +78,37 @@ def test_a_resumed_run_uses_the_same_rates(scheduler_class, tmp_path):
     assert trainer.scheduler.num_updates == 30
 
 
+class FallingWeightDecay(StatefulSchedulerBase):
+    def __init__(self, optimizer, num_update_steps):
+        self.num_update_steps = num_update_steps
+        super().__init__(optimizer, param_group_field="weight_decay")
+
+    def get_updated_values(self, num_updates):
+        return [base * (1 - num_updates / self.num_update_steps) for base in self.base_values]
+
+
+def test_any_field_of_the_parameter_groups_follows_a_schedule_also_in_a_resumed_run(tmp_path):
+    class RecordDecay(TrainerCallback):
+        def __init__(self):
+            self.values = []
+
+        def on_optimizer_step_start(self, trainer):
+            self.values.append(trainer.optimizer.param_groups[0]["weight_decay"])
+
+    def run(*callbacks, **kwargs):
+        recorder, model = RecordDecay(), nn.Linear(3, 1)
+        dataset = TensorDataset(torch.randn(40, 3), torch.randn(40, 1))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=0.5)
+        trainer = Trainer(model, nn.MSELoss(), optimizer, callbacks=(recorder, *callbacks), seed=1)
+        create_scheduler_fn = functools.partial(FallingWeightDecay, num_update_steps=TrainerPlaceholderValues.NUM_UPDATE_STEPS)
+        trainer.train(dataset, num_epochs=2, per_device_batch_size=4, create_scheduler_fn=create_scheduler_fn, **kwargs)
+        return recorder.values
+
+    whole = run(SaveAt(13, tmp_path / "state"))
+    assert whole == [0.5 * (1 - n / 20) for n in range(20)]
+    assert run(resume_from=tmp_path / "state") == whole[13:]
+
+
 def test_a_wsd_run_is_continued_for_longer_from_before_its_decay(tmp_path):
     rates, _ = train(WSDLrScheduler.create_scheduler_fn(num_warmup_epochs=0.5), [SaveAt(27, tmp_path / "state")])
     assert rates[27] == 0.1
@@ -89,7 +121,7 @@ def test_a_wsd_run_is_continued_for_longer_from_before_its_decay(tmp_path):
     assert continued_rates[22] < 0.1
 
 
-def test_two_processes_run_the_whole_schedule(tmp_path):
+def test_lesson_4_two_processes_run_the_whole_schedule(tmp_path):
     script = """
         import json, sys
         import torch

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import nn
+from transformers import get_wsd_schedule
 
 from accel_core import ConfigurationError
 from accel_core.placeholders import resolve_placeholders
@@ -54,6 +55,26 @@ def test_equals_the_closed_form(use_inverse_sqrt_decay):
             else:
                 expected = 1 / (t / (0.01 * base) + (1 - t) / base)
             assert value == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("lr_min", [0.0, 0.1])
+def test_equals_transformers_with_the_decay_by_the_square_root(lr_min):
+    """Its warm-up begins with the same part of the base rate with which the decay ends."""
+    ours = WSDLrScheduler(
+        build_optimizer(0.2),
+        total_steps=100,
+        num_warmup_steps=10,
+        decay_phase_ratio=0.3,
+        lr_min=lr_min,
+        warmup_starting_lr=lr_min * 0.2,
+    )
+    theirs = build_optimizer(0.2)
+    transformers_scheduler = get_wsd_schedule(theirs, 10, 30, 100, decay_type="1-sqrt", min_lr_ratio=lr_min)
+    for n in range(105):
+        step_to(ours, n)
+        assert values(ours.optimizer) == pytest.approx(values(theirs), rel=1e-9, abs=1e-15), n
+        theirs.step()
+        transformers_scheduler.step()
 
 
 def test_the_stable_phase_is_the_base_rate_to_the_bit():
@@ -142,7 +163,7 @@ def test_the_current_step_and_phase_follow_the_updates():
     assert scheduler.get_current_phase_info() == scheduler.get_phase_info(19)
 
 
-def test_the_state_holds_the_updates_and_resumes_to_the_bit():
+def test_lesson_18_the_state_holds_the_updates_and_resumes_to_the_bit():
     arguments = {"total_steps": 40, "num_checkpoints": 2, "num_warmup_steps": 3, "decay_phase_ratio": 0.25}
     scheduler = WSDLrScheduler(build_optimizer(0.1, 0.7), **arguments)
     step_to(scheduler, 17)
