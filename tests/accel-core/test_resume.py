@@ -516,6 +516,25 @@ class TestWhatDoesNotFit:
             self.resume(saved, create_trainer(model=model))
         assert self.is_unchanged
 
+    def test_another_model_that_fits_in_part_is_left_as_it_is(self, saved):
+        model = torch.nn.Sequential(
+            torch.nn.Linear(4, 6), torch.nn.BatchNorm1d(6), torch.nn.Dropout(0.25), torch.nn.ReLU(), torch.nn.Linear(6, 3)
+        )
+        with pytest.raises(CheckpointError, match="size mismatch for 4"):
+            self.resume(saved, create_trainer(model=model))
+        assert self.is_unchanged
+        assert model[1].num_batches_tracked == 0
+
+    @pytest.mark.parametrize(("optimizer", "missing"), [(torch.optim.SGD, "momentum"), (torch.optim.RMSprop, "alpha")])
+    def test_another_class_of_optimizer_is_refused(self, optimizer, missing, tmp_path):
+        create_trainer(SaveEverywhere(tmp_path)).train(DATA, 1)
+        with pytest.raises(CheckpointError, match=rf"optimizer\.pt' does not fit the .*{optimizer.__name__}.*'{missing}'"):
+            create_trainer(optimizer=optimizer).train(DATA, 1, resume_from=tmp_path / "001")
+
+    def test_a_scheduler_that_is_left_out_is_told(self, saved, capsys):
+        self.resume(saved, create_scheduler_fn=None)
+        assert "The state of the scheduler is dropped, since this run has none" in capsys.readouterr().out
+
     def test_another_optimizer_is_refused(self, saved):
         def only_some(parameters, lr):
             return torch.optim.AdamW(list(parameters)[:2], lr=lr)

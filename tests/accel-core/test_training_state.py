@@ -243,7 +243,7 @@ def test_a_folder_with_states_of_another_run_or_of_a_later_update_is_refused(tmp
     check_folder_of_run(tmp_path, "first", updates_completed=5)
     with pytest.raises(CheckpointError, match="a' is a state of the run 'first', but this is the run 'second'"):
         check_folder_of_run(tmp_path, "second")
-    with pytest.raises(CheckpointError, match="a' holds 5 updates of this run, which has gone on from 4: .* Remove it"):
+    with pytest.raises(CheckpointError, match=r"a' holds 5 updates of this run, which has gone on from 4: .* Remove it"):
         check_folder_of_run(tmp_path, "first", updates_completed=4)
 
 
@@ -301,7 +301,7 @@ def test_a_job_that_writes_at_the_same_time_never_writes_into_the_folder_of_anot
         save(tmp_path / "state", 2)
         return {"extra.pt": {"updates": 2}}
 
-    with pytest.raises(CheckpointError, match="not saved to .*state'"):
+    with pytest.raises(CheckpointError, match=r"not saved to .*state'"):
         save_folder(tmp_path / "state", run_state(2), main_files, dict, process_index=0, gather=lambda value: [value])
     assert names(tmp_path) == {"state"}
     assert load(tmp_path / "state") == 2

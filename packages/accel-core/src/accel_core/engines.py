@@ -244,8 +244,13 @@ def load_state(folder: Path, accelerator: Accelerator, prepared: Prepared, sched
 def load_into(name: str, folder: Path, target: Any) -> None:
     """Load a file of a checkpoint into an optimizer, scheduler or scaler."""
     state = durable_files.read_object(folder / name)
+    needed = [target.defaults.keys() & group.keys() for group in getattr(target, "param_groups", [])]
     try:
         target.load_state_dict(state)
+        # Torch takes over the groups of another class of optimizer, which would fail at the first step.
+        for names, group in zip(needed, getattr(target, "param_groups", []), strict=True):
+            if missing := sorted(names - group.keys()):
+                raise ValueError(f"it has no {missing}.")
     except (ValueError, KeyError, RuntimeError, TypeError, AttributeError) as error:
         raise CheckpointError(
             f"'{folder / name}' does not fit the {type(target).__name__} of this run: {error} Build it as in the run that was "
@@ -254,10 +259,16 @@ def load_into(name: str, folder: Path, target: Any) -> None:
 
 
 def load_model_state(model: torch.nn.Module, state: dict[str, Any], source: Path, load: LoadState) -> None:
-    """Load a state dict into the unwrapped model. Raises `CheckpointError` if it is of another model."""
+    """Load a state dict into the unwrapped model. Raises `CheckpointError` if it is of another model, which is as it was then."""
+    own = model.state_dict()
+    shared = {name: own[name] for name in own.keys() & state.keys() if isinstance(own[name], torch.Tensor)}
+    is_other = own.keys() != state.keys() or any(value.shape != state[name].shape for name, value in shared.items())
+    before = {name: value.clone() for name, value in shared.items()} if is_other else {}
     try:
         load(model, state)
     except (RuntimeError, KeyError) as error:
+        for name, value in before.items():
+            shared[name].copy_(value)  # Torch loads what fits before it raises.
         raise CheckpointError(f"'{source}' holds the state of another model than {type(model).__name__}: {error}") from error
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from . import durable_files
 from .dataloaders import ShardedDataLoader
 from .errors import CheckpointError, ConfigurationError
-from .training_state import RunState, process_file
+from .training_state import RunState, TrainerState, process_file
 
 
 def read_place(folder: Path, process_index: int, num_processes: int, saved_processes: int) -> dict[str, Any]:
@@ -38,7 +38,7 @@ def _add(part: dict[str, float], other: dict[str, float] | None) -> dict[str, fl
     return part if other is None else {key: part[key] + other[key] for key in part}
 
 
-def compare(saved: RunState, now: RunState, callbacks: Iterable[str]) -> list[str]:
+def compare(saved: TrainerState, now: RunState, callbacks: Iterable[str], has_scheduler: bool) -> list[str]:
     """Sentences about what differs between the run that was saved and the one that goes on with `callbacks`.
 
     Raises:
@@ -74,6 +74,8 @@ def compare(saved: RunState, now: RunState, callbacks: Iterable[str]) -> list[st
     ]
     if changed:
         told.append(f"Versions have changed, so the last bits may differ: {', '.join(changed)}.")
+    if "scheduler.pt" in saved["files"] and not has_scheduler:
+        told.append("The state of the scheduler is dropped, since this run has none.")
     missing = [name for name in saved["callbacks"] if name not in callbacks]
     if missing:
         told.append(f"The state of {missing} is dropped, since this run has no such callbacks.")

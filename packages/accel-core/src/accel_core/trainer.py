@@ -651,7 +651,8 @@ class Trainer(BaseTrainer):
 
     def _tell_differences(self, state: training_state.TrainerState) -> None:
         loader, is_seeded = cast(ShardedDataLoader, self.train_dataloader), self._arguments["seed_each_sample"]
-        told = compare(state, self._run_state(), [name for name, _ in self.callbacks.named()])
+        names = [name for name, _ in self.callbacks.named()]
+        told = compare(state, self._run_state(), names, self.scheduler is not None)
         for sentence in [*told, *limits_of_exactness(loader, self.eval_dataloader, state, is_seeded)]:
             self.print(sentence)
 
