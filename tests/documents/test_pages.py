@@ -8,13 +8,14 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-from run_pages import BLOCK
 
 from accel_core import Trainer, TrainerCallback
 from accel_core.callback_list import EVENTS
+from run_pages import BLOCK
 
 REPOSITORY = Path(__file__).parents[2]
 DOCS = REPOSITORY / "docs"
+RUNNER = REPOSITORY / "tests" / "run_pages.py"
 PAGES = {
     str(path.relative_to(REPOSITORY)): path
     for path in sorted([*DOCS.rglob("*.md"), *REPOSITORY.glob("*.md"), *REPOSITORY.glob("packages/*/*.md")])
@@ -33,8 +34,7 @@ INCLUDED = re.compile(r'^--8<-- "(.*)"$', flags=re.MULTILINE)
 @pytest.fixture(scope="module")
 def errors(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str | None]:
     """From each page with code to the error, or None."""
-    script = Path(__file__).with_name("run_pages.py")
-    command = [sys.executable, script, tmp_path_factory.mktemp("pages"), *(PAGES[name] for name in WITH_CODE)]
+    command = [sys.executable, RUNNER, tmp_path_factory.mktemp("pages"), *(PAGES[name] for name in WITH_CODE)]
     finished = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
     assert finished.returncode == 0, finished.stderr
     results = json.loads(finished.stdout.splitlines()[-1])
@@ -50,7 +50,7 @@ def test_all_python_of_a_page_runs(page: str, errors: dict[str, str | None]) -> 
 def test_the_runner_reports_the_line_of_an_error(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text("# Title\n\n```python\nx = 1\n```\n\n```python\nassert x == 2\n```\n")
-    command = [sys.executable, Path(__file__).with_name("run_pages.py"), tmp_path / "folder", page]
+    command = [sys.executable, RUNNER, tmp_path / "folder", page]
     finished = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     assert "line 8" in json.loads(finished.stdout)[str(page)]
 
@@ -94,7 +94,7 @@ def test_the_loop_is_drawn_with_every_event_and_every_method_that_may_be_overrid
     assert set(re.findall(r"\bon_\w+", drawn)) == set(EVENTS)
     assert set(EVENTS) <= set(vars(TrainerCallback))
     overridable = {
-        name for name in dir(Trainer) if re.match("(create|calculate|run|count)_|.*(_start|_end|_step|_grad|_gradients)$", name)
+        name for name in dir(Trainer) if re.match("(create|calculate|run|count)_|[a-z].*(_start|_end|_step|_grad|_gradients)$", name)
     }
     overridable -= {"run_config", "run_history", "run_progress", "run_id", "create_model_state"}
     assert overridable <= set(re.findall(r"\b(\w+)\(\)", drawn))
