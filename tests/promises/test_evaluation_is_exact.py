@@ -299,7 +299,7 @@ def test_metrics_equal_one_process(outcome, num_samples, kind):
         "evaluation_share",
         "evaluation_own_accuracy",
         "evaluation_own_hits",
-        "error",
+        "evaluation_error",
     } | by_callback == set(expected)
     for result in outcome.of(f"evaluate {num_samples} {kind}"):
         assert list(result["metrics"]) == list(expected)
