@@ -590,7 +590,7 @@ def test_a_stream_with_a_state_goes_on_where_it_was_and_reads_nothing_twice() ->
     state = first.state_before_batch
     dataset = Stateful()
     second = ShardedDataLoader(DataLoader(dataset, batch_size=3), 0, torch.device("cpu"), 1, 0, seed_each_sample=False)
-    second.begin_epoch(0, position=6, steps=2)
+    second.begin_epoch(0, position=6)
     second.restore_source(state)
     rest = [inputs_of(batch).flatten().tolist() for batch in second]
     assert rest == [[6, 7, 8], [9, 10]]
@@ -599,5 +599,30 @@ def test_a_stream_with_a_state_goes_on_where_it_was_and_reads_nothing_twice() ->
 
 def test_a_stream_without_a_state_skips_to_where_it_was() -> None:
     sharded = ShardedDataLoader(DataLoader(Unsized(), batch_size=3), 0, torch.device("cpu"), 1, 0, seed_each_sample=False)
-    sharded.begin_epoch(0, position=6, steps=2, max_steps=3)
+    sharded.begin_epoch(0, position=6, max_steps=3)
     assert [inputs_of(batch).flatten().tolist() for batch in sharded] == [[6, 7, 8]]
+
+
+@pytest.mark.parametrize(("batch_size", "processes", "expected"), [(2, 1, [7, 8]), (5, 1, [7, 8, 9, 10]), (2, 2, [7, 8, 9, 10])])
+def test_a_stream_without_a_state_goes_on_with_the_next_sample_in_batches_of_another_size(
+    batch_size: int, processes: int, expected: list[int]
+) -> None:
+    first = []
+    for index in range(processes):
+        loader = DataLoader(Unsized(), batch_size=batch_size)
+        sharded = ShardedDataLoader(loader, 0, torch.device("cpu"), processes, index, seed_each_sample=False)
+        sharded.begin_epoch(0, position=7)
+        first += inputs_of(next(iter(sharded))).flatten().tolist()
+        sharded.begin_epoch(1)
+        assert inputs_of(next(iter(sharded))).flatten()[0] == batch_size * index, "the next epoch begins at its beginning"
+    assert first == expected
+
+
+def test_leaving_out_what_was_read_before_tells_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("accel_core.dataloaders.SECONDS_BETWEEN_LINES", 0.0)
+    sharded = ShardedDataLoader(DataLoader(Unsized(), batch_size=3), 0, torch.device("cpu"), 1, 0, seed_each_sample=False)
+    told: list[str] = []
+    sharded.tell = told.append
+    sharded.begin_epoch(0, position=6)
+    assert len(list(sharded)) == 2
+    assert told == ["1 of 2 batches are read and left out.", "2 of 2 batches are read and left out."]

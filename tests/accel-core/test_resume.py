@@ -376,6 +376,19 @@ def test_a_stream_goes_on_with_the_next_batch(stream, begins_at, accumulation, t
     assert told == (stream is Stream)
 
 
+@pytest.mark.parametrize("stream", [Stream, StatefulStream])
+@pytest.mark.parametrize("changed", [{"per_device_batch_size": 5}, {"per_device_batch_size": 2}])
+def test_a_stream_in_batches_of_another_size_goes_on_with_the_next_sample_also_when_resumed_again(stream, changed, tmp_path):
+    create_trainer(SaveEverywhere(tmp_path / "a"), model=torch.nn.Linear(4, 2)).train(stream(), 1, per_device_batch_size=3)
+    first, second = Seen(), Seen()
+    trainer = create_trainer(first, SaveEverywhere(tmp_path / "b"), model=torch.nn.Linear(4, 2))
+    trainer.train(stream(), 1, **changed, resume_from=tmp_path / "a" / "002")
+    assert first.samples == list(range(9, 29))
+    trainer = create_trainer(second, model=torch.nn.Linear(4, 2))
+    trainer.train(stream(), 1, **changed, resume_from=tmp_path / "b" / "001")
+    assert second.samples == list(range(9 + 2 * changed["per_device_batch_size"], 29))
+
+
 class StatefulLoader:
     """Ready batches, from a loader that is not torch's and saves its own position."""
 

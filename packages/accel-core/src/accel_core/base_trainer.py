@@ -227,6 +227,7 @@ class BaseTrainer:
         """Share a loader out over the processes."""
         processes = (self.accelerator.num_processes, self.accelerator.process_index)
         sharded = ShardedDataLoader(loader, self.data_seed, self.device, *processes, seed_each_sample)
+        sharded.tell = self.print
         self._open_loaders.append(sharded)
         return sharded
 

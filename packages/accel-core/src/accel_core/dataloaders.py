@@ -7,7 +7,8 @@ import functools
 import itertools
 import multiprocessing
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,7 @@ from .errors import ConfigurationError
 from .worker_start import start_worker
 
 MOST_WORKERS = 8
+SECONDS_BETWEEN_LINES = 10.0
 
 
 def default_num_workers(dataset: Any, num_local_processes: int) -> int:
@@ -132,8 +134,10 @@ class ShardedDataLoader:
         self.deals_batches = False
         """Every process iterates the whole loader and keeps every W-th batch."""
         self.torch_loader: Any = loader
+        self.tell: Callable[[str], object] = _identity
+        """Is given sentences on what takes long."""
         self._generator = torch.Generator()
-        self._epoch = self._skip = 0
+        self._epoch = self._skip = self._skip_of_step = 0
         self._most: int | None = None
         self._is_restored = self._is_at_end = False
         is_plain, is_stream = is_plain_loader(loader), isinstance(self.dataset, IterableDataset)
@@ -141,7 +145,8 @@ class ShardedDataLoader:
             self._shard_samples(loader, seed_each_sample)
         elif is_plain and is_stream and loader.batch_size:
             step = (loader.batch_size, num_processes, process_index, loader.drop_last)
-            dataset = Stream(loader.dataset, step) if num_processes > 1 else loader.dataset
+            # Workers may look at the data set, and divide it among themselves.
+            dataset = loader.dataset if loader.num_workers and num_processes == 1 else Stream(loader.dataset, step)
             self.torch_loader = self._rebuild(loader, dataset, batch_size=loader.batch_size, drop_last=loader.drop_last)
         else:
             self.deals_batches = num_processes > 1
@@ -222,14 +227,20 @@ class ShardedDataLoader:
             self.check_not_empty()
         return plan
 
-    def begin_epoch(self, epoch: int, position: int = 0, steps: int = 0, max_steps: int | None = None) -> None:
-        """Go to the sample `position` of `epoch` (from 0); a stream skips the first `steps` batches of this process.
+    @property
+    def step_size(self) -> int:
+        """Samples of a full step on all processes; batches where their size is not known."""
+        return (self.batch_size or 1) * self.num_processes
+
+    def begin_epoch(self, epoch: int, position: int = 0, max_steps: int | None = None) -> None:
+        """Go to the sample `position` (counted over all processes) of `epoch` (from 0), which a stream reads up to there.
 
         The epoch ends after `max_steps`, counted from its beginning.
         """
         self._epoch = epoch = 0 if self.repeat_first_epoch else epoch
         self._generator.manual_seed(derive_seed(self.seed, "workers", epoch, self.process_index))
-        self._skip, self._most, self._is_restored, self._is_at_end = steps, max_steps, False, False
+        self._skip, self._skip_of_step = divmod(position, self.step_size)
+        self._most, self._is_restored, self._is_at_end = max_steps, False, False
         if self.sampler is not None:
             self.sampler.max_steps = max_steps
             self.sampler.begin_epoch(epoch, position)
@@ -241,7 +252,7 @@ class ShardedDataLoader:
 
     def check_not_empty(self) -> None:
         """Raise for an epoch without a batch, unless it was begun behind its first sample."""
-        if self._skip == 0 and (self.sampler is None or not self.sampler.start):
+        if self._skip + self._skip_of_step == 0 and (self.sampler is None or not self.sampler.start):
             source = getattr(self.dataset, "iterable", self.dataset)
             raise ConfigurationError(
                 f"The data, a {type(source).__name__}, gave no batch: it is empty, smaller than a batch of all processes with "
@@ -272,23 +283,31 @@ class ShardedDataLoader:
     def restore_source(self, state: Any) -> None:
         """Put the data itself at its saved place in the epoch begun, so that no batch has to be skipped."""
         self.stateful_source.load_state_dict(state["source"])
-        self._is_restored, self._is_at_end = True, state["is_at_end"]
+        self._skip_of_step, self._is_restored, self._is_at_end = 0, True, state["is_at_end"]
 
     def _stream(self) -> Iterator[Any]:
         if self._is_at_end:
             return
         start = self._skip if self._is_restored else 0
         most = None if self._most is None else max(self._most - start, 0)
+        told_at = time.monotonic()
         for number, batch in enumerate(itertools.islice(self._read_own_batches(), most), start):
             if number >= self._skip:
                 yield batch
+            elif time.monotonic() > told_at + SECONDS_BETWEEN_LINES:
+                told_at = time.monotonic()
+                self.tell(f"{number + 1} of {self._skip} batches are read and left out.")
 
     def _read_own_batches(self) -> Iterator[Any]:
         """This process's batches; who shuffles at the start draws from (seed, epoch), so that all have the same order."""
         dealt, own = (self.num_processes, self.process_index) if self.deals_batches else (1, 0)
-        source = self.stateful_source
+        source, dataset = self.stateful_source, getattr(self.torch_loader, "dataset", None)
+        rest = self._skip_of_step  # Of another batch size or number of processes, before the first whole step.
+        if isinstance(dataset, Stream) and not self.torch_loader.num_workers:
+            dataset.num_skipped, rest = rest, 0
         with SeededRandomness(derive_seed(self.seed, "order", self._epoch)):
             batches = iter(self.torch_loader)
+            batches = itertools.islice(batches, rest // (self.batch_size or 1), None)
             self._remember_state(source)
             taken = [batch for number, batch in enumerate(itertools.islice(batches, dealt)) if number == own]
         while taken:

@@ -42,13 +42,15 @@ class Stream(IterableDataset[Any]):
         self.iterable = iterable
         self.step = step
         """Batch size, number of processes, index of this process, drop_last; None to keep everything."""
+        self.num_skipped = 0
+        """Samples that are read and left out at the beginning."""
 
     def __iter__(self) -> Iterator[Any]:
-        if self.step is None:
-            yield from self.iterable
+        samples = itertools.islice(self.iterable, self.num_skipped, None)
+        if self.step is None or self.step[1] == 1:
+            yield from samples
             return
         batch_size, num_processes, process_index, drop_last = self.step
-        samples = iter(self.iterable)
         while chunk := list(itertools.islice(samples, batch_size * num_processes)):
             if len(chunk) == batch_size * num_processes or not drop_last:
                 yield from chunk[share_of(len(chunk), num_processes, process_index)]

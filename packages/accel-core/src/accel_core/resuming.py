@@ -86,11 +86,16 @@ def limits_of_exactness(
     loader: ShardedDataLoader, eval_loader: ShardedDataLoader | None, saved: RunState, seed_each_sample: bool
 ) -> list[str]:
     """Sentences about the data in which the run that goes on may differ from one that was never stopped."""
-    told, skipped = [], saved["run_progress"]["steps_completed_in_epoch"]
+    told, (skipped, rest) = [], divmod(saved["run_progress"]["samples_completed_in_epoch"], loader.step_size)
     if loader.sampler is None:
         has_position = loader.stateful_source is not None and saved["launched"]["num_processes"] == loader.num_processes
+        name = type(loader.dataset).__name__
         if skipped and not has_position:
-            told.append(f"Reading and leaving out {skipped} batches of {type(loader.dataset).__name__}, on which it has trained.")
+            told.append(f"Reading and leaving out {skipped} batches of {name}, on which it has trained.")
+        if rest and not has_position and getattr(loader.loader, "num_workers", 0):
+            told.append(f"Up to {rest} samples of {name} come twice, since workers read whole batches.")
+        if skipped:
+            told.append(f"Random numbers that {name} draws while it is read will differ.")
     elif not loader.sampler.order.is_function_of_epoch:
         sampler = type(loader.sampler.order.sampler).__name__
         told.append(f"The order is the business of {sampler}: it has no set_epoch, so samples may come twice or not at all.")

@@ -368,7 +368,7 @@ class Trainer(BaseTrainer):
             self.scheduler_step()
         self.optimizer_zero_grad()
         self._is_in_update = False
-        self.run_progress.complete_update(group.steps_completed, group.samples_of_all(self.device), was_skipped)
+        self.run_progress.complete_update(group.steps_completed, group.samples_read, was_skipped)
         self.run_history.current_update = self.run_progress.updates_completed
         self.agreement.read()
         self.callbacks.on_optimizer_step_end(self)
@@ -422,8 +422,7 @@ class Trainer(BaseTrainer):
             self.train_loss.reset()
             self._train_logs = MeanTrackers(self.device)
         self.run_history.current_epoch = progress.current_epoch
-        position = (progress.samples_completed_in_epoch, progress.steps_completed_in_epoch)
-        loader.begin_epoch(progress.epochs_completed, *position, max_steps=loader.max_steps)
+        loader.begin_epoch(progress.epochs_completed, progress.samples_completed_in_epoch, loader.max_steps)
         return loader
 
     def _complete_epoch(self) -> None:

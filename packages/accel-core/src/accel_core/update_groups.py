@@ -32,11 +32,13 @@ class UpdateGroup:
     group divided by the number of processes.
     """
 
-    def __init__(self, steps: Iterator[Step], is_alone: bool, num_samples: int, planned_items: float) -> None:
+    def __init__(
+        self, steps: Iterator[Step], is_alone: bool, planned_items: float, num_samples: int = 0, step_size: int = 0
+    ) -> None:
         self.steps = steps
         self.num_samples = num_samples
-        """Samples on all processes, as planned; of a stream those that this process has counted."""
-        self.is_stream = num_samples == 0
+        """Samples on all processes; 0 for a stream, where `step_size` are asked for in each step."""
+        self.step_size = step_size
         self.planned_items = planned_items
         self.is_alone = is_alone
         """The only step of the only process: nothing to weigh."""
@@ -65,8 +67,6 @@ class UpdateGroup:
         self.steps_completed += 1
         num_items = items_of(output)
         self.num_items = self.num_items + num_items
-        if self.is_stream:
-            self.num_samples += int(output["batch_size"])
         if self.is_alone:
             return None
         is_token_count = "num_items_in_batch" in output and not self.is_counted_ahead
@@ -74,9 +74,10 @@ class UpdateGroup:
             self.is_counted = True
         return num_items / self.planned_items
 
-    def samples_of_all(self, device: torch.device) -> int:
-        """Samples of the update on all processes. Every process takes part."""
-        return int(sum_over_processes([self.num_samples], device)[0]) if self.is_stream else self.num_samples
+    @property
+    def samples_read(self) -> int:
+        """Samples that all processes have asked for in the steps completed, however many a stream still had."""
+        return self.num_samples or self.steps_completed * self.step_size
 
     def correction(self, num_processes: int, device: torch.device) -> float | torch.Tensor:
         """What the gradients are multiplied by because the counts differ from the plan. Every process takes part."""
@@ -140,7 +141,7 @@ def update_groups(loader: ShardedDataLoader, gradient_accumulation_steps: int) -
         num_samples = sum(total for total, _ in sizes)
         steps = _steps_of_plan(batches, [own for _, own in sizes], latest)
         is_alone = len(sizes) == loader.num_processes == 1
-        yield UpdateGroup(steps, is_alone, num_samples, num_samples / loader.num_processes)
+        yield UpdateGroup(steps, is_alone, num_samples / loader.num_processes, num_samples)
 
 
 def _steps_of_plan(batches: Iterator[Any], sizes: list[int], latest: list[Any]) -> Iterator[Step]:
@@ -159,7 +160,8 @@ def _groups_of_stream(loader: ShardedDataLoader, gradient_accumulation_steps: in
     while ahead.has_next:
         steps = _steps_of_stream(ahead, gradient_accumulation_steps)
         planned = batch_size * gradient_accumulation_steps
-        yield UpdateGroup(steps, gradient_accumulation_steps == loader.num_processes == 1, 0, planned)
+        is_alone = gradient_accumulation_steps == loader.num_processes == 1
+        yield UpdateGroup(steps, is_alone, planned, step_size=loader.step_size)
 
 
 def _steps_of_stream(ahead: _LookAhead, most: int) -> Iterator[Step]:
