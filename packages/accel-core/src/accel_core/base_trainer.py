@@ -292,7 +292,7 @@ class BaseTrainer:
     @property
     def is_main_process(self) -> bool:
         """Whether this process prints and writes, once for the whole job."""
-        return self.accelerator.is_main_process  # type: ignore[no-any-return]
+        return self.accelerator.process_index == 0  # type: ignore[no-any-return]
 
     def print(self, *args: Any, **kwargs: Any) -> None:
         """Print on the main process."""

@@ -53,11 +53,11 @@ class EpochOrder:
     def __len__(self) -> int:
         return len(self.sampler)  # type: ignore[arg-type]
 
-    def of_epoch(self, epoch: int) -> Sequence[Any] | torch.Tensor:
+    def of_epoch(self, epoch: int) -> Sequence[Any] | torch.Tensor | np.ndarray[Any, Any]:
         """Indices in the order of `epoch` (from 0), the same on every process."""
         sampler: Any = self.sampler
         if type(sampler) is SequentialSampler:
-            return torch.arange(len(sampler))
+            return np.arange(len(sampler))
         if type(sampler) is RandomSampler and not sampler.replacement and len(sampler) == len(sampler.data_source):
             return random_order(len(sampler), self.seed, epoch)
         if hasattr(sampler, "set_epoch"):
@@ -134,11 +134,15 @@ class ShardedBatchSampler(Sampler[Any]):
 
     def plan(self) -> Iterator[tuple[int, int]]:
         """For each global step of the epoch, the samples of all processes and of this one."""
+        latest = (0, 0)
         for first, stop, part in self._steps():
             if self.batch_size is None:
                 yield sum(map(len, self.items[first:stop])), sum(map(len, self.items[part]))
+            elif latest != (sizes := (stop - first, part.stop - part.start)):
+                latest = sizes
+                yield sizes
             else:
-                yield stop - first, part.stop - part.start
+                yield latest  # One pair for all equal steps: a long plan stays small.
 
     @property
     def is_unequal(self) -> bool:

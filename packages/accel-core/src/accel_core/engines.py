@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator, DistributedType
+from accelerate import Accelerator
 from torch.nn.parallel import DistributedDataParallel
 
 from . import durable_files, training_state
@@ -90,51 +90,10 @@ def find_ddp(model: torch.nn.Module) -> DistributedDataParallel | None:
     return wrapper if isinstance(wrapper, DistributedDataParallel) else None
 
 
-def is_direct(accelerator: Accelerator, optimizer: Any) -> bool:
-    """Whether Accelerate has nothing to add to `backward`, `step` and `zero_grad`.
-
-    Then the trainer calls them directly, once decided: the wrapper looks for a package on the disk at every step and for
-    a signature at every `zero_grad`. A scaler, XLA, engines with a backward of their own, and LOMO go the long way.
-    """
-    lomo = type(getattr(optimizer, "optimizer", optimizer)).__name__ in ("Lomo", "AdaLomo")
-    own = has_own_backward(accelerator) or accelerator.distributed_type == DistributedType.XLA
-    return accelerator.scaler is None and not own and not lomo
-
-
-def choose_way(accelerator: Accelerator, optimizer: Any) -> tuple[Callable[[torch.Tensor], None], Any]:
-    """Return the function that computes gradients, and the object whose `step` and `zero_grad` are called."""
-    if is_direct(accelerator, optimizer):
-        return _plain_backward, getattr(optimizer, "optimizer", optimizer)
-    return accelerator.backward, optimizer
-
-
-def was_skipped(accelerator: Accelerator) -> bool:
-    """Whether the gradients of the update were not finite in float16, so that it changed nothing."""
-    has_scaler = accelerator.scaler is not None or accelerator.distributed_type == DistributedType.DEEPSPEED
-    return has_scaler and bool(accelerator.optimizer_step_was_skipped)
-
-
 def renew_step(optimizer: Any) -> None:
     """Let a scaled optimizer call the `step` that its scheduler has wrapped since preparing: torch warns of any other."""
     if getattr(optimizer, "scaler", None) is not None:
         optimizer.__setstate__(optimizer.__getstate__())
-
-
-def _plain_backward(loss: torch.Tensor) -> None:
-    loss.backward()  # type: ignore[no-untyped-call]
-
-
-def gradient_sync(accelerator: Accelerator, model: torch.nn.Module, is_last: bool) -> contextlib.AbstractContextManager[Any]:
-    """Return the context of a step: gradients are synchronised in the last one of an update only."""
-    if accelerator.num_processes == 1:
-        return _NOTHING
-    if has_own_backward(accelerator):
-        accelerator.gradient_state._set_sync_gradients(is_last)
-        return _NOTHING
-    return _NOTHING if is_last else accelerator.no_sync(model)
-
-
-_NOTHING = contextlib.nullcontext()
 
 
 @contextlib.contextmanager

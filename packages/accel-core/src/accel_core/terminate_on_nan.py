@@ -26,7 +26,7 @@ class TerminateOnNaNCallback(TrainerCallback):
     def on_train_step_end(self, trainer: Trainer, batch: Any, batch_output: dict[str, Any], step: int) -> None:
         """Look at the loss, or at the one before where it is on an accelerator."""
         loss = batch_output["loss"]
-        if loss.device.type == "cpu":
+        if loss.is_cpu:
             if not math.isfinite(loss.item()):
                 self._stop(trainer, loss.item(), step)
             return

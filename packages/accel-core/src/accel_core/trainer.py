@@ -26,6 +26,7 @@ from torch.utils.data import DataLoader, default_collate
 from . import batches, checks, durable_files, engines, training_state
 from .base_trainer import BaseTrainer
 from .dataloaders import ShardedDataLoader
+from .direct_way import choose_way
 from .distributed import Agreement, check_processes, gather_values, share_from_main, together
 from .errors import ConfigurationError, RunInterrupted
 from .limit_batches import limit_loaders
@@ -198,7 +199,7 @@ class Trainer(BaseTrainer):
         self.agreement = Agreement(self.device)
         self.train_loss, self._train_logs = LossTracker(self.device), MeanTrackers(self.device)
         self._is_first_step, self._is_cut_short = True, False
-        self._stepping_optimizer.zero_grad()
+        self._way.zero_grad()
         self.scheduler = self.create_scheduler()
         engines.renew_step(self.optimizer)
         interval = checks.scheduler_interval(self.scheduler, arguments, self.eval_dataset)
@@ -249,7 +250,7 @@ class Trainer(BaseTrainer):
             self._prepared = engines.Prepared(*user_parts, self.model, self.optimizer)
         self.model, self.optimizer = self._prepared.model, self._prepared.optimizer
         engines.move_modules(vars(self), self.device)
-        self._backward, self._stepping_optimizer = engines.choose_way(self.accelerator, self.optimizer)
+        self._way = choose_way(self.accelerator, self.optimizer)
 
     @contextlib.contextmanager
     def _running(self) -> Iterator[None]:
@@ -310,7 +311,7 @@ class Trainer(BaseTrainer):
 
     def run_train_epoch(self) -> None:
         """Train on what is left of the epoch."""
-        progress, prepared = self.run_progress, self._prepared_parts()
+        progress, prepared, is_distributed = self.run_progress, self._prepared_parts(), self.accelerator.num_processes > 1
         loader = self._start_train_epoch()
         self.train_epoch_start()
         self.callbacks.on_train_epoch_start(self)
@@ -320,7 +321,8 @@ class Trainer(BaseTrainer):
             if progress.epoch_cut_by_limit or self.stop_reason is not None:
                 self._is_cut_short = not progress.epoch_cut_by_limit
                 break
-            self.model = prepared.model_to_train(self.accelerator)
+            if is_distributed:
+                self.model = prepared.model_to_train(self.accelerator)
             self._is_in_update = True
             if self._counts_ahead:
                 group.count_ahead(self.count_items, self.accelerator.num_processes, self.device)
@@ -340,30 +342,31 @@ class Trainer(BaseTrainer):
             self._run_idle_train_step(step, group)
             return
         self.callbacks.on_train_step_start(self, batch=step.batch)
-        with engines.gradient_sync(self.accelerator, self.model, step.is_last):
+        with self._way.gradient_sync(self.model, step.is_last):
             output = self.calculate_train_batch_loss(step.batch)
             if self._is_first_step:
                 is_fresh = self.run_progress.updates_completed == 0
                 batches.check_batch_output(output, "calculate_train_batch_loss", needs_gradient=True, is_first=is_fresh)
                 self._is_first_step = False
-            loss, weight = output["loss"], group.count(step, output)
+            loss, num_items = output["loss"], items_of(output)
+            weight = group.count(step, output, num_items)
             self.backward_step(loss if weight is None else loss * weight)
-        self.train_loss.update(loss, items_of(output))
+        self.train_loss.update(loss, num_items)
         if "log" in output:
-            self._train_logs.update(output["log"], items_of(output))
+            self._train_logs.update(output["log"], num_items)
         number = self.run_progress.steps_completed_in_epoch + group.steps_completed - 1
         self.callbacks.on_train_step_end(self, batch=step.batch, batch_output=output, step=number)
 
     def run_update(self, group: UpdateGroup) -> None:
         """Change the parameters by the gradients of `group`, and count it."""
-        factor = self._counts.correction(group, self.device)
+        factor = None if group.is_alone else self._counts.correction(group, self.device)
         if factor is not None:
             engines.multiply_gradients(self.accelerator, self.model, self.optimizer, factor)
         self.callbacks.on_optimizer_step_start(self)
         self.clip_gradients()
         self._before = None
         self.optimizer_step()
-        was_skipped = engines.was_skipped(self.accelerator)
+        was_skipped = self._way.may_skip and bool(self.accelerator.optimizer_step_was_skipped)
         if self._scheduler_interval != "epoch" and not was_skipped:
             self.scheduler_step()
         self.optimizer_zero_grad()
@@ -440,7 +443,7 @@ class Trainer(BaseTrainer):
         """Take part in the communication of a step without samples: a batch is repeated with weight zero."""
         with (
             engines.without_trace(self.model, self.device),
-            engines.gradient_sync(self.accelerator, self.model, step.is_last),
+            self._way.gradient_sync(self.model, step.is_last),
         ):
             group.steps_completed += 1
             self.backward_step(self.calculate_train_batch_loss(step.batch)["loss"] * 0.0)
@@ -499,18 +502,18 @@ class Trainer(BaseTrainer):
 
     def backward_step(self, loss: torch.Tensor) -> None:
         """Compute gradients; `loss` already carries its weight within the update."""
-        self._backward(loss)
+        self._way.backward(loss)
 
     def clip_gradients(self) -> None:
         """Clip the gradients of the update, by value and by norm, as `train` was told."""
         if self.run_config.gradient_clip_value is not None:
             self.accelerator.clip_grad_value_(self.model.parameters(), self.run_config.gradient_clip_value)
         if self.run_config.gradient_clip_norm is not None:
-            self.accelerator.clip_grad_norm_(self.model.parameters(), self.run_config.gradient_clip_norm)
+            self._way.clip_norm(self.model.parameters(), self.run_config.gradient_clip_norm)
 
     def optimizer_step(self) -> None:
         """Change the parameters."""
-        self._stepping_optimizer.step()
+        self._way.optimizer.step()
 
     def scheduler_step(self) -> None:
         """Step the scheduler: after an update, or after an epoch, as `train` was told. One that needs a metric gets it."""
@@ -525,7 +528,7 @@ class Trainer(BaseTrainer):
 
     def optimizer_zero_grad(self) -> None:
         """Clear the gradients after an update."""
-        self._stepping_optimizer.zero_grad()
+        self._way.zero_grad()
 
     def training_run_start(self) -> None:
         """Act when all is prepared; does nothing."""
@@ -539,7 +542,8 @@ class Trainer(BaseTrainer):
 
     def eval_epoch_start(self) -> None:
         """Act when an evaluation begins; puts the model in eval mode, so call `super()`."""
-        self.model.eval()
+        if self.model.training:
+            self.model.eval()
 
     def eval_epoch_end(self) -> None:
         """Act when an evaluation ends; does nothing.
@@ -587,9 +591,9 @@ class Trainer(BaseTrainer):
 
     def _has_reached_limit(self) -> bool:
         progress, arguments = self.run_progress, self._arguments
-        epochs = (progress.epochs_completed, arguments["num_epochs"])
-        updates = (progress.updates_completed, arguments["max_num_train_steps"])
-        return any(limit is not None and number >= limit for number, limit in (epochs, updates))
+        most_epochs, most_updates = arguments["num_epochs"], arguments["max_num_train_steps"]
+        has_all_epochs = most_epochs is not None and progress.epochs_completed >= most_epochs
+        return has_all_epochs or (most_updates is not None and progress.updates_completed >= most_updates)
 
     # ------------------------------------------------------------------ saving
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -32,6 +33,13 @@ class UpdateGroup:
     group divided by the number of processes.
     """
 
+    num_items: Any = 0
+    """Items that this process has counted."""
+    steps_completed = 0
+    is_counted_ahead = False
+    is_counted = False
+    """What was counted on this process differs from the plan."""
+
     def __init__(
         self, steps: Iterator[Step], is_alone: bool, planned_items: float, num_samples: int = 0, step_size: int = 0
     ) -> None:
@@ -42,12 +50,6 @@ class UpdateGroup:
         self.planned_items = planned_items
         self.is_alone = is_alone
         """The only step of the only process: nothing to weigh."""
-        self.num_items: Any = 0
-        """Items that this process has counted."""
-        self.steps_completed = 0
-        self.is_counted_ahead = False
-        self.is_counted = False
-        """What was counted on this process differs from the plan."""
 
     def count_ahead(self, count_items: Callable[[Any], int | None], num_processes: int, device: torch.device) -> None:
         """Plan with what `count_items` finds in the batches, which are all held for it. Every process takes part."""
@@ -62,10 +64,9 @@ class UpdateGroup:
             self.is_counted_ahead = True
         self.steps = iter(steps)
 
-    def count(self, step: Step, output: Mapping[str, Any]) -> Any:
-        """Count the items of `step`, of which `output` came, and return what its loss is multiplied by; None is 1."""
+    def count(self, step: Step, output: Mapping[str, Any], num_items: Any) -> Any:
+        """Count the `num_items` of `step`, of which `output` came, and return what its loss is multiplied by; None is 1."""
         self.steps_completed += 1
-        num_items = items_of(output)
         self.num_items = self.num_items + num_items
         if self.is_alone:
             return None
@@ -134,21 +135,20 @@ def update_groups(loader: ShardedDataLoader, gradient_accumulation_steps: int) -
     if plan is None:
         yield from _groups_of_stream(loader, gradient_accumulation_steps)
         return
-    batches = iter(loader)
-    latest: list[Any] = []
+    steps, num_processes = _steps_of_plan(loader, plan, gradient_accumulation_steps), loader.num_processes
     for first in range(0, len(plan), gradient_accumulation_steps):
-        sizes = plan[first : first + gradient_accumulation_steps]
-        num_samples = sum(total for total, _ in sizes)
-        steps = _steps_of_plan(batches, [own for _, own in sizes], latest)
-        is_alone = len(sizes) == loader.num_processes == 1
-        yield UpdateGroup(steps, is_alone, num_samples / loader.num_processes, num_samples)
+        totals, _ = zip(*plan[first : first + gradient_accumulation_steps], strict=True)
+        is_alone, num_samples = len(totals) == num_processes == 1, sum(totals)
+        yield UpdateGroup(itertools.islice(steps, len(totals)), is_alone, num_samples / num_processes, num_samples)
 
 
-def _steps_of_plan(batches: Iterator[Any], sizes: list[int], latest: list[Any]) -> Iterator[Step]:
-    for number, size in enumerate(sizes, start=1):
-        if size or not latest:
-            latest[:] = [next(batches)]
-        yield Step(latest[0], number == len(sizes), size == 0, size)
+def _steps_of_plan(loader: ShardedDataLoader, plan: list[tuple[int, int]], steps_of_update: int) -> Iterator[Step]:
+    """All steps of the epoch begun."""
+    batches, batch = iter(loader), None
+    for number, (_, size) in enumerate(plan, start=1):
+        if size or batch is None:
+            batch = next(batches)
+        yield Step(batch, number % steps_of_update == 0 or number == len(plan), size == 0, size)
 
 
 def _groups_of_stream(loader: ShardedDataLoader, gradient_accumulation_steps: int) -> Iterator[UpdateGroup]:
@@ -209,8 +209,8 @@ def eval_steps(loader: ShardedDataLoader, keep_idle: bool) -> Iterator[Step]:
     if plan is None:
         steps: Iterator[Step] = (step for group in _groups_of_stream(loader, 1) for step in group.steps)
     else:
-        steps = _steps_of_plan(iter(loader), [own for _, own in plan], [])
-    return steps if keep_idle else (step for step in steps if not step.is_idle)
+        steps = _steps_of_plan(loader, plan, 1)
+    return steps if keep_idle or loader.num_processes == 1 else (step for step in steps if not step.is_idle)
 
 
 def is_unequal(loader: ShardedDataLoader) -> bool:
