@@ -119,6 +119,7 @@ def transformers(task: Task) -> float | None:
 
 def fastai(task: Task) -> float | None:
     from fastai.callback.core import Callback, CancelValidException
+    from fastai.callback.progress import ProgressCallback
     from fastai.data.core import DataLoaders
     from fastai.learner import Learner
     from fastai.optimizer import OptimWrapper
@@ -138,14 +139,12 @@ def fastai(task: Task) -> float | None:
         cbs=[SkipValidation()] if task.eval_data is None and task.workload.kind == "train" else [],
         train_bn=True,
     )
+    if not task.workload.bar:
+        learner.remove_cb(ProgressCallback)
+        learner.logger = lambda *args: None
     if task.workload.kind == "eval":
-        with learner.no_bar():
-            return float(learner.validate(dl=loader)[0])
-    if task.workload.bar:
-        learner.fit(task.workload.epochs)
-    else:
-        with learner.no_bar(), learner.no_logging():
-            learner.fit(task.workload.epochs)
+        return float(learner.validate(dl=loader)[0])
+    learner.fit(task.workload.epochs)
     return None
 
 
