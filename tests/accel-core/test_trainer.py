@@ -620,3 +620,13 @@ def test_batches_may_be_mappings_where_the_loss_step_is_overridden() -> None:
     mapped.train(samples, num_epochs=2)
     plain.train(tiny_data(), num_epochs=2)
     assert largest_difference(mapped, plain) < 1e-15
+
+
+def test_a_scheduler_may_be_created_on_the_optimizer_of_the_trainer() -> None:
+    class SteppingTrainer(Trainer):
+        def create_scheduler(self) -> Any:
+            return torch.optim.lr_scheduler.StepLR(self.optimizer, 1, gamma=0.1)
+
+    trainer = tiny_trainer(SteppingTrainer, lr=1.0)
+    trainer.train(tiny_data(8), num_epochs=1, per_device_batch_size=4)  # torch would warn of a step that it did not see
+    assert trainer.optimizer.param_groups[0]["lr"] == pytest.approx(0.01)

@@ -200,7 +200,10 @@ class Trainer(BaseTrainer):
         self.train_loss, self._train_logs = LossTracker(self.device), MeanTrackers(self.device)
         self._is_first_step, self._is_cut_short = True, False
         self._way.zero_grad()
+        # A scheduler watches the step of the optimizer that it was made for, which has to be the one that steps.
+        self.optimizer, prepared_optimizer = self._prepared_parts().user_optimizer, self.optimizer
         self.scheduler = self.create_scheduler()
+        self.optimizer = prepared_optimizer
         engines.renew_step(self.optimizer)
         interval = checks.scheduler_interval(self.scheduler, arguments, self.eval_dataset)
         self._scheduler_interval, self._scheduler_needs_metric = interval
