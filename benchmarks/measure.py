@@ -97,10 +97,9 @@ def main() -> None:
     if workload.processes > 1:
         from accelerate import PartialState
 
-        if PartialState().num_processes != workload.processes:
-            raise RuntimeError(
-                f"{workload.title} needs {workload.processes} processes, but found {PartialState().num_processes}."
-            )
+        found = PartialState(cpu=True).num_processes
+        if found != workload.processes:
+            raise RuntimeError(f"{workload.title} needs {workload.processes} processes, but found {found}.")
     figures = measure(workload, find_loop(loop_name), rounds)
     if int(os.environ.get("RANK", "0")) == 0:
         print(json.dumps(figures))

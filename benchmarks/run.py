@@ -4,10 +4,12 @@
     hatch run bench --only train --only eval
     hatch env create bench-others            once, installs the other libraries
     hatch run bench --others                 those too
+    hatch run bench --tables                 measure nothing, print what was measured last
 
 Every figure is a ratio to the hand-written loop, measured in the same process in pairs back to back: the median over the
 pairs, of wall time and of user and system time. All loops have to end with the same loss. Ratios of a busy machine are
-wide: repeat the command rather than trust one figure.
+wide: repeat the command rather than trust one figure. What was measured is kept in figures.json beside this file, each
+figure with the versions that gave it.
 """
 
 from __future__ import annotations
@@ -26,71 +28,106 @@ from typing import Any
 from workloads import WORKLOADS
 
 HERE = Path(__file__).parent
+FIGURES = HERE / "figures.json"
 OTHERS_PYTHON = HERE.parent / ".venv-bench" / "bin" / "python"
 OTHERS = ("pytorch-accelerated", "lightning", "transformers", "fastai", "ignite", "poutyne", "skorch")
 OTHERS_WORKLOADS = ("train", "bar", "eval", "epoch", "convnet")
-MODULES = {"pytorch-accelerated": "pytorch_accelerated"}
+MODULES = {"accel": "accel_core", "pytorch-accelerated": "pytorch_accelerated"}
 START_TARGETS = {"import": "+0.15 s", "first_forward": "+0.15 s", "peak_megabytes": "+10 MB"}
+OWN_PACKAGES = ["torch", "accelerate", "accel-core"]
+OTHERS_PACKAGES = ["torch", "pytorch-ignite", *(name for name in OTHERS if name != "ignite")]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", action="append", choices=[*WORKLOADS, "start"], help="measure this; may be repeated")
+    only = [*WORKLOADS, "start", "long"]
+    parser.add_argument("--only", action="append", choices=only, help="measure this; may be repeated")
     parser.add_argument("--rounds", type=int, default=15, help="pairs of chunks for each figure")
     parser.add_argument("--others", action="store_true", help="measure the other libraries too")
+    parser.add_argument("--others-only", action="append", choices=OTHERS, help="measure this library only; may be repeated")
+    parser.add_argument("--tables", action="store_true", help="print the tables of what was measured last")
     arguments = parser.parse_args()
-    if arguments.others and not OTHERS_PYTHON.exists():
+    wanted = [] if arguments.tables else arguments.only or only
+    others = arguments.others_only or (OTHERS if arguments.others else ())
+    if others and not OTHERS_PYTHON.exists():
         parser.error("--others needs the environment of the other libraries. Create it with: hatch env create bench-others")
-    wanted = arguments.only or [*WORKLOADS, "start"]
-    print(_versions(sys.executable, ["torch", "accelerate", "accel-core"]))
-    names = [name for name in wanted if name in WORKLOADS]
-    if names:
-        print_ratios(names, arguments.rounds)
-    if "start" in wanted:
-        print_start(["accelerate", "accel"], sys.executable)
-    if arguments.others:
-        print("\n" + _versions(str(OTHERS_PYTHON), ["torch", "pytorch-ignite", *(name for name in OTHERS if name != "ignite")]))
-        print_others([name for name in names if name in OTHERS_WORKLOADS], arguments.rounds)
-        if "start" in wanted:
-            print_start(list(OTHERS), str(OTHERS_PYTHON))
+    figures: dict[str, Any] = json.loads(FIGURES.read_text()) if FIGURES.exists() else {}
+    if not arguments.others_only:
+        measure_ours(figures, wanted, arguments.rounds)
+    measure_others(figures, wanted, others, arguments.rounds)
+    print_tables(figures)
 
 
-def print_ratios(names: list[str], rounds: int) -> None:
-    """Ours, with the target beside it, and two other ways."""
-    print("\n| workload | target | accel wall | accel CPU | accel best of | by hand, ms | accelerate wall | by index by hand |")
+def measure_ours(figures: dict[str, Any], wanted: list[str], rounds: int) -> None:
+    """Measure what is wanted of our own loop, of a plain one of accelerate, and of one by hand that fetches by index."""
+    if wanted:
+        keep(figures, "versions", "ours", _versions(sys.executable, OWN_PACKAGES))
+    for name in wanted:
+        if name == "long":
+            keep(figures, "long", "accel", _run([sys.executable, str(HERE / "long_run.py"), "100000"]))
+        elif name == "start":
+            for loop in ("accelerate", "accel"):
+                keep(figures, "start", loop, measure_start(loop, sys.executable))
+        else:
+            for loop in ("accel", "accelerate", "raw by index"):
+                if loop != "raw by index" or WORKLOADS[name].in_memory:
+                    keep(figures, name, loop, measure(sys.executable, name, loop, rounds))
+
+
+def measure_others(figures: dict[str, Any], wanted: list[str], others: tuple[str, ...], rounds: int) -> None:
+    """Measure what is wanted of other libraries, in their environment."""
+    if wanted and others:
+        keep(figures, "versions", "others", _versions(str(OTHERS_PYTHON), OTHERS_PACKAGES))
+    for loop in others:
+        for name in wanted:
+            if name == "start":
+                keep(figures, "start", loop, measure_start(loop, str(OTHERS_PYTHON)))
+            elif name in OTHERS_WORKLOADS:
+                keep(figures, name, loop, measure(str(OTHERS_PYTHON), name, loop, rounds))
+
+
+def keep(figures: dict[str, Any], group: str, name: str, value: Any) -> None:
+    """Remember a figure, also for the tables of a later command."""
+    figures.setdefault(group, {})[name] = value
+    FIGURES.write_text(json.dumps(figures, indent=1, sort_keys=True) + "\n")
+    print(f"{group}, {name}: {value}", file=sys.stderr, flush=True)
+
+
+def print_tables(figures: dict[str, Any]) -> None:
+    """Ours with the targets beside them; what it costs to start; a long run; the other libraries."""
+    for versions in figures.get("versions", {}).values():
+        print(versions)
+    print("\n| workload | target | accel wall | accel CPU | accel best of | by hand, ms | accelerate | by hand, by index |")
     print("|---|---|---|---|---|---|---|---|")
-    for name in names:
-        workload = WORKLOADS[name]
-        ours = measure(sys.executable, name, "accel", rounds)
-        accelerate = measure(sys.executable, name, "accelerate", rounds)
-        by_index = measure(sys.executable, name, "raw by index", rounds) if workload.in_memory else None
-        figures = (_ratio(ours, key) for key in ("ratio", "cpu_ratio", "best_ratio"))
-        milliseconds = f"{ours['raw_ms']:.2f}" if "raw_ms" in ours else ""
-        others = (_ratio(accelerate, "ratio"), "" if by_index is None else _ratio(by_index, "ratio"))
-        _row(workload.title, f"{workload.target:.2f}", *figures, milliseconds, *others)
-
-
-def print_others(names: list[str], rounds: int) -> None:
-    """The other libraries and ours, all in their environment."""
-    print("\n| loop, wall / CPU | " + " | ".join(WORKLOADS[name].title for name in names) + " |")
-    print("|---" * (len(names) + 1) + "|")
-    for loop in ("accel", *OTHERS):
-        results = [measure(str(OTHERS_PYTHON), name, loop, rounds) for name in names]
-        _row(loop, *(f"{_ratio(result, 'ratio')} / {_ratio(result, 'cpu_ratio')}" for result in results))
-
-
-def print_start(loops: list[str], python: str) -> None:
-    """Import, time to the first forward and memory, as differences to the hand-written loop."""
+    for name, workload in WORKLOADS.items():
+        loops = figures.get(name, {})
+        if "accel" in loops:
+            ours = [_figure(loops["accel"], key) for key in ("ratio", "cpu_ratio", "best_ratio", "raw_ms")]
+            others = [_figure(loops.get(loop, {}), "ratio") for loop in ("accelerate", "raw by index")]
+            _row(workload.title, f"{workload.target:.2f}", *ours, *others)
+    if "long" in figures:
+        print("\n| 100,000 updates with history, progress bar and callbacks | after 1 % | at the end |\n|---|---|---|")
+        for name, (before, after) in figures["long"]["accel"].items():
+            _row(name, f"{before:,.1f}", f"{after:,.1f}")
     print(f"\n| over the hand-written loop | {' | '.join(f'{name} (target {value})' for name, value in START_TARGETS.items())} |")
-    print("|---|---|---|---|")
-    for loop in loops:
-        seconds = [_import_seconds(python, loop) for _ in range(5)]
-        pairs = [(_start(python, loop), _start(python, "raw")) for _ in range(5)]
-        figures = [
-            statistics.median(own[name] - raw[name] for own, raw in pairs) if all(a and b for a, b in pairs) else float("nan")
-            for name in ("first_forward", "peak_megabytes")
-        ]
-        _row(loop, f"{statistics.median(seconds):+.2f} s CPU", f"{figures[0]:+.2f} s CPU", f"{figures[1]:+.0f} MB")
+    print("|---" * (len(START_TARGETS) + 1) + "|")
+    for loop, start in figures.get("start", {}).items():
+        _row(loop, f"{start['import']:+.2f} s", f"{start['first_forward']:+.2f} s", f"{start['peak_megabytes']:+.0f} MB")
+    print("\n| loop, wall / CPU | " + " | ".join(WORKLOADS[name].title for name in OTHERS_WORKLOADS) + " |")
+    print("|---" * (len(OTHERS_WORKLOADS) + 1) + "|")
+    for loop in ("accel", "accelerate", *OTHERS):
+        results = [figures.get(name, {}).get(loop, {}) for name in OTHERS_WORKLOADS]
+        _row(loop, *(f"{_figure(result, 'ratio')} / {_figure(result, 'cpu_ratio')}" for result in results))
+
+
+def measure_start(loop: str, python: str) -> dict[str, float]:
+    """CPU seconds of import and up to the first forward, and memory, as medians of differences to the hand-written loop."""
+    pairs = [(_start(python, loop), _start(python, "raw")) for _ in range(5)]
+    differences = {
+        name: statistics.median(own.get(name, float("nan")) - raw[name] for own, raw in pairs)
+        for name in ("first_forward", "peak_megabytes")
+    }
+    return {"import": statistics.median(_import_seconds(python, loop) for _ in range(5)), **differences}
 
 
 def measure(python: str, workload: str, loop: str, rounds: int) -> dict[str, Any]:
@@ -110,7 +147,7 @@ def _start(python: str, loop: str) -> dict[str, Any]:
 
 def _import_seconds(python: str, loop: str) -> float:
     """CPU time of the import, over that of what it stands on."""
-    module = {"accel": "accel_core"}.get(loop, MODULES.get(loop, loop))
+    module = MODULES.get(loop, loop)
     before = "torch, accelerate" if loop == "accel" else "torch"
     code = f"import {before}, json, time; start = time.process_time(); import {module}; "
     result = _run([python, "-W", "ignore", "-c", code + "print(json.dumps({'seconds': time.process_time() - start}))"])
@@ -128,8 +165,8 @@ def _run(command: list[str]) -> dict[str, Any]:
     return dict(json.loads(lines[-1]))
 
 
-def _ratio(result: dict[str, Any], key: str) -> str:
-    return f"{result[key]:.2f}" if key in result else "failed"
+def _figure(result: dict[str, Any], key: str) -> str:
+    return f"{result[key]:.2f}" if key in result else result.get("failed", "")
 
 
 def _row(*cells: str) -> None:
