@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import gc
 import os
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -39,6 +40,8 @@ def close_process_group_at_exit() -> None:
 
 def _destroy_process_group() -> None:
     if dist.is_initialized():
+        # A wrapper that was replaced, as after unfreezing, is part of a circle and keeps the group's threads alive.
+        gc.collect()
         dist.destroy_process_group()
 
 
