@@ -25,7 +25,7 @@ DOCS = Path(__file__).parent
 REPOSITORY = DOCS.parent
 PICTURES, OUTPUT = DOCS / "pictures", DOCS / "output"
 EXAMPLES = REPOSITORY / "examples"
-WIDTH = 96
+WIDTH = 116
 FONTS = "ui-monospace, SFMono-Regular, Menlo, Consolas, 'DejaVu Sans Mono', monospace"
 
 

@@ -5,9 +5,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, Subset, TensorDataset
 
 from accel_core import LimitBatches, LimitBatchesCallback, Trainer, TrainerCallback
+from tiny import tiny_data, tiny_trainer
 
 DATA = TensorDataset(torch.randn(1000, 2), torch.zeros(1000, 1))
 
@@ -103,3 +104,9 @@ def test_a_trainer_that_only_evaluates_describes_itself() -> None:
     trainer.evaluate(DATA)
     assert "optimizer: none" in trainer.describe()
     assert "training: not known before train" in trainer.describe()
+
+
+def test_a_part_of_a_data_set_has_its_own_size() -> None:
+    trainer = tiny_trainer()
+    trainer.train(Subset(tiny_data(37), range(8)), num_epochs=1)
+    assert "train_dataset: Subset, 8 samples" in trainer.describe()

@@ -9,6 +9,7 @@ from email.message import Message
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 from installing import IMPORT_NAMES, REPOSITORY, build, requirements, run, wheel_metadata
 
@@ -139,3 +140,31 @@ def test_one_command_gives_all_three_a_new_version(tmp_path):
         metadata = wheel_metadata(tmp_path / "dist" / f"{import_name}-1.2.3-py3-none-any.whl")
         siblings = [requirement for requirement in requirements(metadata) if requirement.name in IMPORT_NAMES]
         assert siblings and {str(sibling.specifier) for sibling in siblings} == {"==1.2.3"}
+
+
+def project_of(name: str) -> dict:
+    return tomllib.loads((REPOSITORY / "packages" / name / "pyproject.toml").read_text())["project"]
+
+
+def test_the_oldest_libraries_that_are_allowed_are_those_that_are_tested():
+    allowed = {str(requirement) for requirement in project_of("accel-core")["dependencies"] if ">=" in requirement}
+    environments = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["tool"]["hatch"]["envs"]
+    tested = [Requirement(line) for line in environments["lowest"]["dependencies"] if "==" in line]
+    versions = {requirement.name: str(requirement.specifier).removeprefix("==").removesuffix(".0") for requirement in tested}
+    assert allowed == {f"{name}>={versions[name]}" for name in ("torch", "accelerate")}
+
+
+def test_every_python_that_is_promised_is_tested():
+    promised = [
+        line.split()[-1]
+        for line in project_of("accel-core")["classifiers"]
+        if line.startswith("Programming Language :: Python :: 3.")
+    ]
+    workflow = (REPOSITORY / ".github" / "workflows" / "test.yml").read_text()
+    versions = ", ".join(f'"{version}"' for version in promised)
+    assert f"python: [{versions}]" in workflow
+    assert project_of("accel-core")["requires-python"] == f">={promised[0]}"
+
+
+def test_the_citation_has_the_version():
+    assert f"\nversion: {VERSION}\n" in (REPOSITORY / "CITATION.cff").read_text()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from accelerate import Accelerator
+from torch.utils.data import DataLoader
 
 from .callback import TrainerCallback
 from .callback_list import EVENTS, CallbackList
@@ -76,7 +77,7 @@ def _describe_training(config: TrainerRunConfig) -> list[str]:
 
 
 def _size(dataset: Any) -> str:
-    source = getattr(dataset, "dataset", dataset)
+    source = dataset.dataset if isinstance(dataset, DataLoader) else dataset
     try:
         size = f"{len(source):,} samples"
     except (TypeError, NotImplementedError):
