@@ -30,8 +30,8 @@ class MetricsCallback(TrainerCallback):
         Args:
             metrics: a `torchmetrics.Metric`, a `MetricCollection`, or a dict of metrics by name.
             update: called as `update(metric, batch, batch_output)` for each metric and batch; by default
-                `metric.update(batch_output["model_outputs"], batch[1])`, and with the outputs' `logits` and `batch["labels"]` where
-                batches are mappings.
+                `metric.update(batch_output["model_outputs"], batch[1])`, and with the outputs' `logits` and `batch["labels"]`
+                where batches are mappings.
             prefix: put before each name.
             on: `"train"`, `"eval"` or `"both"`.
 
@@ -63,7 +63,8 @@ class MetricsCallback(TrainerCallback):
 
     def on_train_step_end(self, trainer: Trainer, batch: Any, batch_output: dict[str, Any], step: int) -> None:
         """Add a batch."""
-        self._add(self._train_metrics, batch, batch_output)
+        with torch.no_grad():
+            self._add(self._train_metrics, batch, batch_output)
 
     def on_train_epoch_end(self, trainer: Trainer) -> None:
         """Record the metrics of the epoch, unless a stop cut it short."""
@@ -102,9 +103,8 @@ class MetricsCallback(TrainerCallback):
             metric.to(device)
 
     def _add(self, metrics: dict[str, Any], batch: Any, batch_output: dict[str, Any]) -> None:
-        with torch.no_grad():
-            for metric in metrics.values():
-                self.update(metric, batch, batch_output)
+        for metric in metrics.values():
+            self.update(metric, batch, batch_output)
 
     def _record(self, trainer: Trainer, metrics: dict[str, Any], prefix: str) -> None:
         """Compute over all processes, each of which takes part, and record the same on each."""
@@ -153,15 +153,15 @@ def _by_name(metrics: Any) -> dict[str, Any]:
 
 def _update_with_outputs_and_targets(metric: Any, batch: Any, batch_output: Mapping[str, Any]) -> None:
     outputs = batch_output["model_outputs"]
-    if isinstance(batch, Mapping) and "labels" in batch:
+    if isinstance(batch, (tuple, list)) and len(batch) > 1:
+        metric.update(outputs, batch[1])
+    elif isinstance(batch, Mapping) and "labels" in batch:
         metric.update(getattr(outputs, "logits", outputs), batch["labels"])
-        return
-    if not isinstance(batch, (tuple, list)) or len(batch) < 2:
+    else:
         raise ConfigurationError(
             f"A batch is a {type(batch).__name__}, but without update the metrics are given batch[1] as targets. Pass, for "
             f"example, update=lambda metric, batch, batch_output: metric.update(batch_output['model_outputs'], batch['labels'])."
         )
-    metric.update(outputs, batch[1])
 
 
 def _reset(metrics: dict[str, Any]) -> None:
