@@ -117,7 +117,8 @@ def print_tables(figures: dict[str, Any]) -> None:
     print("|---" * (len(OTHERS_WORKLOADS) + 1) + "|")
     for loop in ("accel", "accelerate", *OTHERS):
         results = [figures.get(name, {}).get(loop, {}) for name in OTHERS_WORKLOADS]
-        _row(loop, *(f"{_figure(result, 'ratio')} / {_figure(result, 'cpu_ratio')}" for result in results))
+        if any(results):
+            _row(loop, *(f"{_figure(result, 'ratio')} / {_figure(result, 'cpu_ratio')}" if result else "" for result in results))
 
 
 def measure_start(loop: str, python: str) -> dict[str, float]:
