@@ -26,20 +26,26 @@ def test_accuracy(output: str) -> float:
 test_accuracy.__test__ = False  # type: ignore[attr-defined]
 
 
-def test_digits_are_recognised_with_at_least_96_percent() -> None:
-    assert test_accuracy(run("01_train_digits.py")) >= 96
+def test_digits_are_recognised_with_at_least_96_percent_and_the_results_are_where_the_last_line_says(tmp_path: Path) -> None:
+    output = run("01_train_digits.py", "--output", str(tmp_path / "digits"))
+    assert test_accuracy(output) >= 96
+    folder = Path(output.strip().splitlines()[-1].rpartition(" are in ")[2])
+    assert folder == tmp_path / "digits"
+    assert {path.name for path in folder.iterdir()} == {"best_model.pt", "history.csv", "history.png"}
+    assert "accuracy" in (folder / "history.csv").read_text()
+    assert (folder / "history.png").stat().st_size > 10_000
 
 
 @pytest.mark.slow
-def test_two_processes_recognise_as_many_digits_as_one() -> None:
-    one = test_accuracy(run("01_train_digits.py"))
-    two = launch(EXAMPLES / "01_train_digits.py", processes=2, timeout=150)
+def test_two_processes_recognise_as_many_digits_as_one(tmp_path: Path) -> None:
+    one = test_accuracy(run("01_train_digits.py", "--output", str(tmp_path / "one")))
+    two = launch(EXAMPLES / "01_train_digits.py", processes=2, args=["--output", tmp_path / "two"], timeout=150)
     assert test_accuracy(two.stdout) == one
 
 
 @pytest.mark.slow
-def test_the_option_mnist_works_without_a_network() -> None:
-    assert test_accuracy(run("01_train_digits.py", "--mnist", "--epochs", "2")) >= 90
+def test_the_option_mnist_works_without_a_network(tmp_path: Path) -> None:
+    assert test_accuracy(run("01_train_digits.py", "--mnist", "--epochs", "2", "--output", str(tmp_path))) >= 90
 
 
 def test_three_ways_of_tracking_metrics_give_equal_numbers() -> None:
