@@ -158,7 +158,7 @@ def unequal_waiting(batch_size: int) -> Any:
 
 def tracker(batch_size: int) -> Any:
     """What is sent, who has a tracker, and whether the processes can still talk afterwards."""
-    folder = Path(tempfile.gettempdir()) / f"accel-tracker-{os.environ.get('ACCEL_TEST_LAUNCH_ID', 'alone')}"
+    folder = Path(tempfile.mkdtemp())  # of each process; only the main one writes
     callback, had = TrackerCallback("tensorboard", "project", logging_dir=folder, log_every_n_updates=2), []
 
     class Looks(TrainerCallback):

@@ -94,9 +94,7 @@ def test_the_norm_of_scaled_and_sparse_gradients_is_that_of_the_gradients() -> N
         if scale is not None:
             accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
         data = torch.utils.data.TensorDataset(torch.tensor([[0, 1], [1, 1], [3, 1]]), torch.tensor([0, 1, 1]))
-        trainer = Trainer(
-            model, nn.functional.cross_entropy, optimizer, [TrainingStatisticsCallback(1)], accelerator=accelerator
-        )
+        trainer = Trainer(model, nn.functional.cross_entropy, optimizer, [TrainingStatisticsCallback(1)], accelerator=accelerator)
         return trainer.train(data, num_epochs=1, per_device_batch_size=3).get_latest_metric("gradient_norm")
 
     plain = norm(sparse=False, scale=None)

@@ -510,7 +510,11 @@ CASES = [
         ("gone.pt", "use another checkpoint"),
     ),
     Case("load_checkpoint_of_folder", lambda p: p.trainer.load_checkpoint(p.folder), ("is a folder", "resume_from=")),
-    Case("save_before_a_run", lambda p: p.trainer.save_training_state(p.folder / "state"), ("Nothing is prepared", "Call train")),
+    Case(
+        "save_before_a_run",
+        lambda p: p.trainer.save_training_state(p.folder / "state"),
+        ("before training", "Use save_checkpoint"),
+    ),
 ]
 
 
