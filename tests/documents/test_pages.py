@@ -27,7 +27,7 @@ RUN_ELSEWHERE = {
     "packages/accel-integrations/README.md": "accel-integrations/timm_adapter/test_readme.py",
 }
 WITH_CODE = [name for name, path in PAGES.items() if BLOCK.search(path.read_text(encoding="utf-8")) and name not in RUN_ELSEWHERE]
-# What `hatch run pictures` makes, and a page includes.
+# What a page includes: of docs/output, which `hatch run pictures` makes, or of the repository.
 INCLUDED = re.compile(r'^--8<-- "(.*)"$', flags=re.MULTILINE)
 
 
@@ -80,7 +80,7 @@ def test_links_lead_somewhere(page: str) -> None:
         if link.fragment:
             assert link.fragment in anchors_of(path), target
     for name in INCLUDED.findall(PAGES[page].read_text(encoding="utf-8")):
-        assert (DOCS / name).exists(), name
+        assert (DOCS / name).exists() or (REPOSITORY / name).exists(), name
 
 
 @pytest.mark.parametrize("page", [name for name in PAGES if name.startswith("packages/")])
@@ -94,7 +94,9 @@ def test_the_loop_is_drawn_with_every_event_and_every_method_that_may_be_overrid
     assert set(re.findall(r"\bon_\w+", drawn)) == set(EVENTS)
     assert set(EVENTS) <= set(vars(TrainerCallback))
     overridable = {
-        name for name in dir(Trainer) if re.match("(create|calculate|run|count)_|[a-z].*(_start|_end|_step|_grad|_gradients)$", name)
+        name
+        for name in dir(Trainer)
+        if re.match("(create|calculate|run|count)_|[a-z].*(_start|_end|_step|_grad|_gradients)$", name)
     }
     overridable -= {"run_config", "run_history", "run_progress", "run_id", "create_model_state"}
     assert overridable <= set(re.findall(r"\b(\w+)\(\)", drawn))
