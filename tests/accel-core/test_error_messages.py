@@ -513,7 +513,7 @@ CASES = [
     Case(
         "save_before_a_run",
         lambda p: p.trainer.save_training_state(p.folder / "state"),
-        ("before training", "Use save_checkpoint"),
+        ("before training", "save_checkpoint"),
     ),
 ]
 
