@@ -324,8 +324,7 @@ class Trainer(BaseTrainer):
             if progress.epoch_cut_by_limit or self.stop_reason is not None:
                 self._is_cut_short = not progress.epoch_cut_by_limit
                 break
-            if is_distributed:
-                self.model = prepared.model_to_train(self.accelerator)
+            self.model = prepared.model_to_train(self.accelerator) if is_distributed else self.model
             self._is_in_update = True
             if self._counts_ahead:
                 group.count_ahead(self.count_items, self.accelerator.num_processes, self.device)
