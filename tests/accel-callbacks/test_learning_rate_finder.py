@@ -84,6 +84,12 @@ def test_the_suggestion_is_where_the_loss_falls_the_fastest() -> None:
     assert range_of([1.0, 1.0, 0.9, 0.85, 0.5, 9.0, 1.0]).suggestion == 1e-2
 
 
+def test_a_single_noisy_batch_is_not_taken_for_the_fastest_fall() -> None:
+    found = range_of([1.4, 1.0, *[1.0] * 18, *[1.0 - 0.04 * number for number in range(20)], 5.0])
+    places = [record["learning_rate"] for record in found.records]
+    assert 20 < places.index(found.suggestion) < 40
+
+
 def test_training_with_the_suggestion_learns() -> None:
     trainer = tiny_trainer(lr=1e-9)
     found = find_learning_rate(trainer, tiny_data(), min_lr=1e-4)

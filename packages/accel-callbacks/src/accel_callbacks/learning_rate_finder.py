@@ -46,14 +46,18 @@ class LearningRateRange:
     def suggestion(self) -> float:
         """The learning rate at which the smoothed loss fell the fastest, by the logarithm of the rate.
 
+        How fast is the slope of the line of least squares through a fifth of the test, so that the noise of single batches
+        does not count.
+
         Raises:
             ConfigurationError: the loss never fell.
         """
         losses = [record["smoothed_loss"] for record in self.records]
         lowest = losses.index(min(losses))
-        falls = [(losses[place + 1] - losses[place - 1], place) for place in range(1, lowest)]
-        fastest, place = min(falls, default=(0.0, 0))
-        if fastest >= 0:
+        width = min(max(3, len(losses) // 5), lowest + 1)
+        slopes = [(_slope(losses[start : start + width]), start + width // 2) for start in range(lowest + 2 - width)]
+        steepest, place = min(slopes)
+        if steepest >= 0:
             rates = [record["learning_rate"] for record in self.records]
             raise ConfigurationError(
                 f"The loss did not fall with any learning rate from {rates[0]:.3g} to {rates[-1]:.3g}, so none can be suggested. "
@@ -91,6 +95,13 @@ class LearningRateRange:
         axes.legend(fontsize="small", framealpha=0.8)
         save_figure(figure, path)
         return figure
+
+
+def _slope(values: list[float]) -> float:
+    """Slope of the line of least squares through `values`, by their place."""
+    middle = (len(values) - 1) / 2
+    squares = sum((place - middle) ** 2 for place in range(len(values)))
+    return sum((place - middle) * value for place, value in enumerate(values)) / squares if squares else 0.0
 
 
 def find_learning_rate(

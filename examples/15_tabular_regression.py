@@ -1,0 +1,95 @@
+"""Predict a number from a table: find the learning rate, stop early, keep the best model, and compare with linear regression.
+
+    python examples/15_tabular_regression.py
+
+The table is Auto MPG, which the package mlxtend ships: how many miles 392 cars of 1970 to 1982 go on a gallon, by cylinders,
+displacement, horsepower, weight, acceleration, year and origin. A table this small has few rows to test on, so five networks are
+trained, each without a fifth of the cars, which it predicts afterwards: cross-validation. Prints the learning rate that a range
+test suggests, for each network when and why it stopped, and the share of the variance that is explained (R^2) on cars that were
+not seen: about 0.87, where linear regression explains 0.82.
+
+The folder outputs/15_tabular_regression holds the pictures learning_rate.png, of the range test, and history.png, of the first
+network, and the best models.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+from mlxtend.data import autompg_data
+from sklearn.linear_model import LinearRegression
+from sklearn.metrics import r2_score
+from sklearn.model_selection import KFold, train_test_split
+from torch import nn
+from torch.utils.data import TensorDataset
+
+from accel_callbacks import EarlyStoppingCallback, SaveBestModelCallback, find_learning_rate, plot_history
+from accel_core import Trainer
+
+FOLDER = Path("outputs/15_tabular_regression")
+BATCH_SIZE = 32
+ORIGINS = ("USA", "Europe", "Japan")
+
+
+def cars():
+    """Return features (cars, 9), with a column for each origin, and miles per gallon (cars, 1)."""
+    table, miles_per_gallon = autompg_data()
+    # The column after the origin is empty: it held the names.
+    numbers, origin = table[:, :6], table[:, 6]
+    features = np.column_stack([numbers, *(origin == number for number in range(1, len(ORIGINS) + 1))])
+    return features, miles_per_gallon[:, None]
+
+
+def create_trainer(num_features, callbacks):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(num_features, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 1))
+    return Trainer(model, nn.MSELoss(), torch.optim.AdamW(model.parameters(), lr=1e-3), callbacks, seed=0)
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--epochs", type=int, default=200, help="at most")
+    args = parser.parse_args()
+
+    features, targets = cars()
+    predictions, linear_predictions = np.empty_like(targets), np.empty_like(targets)
+    learning_rate = None
+    for fold, (seen, unseen) in enumerate(KFold(5, shuffle=True, random_state=0).split(features)):
+        linear_predictions[unseen] = LinearRegression().fit(features[seen], targets[seen]).predict(features[unseen])
+
+        train, evaluation = train_test_split(seen, test_size=0.2, random_state=0)
+        # Mean and deviation are those of the rows that are trained on: nothing is known of the others.
+        mean, deviation = targets[train].mean(), targets[train].std()
+        inputs = torch.tensor((features - features[train].mean(0)) / features[train].std(0), dtype=torch.float32)
+        outputs = torch.tensor((targets - mean) / deviation, dtype=torch.float32)
+        train_data, eval_data = (TensorDataset(inputs[rows], outputs[rows]) for rows in (train, evaluation))
+
+        trainer = create_trainer(
+            features.shape[1],
+            callbacks=(
+                EarlyStoppingCallback(early_stopping_patience=15, early_stopping_threshold=0),
+                SaveBestModelCallback(FOLDER / f"best_model_{fold}.pt"),
+            ),
+        )
+        if learning_rate is None:
+            found = find_learning_rate(trainer, train_data, BATCH_SIZE, min_lr=1e-5, max_lr=1.0)
+            found.plot(FOLDER / "learning_rate.png")
+            learning_rate = found.suggestion
+            trainer.print(f"Suggested learning rate: {learning_rate:.2g}")
+        for group in trainer.optimizer.param_groups:
+            group["lr"] = learning_rate
+        history = trainer.train(train_data, num_epochs=args.epochs, eval_dataset=eval_data, per_device_batch_size=BATCH_SIZE)
+        if fold == 0:
+            plot_history(history, FOLDER / "history.png")
+        trainer.print(f"Network {fold}: {trainer.run_progress.epochs_completed} epochs; {trainer.stop_reason}")
+        # The best model was loaded when training ended.
+        predictions[unseen] = trainer.predict(TensorDataset(inputs[unseen])).numpy() * deviation + mean
+
+    explained, linearly = r2_score(targets, predictions), r2_score(targets, linear_predictions)
+    trainer.print(f"R^2 on unseen cars: {explained:.3f}, by linear regression {linearly:.3f}")
+    trainer.print(f"Off by {np.abs(predictions - targets).mean():.2f} miles per gallon on average. Pictures in {FOLDER}")
+
+
+if __name__ == "__main__":
+    main()
