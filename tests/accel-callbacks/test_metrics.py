@@ -1,5 +1,6 @@
 """MetricsCallback on one and on two processes."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 from torchmetrics import MetricCollection
-from torchmetrics.classification import BinaryAUROC, MulticlassAccuracy, MulticlassF1Score, MulticlassRecall
+from torchmetrics.classification import BinaryAUROC, MulticlassAccuracy, MulticlassAUROC, MulticlassF1Score, MulticlassRecall
 
 from accel_callbacks import MetricsCallback
 from accel_core import ConfigurationError, Trainer, TrainerCallback
@@ -80,6 +81,32 @@ def test_metrics_of_an_epoch_go_on_from_their_state() -> None:
     second.load_state_dict(first.state_dict())
     second.on_train_step_end(trainer, batch=(None, torch.tensor([1, 0])), batch_output=output, step=1)
     assert float(second._train_metrics["accuracy"].compute()) == 0.5
+
+
+class SaveEachUpdate(TrainerCallback):
+    order = 1000
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def on_optimizer_step_end(self, trainer: Trainer) -> None:
+        trainer.save_training_state(self.folder / str(trainer.run_progress.updates_completed))
+
+
+def test_a_run_resumed_in_mid_epoch_records_what_an_uninterrupted_one_does(tmp_path: Path) -> None:
+    """With sums, with lists of all that was seen, and with a collection whose members share their sums."""
+
+    def callback() -> MetricsCallback:
+        pair = MetricCollection({"f1": MulticlassF1Score(2), "recall": MulticlassRecall(2)})
+        scores = MulticlassAUROC(2)
+        return MetricsCallback({"accuracy": accuracy(), "auroc": scores, "pair": pair}, on="both")
+
+    arguments: dict[str, Any] = {"num_epochs": 2, "eval_dataset": data(), "per_device_batch_size": 5}
+    expected = create_trainer(callback(), SaveEachUpdate(tmp_path)).train(data(), **arguments).to_records()
+    assert len(expected) == 2 * (2 + 2 * 4)
+    for update in range(1, 11):
+        resumed = create_trainer(callback()).train(data(), **arguments, resume_from=tmp_path / str(update))
+        assert resumed.to_records() == expected, update
 
 
 def test_sums_of_another_number_of_processes_are_not_counted_twice() -> None:
