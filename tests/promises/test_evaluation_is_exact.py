@@ -321,6 +321,7 @@ def test_predictions_equal_one_process_in_order(outcome, num_samples, kind):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("num_samples", SIZES)
 def test_each_sample_is_seen_once_by_one_process(outcome, num_samples, kind):
+    """Lesson A29: a set smaller than the global batch used to raise."""
     seen = [index for result in outcome.of(f"evaluate {num_samples} {kind}") for index in result["indices"]]
     assert sorted(seen) == list(range(num_samples))
 

@@ -3,6 +3,7 @@
 import random
 import tempfile
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,7 +22,8 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from accel_core import Trainer, TrainerCallback, TrainerPlaceholderValues
+from accel_callbacks import SaveTrainingStateCallback
+from accel_core import ConfigurationError, Trainer, TrainerCallback, TrainerPlaceholderValues
 from accel_core.durable_files import read_tensors
 from case_runner import BATCH_SIZE, compare, run_as_script
 
@@ -58,6 +60,38 @@ class Watcher(TrainerCallback):
     def on_optimizer_step_end(self, trainer):
         self.updates.append(self.current)
         self.current = []
+
+
+class GatherInTheStep(TrainerCallback):
+    """Gathers in every step of training; where that cannot be, the error is kept."""
+
+    def __init__(self):
+        self.gathered, self.error = [], None
+
+    def on_train_step_end(self, trainer, batch, **kwargs):
+        if self.error is None:
+            try:
+                self.gathered += trainer.gather(batch[2]).tolist()
+            except ConfigurationError as error:
+                self.error = str(error)
+
+
+def gather_in_steps(batch_size):
+    """With a tail of one sample, without it, and with one that is dropped."""
+    gathered = []
+    for num_samples, kwargs in [(25, {}), (24, {}), (25, {"drop_last": True})]:
+        listener = GatherInTheStep()
+        train(batch_size, make_data(num_samples), [listener], num_epochs=1, train_dataloader_kwargs={**kwargs, "shuffle": False})
+        gathered.append((listener.gathered, listener.error))
+    return gathered
+
+
+def rotate(batch_size):
+    """Lesson A20: every process used to remove the old states, and the job died."""
+    folder = Path(broadcast_object_list([tempfile.mkdtemp()])[0])
+    train(batch_size, callbacks=[SaveTrainingStateCallback(folder, save_every_n_updates=1, keep_last=2)], accumulation=1)
+    Accelerator().wait_for_everyone()
+    return sorted(path.name for path in folder.iterdir())
 
 
 class Stream(IterableDataset):
@@ -160,6 +194,11 @@ class TokenTrainer(Trainer):
             "num_items_in_batch": (targets != -100).sum(),
             "log": {"confidence": nn.functional.softmax(outputs, -1).amax(-1)[targets != -100].mean()},
         }
+
+
+class EvaluatedTokens(TokenTrainer):
+    def calculate_eval_batch_loss(self, batch):
+        return self.calculate_train_batch_loss(batch)
 
 
 def train_tokens(batch_size):
@@ -274,6 +313,24 @@ def save_and_export(batch_size):
     return {"own": result["buffers"], "exported": exported, "saved": saved, "evaluation": used}
 
 
+ALL_AT_ONCE = {
+    "callbacks": [EvaluateInMidEpoch()],
+    "gradient_clip_norm": 0.05,
+    "create_scheduler_fn": ONE_CYCLE,
+    "num_epochs": None,
+    "max_num_train_steps": 7,
+}
+
+
+def train_with_all_at_once(batch_size):
+    """Uneven data, short windows, counted tokens, a limit in the middle of an epoch, clipping, a schedule and evaluations."""
+    torch.manual_seed(3)
+    model = nn.Linear(5, 3 * NUM_TOKENS).double()
+    eval_dataset = make_data(13, (NUM_TOKENS,))
+    data = make_data(37, (NUM_TOKENS,))
+    return train(batch_size, data, trainer_class=EvaluatedTokens, model=model, eval_dataset=eval_dataset, **ALL_AT_ONCE)
+
+
 EQUAL = {
     "plain": train,
     "in memory in order": partial(train, train_dataloader_kwargs={"shuffle": False}),
@@ -286,6 +343,7 @@ EQUAL = {
     "clipped by value": partial(train, gradient_clip_value=0.02),
     "clipped by norm": partial(train, gradient_clip_norm=0.05),
     "tokens": train_tokens,
+    "all at once": train_with_all_at_once,
     "collate that drops": partial(train, collate_fn=drop_every_seventh),
     "one cycle": partial(train, create_scheduler_fn=ONE_CYCLE, accumulation=1),
     "rate by epoch": partial(
@@ -314,6 +372,8 @@ CASES = {
     "with and without evaluating": train_with_and_without_evaluating,
     "with and without idle steps": train_with_and_without_idle_steps,
     "save and export": save_and_export,
+    "gather in steps": gather_in_steps,
+    "rotate": rotate,
 }
 
 
@@ -344,7 +404,24 @@ def test_each_update_takes_the_same_samples_as_on_one_process(outcome, case):
 
 
 def test_every_process_makes_as_many_updates_as_were_asked_for(outcome):
+    """Lesson A12: two processes used to make 8 of 10."""
     assert [result["progress"][0] for result in outcome.of("limited updates")] == [10] * outcome.processes
+
+
+def test_gathering_in_a_step_joins_the_samples_or_is_refused_before_it_hangs(outcome):
+    last = outcome.processes - 1
+    for with_tail, without_tail, dropped in outcome.of("gather in steps"):
+        assert with_tail == (
+            [],
+            f"gather was called inside a training step, but process {last} of {outcome.processes} has no batch there and would "
+            f"never answer. Gather in on_optimizer_step_end, or pass train_dataloader_kwargs={{'drop_last': True}}.",
+        )
+        assert without_tail == dropped == (list(range(24)), None)
+
+
+def test_old_states_are_removed_by_one_process(outcome):
+    assert all(names == outcome.alone("rotate") for names in outcome.of("rotate"))
+    assert len(outcome.alone("rotate")) == 2
 
 
 def test_a_schedule_is_run_to_its_end_on_every_process(outcome):

@@ -44,6 +44,13 @@ DEFAULT_CALLBACKS: tuple[type[TrainerCallback], ...] = (
 )
 
 
+WITHOUT_GATHER = {
+    "an evaluation": "Update the metric on each process and compute it in on_eval_epoch_end, or use MetricsCallback.",
+    "a training": "Gather in on_optimizer_step_end, or pass train_dataloader_kwargs={'drop_last': True}.",
+}
+"""What to do where a process has no batch in some step of an epoch, by the kind of the step."""
+
+
 class BaseTrainer:
     """A training loop around a model, a loss function and an optimizer, customised by overriding and by callbacks."""
 
@@ -113,7 +120,8 @@ class BaseTrainer:
         """The newest complete training state of the latest run."""
         self._arguments: dict[str, Any] = {}
         self._open_loaders: list[ShardedDataLoader] = []
-        self._is_running = self._is_seeded = self._is_unequal_evaluation = False
+        self._is_running = self._is_seeded = False
+        self._unequal_step: str | None = None
         self.callbacks = CallbackList(callbacks, self)
         self.callbacks.on_init_end(cast("Trainer", self))
 
@@ -302,14 +310,16 @@ class BaseTrainer:
     def gather(self, tensor: torch.Tensor, padding_value: float | None = None) -> torch.Tensor:
         """Join the tensors of all processes on the first dimension, which may differ. Every process takes part.
 
+        Inside a step it is refused where a process has no batch in some step of the epoch: it would never answer.
+
         Args:
             padding_value: fills up other dimensions where they differ.
         """
-        if self._is_unequal_evaluation:
+        if self._unequal_step is not None:
+            last, way_out = self.accelerator.num_processes - 1, WITHOUT_GATHER[self._unequal_step]
             raise ConfigurationError(
-                f"gather was called inside an evaluation step, but process {self.accelerator.num_processes - 1} of "
-                f"{self.accelerator.num_processes} has no batch there and would never answer. Update the metric on each process "
-                f"and compute it in on_eval_epoch_end, or use MetricsCallback."
+                f"gather was called inside {self._unequal_step} step, but process {last} of {last + 1} has no batch there and "
+                f"would never answer. {way_out}"
             )
         return gather_tensor(tensor, padding_value)
 

@@ -280,7 +280,7 @@ class Trainer(BaseTrainer):
         finally:
             while self._open_loaders:
                 self._open_loaders.pop().close()
-            self._is_running, self._before = False, None
+            self._is_running, self._before, self._unequal_step = False, None, None
             if self._prepared is not None and self._prepared is not prepared:
                 model, optimizer = self._prepared.user_model, self._prepared.user_optimizer
             self.model, self.optimizer = model, optimizer
@@ -319,6 +319,7 @@ class Trainer(BaseTrainer):
         self.train_epoch_start()
         self.callbacks.on_train_epoch_start(self)
         self._restore_place()
+        unequal_step = "a training" if is_unequal(loader) else None
         for group in update_groups(loader, self.run_config.gradient_accumulation_steps):
             progress.epoch_cut_by_limit = self._has_reached_limit()
             if progress.epoch_cut_by_limit or self.stop_reason is not None:
@@ -328,8 +329,10 @@ class Trainer(BaseTrainer):
             self._is_in_update = True
             if self._counts_ahead:
                 group.count_ahead(self.count_items, self.accelerator.num_processes, self.device)
+            self._unequal_step = unequal_step
             for step in group.steps:
                 self.run_train_step(step, group)
+            self._unequal_step = None
             self.run_update(group)
         self.agreement.read(wait=True)
         if not self._is_cut_short:
@@ -453,7 +456,7 @@ class Trainer(BaseTrainer):
     def _eval_steps(self, loader: ShardedDataLoader, is_intermediate: bool = False) -> Iterator[Step]:
         """The steps of an evaluation; idle ones only for engines whose forward needs every process."""
         loader.begin_epoch(0, max_steps=loader.max_intermediate_steps if is_intermediate else loader.max_steps)
-        self._is_unequal_evaluation = is_unequal(loader)
+        self._unequal_step = "an evaluation" if is_unequal(loader) else None
         return eval_steps(loader, engines.has_collective_forward(self.accelerator))
 
     @contextlib.contextmanager
@@ -465,7 +468,7 @@ class Trainer(BaseTrainer):
                 yield
         finally:
             self.model = training_model
-            self._is_unequal_evaluation = False
+            self._unequal_step = None
 
     def _record_losses(self, prefix: str, loss: LossTracker, logs: MeanTrackers) -> None:
         """Record the mean loss and what was logged; every process takes part."""
