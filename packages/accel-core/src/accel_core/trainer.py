@@ -107,7 +107,9 @@ class Trainer(BaseTrainer):
         if self._prepared is None or not engines.has_own_backward(self.accelerator):
             checks.check_trainable(self.model, self.optimizer, vars(self))
         # The main process's choice counts: disks of several machines may not show the same folder as the newest.
-        resume_from, state = together(lambda: training_state.open_to_resume(resume_from), self.is_main_process)
+        resume_from, state = together(
+            lambda: (resume_from, resume_from and training_state.open_training_state(resume_from)), self.is_main_process
+        )
         with self._running():
             self.train_dataset, self.eval_dataset, self.collate_fn = train_dataset, eval_dataset, collate_fn
             self.create_scheduler_fn = create_scheduler_fn
@@ -614,16 +616,8 @@ class Trainer(BaseTrainer):
             CheckpointError: it could not be written, or parameters are not finite; what was there is untouched.
         """
         path = Path(output_dir).absolute()
-        if not self._arguments:
-            raise ConfigurationError(
-                "save_training_state was called before training, so there is no run to resume. Use save_checkpoint for the model."
-            )
+        checks.check_can_save(has_run=bool(self._arguments), is_in_update=self._is_in_update)
         prepared = self._prepared_parts()
-        if self._is_in_update:
-            raise ConfigurationError(
-                "save_training_state was called in the middle of an update, but gradients are not part of the state. Call it in "
-                "on_optimizer_step_end or later."
-            )
         engines.check_finite(prepared.model)
         engines.share_buffers(prepared.model)
         extra = {"extra.pt": checkpoint_kwargs or {}}
@@ -648,7 +642,7 @@ class Trainer(BaseTrainer):
         To go on with a run use `train(..., resume_from=input_dir)`, which also finds the place in the data.
         """
         self._check_can_run("load_training_state")
-        input_dir, state = together(lambda: training_state.open_to_resume(input_dir), self.is_main_process)
+        input_dir, state = together(lambda: (input_dir, training_state.open_training_state(input_dir)), self.is_main_process)
         extra: dict[str, Any] = durable_files.read_object(Path(input_dir) / "extra.pt")
         with self._running():
             self._begin_run(state, is_training=True)
@@ -658,6 +652,7 @@ class Trainer(BaseTrainer):
         return extra
 
     def _tell_differences(self, state: training_state.TrainerState) -> None:
+        """Say what cannot be carried over, before anything is changed."""
         loader, is_seeded = cast(ShardedDataLoader, self.train_dataloader), self._arguments["seed_each_sample"]
         names = [name for name, _ in self.callbacks.named()]
         told = compare(state, self._run_state(), names, self.scheduler is not None)

@@ -156,9 +156,6 @@ def latest_checkpoint(folder: str | Path) -> Path | None:
     return next(reversed(complete_checkpoints(folder)), None)
 
 
-_WAY_OUT = " Pass the folder of a complete training state, or None to start afresh."
-
-
 def open_training_state(path: str | Path) -> TrainerState:
     """Return what trainer_state.json says. Raises `CheckpointError` if `path` is no complete state: what it is instead."""
     path = Path(path)
@@ -166,12 +163,8 @@ def open_training_state(path: str | Path) -> TrainerState:
     if not isinstance(state, str):
         return state
     newest = latest_checkpoint(path) or latest_checkpoint(path.parent)
-    raise CheckpointError(f"'{path}' {state}." + (f" Did you mean '{newest}'?" if newest else _WAY_OUT))
-
-
-def open_to_resume(path: str | Path | None) -> tuple[Path | None, TrainerState | None]:
-    """Return the path and what `open_training_state` gives for it; None twice for no path."""
-    return (None, None) if path is None else (Path(path), open_training_state(path))
+    way_out = f"Did you mean '{newest}'?" if newest else "Pass the folder of a complete training state, or None to start afresh."
+    raise CheckpointError(f"'{path}' {state}. {way_out}")
 
 
 def is_same_state(path: str | Path, run_id: str, run_progress: Mapping[str, Any]) -> bool:
