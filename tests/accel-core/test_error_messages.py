@@ -421,6 +421,11 @@ CASES = [
         ),
     ),
     Case(
+        "step_with_the_loss_alone",
+        lambda p: p.trainer_of(returning(model_outputs=..., batch_size=...)).train(DATA, 1),
+        ("returned the keys ['loss'], but 'batch_size' is missing. Return the number of samples in the batch",),
+    ),
+    Case(
         "step_without_loss", lambda p: p.trainer_of(returning(loss=...)).train(DATA, 1), ("'loss' is missing", "Return the mean")
     ),
     Case(

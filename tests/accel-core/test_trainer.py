@@ -415,6 +415,7 @@ def test_an_update_that_a_gradient_scaler_skips_is_counted_and_steps_no_schedule
 
 
 STOPS = {
+    "on_prepare_start": (0, 0, 0),
     "on_training_run_start": (0, 0, 0),
     "on_train_epoch_start": (1, 0, 0),
     "on_train_step_start": (1, 0, 0),

@@ -196,9 +196,9 @@ class Trainer(BaseTrainer):
         self._counts_ahead = type(self).count_items is not Trainer.count_items
         has_plan = self.train_dataloader.is_sized or self._counts_ahead
         engines.check_left_to_engine(self.accelerator, overridden, arguments, has_plan)
+        self.agreement = Agreement(self.device)
         self._prepare_once()
         engines.set_clipping(self.accelerator, self.model, arguments["gradient_clip_norm"])
-        self.agreement = Agreement(self.device)
         self.train_loss, self._train_logs = LossTracker(self.device), MeanTrackers(self.device)
         self._is_first_step, self._is_cut_short = True, False
         self._way.zero_grad()
