@@ -77,7 +77,7 @@ def _describe_training(config: TrainerRunConfig) -> list[str]:
 
 
 def _size(dataset: Any) -> str:
-    source = dataset.dataset if isinstance(dataset, DataLoader) else dataset
+    source: Any = dataset.dataset if isinstance(dataset, DataLoader) else dataset
     try:
         size = f"{len(source):,} samples"
     except (TypeError, NotImplementedError):

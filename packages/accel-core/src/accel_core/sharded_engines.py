@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +116,8 @@ def load_full_state(accelerator: Accelerator, engine: Any, model: torch.nn.Modul
 
         set_model_state_dict(model, state, options=StateDictOptions(full_state_dict=True))
     elif accelerator.distributed_type == DistributedType.DEEPSPEED and engine is not model:
-        for parameter in model.parameters():
+        parameters: Iterable[Any] = model.parameters()
+        for parameter in parameters:
             if hasattr(parameter, "ds_tensor"):
                 parameter.partition()  # ZeRO-3 keeps small ones whole, and would load those into the copy only
         engine.load_module_state_dict({"module": state}, fetch_z3_params=True)
