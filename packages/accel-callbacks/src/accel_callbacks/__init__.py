@@ -1,6 +1,12 @@
 """Callbacks for the trainer of accel-core: one a file."""
 
-from accel_core import LogMetricsCallback, TerminateOnNaNCallback, TrainerCallback
+# Those of the core too, so that every callback can be had here.
+from accel_core import LimitBatches as LimitBatches
+from accel_core import LimitBatchesCallback as LimitBatchesCallback
+from accel_core import LogMetricsCallback as LogMetricsCallback
+from accel_core import PrintProgressCallback as PrintProgressCallback
+from accel_core import TerminateOnNaNCallback as TerminateOnNaNCallback
+from accel_core import TrainerCallback as TrainerCallback
 
 from .batch_size_finder import BatchSize as BatchSize
 from .batch_size_finder import find_batch_size as find_batch_size
