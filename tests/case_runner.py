@@ -28,6 +28,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator, DistributedType
 
+from accel_core.distributed import close_process_group_at_exit
 from launching import launch
 
 Cases = Mapping[str, Callable[[int], Any]]
@@ -90,6 +91,8 @@ def run_as_script(
     accelerator = create_accelerator()
     assert accelerator.num_processes == processes, accelerator.num_processes
     assert accelerator.distributed_type == distributed_type, accelerator.distributed_type
+    # As a trainer does in its first run; not all cases have one, and gloo may abort a process that leaves its group open.
+    close_process_group_at_exit()
     index, results = accelerator.process_index, {}
     for name, case in cases.items():
         print(f"process {index}: {name}", flush=True)
