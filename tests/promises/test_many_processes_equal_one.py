@@ -94,6 +94,16 @@ def rotate(batch_size):
     return sorted(path.name for path in folder.iterdir())
 
 
+def train_on_unlike_data(batch_size):
+    """What each process was told where the last has a sample less, or was given another limit."""
+    is_last, told = Accelerator().process_index == Accelerator().num_processes - 1, []
+    for num_samples, num_epochs in [(25 - is_last, 1), (25, 1 + is_last)]:
+        with pytest.raises(ConfigurationError) as raised:
+            train(batch_size, make_data(num_samples), num_epochs=num_epochs)
+        told.append(str(raised.value).partition(", but")[0])
+    return told
+
+
 class Stream(IterableDataset):
     """Samples in order; of no known number."""
 
@@ -374,6 +384,7 @@ CASES = {
     "save and export": save_and_export,
     "gather in steps": gather_in_steps,
     "rotate": rotate,
+    "unlike data": train_on_unlike_data,
 }
 
 
@@ -417,6 +428,16 @@ def test_gathering_in_a_step_joins_the_samples_or_is_refused_before_it_hangs(out
             f"never answer. Gather in on_optimizer_step_end, or pass train_dataloader_kwargs={{'drop_last': True}}.",
         )
         assert without_tail == dropped == (list(range(24)), None)
+
+
+def test_unlike_data_or_numbers_are_refused_on_every_process_before_they_hang(outcome):
+    processes = outcome.processes
+    samples, epochs = [*[25] * (processes - 1), 24], [*[1] * (processes - 1), 2]
+    for told in outcome.of("unlike data"):
+        assert told == [
+            f"The number of samples in train_dataset is {samples} on the {processes} processes",
+            f"num_epochs is {epochs} on the {processes} processes",
+        ]
 
 
 def test_old_states_are_removed_by_one_process(outcome):

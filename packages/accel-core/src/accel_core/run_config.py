@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from accelerate import Accelerator
 
 from .dataloaders import ShardedDataLoader
+from .distributed import gather_values
 from .errors import ConfigurationError
 
 
@@ -46,6 +48,27 @@ class TrainerRunConfig:
         """The fields by name; the dictionaries among them are copies."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return {name: dict(value) if isinstance(value, dict) else value for name, value in values.items()}
+
+
+COUNTED_BY_ALL = ("num_epochs", "max_num_train_steps", "gradient_accumulation_steps", "gradient_clip_value", "gradient_clip_norm")
+"""Arguments of `train` that have to be the same on all processes."""
+
+
+def check_same_on_all(arguments: Mapping[str, Any], **loaders: ShardedDataLoader | None) -> None:
+    """Raise on every process if the processes were given different data or numbers: they would wait for each other forever."""
+    own = {name: arguments.get(name) for name in COUNTED_BY_ALL}
+    for name, loader in loaders.items():
+        own[f"The number of samples in {name}"] = getattr(loader, "num_samples", None)
+        own[f"The batch size of {name}"] = getattr(loader, "batch_size", None)
+        own[f"The number of batches of {name}"] = getattr(loader, "num_steps", None)
+    by_process = gather_values(own)
+    for name in own:
+        given = [values[name] for values in by_process]
+        if any(value != given[0] for value in given):
+            raise ConfigurationError(
+                f"{name} is {given} on the {len(given)} processes, but must be the same on all. Pass the whole data and the same "
+                f"arguments on every process: accel shares the samples out itself."
+            )
 
 
 def plan_updates(

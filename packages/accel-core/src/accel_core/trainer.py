@@ -34,7 +34,7 @@ from .loss_tracker import LossTracker, MeanTrackers
 from .outputs import join_over_processes, to_cpu
 from .random_state import Before, keep_random_state, seed_process
 from .resuming import compare, limits_of_exactness
-from .run_config import plan_run
+from .run_config import check_same_on_all, plan_run
 from .run_history import RunHistory, name_prefix
 from .run_progress import RunProgress
 from .save_folder import save_folder
@@ -191,6 +191,7 @@ class Trainer(BaseTrainer):
             self.eval_dataloader = self._shard(eval_loader, arguments["seed_each_sample"])
         for told in limit_loaders(self.callbacks, self.train_dataloader, self.eval_dataloader):
             self.print(told)
+        check_same_on_all(arguments, train_dataset=self.train_dataloader, eval_dataset=self.eval_dataloader)
         self.run_config = self.create_run_config(**arguments)
         overridden = [name for name in engines.LEFT_TO_ENGINE if getattr(type(self), name) is not getattr(Trainer, name)]
         self._counts_ahead = type(self).count_items is not Trainer.count_items
@@ -227,6 +228,7 @@ class Trainer(BaseTrainer):
             self.eval_dataset, self.collate_fn = kept
         for told in limit_loaders(self.callbacks, None, loader):
             self.print(told)
+        check_same_on_all({}, dataset=loader)
         if not self._arguments:
             self.run_config = plan_run({"eval_dataloader_kwargs": kwargs}, None, loader, self.accelerator, self.data_seed)
         self._prepare_once()
