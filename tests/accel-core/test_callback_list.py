@@ -137,6 +137,7 @@ def test_events_may_name_the_arguments_that_they_use_and_take_the_rest_as_kwargs
     [
         ([object()], "which is no callback. Derive its class from accel_core.TrainerCallback"),
         ([object], "which is no callback"),
+        ([()], r"Put a star before it, as in \*DEFAULT_CALLBACKS"),
         (Counter(), "must be a sequence of callbacks. Pass callbacks="),
         (Counter, "must be a sequence of callbacks. Pass callbacks="),
         ([Listener], r"Listener needs arguments .* Pass an instance"),

@@ -152,9 +152,11 @@ def _create_callback(callback: Any) -> TrainerCallback:
             ) from None
         callback = callback()
     if not isinstance(callback, TrainerCallback):
-        raise ConfigurationError(
-            f"callbacks has {callback!r}, which is no callback. Derive its class from accel_core.TrainerCallback."
+        is_nested = isinstance(callback, (tuple, list))
+        way_out = (
+            "Put a star before it, as in *DEFAULT_CALLBACKS" if is_nested else "Derive its class from accel_core.TrainerCallback"
         )
+        raise ConfigurationError(f"callbacks has {callback!r}, which is no callback. {way_out}.")
     if not isinstance(callback.order, (int, float)):
         raise ConfigurationError(
             f"{_name(callback)}.order is {callback.order!r}, but must be a number. Use 0 for the place in the list, or more to "
