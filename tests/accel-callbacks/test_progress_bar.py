@@ -10,6 +10,7 @@ import sys
 import termios
 from typing import Any
 
+import pytest
 import torch
 from torch import nn
 from torch.utils.data import TensorDataset
@@ -117,13 +118,31 @@ def test_an_evaluation_with_data_of_its_own_leaves_the_bar_of_the_epoch_open() -
 def test_a_log_is_not_filled() -> None:
     result = in_file("60")
     assert result.stderr == ""
-    assert len(result.stdout.splitlines()) == 2, "a line of metrics for each epoch, and nothing of the bar"
+    epochs, metrics = result.stdout.splitlines()[::2], result.stdout.splitlines()[1::2]
+    assert epochs == ["Epoch 1/2", "Epoch 2/2"]
+    assert [line.split(":")[0] for line in metrics] == ["train_loss_epoch"] * 2, "and nothing of the bar"
 
 
 def test_without_a_terminal_lines_come_at_their_interval() -> None:
     result = in_file("0")
-    line = result.stdout.splitlines()[0]
+    line = result.stdout.splitlines()[1]
     assert re.match(r"Epoch 1/2: batch 1/8, loss [\d.]+, lr 0.01, samples/s [\d,]+, 00:00 remaining", line)
+
+
+@pytest.mark.parametrize(("num_epochs", "told"), [(2, ["Training stopped after 3 updates: three are enough"]), (1, [])])
+def test_a_run_that_is_stopped_says_why(num_epochs: int, told: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    class StopInTheSecondEpoch(TrainerCallback):
+        def on_train_step_end(self, trainer: Trainer, **kwargs: Any) -> None:
+            if trainer.run_progress.updates_completed == 2:
+                trainer.request_stop("three are enough")
+
+    model = nn.Linear(4, 1)
+    data = TensorDataset(torch.ones(16, 4), torch.ones(16, 1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    trainer = Trainer(model, nn.functional.mse_loss, optimizer, callbacks=[ProgressBarCallback, StopInTheSecondEpoch])
+    trainer.train(data, num_epochs=num_epochs, per_device_batch_size=8)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == [f"Epoch {epoch}/{num_epochs}" for epoch in range(1, num_epochs + 1)] + told
 
 
 def test_the_bar_is_closed_when_something_fails() -> None:

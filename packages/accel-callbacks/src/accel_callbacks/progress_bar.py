@@ -1,4 +1,4 @@
-"""ProgressBarCallback: a bar in a terminal and in a notebook, a line a minute elsewhere."""
+"""ProgressBarCallback: a bar in a terminal and in a notebook, few lines elsewhere."""
 
 from __future__ import annotations
 
@@ -22,9 +22,11 @@ class ProgressBarCallback(TrainerCallback):
     """Show epoch, running loss, learning rate, samples a second and remaining time, on the main process.
 
     In a terminal or a notebook: a bar for each epoch of training, which stays, and one for each evaluation, which goes when it
-    is done. Elsewhere, so that no log is filled, a line a minute at most. The loss is the mean so far of the main process, the
-    rate that of all processes. Both are read only when they are shown, so a step pays for a look at the clock.
-    What `trainer.print` prints while a bar is in the terminal appears above it.
+    is done. Elsewhere, so that no log is filled, the name of each epoch, and a line a minute at most. The loss is the mean so far
+    of the main process, the rate that of all processes. Both are read only when they are shown, so a step pays for a look at
+    the clock. What `trainer.print` prints while a bar is in the terminal appears above it.
+
+    A run that all processes stop early ends with a line that says why.
     """
 
     seconds_between_draws: ClassVar[float] = 0.1
@@ -49,7 +51,10 @@ class ProgressBarCallback(TrainerCallback):
             total = min(total, progress.steps_completed_in_epoch + updates * config.gradient_accumulation_steps)
         of = f"/{config.num_epochs}" if config.num_epochs is not None else ""
         done = progress.steps_completed_in_epoch
-        self._open(trainer, _Bar(f"Epoch {progress.current_epoch}{of}", loader, trainer.train_loss, total, done, stays=True))
+        bar = _Bar(f"Epoch {progress.current_epoch}{of}", loader, trainer.train_loss, total, done, stays=True)
+        self._open(trainer, bar)
+        if bar.tqdm is None:
+            trainer.print(bar.title)
 
     def on_train_step_end(self, trainer: Trainer, batch: Any, batch_output: dict[str, Any], step: int) -> None:
         """Count the batch; show it if it is time."""
@@ -79,6 +84,11 @@ class ProgressBarCallback(TrainerCallback):
     def on_eval_epoch_end(self, trainer: Trainer, is_intermediate: bool, metric_prefix: str) -> None:
         """Close the bar of the evaluation."""
         self._close(trainer)
+
+    def on_training_run_end(self, trainer: Trainer) -> None:
+        """Say why the run was stopped, if it was."""
+        if trainer.stop_reason is not None:
+            trainer.print(f"Training stopped after {trainer.run_progress.updates_completed} updates: {trainer.stop_reason}")
 
     def on_run_close(self, trainer: Trainer) -> None:
         """Close what an exception has left open."""
