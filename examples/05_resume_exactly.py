@@ -4,9 +4,8 @@
     Ctrl-C, kill, kill -9, or the power fails       whenever you like, as often as you like
     python examples/05_resume_exactly.py            goes on with the next sample
 
-    TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2 \
-        --rdzv_backend c10d --max_restarts 3 --main_process_ip 127.0.0.1 --main_process_port 29501 \
-        examples/05_resume_exactly.py
+    TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 ACCELERATE_USE_CPU=true \
+        torchrun --standalone --nproc_per_node 2 --max_restarts 3 examples/05_resume_exactly.py
 
 Prints the fingerprint of the final weights. However often the training was stopped, it is that of a training that never
 was, although the digits are shifted at random and dropout is random too. Another number of processes gives another one.

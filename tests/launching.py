@@ -214,13 +214,14 @@ def _command(script: Path, processes: int, args: Sequence[object], max_restarts:
     arguments = [str(script), *map(str, args)]
     if processes == 1:
         return [sys.executable, *arguments]
+    if max_restarts is not None:
+        # The static rendezvous does not take workers back, and for any other `accelerate launch` always uses port 29400 and one
+        # name, so that two launches at a time mix. torchrun --standalone chooses a port that is free, and a name.
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+        return [*launcher, "--max_restarts", str(max_restarts), *arguments]
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes)]
     launcher += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    launcher += ["--main_process_ip", "127.0.0.1", "--main_process_port", str(_free_port())]
-    if max_restarts is not None:
-        # The static rendezvous does not take workers back.
-        launcher += ["--max_restarts", str(max_restarts), "--rdzv_backend", "c10d"]
-    return [*launcher, *arguments]
+    return [*launcher, "--main_process_ip", "127.0.0.1", "--main_process_port", str(_free_port()), *arguments]
 
 
 def _environment(launch_id: str, env: Mapping[str, str] | None, restarts: bool) -> dict[str, str]:
