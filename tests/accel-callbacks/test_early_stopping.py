@@ -132,3 +132,11 @@ def test_an_exhausted_patience_stops_a_resumed_run_before_its_first_update(tmp_p
     assert record.epochs == []
     assert resumed.run_progress.updates_completed == 2
     assert "has not improved" in resumed.stop_reason
+
+
+@pytest.mark.parametrize("threshold", [-0.1, "0.1", None, float("nan"), True])
+def test_a_threshold_that_is_none_is_told(threshold):
+    with pytest.raises(
+        ConfigurationError, match=r"^early_stopping_threshold is .*, but must be a number of at least 0\. Use 0.0"
+    ):
+        EarlyStoppingCallback(early_stopping_threshold=threshold)

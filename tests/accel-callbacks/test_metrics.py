@@ -147,6 +147,31 @@ def test_a_batch_without_targets_in_second_place_is_told() -> None:
         callback.on_eval_step_end(trainer, batch={"x": 1}, batch_output={"model_outputs": torch.eye(2)})
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"metrics": {"accuracy": 3}}, r"metrics is \{'accuracy': 3\}, but must be a torchmetrics Metric"),
+        ({"metrics": {}}, r"metrics is \{\}, but must be"),
+        ({"metrics": MulticlassAccuracy}, "metrics is the class MulticlassAccuracy, but must be"),
+        ({"metrics": accuracy(), "update": 3}, "update is 3, but must be a function"),
+        ({"metrics": accuracy(), "prefix": 3}, "prefix is 3, but must be a string"),
+        ({"metrics": accuracy(), "on": "evaluation"}, r"on is 'evaluation', but must be one of \['train', 'eval', 'both'\]"),
+    ],
+)
+def test_arguments_that_cannot_be_used_are_told(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        MetricsCallback(**arguments)
+
+
+def test_two_callbacks_may_not_record_under_one_name() -> None:
+    collection = MetricCollection({"accuracy": accuracy()})
+    trainer = create_trainer(MetricsCallback({"accuracy": accuracy()}, on="both"), MetricsCallback(collection))
+    with pytest.raises(ConfigurationError, match=r"Two MetricsCallbacks record 'accuracy'.*prefix"):
+        trainer.train(data(), 1, data())
+    trainer = create_trainer(MetricsCallback({"accuracy": accuracy()}, on="train"), MetricsCallback(collection))
+    assert trainer.train(data(), 1, data()).get_metric_names() >= {"accuracy", "train_accuracy"}
+
+
 SCRIPT = """
 import torch
 from torch import nn

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils.data import TensorDataset
 
-from accel_callbacks import EarlyStoppingCallback, SaveBestModelCallback, SaveTrainingStateCallback
+from accel_callbacks import EarlyStoppingCallback, ModelEmaCallback, SaveBestModelCallback, SaveTrainingStateCallback
 from accel_core import AccelWarning, ConfigurationError, Trainer, TrainerCallback, latest_checkpoint
 
 DATA = TensorDataset(torch.randn(8, 2, generator=torch.Generator().manual_seed(0)), torch.ones(8, 1))
@@ -144,3 +144,16 @@ def test_a_metric_that_is_not_there_is_told(tmp_path):
     with pytest.raises(ConfigurationError, match=r"SaveBestModelCallback watches 'acuracy'.*\['train_loss_epoch'\]"):
         train(create_trainer(SaveBestModelCallback(tmp_path / "best.pt", "acuracy")), 1)
     assert not (tmp_path / "best.pt").exists()
+
+
+@pytest.mark.parametrize("other", [SaveBestModelCallback, ModelEmaCallback])
+def test_two_exports_to_one_path_are_refused_since_each_would_overwrite_the_other(tmp_path, other):
+    best = SaveBestModelCallback(tmp_path / "best.pt", "train_loss_epoch")
+    with pytest.raises(ConfigurationError, match=f"best.pt' for .*{other.__name__}.*Give each"):
+        train(create_trainer(best, other(save_path=tmp_path / "best.pt", watch_metric="wanted")), 1)
+
+
+def test_a_folder_in_place_of_the_export_is_told_before_training(tmp_path):
+    with pytest.raises(ConfigurationError, match=r"save_path of SaveBestModelCallback is .*, which is a folder.*model.pt"):
+        train(create_trainer(record := Record(1.0), SaveBestModelCallback(tmp_path, "wanted")), 1)
+    assert record.weights == {}

@@ -40,11 +40,11 @@ class SlowStep(Trainer):
         return super().calculate_train_batch_loss(batch)
 
 
-def test_all_is_recorded_every_n_updates_across_epochs() -> None:
+def test_all_is_recorded_after_the_first_update_and_every_n_across_epochs() -> None:
     trainer = tiny_trainer(callbacks=[TrainingStatisticsCallback(3)])
     history = trainer.train(tiny_data(40), num_epochs=2, per_device_batch_size=8)
     for name in ("learning_rate", "gradient_norm", *TIMES):
-        assert list(values_by_update(history, name)) == [3, 6, 9]
+        assert list(values_by_update(history, name)) == [1, 3, 6, 9]
 
 
 def test_the_rate_is_that_with_which_the_update_was_made() -> None:

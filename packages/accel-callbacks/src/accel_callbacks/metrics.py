@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from accel_core import ConfigurationError, TrainerCallback
+from accel_core.checks import check_callable, check_choice, shown
 from accel_core.distributed import gather_values, is_distributed, together
 
 if TYPE_CHECKING:
@@ -38,8 +39,10 @@ class MetricsCallback(TrainerCallback):
         Raises:
             ConfigurationError: an argument cannot be used.
         """
-        if on not in ("train", "eval", "both"):
-            raise ConfigurationError(f"on is {on!r}, but must be one of ['train', 'eval', 'both'].")
+        check_choice("on", on, ("train", "eval", "both"))
+        check_callable("update", update, "Pass update=lambda metric, batch, batch_output: ..., or leave it out.")
+        if not isinstance(prefix, str):
+            raise ConfigurationError(f"prefix is {shown(prefix)}, but must be a string. Pass 'test_', for example.")
         self._metrics = _by_name(metrics)
         self.update = _update_with_outputs_and_targets if update is None else update
         self.prefix = prefix
@@ -51,10 +54,12 @@ class MetricsCallback(TrainerCallback):
     def on_training_run_start(self, trainer: Trainer) -> None:
         """Move the metrics to the device."""
         self._num_processes = trainer.run_config.num_processes
+        self._check_names(trainer)
         self._move(trainer.device)
 
     def on_evaluation_run_start(self, trainer: Trainer) -> None:
         """Move the metrics to the device."""
+        self._check_names(trainer)
         self._move(trainer.device)
 
     def on_train_epoch_start(self, trainer: Trainer) -> None:
@@ -98,6 +103,25 @@ class MetricsCallback(TrainerCallback):
                 if name in state["metrics"]:
                     _set_states(metric, [state["metrics"][name]])
 
+    def _check_names(self, trainer: Trainer) -> None:
+        """Raise if another callback records a metric of the same name, which would have two values an epoch."""
+        for other in trainer.callbacks:
+            shared = self._names() & other._names() if isinstance(other, MetricsCallback) and other is not self else set()
+            if shared:
+                raise ConfigurationError(
+                    f"Two MetricsCallbacks record {min(shared)!r}, so the run history would have two values of it an epoch. Give "
+                    f"one of them a prefix, or pass its metrics as a dict with other names."
+                )
+
+    def _names(self) -> set[str]:
+        """What the metrics are recorded as, as far as that is known before they are computed."""
+        return {
+            f"{start}{self.prefix}" + f"{name}_{key}".strip("_")
+            for start, metrics in (("train_", self._train_metrics), ("", self._eval_metrics))
+            for name, metric in metrics.items()
+            for key in (metric.keys() if isinstance(metric, torch.nn.ModuleDict) else [""])
+        }
+
     def _move(self, device: torch.device) -> None:
         for metric in (*self._train_metrics.values(), *self._eval_metrics.values()):
             metric.to(device)
@@ -138,15 +162,17 @@ def compute_over_processes(name: str, metric: Any, is_main: bool) -> dict[str, f
 
 def _by_name(metrics: Any) -> dict[str, Any]:
     if isinstance(metrics, Mapping) and not hasattr(metrics, "compute"):
-        return dict(metrics)
-    if isinstance(metrics, torch.nn.ModuleDict):
+        by_name = dict(metrics)
+    elif isinstance(metrics, torch.nn.ModuleDict):
         # A collection names its metrics itself, and updates those that share sums only once.
-        return {"": metrics}
-    if hasattr(metrics, "update") and hasattr(metrics, "compute"):
+        by_name = {"": metrics}
+    else:
         name = re.sub("^(Binary|Multiclass|Multilabel)", "", type(metrics).__name__)
-        return {re.sub("(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower(): metrics}
+        by_name = {re.sub("(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower(): metrics}
+    if by_name and all(hasattr(metric, "compute") and not isinstance(metric, type) for metric in by_name.values()):
+        return by_name
     raise ConfigurationError(
-        f"metrics is {metrics!r}, but must be a torchmetrics Metric, a MetricCollection or a dict of them by name. Pass "
+        f"metrics is {shown(metrics)}, but must be a torchmetrics Metric, a MetricCollection or a dict of them by name. Pass "
         f"{{'accuracy': MulticlassAccuracy(num_classes=10)}}, for example."
     )
 

@@ -21,6 +21,7 @@ from accel_core.engines import is_sharded
 from accel_core.errors import NotFiniteError
 from accel_core.random_state import keep_random_state
 
+from .export_path import check_export_path
 from .watched_metric import WatchedMetric
 
 if TYPE_CHECKING:
@@ -95,6 +96,8 @@ class ModelEmaCallback(TrainerCallback):
                 f"ModelEmaCallback was given a model that {trainer.accelerator.distributed_type.value} has spread over the "
                 f"processes, but it averages whole models only. Use DDP, or leave it out."
             )
+        if self.save_path is not None:
+            check_export_path(trainer, self, self.save_path)
         self._begin(trainer)
 
     def on_optimizer_step_end(self, trainer: Trainer) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import fnmatch
+import numbers
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple, TypedDict
 
 from torch import nn
 
 from accel_core import ConfigurationError
+from accel_core.checks import shown
 from accel_core.run_history import did_you_mean
 
 BN_MODULES: tuple[type[nn.Module], ...] = (
@@ -73,6 +75,8 @@ class ModelFreezer:
     """
 
     def __init__(self, model: nn.Module, freeze_batch_norms: bool = False) -> None:
+        if not isinstance(model, nn.Module):
+            raise ConfigurationError(f"model is {shown(model)}, but must be a torch.nn.Module. Pass the model itself.")
         self.model: nn.Module = getattr(model, "_orig_mod", model)
         self.freeze_batch_norms = freeze_batch_norms
         self.modules_kept_in_eval: list[nn.Module] = []
@@ -217,11 +221,11 @@ class ModelFreezer:
     def _range(self, from_index: int, to_index: int) -> range:
         number = len(self._groups())
         for name, index in (("from_index", from_index), ("to_index", to_index)):
-            if not -number <= index < number:
-                names = [child for child, _ in self.model.named_children()]
+            if not isinstance(index, numbers.Integral) or not -number <= index < number:
+                owner, names = type(self.model).__name__, [child for child, _ in self.model.named_children()]
                 raise ConfigurationError(
-                    f"{name} is {index}, but must be between {-number} and {number - 1}, as {type(self.model).__name__} has the "
-                    f"layer groups {names or '[the model itself]'}. Pass another index, or use freeze_parameters and "
+                    f"{name} is {index!r}, but must be between {-number} and {number - 1}, as {owner} has the layer groups"
+                    f" {names or '[the model itself]'}. Pass another index, or use freeze_parameters and "
                     f"unfreeze_parameters with names."
                 )
         low, high = sorted((from_index % number, to_index % number))
@@ -242,11 +246,7 @@ class ModelFreezer:
 
     def _owners(self, parameters: Iterable[nn.Parameter]) -> list[nn.Module]:
         wanted = {id(parameter) for parameter in parameters}
-        return [
-            module
-            for module in self.model.modules()
-            if any(id(parameter) in wanted for parameter in module.parameters(recurse=False))
-        ]
+        return [module for module in self.model.modules() if wanted & set(map(id, module.parameters(recurse=False)))]
 
     def _keep_in_eval(self, modules: Iterable[nn.Module]) -> None:
         known = {id(module) for module in self.modules_kept_in_eval}

@@ -10,6 +10,7 @@ from accel_core import AccelWarning, TrainerCallback
 from accel_core.distributed import together
 from accel_core.errors import NotFiniteError
 
+from .export_path import check_export_path
 from .watched_metric import WatchedMetric
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ class SaveBestModelCallback(TrainerCallback):
     def on_training_run_start(self, trainer: Trainer) -> None:
         """Forget the run before."""
         self.watched.check_will_be_recorded(trainer)
+        check_export_path(trainer, self, self.save_path)
         if self.reset_on_train:
             self.best_metric, self.best_metric_epoch = None, None
 

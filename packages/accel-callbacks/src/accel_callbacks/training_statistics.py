@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class TrainingStatisticsCallback(TrainerCallback):
-    """Record every n updates, with the same values on every process:
+    """Record after the first update and every n updates, with the same values on every process:
 
     - `learning_rate`: with which this update was made, of the first group of parameters; `learning_rate_<name>` of each further
       group whose rate differs from it, `<name>` being the group's own `"name"`, or its number from 0;
@@ -60,7 +60,9 @@ class TrainingStatisticsCallback(TrainerCallback):
 
     def on_optimizer_step_start(self, trainer: Trainer) -> None:
         """Note the learning rates, which the scheduler changes afterwards, and the norm of the gradients."""
-        if (trainer.run_progress.updates_completed + 1) % self.record_every_n_updates == 0:
+        update = trainer.run_progress.updates_completed + 1
+        # The first one too, so that a run of few updates has something to show.
+        if update == 1 or update % self.record_every_n_updates == 0:
             self._noted = {**learning_rates(trainer.optimizer), **gradient_norm(trainer)}
 
     def on_optimizer_step_end(self, trainer: Trainer) -> None:

@@ -77,6 +77,7 @@ class UnfreezeCallback(TrainerCallback):
             )
         freezer = ModelFreezer(trainer.get_model(keep_torch_compile=False), self.freeze_batch_norms)
         parts = [(entry.lr, freezer.get_parameters(entry.part)) for entry in self._entries]
+        self._check_parts([parameters for _, parameters in parts])
         scheduled = {id(parameter) for _, parameters in parts for parameter in parameters}
         if scheduled.issuperset(map(id, freezer.get_trainable_parameters())):
             raise ConfigurationError(
@@ -104,6 +105,18 @@ class UnfreezeCallback(TrainerCallback):
         freezer.restore_eval_modes()
         if num_unfrozen:
             trainer.print(f"{num_unfrozen:,} more parameters are trained from epoch {epoch} on.")
+
+    def _check_parts(self, parameters_of_parts: list[list[nn.Parameter]]) -> None:
+        """Raise if the schedule names nothing for some epoch but modules without parameters."""
+        with_parameters = {
+            entry.epoch for entry, parameters in zip(self._entries, parameters_of_parts, strict=True) if parameters
+        }
+        for entry in self._entries:
+            if entry.epoch not in with_parameters:
+                raise ConfigurationError(
+                    f"schedule has {entry.part!r} for epoch {entry.epoch}, but it holds no parameters that could be frozen. "
+                    f"ModelFreezer(model).get_layer_groups() has the groups; batch norms count with freeze_batch_norms=True."
+                )
 
     def _freezer_of(self, trainer: Trainer) -> ModelFreezer:
         if self.freezer is None or self.freezer.model is not trainer.get_model(keep_torch_compile=False):

@@ -1,0 +1,31 @@
+"""Where a callback exports a model: a file of its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from accel_core import ConfigurationError, TrainerCallback
+from accel_core.distributed import together
+
+if TYPE_CHECKING:
+    from accel_core import Trainer
+
+
+def check_export_path(trainer: Trainer, callback: TrainerCallback, save_path: Path) -> None:
+    """Raise before an epoch is spent, if `save_path` is a folder or another callback exports there too.
+
+    Call it in `on_training_run_start`, on every process.
+    """
+    owner = type(callback).__name__
+    for other in trainer.callbacks:
+        if other is not callback and getattr(other, "save_path", None) == save_path:
+            raise ConfigurationError(
+                f"save_path is '{save_path}' for {owner} and for {type(other).__name__}, so each would overwrite what the other "
+                f"has saved. Give each callback a path of its own."
+            )
+    if together(save_path.is_dir, trainer.is_main_process):
+        raise ConfigurationError(
+            f"save_path of {owner} is '{save_path}', which is a folder, but an export is a file. Pass "
+            f"'{save_path / 'model.pt'}', for example."
+        )
