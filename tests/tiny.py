@@ -1,5 +1,6 @@
 """Models, data and trainers small enough to train a hundred times in a test."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -56,3 +57,28 @@ class Seen(TrainerCallback):
 
     def on_train_step_start(self, trainer: Trainer, batch: Any) -> None:
         self.samples += batch[0].reshape(len(batch[0]), -1)[:, 0].tolist()
+
+
+class SaveAt(TrainerCallback):
+    """Saves the training state once, after update `update`."""
+
+    order = 1000
+    """After all others, so that their state is that of the same moment."""
+
+    def __init__(self, update: int, folder: Path) -> None:
+        self.update = update
+        self.folder = folder
+
+    def on_optimizer_step_end(self, trainer: Trainer) -> None:
+        if trainer.run_progress.updates_completed == self.update:
+            trainer.save_training_state(self.folder)
+
+
+class Rates(TrainerCallback):
+    """Keeps the learning rate of each group of parameters with which each update is made."""
+
+    def __init__(self) -> None:
+        self.rates: list[list[float]] = []
+
+    def on_optimizer_step_start(self, trainer: Trainer) -> None:
+        self.rates.append([group["lr"] for group in trainer.optimizer.param_groups])

@@ -16,7 +16,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from accel_callbacks import EarlyStoppingCallback, MetricsCallback, ModelEmaCallback, SaveTrainingStateCallback
 from accel_core import AccelWarning, ConfigurationError, Trainer, TrainerCallback
 from case_runner import compare, run_as_script
-from tiny import tiny_data, tiny_network, tiny_trainer, weights_of
+from tiny import SaveAt, tiny_data, tiny_network, tiny_trainer, weights_of
 
 
 class Normed(nn.Module):
@@ -53,18 +53,6 @@ class Remember(TrainerCallback):
     def keep(self, trainer: Trainer) -> None:
         module: Any = trainer.get_model() if self.ema is None else self.ema.ema_model
         self.states.append({name: value.clone() for name, value in module.state_dict().items()})
-
-
-class SaveAt(TrainerCallback):
-    order = 1000
-
-    def __init__(self, update: int, folder: Path) -> None:
-        self.update = update
-        self.folder = folder
-
-    def on_optimizer_step_end(self, trainer: Trainer) -> None:
-        if trainer.run_progress.updates_completed == self.update:
-            trainer.save_training_state(self.folder)
 
 
 def train(*callbacks: Any, model: nn.Module | None = None, epochs: int = 2, **kwargs: Any) -> Trainer:

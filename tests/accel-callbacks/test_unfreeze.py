@@ -12,7 +12,7 @@ from accel_callbacks import ModelFreezer, UnfreezeCallback
 from accel_core import ConfigurationError, Trainer, TrainerCallback
 from accel_integrations.schedulers import CosineLrScheduler
 from case_runner import compare, run_as_script
-from tiny import tiny_data
+from tiny import SaveAt, tiny_data
 
 
 class Network(nn.Module):
@@ -46,18 +46,6 @@ class Changes(TrainerCallback):
     def on_train_epoch_end(self, trainer: Trainer) -> None:
         named = trainer.get_model().named_parameters()
         self.by_epoch.append({name for name, value in named if not torch.equal(value, self.before[name])})
-
-
-class SaveAt(TrainerCallback):
-    order = 1000
-
-    def __init__(self, update: int, folder: Path) -> None:
-        self.update = update
-        self.folder = folder
-
-    def on_optimizer_step_end(self, trainer: Trainer) -> None:
-        if trainer.run_progress.updates_completed == self.update:
-            trainer.save_training_state(self.folder)
 
 
 ALWAYS = {"norm.weight", "norm.bias", "head.weight", "head.bias"}
@@ -253,6 +241,14 @@ def test_a_schedule_that_does_not_fit_the_model_is_told_and_changes_nothing(sche
         train(trainer)
     assert all(parameter.requires_grad for parameter in trainer.model.parameters())
     assert trainer.optimizer.state_dict() == before
+
+
+def test_an_epoch_with_nothing_but_modules_without_parameters_is_told() -> None:
+    model = nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 2)).double()
+    with pytest.raises(ConfigurationError, match="schedule has 1 for epoch 3, but it holds no parameters"):
+        train(create(UnfreezeCallback({2: [0, 1], 3: 1}), model=model))
+    train(create(UnfreezeCallback({2: [0, 1]}), model=model), epochs=2)
+    assert all(parameter.requires_grad for parameter in model.parameters())
 
 
 def test_a_callback_that_comes_too_late_is_told() -> None:

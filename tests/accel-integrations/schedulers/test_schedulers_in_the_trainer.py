@@ -11,6 +11,7 @@ from torch.utils.data import TensorDataset
 from accel_core import Trainer, TrainerCallback, TrainerPlaceholderValues
 from accel_integrations.schedulers import CosineLrScheduler, StatefulSchedulerBase, WSDLrScheduler
 from launching import launch
+from tiny import SaveAt
 
 
 class RecordRates(TrainerCallback):
@@ -21,16 +22,6 @@ class RecordRates(TrainerCallback):
 
     def on_optimizer_step_start(self, trainer):
         self.rates.append(trainer.optimizer.param_groups[0]["lr"])
-
-
-class SaveAt(TrainerCallback):
-    def __init__(self, updates, folder):
-        self.updates = updates
-        self.folder = folder
-
-    def on_optimizer_step_end(self, trainer):
-        if trainer.run_progress.updates_completed == self.updates:
-            trainer.save_training_state(self.folder)
 
 
 def train(create_scheduler_fn, callbacks=(), **kwargs):

@@ -12,7 +12,7 @@ from accel_core import AccelWarning, CheckpointError, ConfigurationError, Traine
 from accel_core.training_state import complete_checkpoints
 from accel_integrations.schedulers import CosineLrScheduler, WSDCheckpointCallback, WSDLrScheduler
 from case_runner import compare, run_as_script
-from tiny import tiny_data, tiny_network
+from tiny import SaveAt, tiny_data, tiny_network
 
 
 class Remember(TrainerCallback):
@@ -28,16 +28,6 @@ class Remember(TrainerCallback):
     def on_optimizer_step_end(self, trainer: Trainer) -> None:
         state = trainer.get_model().state_dict()
         self.weights[trainer.run_progress.updates_completed] = {name: value.clone() for name, value in state.items()}
-
-
-class SaveAt(TrainerCallback):
-    def __init__(self, update: int, folder: Path) -> None:
-        self.update = update
-        self.folder = folder
-
-    def on_optimizer_step_end(self, trainer: Trainer) -> None:
-        if trainer.run_progress.updates_completed == self.update:
-            trainer.save_training_state(self.folder)
 
 
 def create(*callbacks: Any) -> Trainer:

@@ -11,9 +11,10 @@ from torch import nn
 from torch.optim.lr_scheduler import ExponentialLR
 from torch.utils.data import TensorDataset
 
-from accel_core import ConfigurationError, Trainer, TrainerCallback
+from accel_core import ConfigurationError, Trainer
 from accel_integrations.schedulers import CosineLrScheduler
 from accel_integrations.timm_adapter import create_timm_optimizer, timm_parameter_groups, timm_scheduler_fn
+from tiny import Rates
 
 LR = 0.01
 DECAY = 0.7
@@ -95,6 +96,7 @@ class TestFactory:
             ({"name": "adamww"}, ("name is 'adamww'", "Did you mean", "adamw")),
             ({"lr": 0.0}, ("lr is 0.0", "above 0")),
             ({"lr": None}, ("lr is None",)),
+            ({"weight_decay": -0.1}, ("weight_decay is -0.1", "at least 0")),
             ({"layer_decay": -1}, ("layer_decay is -1", "Use None")),
         ],
     )
@@ -105,14 +107,6 @@ class TestFactory:
 
 
 # ---------------------------------------------------------------------- with schedulers
-
-
-class Rates(TrainerCallback):
-    def __init__(self) -> None:
-        self.rates: list[list[float]] = []
-
-    def on_optimizer_step_start(self, trainer: Trainer) -> None:
-        self.rates.append(rates(trainer.optimizer))
 
 
 def small_vit() -> nn.Module:

@@ -27,7 +27,7 @@ from accel_core import TrainerPlaceholderValues as Values
 from accel_core.distributed import share_from_main
 from accel_integrations.timm_adapter import timm_scheduler_fn
 from case_runner import BATCH_SIZE, compare, run_as_script
-from tiny import tiny_data, tiny_network
+from tiny import Rates, tiny_data, tiny_network
 
 pytestmark = pytest.mark.filterwarnings("ignore:PlateauLRScheduler is deprecated")
 
@@ -98,16 +98,6 @@ def rates_of_timm(
             scheduler.step_update(num_updates=num_updates)
         scheduler.step(epoch + 1, metric)
     return [*rates, [group["lr"] for group in optimizer.param_groups]]
-
-
-class Rates(TrainerCallback):
-    """Keeps the rates with which each update is made."""
-
-    def __init__(self) -> None:
-        self.rates: list[list[float]] = []
-
-    def on_optimizer_step_start(self, trainer: Trainer) -> None:
-        self.rates.append([group["lr"] for group in trainer.optimizer.param_groups])
 
 
 def train(

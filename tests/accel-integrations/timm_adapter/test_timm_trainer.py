@@ -17,7 +17,7 @@ from torch.utils.data import Dataset, TensorDataset
 from accel_core import ConfigurationError, Trainer, TrainerCallback
 from accel_integrations.timm_adapter import TimmTrainer
 from case_runner import compare, run_as_script
-from tiny import weights_of
+from tiny import SaveAt, weights_of
 
 NUM_CLASSES = 10
 SEED = 3
@@ -247,18 +247,6 @@ class TestEvaluation:
 
 
 # ---------------------------------------------------------------------- resuming
-
-
-class SaveAt(TrainerCallback):
-    """Saves the state after an update."""
-
-    def __init__(self, updates: int, folder: Path) -> None:
-        self.updates = updates
-        self.folder = folder
-
-    def on_optimizer_step_end(self, trainer: Trainer) -> None:
-        if trainer.run_progress.updates_completed == self.updates:
-            trainer.save_training_state(self.folder)
 
 
 @pytest.mark.parametrize("seed", [SEED, None], ids=["seeded", "not seeded"])

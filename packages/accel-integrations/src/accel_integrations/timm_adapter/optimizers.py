@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import numbers
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,6 +14,7 @@ from accel_core import ConfigurationError
 from accel_core.checks import check_positive
 from accel_core.run_history import did_you_mean
 
+from ..schedulers.scheduler_base import check_argument
 from .import_timm import import_timm
 
 _BASE = "unscaled_lr"
@@ -34,9 +36,12 @@ def timm_parameter_groups(
             warm-up by it, as in timm.
         kwargs: further arguments of timm's `param_groups_weight_decay` or `param_groups_layer_decay`.
 
+    Raises:
+        ConfigurationError: timm is missing, a rate is not above 0, or `weight_decay` is below it.
+
     Source: layer-wise rates, https://arxiv.org/abs/2106.08254, section 2.4.
     """
-    _check_rates(lr, layer_decay)
+    _check_numbers(lr, weight_decay, layer_decay)
     optim = import_timm("timm.optim")
     name_exceptions: Any = getattr(model, "no_weight_decay", tuple)
     kwargs = {"no_weight_decay_list": name_exceptions(), **kwargs}
@@ -65,9 +70,10 @@ def create_timm_optimizer(
         kwargs: further arguments of `timm.optim.create_optimizer_v2`, such as `momentum`, `betas` or `filter_bias_and_bn`.
 
     Raises:
-        ConfigurationError: timm is missing or has no such optimizer, or a rate is not above 0.
+        ConfigurationError: timm is missing or has no such optimizer, a rate is not above 0, or `weight_decay` is
+            below it.
     """
-    _check_rates(lr, layer_decay)
+    _check_numbers(lr, weight_decay, layer_decay)
     optim = import_timm("timm.optim")
     try:
         optim.get_optimizer_info(str(name).lower().removeprefix("lookahead_"))
@@ -105,8 +111,10 @@ def _scale_rates(groups: list[dict[str, Any]]) -> None:
             group["lr"] = group["lr"] * group["lr_scale"]
 
 
-def _check_rates(lr: Any, layer_decay: Any) -> None:
+def _check_numbers(lr: Any, weight_decay: Any, layer_decay: Any) -> None:
     if lr is None:
         raise ConfigurationError("lr is None, but must be a number above 0. Use 1e-3 to begin with AdamW, 0.1 with SGD.")
     check_positive("lr", lr, "Use 1e-3 to begin with AdamW, 0.1 with SGD.")
+    is_decay = isinstance(weight_decay, numbers.Real) and weight_decay >= 0
+    check_argument("weight_decay", weight_decay, is_decay, "a number of at least 0", "Use 0.05, or 0.0 for none.")
     check_positive("layer_decay", layer_decay, "Use None for one rate for all layers, 0.75 to change early layers less.")

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import functools
 import math
+import numbers
 from collections.abc import Callable
 from typing import Any
 
 from torch.optim import Optimizer
 
 from accel_core import ConfigurationError, TrainerPlaceholderValues
+from accel_core.checks import check_whole_number
+from accel_core.placeholders import Placeholder
 from accel_core.run_history import did_you_mean
 
+from ..schedulers.scheduler_base import check_argument
 from .import_transformers import import_transformers
 
 _ENDLESS = ("constant", "constant_with_warmup", "inverse_sqrt", "reduce_lr_on_plateau", "greedy")
@@ -35,12 +39,20 @@ def transformers_scheduler_fn(
         kwargs: arguments of that schedule, such as `num_cycles` or `num_decay_steps`, which may be placeholders.
 
     Raises:
-        ConfigurationError: transformers is missing, or has no such schedule.
+        ConfigurationError: transformers is missing, has no such schedule, or a number of updates cannot be used.
     """
     known = [str(kind.value) for kind in import_transformers().SchedulerType]
     if name not in known:
         hint = did_you_mean(str(name), known) or f" It has {known}."
         raise ConfigurationError(f"name is {name!r}, which is no schedule of transformers.{hint}")
+    if not isinstance(num_warmup_steps, Placeholder):
+        is_right = isinstance(num_warmup_steps, numbers.Real) and num_warmup_steps >= 0
+        check_argument(
+            "num_warmup_steps", num_warmup_steps, is_right, "a number of at least 0", "Use 0.1 for a tenth of the run."
+        )
+    if not isinstance(num_training_steps, Placeholder):
+        way_out = "Leave it out to take all updates of the run."
+        check_whole_number("num_training_steps", num_training_steps, way_out, optional=True)
     is_share = isinstance(num_warmup_steps, float) and num_warmup_steps < 1
     if num_training_steps is None and (name not in _ENDLESS or (is_share and num_warmup_steps)):
         num_training_steps = TrainerPlaceholderValues.NUM_UPDATE_STEPS
