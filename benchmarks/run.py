@@ -25,7 +25,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from workloads import WORKLOADS
+from workloads import WORKLOADS, Workload
 
 HERE = Path(__file__).parent
 FIGURES = HERE / "figures.json"
@@ -69,9 +69,8 @@ def measure_ours(figures: dict[str, Any], wanted: list[str], rounds: int) -> Non
             for loop in ("accelerate", "accel"):
                 keep(figures, "start", loop, measure_start(loop, sys.executable))
         else:
-            for loop in ("accel", "accelerate", "raw by index"):
-                if loop != "raw by index" or WORKLOADS[name].in_memory:
-                    keep(figures, name, loop, measure(sys.executable, name, loop, rounds))
+            for loop in _own_loops(WORKLOADS[name]):
+                keep(figures, name, loop, measure(sys.executable, name, loop, rounds))
 
 
 def measure_others(figures: dict[str, Any], wanted: list[str], others: tuple[str, ...], rounds: int) -> None:
@@ -97,14 +96,16 @@ def print_tables(figures: dict[str, Any]) -> None:
     """Ours with the targets beside them; what it costs to start; a long run; the other libraries."""
     for versions in figures.get("versions", {}).values():
         print(versions)
-    print("\n| workload | target | accel wall | accel CPU | accel best of | by hand, ms | accelerate | by hand, by index |")
-    print("|---|---|---|---|---|---|---|---|")
+    print(
+        "\n| workload | target | accel wall | accel CPU | accel best of | by hand, ms | accelerate | by hand, by index | not agreeing |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|")
     for name, workload in WORKLOADS.items():
         loops = figures.get(name, {})
         if "accel" in loops:
             ours = [_figure(loops["accel"], key) for key in ("ratio", "cpu_ratio", "best_ratio", "raw_ms")]
-            others = [_figure(loops.get(loop, {}), "ratio") for loop in ("accelerate", "raw by index")]
-            _row(workload.title, f"{workload.target:.2f}", *ours, *others)
+            others = [_figure(loops.get(loop, {}), "ratio") for loop in ("accelerate", "raw by index", "accel without agreeing")]
+            _row(workload.title, "" if workload.target is None else f"{workload.target:.2f}", *ours, *others)
     if "long" in figures:
         print("\n| 100,000 updates with history, progress bar and callbacks | after 1 % | at the end |\n|---|---|---|")
         for name, (before, after) in figures["long"]["accel"].items():
@@ -139,6 +140,12 @@ def measure(python: str, workload: str, loop: str, rounds: int) -> dict[str, Any
         command += ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes), "--num_machines", "1"]
         command += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", str(_free_port())]
     return _run([*command, str(HERE / "measure.py"), workload, loop, str(rounds)])
+
+
+def _own_loops(workload: Workload) -> list[str]:
+    """The loops of this environment that can do `workload`."""
+    by_index = ["raw by index"] if workload.in_memory and workload.processes == 1 else []
+    return ["accel", "accelerate", *by_index, *(["accel without agreeing"] if workload.processes > 1 else [])]
 
 
 def _start(python: str, loop: str) -> dict[str, Any]:

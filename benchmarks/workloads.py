@@ -68,6 +68,7 @@ class Workload:
 
     title: str
     target: float | None
+    """The ratio that the project set itself; None where it set none."""
     kind: str = "train"
     """`train` or `eval`."""
     model: str = "mlp"
@@ -110,12 +111,25 @@ WORKLOADS: dict[str, Workload] = {
     "accuracy_any": dataclasses.replace(
         _EVAL_ANY, title="eval step with accuracy, any data", target=1.03, accuracy=True, steps=600
     ),
-    "epoch": dataclasses.replace(_ANY, title="epoch of 1 + 1 steps", target=1.10, steps=1, eval_steps=1, epochs=300),
+    "epoch": dataclasses.replace(
+        _TRAIN, title="epoch of 1 + 1 steps, TensorDataset", target=1.10, steps=1, eval_steps=1, epochs=300
+    ),
+    "epoch_any": dataclasses.replace(
+        _ANY, title="epoch of 1 + 1 steps, any data", target=None, steps=1, eval_steps=1, epochs=300
+    ),
     "convnet": Workload("convnet train step", 1.02, model="convnet", steps=80),
-    "accumulation": dataclasses.replace(_ANY, title="accumulation of 4, any data", target=1.03, accumulation=4),
-    "clipping": dataclasses.replace(_ANY, title="clipping by norm, any data", target=1.03, clip_norm=1.0),
-    "schedule": dataclasses.replace(_ANY, title="a scheduler, any data", target=1.03, schedule=True),
-    "processes": dataclasses.replace(_ANY, title="MLP train step, 2 processes on gloo", target=1.05, processes=2, steps=400),
+    "accumulation": dataclasses.replace(_TRAIN, title="accumulation of 4, TensorDataset", target=1.03, accumulation=4),
+    "accumulation_any": dataclasses.replace(_ANY, title="accumulation of 4, any data", target=None, accumulation=4),
+    "clipping": dataclasses.replace(_TRAIN, title="clipping by norm, TensorDataset", target=1.03, clip_norm=1.0),
+    "clipping_any": dataclasses.replace(_ANY, title="clipping by norm, any data", target=None, clip_norm=1.0),
+    "schedule": dataclasses.replace(_TRAIN, title="a scheduler, TensorDataset", target=1.03, schedule=True),
+    "schedule_any": dataclasses.replace(_ANY, title="a scheduler, any data", target=None, schedule=True),
+    "processes": dataclasses.replace(
+        _TRAIN, title="MLP train step, 2 processes on gloo, TensorDataset", target=1.05, processes=2, steps=400
+    ),
+    "processes_any": dataclasses.replace(
+        _ANY, title="MLP train step, 2 processes on gloo, any data", target=None, processes=2, steps=400
+    ),
 }
 
 
