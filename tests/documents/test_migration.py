@@ -183,3 +183,18 @@ def test_an_export_of_pytorch_accelerated_loads(tmp_path):
     assert trainer.load_checkpoint(tmp_path / "best_model.pt")["eval_loss_epoch"] == 0.5
     assert torch.equal(other.weight, model.weight)
     assert trainer.optimizer.param_groups[0]["lr"] == 0.1
+
+
+def test_a_scheduler_of_timm_leads_to_its_adapter():
+    """TrainerWithTimmScheduler took it as it is; taken for one that needs a metric, it would get the loss as its epoch."""
+    timm_scheduler = pytest.importorskip("timm.scheduler")
+    model = torch.nn.Linear(2, 2)
+    trainer = accel_core.Trainer(model, torch.nn.functional.cross_entropy, torch.optim.SGD(model.parameters(), lr=0.1), [])
+    data = TensorDataset(torch.randn(4, 2), torch.tensor([0, 1, 0, 1]))
+    with pytest.raises(accel_core.ConfigurationError, match=r"timm_scheduler_fn\(CosineLRScheduler"):
+        trainer.train(
+            data,
+            num_epochs=1,
+            eval_dataset=data,
+            create_scheduler_fn=lambda optimizer: timm_scheduler.CosineLRScheduler(optimizer, t_initial=4),
+        )

@@ -310,7 +310,7 @@ def create_scheduler(create_scheduler_fn: Any, optimizer: Any) -> Any:
 
 
 def scheduler_interval(scheduler: Any, arguments: Mapping[str, Any], eval_dataset: Any) -> tuple[str, bool]:
-    """When a scheduler steps, and whether it needs a metric at the end of an epoch; raises if there will be none.
+    """When a scheduler steps, and whether it needs a metric at the end of an epoch; raises if it needs what there will not be.
 
     `"update"`, `"epoch"`, or `"both"` where it has a `step_epoch` besides its `step`.
     """
@@ -320,6 +320,11 @@ def scheduler_interval(scheduler: Any, arguments: Mapping[str, Any], eval_datase
     step_epoch = getattr(scheduler, "step_epoch", None)
     parameters = list(inspect.signature(step_epoch or scheduler.step).parameters.values())
     needs_metric = bool(parameters) and parameters[0].default is parameters[0].empty and parameters[0].kind < 2
+    if needs_metric and parameters[0].name == "epoch":
+        raise ConfigurationError(
+            f"create_scheduler_fn returned a {type(scheduler).__name__}, whose step needs the epoch, as those of timm do. Pass "
+            f"create_scheduler_fn=accel_integrations.timm_adapter.timm_scheduler_fn({type(scheduler).__name__}, ...)."
+        )
     if needs_metric and arguments["scheduler_metric"] == "eval_loss_epoch" and eval_dataset is None:
         raise ConfigurationError(
             f"scheduler_metric is 'eval_loss_epoch', which {type(scheduler).__name__} needs in every epoch, but eval_dataset is "
