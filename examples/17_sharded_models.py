@@ -9,6 +9,8 @@
         examples/17_sharded_models.py                                                     the same by DeepSpeed's ZeRO-2
     any of them with --resume --epochs 8                                                  goes on from the end of epoch 4
 
+Without --resume it begins anew, and removes the training states of the run before.
+
 Each update is made of two steps, and its gradients are clipped by their norm over all processes. Training states are written by
 the engine, each process its part; the export has the whole weights, which any program can read. Prints the engine, the losses
 of each epoch, and the test accuracy (at least 90 %), as measured by the trainer and by plain PyTorch with the exported weights:
@@ -16,6 +18,7 @@ twice the same.
 """
 
 import argparse
+import shutil
 from pathlib import Path
 
 import torch
@@ -65,6 +68,8 @@ def main():
         ),
         seed=0,
     )
+    if not args.resume and trainer.is_main_process:
+        shutil.rmtree(OUTPUT / "checkpoints", ignore_errors=True)
     # The files of these engines can execute code when they are read, so they have to be trusted: these are our own.
     trainer.trust_engine_files = True
     num_processes = trainer.accelerator.num_processes
