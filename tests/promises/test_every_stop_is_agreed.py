@@ -180,11 +180,15 @@ def run_out_of_time(batch_size):
     return train(batch_size, Listener("on_train_step_start", 7, action if is_last() else lambda trainer: None), [limit])
 
 
-def receive_signal(batch_size, event, update):
+def receive_signal(batch_size, event, update, times=1):
     """The last process gets a signal."""
+
+    def send(trainer):
+        for _ in range(times if is_last() else 0):
+            os.kill(os.getpid(), signal.SIGUSR1)
+
     folder = broadcast_object_list([tempfile.mkdtemp()])[0]
-    action = (lambda trainer: os.kill(os.getpid(), signal.SIGUSR1)) if is_last() else (lambda trainer: None)
-    result = train(batch_size, Listener(event, update, action), [SaveTrainingStateCallback(save_dir=folder)])
+    result = train(batch_size, Listener(event, update, send), [SaveTrainingStateCallback(save_dir=folder)])
     return {**result, "saved": sorted(os.listdir(folder))}
 
 
@@ -197,6 +201,7 @@ CASES = {
     "early stop": stop_early,
     "time": run_out_of_time,
     **{f"signal {name}": partial(receive_signal, event=event, update=update) for name, (event, update) in SIGNALLED.items()},
+    "signal and its echo": partial(receive_signal, event="on_train_step_end", update=7, times=2),
 }
 
 
@@ -269,8 +274,10 @@ def test_the_time_of_one_process_is_the_time_of_all(outcome):
     assert result["updates"] == 8 and result["reason"] == "the time limit of 60 minutes is reached"
 
 
-def test_a_signal_to_one_process_saves_one_state_and_interrupts_all(outcome):
-    result = agreed(outcome, "signal in an update")
+@pytest.mark.parametrize("case", ["signal in an update", "signal and its echo"])
+def test_a_signal_to_one_process_saves_one_state_and_interrupts_all(outcome, case):
+    """Also one that the launcher forwards to a process that has received it already."""
+    result = agreed(outcome, case)
     assert result["updates"] == 8
     assert result["saved"] == ["update_00000008"]
     assert "update_00000008" in result["interrupted"]

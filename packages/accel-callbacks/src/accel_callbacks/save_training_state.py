@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import threading
+import time
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,13 +28,16 @@ if TYPE_CHECKING:
 _NAME = re.compile(r"update_\d+(\.replaced)?")
 _NOT_ON_EVERY_PLATFORM = {"SIGHUP", "SIGUSR1", "SIGUSR2", "SIGALRM", "SIGXCPU", "SIGBREAK"}
 _CANNOT_BE_HANDLED = {"SIGKILL", "SIGSTOP"}
+SECONDS_OF_ONE_SIGNAL = 1.0
+"""A signal to a whole job reaches a worker of torchrun twice within this time: by itself, and forwarded by the launcher."""
 
 
 class SaveTrainingStateCallback(TrainerCallback):
     """Save the training state in folders named `update_00001200` inside `save_dir`; `latest_checkpoint` finds the newest.
 
     A signal on any process lets all of them finish the update, save and close; `train` then raises `RunInterrupted`. A
-    second signal ends the process at once. Signals are handled only in the main thread, and the handlers that were there
+    second signal ends the process at once (under a launcher one that comes a second later, since launchers forward what they
+    receive, too). Signals are handled only in the main thread, and the handlers that were there
     before come back at the end. An agreed stop saves the state of the update after which all processes stop.
 
     Parameters that are not finite are never saved: a warning says so, and the states before stay.
@@ -77,6 +82,7 @@ class SaveTrainingStateCallback(TrainerCallback):
         self.watched = WatchedMetric(type(self).__name__, watch_metric, greater_is_better)
         self.signal_numbers = _signal_numbers(save_on_signals)
         self._handlers_before: dict[int, Any] = {}
+        self._signalled_at: float | None = None
         self._stop_saved_at: int | None = None
         self._is_end_saved = False
 
@@ -182,11 +188,21 @@ class SaveTrainingStateCallback(TrainerCallback):
         if threading.current_thread() is not threading.main_thread():
             return
 
-        def handle(number: int, frame: FrameType | None) -> None:
-            # The second signal meets the default, also where Python itself no longer gets to run.
+        self._signalled_at = None
+
+        def end_by_the_next() -> None:
             for handled in self._handlers_before:
                 signal.signal(handled, signal.default_int_handler if handled == signal.SIGINT else signal.SIG_DFL)
-            trainer.request_stop(f"the signal {signal.Signals(number).name} was received", signal_number=number)
+
+        def handle(number: int, frame: FrameType | None) -> None:
+            if self._signalled_at is None:
+                self._signalled_at = time.monotonic()
+                if "TORCHELASTIC_RUN_ID" not in os.environ:
+                    end_by_the_next()  # Also where Python itself no longer gets to run.
+                trainer.request_stop(f"the signal {signal.Signals(number).name} was received", signal_number=number)
+            elif time.monotonic() > self._signalled_at + SECONDS_OF_ONE_SIGNAL:
+                end_by_the_next()
+                signal.raise_signal(number)
 
         handle.is_of_accel = True  # type: ignore[attr-defined]
         for number in self.signal_numbers:
