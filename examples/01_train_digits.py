@@ -7,7 +7,8 @@
 
 Prints a progress bar with the loss, the losses and the accuracy of each epoch, and the test accuracy of the best model at
 the end: at least 96 % on the digits. Training ends early when the accuracy no longer improves. The folder that the last line
-names holds the best model, the metrics as CSV, and a picture of them. Two processes share the same global batch.
+names, outputs/01_train_digits, holds the best model, the metrics as CSV, and a picture of them. Two processes share the same
+global batch.
 """
 
 import argparse
@@ -58,7 +59,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--mnist", action="store_true", help="28x28 images instead of 8x8")
     parser.add_argument("--epochs", type=int, default=20, help="at most")
-    parser.add_argument("--output", type=Path, default=Path("runs/digits"), help="folder of the results")
+    parser.add_argument("--output", type=Path, default=Path("outputs/01_train_digits"), help="folder of the results")
     args = parser.parse_args()
 
     torch.manual_seed(0)
@@ -75,26 +76,27 @@ def main() -> None:
     )
 
     accuracy = MulticlassAccuracy(num_classes=10, average="micro")
-    best = {"watch_metric": "accuracy", "greater_is_better": True}
+    watched = {"watch_metric": "accuracy", "greater_is_better": True}
     trainer = Trainer(
         model,
         loss_func=nn.CrossEntropyLoss(),
         optimizer=torch.optim.AdamW(model.parameters(), lr=2e-3),
         callbacks=(
             MetricsCallback({"accuracy": accuracy}, on="both"),
-            EarlyStoppingCallback(early_stopping_patience=4, early_stopping_threshold=0.001, **best),
-            SaveBestModelCallback(args.output / "best_model.pt", **best),
+            EarlyStoppingCallback(early_stopping_patience=4, early_stopping_threshold=0.001, **watched),
+            SaveBestModelCallback(args.output / "best_model.pt", **watched),
             *DEFAULT_CALLBACKS,
         ),
         seed=0,
     )
+    per_device_batch_size = GLOBAL_BATCH_SIZE // trainer.accelerator.num_processes
     history = trainer.train(
         train_data,
         num_epochs=args.epochs,
         eval_dataset=eval_data,
-        per_device_batch_size=GLOBAL_BATCH_SIZE // trainer.accelerator.num_processes,
+        per_device_batch_size=per_device_batch_size,
     )
-    metrics = trainer.evaluate(test_data, per_device_batch_size=GLOBAL_BATCH_SIZE)
+    metrics = trainer.evaluate(test_data, per_device_batch_size=per_device_batch_size)
     if trainer.is_main_process:
         history.to_csv(args.output / "history.csv")
         plot_history(history, args.output / "history.png")
