@@ -3,7 +3,7 @@
     python examples/02_metrics_by_subclassing.py
 
 The metrics are attributes of the trainer, which moves them to its device; `eval_epoch_end` computes them over all processes and
-records them in the run history. Prints accuracy, precision and recall of each epoch: the same numbers as example 03.
+records them in the run history. Prints the losses, accuracy, precision and recall of each epoch: the same numbers as example 03.
 """
 
 import torch
@@ -53,4 +53,4 @@ def main() -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    print(main())
+    print("  ".join(f"{name}: {value:.6f}" for name, value in main().items()))
