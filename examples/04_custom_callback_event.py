@@ -3,7 +3,8 @@
     python examples/04_custom_callback_event.py
 
 The trainer calls `verify_train_batch` on every callback that has such a method, here to look at the first batch of each epoch.
-If no callback has one, nothing happens. Prints the range of the pixels and the labels of that batch for each epoch.
+If no callback has one, nothing happens. Prints the range of the pixels and the labels of that batch for each of three epochs,
+and how many batches were looked at.
 """
 
 import torch
@@ -21,7 +22,7 @@ class VerifyingTrainer(Trainer):
 
     def calculate_train_batch_loss(self, batch):
         if self.is_first_batch:
-            self.callbacks.call_event("verify_train_batch", xb=batch[0], yb=batch[1])
+            self.callbacks.call_event("verify_train_batch", images=batch[0], labels=batch[1])
             self.is_first_batch = False
         return super().calculate_train_batch_loss(batch)
 
@@ -30,10 +31,10 @@ class BatchVerifier(TrainerCallback):
     def __init__(self):
         self.batches_verified = 0
 
-    def verify_train_batch(self, trainer, xb, yb):
-        assert xb.min() >= 0 and xb.max() <= 1, "pixels are not scaled"
+    def verify_train_batch(self, trainer, images, labels):
+        assert images.min() >= 0 and images.max() <= 1, "pixels are not scaled"
         self.batches_verified += 1
-        trainer.print(f"pixels from {xb.min():.2f} to {xb.max():.2f}, labels {sorted(set(yb.tolist()))}")
+        trainer.print(f"pixels from {images.min():.2f} to {images.max():.2f}, labels {sorted(set(labels.tolist()))}")
 
 
 def main() -> int:
