@@ -7,8 +7,10 @@
     TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 ACCELERATE_USE_CPU=true \
         torchrun --standalone --nproc_per_node 2 --max_restarts 3 examples/05_resume_exactly.py
 
-Prints the fingerprint of the final weights. However often the training was stopped, it is that of a training that never
-was, although the digits are shifted at random and dropout is random too. Another number of processes gives another one.
+Prints the losses of each epoch and the fingerprint of the final weights. However often the training was stopped, it is that of
+a training that never was, although the digits are shifted at random and dropout is random too. Another number of processes, or
+of threads (OMP_NUM_THREADS), gives another one, since sums are rounded in another order. A training that is finished says so;
+remove outputs/05_resume_exactly, where its states are, to begin anew.
 """
 
 import argparse
@@ -50,7 +52,7 @@ def fingerprint(model: nn.Module) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--save-dir", default="checkpoints", help="where the training is saved; remove it to begin anew")
+    parser.add_argument("--save-dir", default="outputs/05_resume_exactly", help="where the training is saved")
     parser.add_argument("--epochs", type=int, default=20)
     args = parser.parse_args()
 
