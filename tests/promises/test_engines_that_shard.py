@@ -437,7 +437,7 @@ def test_what_the_engine_cannot_do_is_refused_with_the_way_out(outcome, engine):
 def test_the_example_prints_what_it_prints_on_one_process(outcome):
     main, other = outcome.of("example")
     assert main == outcome.alone("example") and other == []
-    assert any(line.startswith("Stopped after") for line in main)
+    assert any(line.startswith("Training ended after") for line in main)
 
 
 if __name__ == "__main__":
