@@ -8,7 +8,6 @@ a GPU) has to be made within the function: processes are forked, and a device th
 Prints the loss of each epoch, and the test accuracy: at least 90 %.
 """
 
-import argparse
 import os
 
 import torch
@@ -39,6 +38,6 @@ if __name__ == "__main__":
     if torch.cuda.device_count() < NUM_PROCESSES:
         # Else the processes would not see each other, and each would train alone.
         os.environ["ACCELERATE_USE_CPU"] = "true"
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--port", default="29500", help="over which the processes find each other")
-    notebook_launcher(train_digits, args=(4,), num_processes=NUM_PROCESSES, use_port=parser.parse_args().port)
+    # Over this port the processes find each other; a second notebook on the same machine needs another one.
+    port = os.environ.get("MASTER_PORT", "29500")
+    notebook_launcher(train_digits, args=(4,), num_processes=NUM_PROCESSES, use_port=port)

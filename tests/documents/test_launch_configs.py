@@ -45,7 +45,7 @@ def run(commands: list[str]) -> str:
 
 
 def last_lines(output: str) -> list[str]:
-    return [line for line in output.splitlines() if re.match("Stopped after|Test accuracy|By hand", line)]
+    return [line for line in output.splitlines() if re.match("Training ended after|Test accuracy|By hand", line)]
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def alone() -> list[str]:
 
 def test_one_process_stops_when_it_is_good_enough(alone: list[str]) -> None:
     stopped, by_metric, by_hand = alone
-    assert re.match(r"Stopped after \d+ updates: the training loss is 0\.1\d\d", stopped)
+    assert re.match(r"Training ended after \d+ updates and \d+ complete epochs: the training loss is 0\.1\d\d", stopped)
     assert by_metric.split()[-1] == by_hand.split()[-1]
     assert float(by_metric.split()[-1].rstrip("%")) > 90
 
@@ -76,10 +76,14 @@ def test_two_machines_print_the_same_lines_as_one(alone: list[str]) -> None:
 
 
 @pytest.mark.slow
-def test_the_notebook_launcher_trains_on_two_processes() -> None:
-    output = run([f"python examples/07_notebook_launcher.py --port {free_port()}"])
-    found = re.search(r"Test accuracy of 2 processes: ([\d.]+)%", output)
-    assert found is not None and float(found.group(1)) >= 90
+def test_the_notebook_launcher_trains_on_two_processes_from_a_script_and_from_a_cell() -> None:
+    example = "examples/07_notebook_launcher.py"
+    # A cell is run in the main module of a kernel, which has arguments of its own.
+    cell = f"""python -c "exec(open('{example}').read())" -f kernel.json"""
+    output = run([f"MASTER_PORT={free_port()} python {example}", f"MASTER_PORT={free_port()} {cell}"])
+    accuracies = re.findall(r"Test accuracy of 2 processes: ([\d.]+)%", output)
+    assert len(accuracies) == 2 and accuracies[0] == accuracies[1]
+    assert float(accuracies[0]) >= 90
 
 
 @pytest.mark.parametrize("config", CONFIGS)
