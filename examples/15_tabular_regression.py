@@ -6,7 +6,7 @@ The table is Auto MPG, which the package mlxtend ships: how many miles 392 cars 
 displacement, horsepower, weight, acceleration, year and origin. A table this small has few rows to test on, so five networks are
 trained, each without a fifth of the cars, which it predicts afterwards: cross-validation. Prints the learning rate that a range
 test suggests, for each network when and why it stopped, and the share of the variance that is explained (R^2) on cars that were
-not seen: about 0.87, where linear regression explains 0.82.
+not seen: about 0.87, where linear regression explains 0.81.
 
 The folder outputs/15_tabular_regression holds the pictures learning_rate.png, of the range test, and history.png, of the first
 network, and the best models.
@@ -41,10 +41,10 @@ def cars():
     return features, miles_per_gallon[:, None]
 
 
-def create_trainer(num_features, callbacks):
+def create_trainer(num_features, learning_rate, callbacks=()):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(num_features, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 1))
-    return Trainer(model, nn.MSELoss(), torch.optim.AdamW(model.parameters(), lr=1e-3), callbacks, seed=0)
+    return Trainer(model, nn.MSELoss(), torch.optim.AdamW(model.parameters(), lr=learning_rate), callbacks, seed=0)
 
 
 def main():
@@ -54,7 +54,6 @@ def main():
 
     features, targets = cars()
     predictions, linear_predictions = np.empty_like(targets), np.empty_like(targets)
-    learning_rate = None
     for fold, (seen, unseen) in enumerate(KFold(5, shuffle=True, random_state=0).split(features)):
         linear_predictions[unseen] = LinearRegression().fit(features[seen], targets[seen]).predict(features[unseen])
 
@@ -65,20 +64,19 @@ def main():
         outputs = torch.tensor((targets - mean) / deviation, dtype=torch.float32)
         train_data, eval_data = (TensorDataset(inputs[rows], outputs[rows]) for rows in (train, evaluation))
 
+        if fold == 0:
+            tested = create_trainer(features.shape[1], learning_rate=1e-3)
+            found = find_learning_rate(tested, train_data, BATCH_SIZE, min_lr=1e-5, max_lr=1.0)
+            found.plot(FOLDER / "learning_rate.png")
+            tested.print(f"Suggested learning rate: {found.suggestion:.2g}")
         trainer = create_trainer(
             features.shape[1],
+            found.suggestion,
             callbacks=(
                 EarlyStoppingCallback(early_stopping_patience=15, early_stopping_threshold=0),
                 SaveBestModelCallback(FOLDER / f"best_model_{fold}.pt"),
             ),
         )
-        if learning_rate is None:
-            found = find_learning_rate(trainer, train_data, BATCH_SIZE, min_lr=1e-5, max_lr=1.0)
-            found.plot(FOLDER / "learning_rate.png")
-            learning_rate = found.suggestion
-            trainer.print(f"Suggested learning rate: {learning_rate:.2g}")
-        for group in trainer.optimizer.param_groups:
-            group["lr"] = learning_rate
         history = trainer.train(train_data, num_epochs=args.epochs, eval_dataset=eval_data, per_device_batch_size=BATCH_SIZE)
         if fold == 0:
             plot_history(history, FOLDER / "history.png")
