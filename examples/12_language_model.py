@@ -76,14 +76,11 @@ class LanguageTrainer(Trainer):
             "loss": F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=NOT_COUNTED),
             "model_outputs": logits,
             "batch_size": len(inputs),
-            "num_items_in_batch": self.count_items(batch),
+            "num_items_in_batch": (targets != NOT_COUNTED).sum(),
         }
 
     def calculate_eval_batch_loss(self, batch):
         return self.calculate_train_batch_loss(batch)
-
-    def count_items(self, batch):
-        return int((batch[1] != NOT_COUNTED).sum())
 
 
 def main():
