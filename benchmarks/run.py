@@ -96,10 +96,8 @@ def print_tables(figures: dict[str, Any]) -> None:
     """Ours with the targets beside them; what it costs to start; a long run; the other libraries."""
     for versions in figures.get("versions", {}).values():
         print(versions)
-    print(
     titles = ["workload", "target", "accel wall", "accel CPU", "accel best of", "by hand, ms", "accelerate", "by hand, by index"]
     print(f"\n| {' | '.join([*titles, 'accel, not agreeing'])} |")
-    )
     print("|---|---|---|---|---|---|---|---|---|")
     for name, workload in WORKLOADS.items():
         loops = figures.get(name, {})
