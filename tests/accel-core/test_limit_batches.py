@@ -134,3 +134,5 @@ def test_the_environment_limits_runs(monkeypatch: pytest.MonkeyPatch, value: str
 def test_a_limit_is_told_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     run(LimitBatchesCallback(2, overfit=True))
     assert capsys.readouterr().out == "Each epoch is limited to 2 batches a process, the same ones again and again.\n"
+    run(LimitBatchesCallback(1))
+    assert capsys.readouterr().out == "Each epoch is limited to 1 batch a process.\n"

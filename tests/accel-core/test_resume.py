@@ -464,6 +464,11 @@ class TestLimits:
         assert resumed.scheduler.total_iters == 4
         assert "goes on with 8 instead of 4 updates in all (the saved scheduler keeps its own plan)" in capsys.readouterr().out
 
+    def test_without_a_scheduler_none_keeps_its_plan(self, tmp_path, capsys):
+        create_trainer(SaveEverywhere(tmp_path)).train(DATA, 1)
+        create_trainer().train(DATA, 2, resume_from=latest_checkpoint(tmp_path))
+        assert "goes on with 8 instead of 4 updates in all.\n" in capsys.readouterr().out
+
     def test_a_run_that_a_limit_cut_goes_on_in_the_same_epoch_when_it_is_raised(self, tmp_path):
         create_trainer(SaveEverywhere(tmp_path)).train(DATA, max_num_train_steps=2, eval_dataset=EVAL_DATA)
         seen, counter = Seen(), Counter()

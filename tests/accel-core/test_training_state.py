@@ -184,7 +184,7 @@ def test_another_place_in_the_loop_at_the_same_update_is_another_state(changed: 
     assert is_same_state(tmp_path / "state", "run", vars(RunProgress(updates_completed=3)))
     assert not is_same_state(tmp_path / "state", "other", vars(RunProgress(updates_completed=3)))
     assert not is_same_state(tmp_path / "missing", "run", vars(RunProgress(updates_completed=3)))
-    assert save(tmp_path / "state", 3, **{changed: 1})
+    assert save(tmp_path / "state", 3, **{changed: type(vars(RunProgress())[changed])(1)})
     assert open_training_state(tmp_path / "state")["run_progress"][changed] == 1
 
 
@@ -418,7 +418,7 @@ def test_a_path_that_is_no_state_is_an_error_that_says_what_is_there(tmp_path: P
     newest = f"Did you mean '{tmp_path / 'checkpoints' / 'update_2'}'?"
     told = {
         "missing": "does not exist.",
-        "checkpoints": f"has no trainer_state.json. {newest}",
+        "checkpoints": f"has no trainer_state.json, but ['update_1', 'update_2']. {newest}",
         "checkpoints/update_3": f"does not exist. {newest}",
         "checkpoints/update_1": f"has the format 7, not 1; use the version of accel that wrote it. {newest}",
         "best.pt": "is a file, but a training state is a folder; load_checkpoint reads an export.",

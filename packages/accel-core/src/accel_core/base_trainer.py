@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from accelerate import Accelerator
 
-from . import checks, engines, training_state
+from . import checks, durable_files, engines, training_state
 from .callback import TrainerCallback
 from .callback_list import CallbackList
 from .dataloaders import ShardedDataLoader, create_dataloader, default_dataloader_kwargs
@@ -56,8 +56,6 @@ class BaseTrainer:
 
     data_seed: int
     """Of the order of the data in the current or latest run."""
-    run_config: TrainerRunConfig
-    """The numbers of the current or latest training run."""
     prediction_padding: float | None = None
     """Fills up the dimensions in which the outputs of `predict` differ between batches; None refuses such outputs."""
     trust_engine_files: bool = False
@@ -204,11 +202,12 @@ class BaseTrainer:
         model, state, load = self.get_model(keep_torch_compile=False), content["model_state_dict"], self.load_model_state
         if engines.is_sharded(self.accelerator) and self._prepared is not None:
             load = functools.partial(engines.load_full_state, self.accelerator, self._prepared.model)
-        engines.load_model_state(model, state, Path(checkpoint_path), load)
-        if load_optimizer and "optimizer_state_dict" in content:
-            self.optimizer.load_state_dict(content["optimizer_state_dict"])
-        if load_scheduler and self.scheduler is not None and "scheduler_state_dict" in content:
-            self.scheduler.load_state_dict(content["scheduler_state_dict"])
+        optimizer = self.optimizer if load_optimizer and "optimizer_state_dict" in content else None
+        with engines.loading(model, state, Path(checkpoint_path), load, optimizer):
+            if optimizer is not None:
+                engines.load_into(optimizer, Path(checkpoint_path), content["optimizer_state_dict"])
+            if load_scheduler and self.scheduler is not None and "scheduler_state_dict" in content:
+                engines.load_into(self.scheduler, Path(checkpoint_path), content["scheduler_state_dict"])
         return content
 
     def create_model_state(self, model: torch.nn.Module) -> dict[str, Any]:
@@ -272,18 +271,25 @@ class BaseTrainer:
     def _restore_objects(self, folder: Path, state: training_state.TrainerState) -> None:
         """Restore model, optimizer, scheduler, progress and history; the place in the loop comes later."""
         self.run_id, self._known_states = state["run_id"], {folder.absolute(): state["run_progress"]}
-        accelerator, self._before = self.accelerator, None
+        accelerator = self.accelerator
         saved_processes = state["launched"]["num_processes"]
         engines.check_engine_files(folder, accelerator, saved_processes, self.trust_engine_files)
         place = read_place(folder, accelerator.process_index, accelerator.num_processes, saved_processes)
         self._place, self._place_folder = place, folder
         self.callbacks.load_state_dict(place["callbacks"])
         self.load_state_dict(place["trainer"])
+        with durable_files.telling(folder / training_state.STATE_FILE, "is damaged; use another checkpoint"):
+            progress = RunProgress(**state["run_progress"])
+            self.run_history.load_state_dict(state["run_history"])
         engines.load_state(folder, self.accelerator, self._prepared_parts(), self.scheduler, self.load_model_state)
-        self.run_progress = RunProgress(**state["run_progress"])
-        self.run_history.load_state_dict(state["run_history"])
+        self.run_progress, self._before = progress, None
 
     # ------------------------------------------------------------------ processes
+
+    @functools.cached_property
+    def run_config(self) -> TrainerRunConfig:
+        """The numbers of the current or latest run, which sets them."""
+        raise AttributeError("run_config is known from the first run on. Call train or evaluate before.")
 
     @property
     def accelerator(self) -> Accelerator:

@@ -22,6 +22,8 @@ _WAYS_OUT = {
     "batch of an epoch may be. Pass train_dataloader_kwargs={'drop_last': True}, or another per_device_batch_size.",
     "stack expects each tensor to be equal size": "The samples of a batch differ in shape, so they cannot be put into one "
     "tensor. Pass a collate_fn that pads them, or give the samples one shape.",
+    "missing 1 required positional argument: 'closure'": "The optimizer computes the loss several times an update, by a "
+    "closure. Override optimizer_step: define the closure there, and call self.optimizer.step(closure).",
     "default_collate: batch must contain": "The default collate_fn cannot join what the data set returns. Pass a collate_fn of "
     "your own, or return tensors, numbers, strings, tuples, lists or dictionaries.",
 }

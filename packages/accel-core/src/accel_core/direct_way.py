@@ -72,11 +72,12 @@ def _clear_gradients(optimizer: torch.optim.Optimizer) -> None:
             parameter.grad = None
 
 
+def _alone(model: torch.nn.Module, is_last: bool) -> Context:
+    return _NOTHING
+
+
 def _choose_gradient_sync(accelerator: Accelerator) -> Callable[[torch.nn.Module, bool], Context]:
     """Gradients are synchronised in the last step of an update only."""
-
-    def alone(model: torch.nn.Module, is_last: bool) -> Context:
-        return _NOTHING
 
     def tell_engine(model: torch.nn.Module, is_last: bool) -> Context:
         accelerator.gradient_state._set_sync_gradients(is_last)
@@ -86,5 +87,5 @@ def _choose_gradient_sync(accelerator: Accelerator) -> Callable[[torch.nn.Module
         return _NOTHING if is_last else accelerator.no_sync(model)
 
     if accelerator.num_processes == 1:
-        return alone
+        return _alone
     return tell_engine if has_own_backward(accelerator) else hold_back

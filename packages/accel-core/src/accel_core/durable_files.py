@@ -11,7 +11,7 @@ import warnings
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin, get_type_hints, is_typeddict
 
 import numpy as np
 import safetensors.torch
@@ -47,7 +47,7 @@ def as_plain(value: Any, where: str, key: str = "") -> Any:
 def write_object(path: Path, value: Any) -> None:
     """Write a plain value with `torch.save`. Raises `ConfigurationError` if it is not plain (see `as_plain`)."""
     plain = as_plain(value, f"The content of '{path.name}'")
-    with _telling(path, "could not be written"), path.open("wb") as file:
+    with telling(path, "could not be written"), path.open("wb") as file:
         torch.save(plain, file)
     sync(path)
 
@@ -59,7 +59,7 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
         storage = (tensor.device, tensor.untyped_storage().data_ptr())
         separate[name] = (tensor.detach().clone() if storage in seen else tensor.detach()).contiguous()
         seen.add(storage)
-    with _telling(path, "could not be written"):
+    with telling(path, "could not be written"):
         path.touch()
         mode = path.stat().st_mode
         safetensors.torch.save_file(separate, path, metadata={"format": "pt"})
@@ -69,34 +69,50 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write `value`, made of what JSON knows, for people to read."""
-    with _telling(path, "could not be written"):
+    with telling(path, "could not be written"):
         path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
     sync(path)
 
 
-def read_object(path: Path) -> Any:
-    """Read what `write_object` wrote, tensors on the CPU. Raises `CheckpointError` for any other file."""
-    with _telling(path, "could not be read; use another checkpoint"), warnings.catch_warnings():
+def read_object(path: Path, form: Any = object) -> Any:
+    """Read what `write_object` wrote, tensors on the CPU. Raises `CheckpointError` for any other file, or another `form`."""
+    with telling(path, "could not be read; use another checkpoint"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Torch tells how it checks a file; where that fails there is an error.
-        return torch.load(path, map_location="cpu", weights_only=True)
+        value = torch.load(path, map_location="cpu", weights_only=True)
+    if flaw := find_flaw(value, form):
+        raise CheckpointError(f"'{path}' is damaged; use another checkpoint: {flaw}.")
+    return value
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     """Read what `write_tensors` wrote, to the CPU. Raises `CheckpointError` for any other file."""
-    with _telling(path, "could not be read; use another checkpoint"):
+    with telling(path, "could not be read; use another checkpoint"):
         return safetensors.torch.load_file(path)
 
 
 def read_json(path: Path) -> Any:
     """Read what `write_json` wrote. Raises `CheckpointError` for any other file."""
-    with _telling(path, "could not be read; use another checkpoint"):
+    with telling(path, "could not be read; use another checkpoint"):
         return json.loads(path.read_text(encoding="utf-8"))
+
+
+def find_flaw(value: Any, form: Any, name: str = "the content") -> str | None:
+    """What is wrong with `value`. Its `form` is a type, or the forms of the keys that it needs: a dictionary or `TypedDict`."""
+    form = get_type_hints(form) if is_typeddict(form) else form
+    kind = dict if isinstance(form, dict) else get_origin(form) if get_origin(form) in (dict, list) else form
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind not in (bool, object)):
+        return f"{name} is {value!r:.60}, not of the type {getattr(kind, '__name__', kind)}"
+    if not isinstance(form, dict):
+        return None
+    if missing := form.keys() - value.keys():
+        return f"{min(missing)!r} is missing"
+    return next(filter(None, (find_flaw(value[key], part, repr(key)) for key, part in form.items())), None)
 
 
 def replace_file(path: Path, write: Callable[[Path], None]) -> None:
     """Let `write` fill a file and give it the name `path`: there is the old content or the new."""
     aside = path.with_name(f"{path.name}.incomplete")  # A folder, so that what safetensors writes beside goes with it.
-    with _telling(path, "could not be written; what was there is untouched"):
+    with telling(path, "could not be written; what was there is untouched"):
         if aside.exists():
             remove_folder(aside)
         try:
@@ -139,7 +155,8 @@ def sync(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _telling(path: Path, what: str) -> Iterator[None]:
+def telling(path: Path, what: str) -> Iterator[None]:
+    """Raise what fails within as a `CheckpointError` about the file; an error of accel passes as it is."""
     try:
         yield
     except AccelError:
@@ -147,5 +164,6 @@ def _telling(path: Path, what: str) -> Iterator[None]:
     except Exception as error:
         # torch.save hides the error of the disk behind one of its own, and torch.load advises to trust the file.
         cause = error.__context__ if isinstance(error.__context__, OSError) else error
-        reason = "it is damaged or holds objects" if isinstance(error, pickle.UnpicklingError) else f"{cause}"
-        raise CheckpointError(f"'{path}' {what}: {type(cause).__name__}: {reason}") from error
+        is_refused = isinstance(error, pickle.UnpicklingError) or "weights_only" in str(error)
+        reason = "it is damaged or holds objects" if is_refused else str(cause).rstrip(". ")
+        raise CheckpointError(f"'{path}' {what}: {type(cause).__name__}: {reason}.") from error

@@ -7,13 +7,14 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
 from torch.nn.parallel import DistributedDataParallel
 
 from . import durable_files, training_state
+from .checks import sentence
 from .distributed import broadcast_from_main, gather_values
 from .errors import CheckpointError, ConfigurationError, NotFiniteError
 from .random_state import keep_random_state
@@ -184,25 +185,28 @@ def main_files(accelerator: Accelerator, prepared: Prepared, scheduler: Any, cre
 
 def load_state(folder: Path, accelerator: Accelerator, prepared: Prepared, scheduler: Any, load: LoadState) -> None:
     """Load what `main_files` and the engine have written. Every process takes part."""
+    optimizer, loading_model = None, cast(contextlib.AbstractContextManager[None], contextlib.nullcontext())
     if is_sharded(accelerator):
         accelerator.load_state(str(folder / "engine"))
     else:
+        optimizer = getattr(prepared.optimizer, "optimizer", prepared.optimizer)
         model = accelerator.unwrap_model(prepared.model, keep_torch_compile=False)
-        load_model_state(model, training_state.read_model_state(folder), folder, load)
-        if prepared.optimizer is not None:
-            load_into("optimizer.pt", folder, getattr(prepared.optimizer, "optimizer", prepared.optimizer))
+        loading_model = loading(model, training_state.read_model_state(folder), folder, load, optimizer)
+    with loading_model:
+        if optimizer is not None:
+            load_into(optimizer, folder / "optimizer.pt")
+        if scheduler is not None:
+            load_into(scheduler, folder / "scheduler.pt")
+        if accelerator.scaler is not None and (folder / "scaler.pt").exists():
+            load_into(accelerator.scaler, folder / "scaler.pt")
     if prepared.optimizer is not None:
         # It has stepped before. Else torch warns of a scheduler that steps first, as at the end of an epoch.
         prepared.user_optimizer._opt_called = True
-    if scheduler is not None:
-        load_into("scheduler.pt", folder, scheduler)
-    if accelerator.scaler is not None and (folder / "scaler.pt").exists():
-        load_into("scaler.pt", folder, accelerator.scaler)
 
 
-def load_into(name: str, folder: Path, target: Any) -> None:
-    """Load a file of a checkpoint into an optimizer, scheduler or scaler."""
-    state = durable_files.read_object(folder / name)
+def load_into(target: Any, path: Path, state: Any = None) -> None:
+    """Load the file of a checkpoint, or `state` that was read from it, into an optimizer, scheduler or scaler."""
+    state = durable_files.read_object(path) if state is None else state
     needed = [target.defaults.keys() & group.keys() for group in getattr(target, "param_groups", [])]
     try:
         target.load_state_dict(state)
@@ -212,23 +216,37 @@ def load_into(name: str, folder: Path, target: Any) -> None:
                 raise ValueError(f"it has no {missing}.")
     except (ValueError, KeyError, RuntimeError, TypeError, AttributeError) as error:
         raise CheckpointError(
-            f"'{folder / name}' does not fit the {type(target).__name__} of this run: {error} Build it as in the run that was "
-            f"saved."
+            f"'{path}' does not fit the {type(target).__name__} of this run: {type(error).__name__}: {sentence(error)} Build it "
+            f"as in the run that was saved."
         ) from error
 
 
-def load_model_state(model: torch.nn.Module, state: dict[str, Any], source: Path, load: LoadState) -> None:
-    """Load a state dict into the unwrapped model. Raises `CheckpointError` if it is of another model, which is as it was then."""
-    own = model.state_dict()
+@contextlib.contextmanager
+def loading(model: torch.nn.Module, state: dict[str, Any], source: Path, load: LoadState, optimizer: Any) -> Iterator[None]:
+    """Load the state of the unwrapped model after what is loaded within. An error leaves it and `optimizer` as they were.
+
+    A state with other names or shapes comes first: where it is refused, that is why the rest would not fit either.
+    """
+    own, before = model.state_dict(), optimizer and optimizer.state_dict()
     shared = {name: own[name] for name in own.keys() & state.keys() if isinstance(own[name], torch.Tensor)}
     is_other = own.keys() != state.keys() or any(value.shape != state[name].shape for name, value in shared.items())
-    before = {name: value.clone() for name, value in shared.items()} if is_other else {}
     try:
-        load(model, state)
-    except (RuntimeError, KeyError) as error:
-        for name, value in before.items():
-            shared[name].copy_(value)  # Torch loads what fits before it raises.
-        raise CheckpointError(f"'{source}' holds the state of another model than {type(model).__name__}: {error}") from error
+        if not is_other:
+            yield
+        kept = {name: value.clone() for name, value in shared.items()} if is_other else {}
+        try:
+            load(model, state)
+        except (RuntimeError, KeyError) as error:
+            for name, value in kept.items():
+                shared[name].copy_(value)  # Torch loads what fits before it raises.
+            told = f"'{source}' holds the state of another model than {type(model).__name__}: {error}"
+            raise CheckpointError(told) from error
+        if is_other:
+            yield
+    except Exception:
+        if optimizer is not None:
+            optimizer.load_state_dict(before)
+        raise
 
 
 def check_accelerator(accelerator: Accelerator) -> None:

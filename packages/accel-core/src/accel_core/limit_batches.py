@@ -50,8 +50,9 @@ class LimitBatchesCallback(TrainerCallback):
 
     def __str__(self) -> str:
         what = "evaluation in mid-epoch" if self.intermediate_only else "evaluation" if self.eval_only else "epoch"
+        batches = "1 batch" if self.num_batches == 1 else f"{self.num_batches} batches"
         again = ", the same ones again and again" if self.overfit else ""
-        return f"Each {what} is limited to {self.num_batches} batches a process{again}."
+        return f"Each {what} is limited to {batches} a process{again}."
 
 
 class LimitBatches:

@@ -9,7 +9,10 @@ from typing import Any
 from . import durable_files
 from .dataloaders import ShardedDataLoader
 from .errors import CheckpointError, ConfigurationError
+from .loss_tracker import LossTrackerState
 from .training_state import RunState, TrainerState, process_file
+
+_PLACE = {"random": dict, "train_loss": LossTrackerState, "train_logs": dict, "callbacks": dict, "trainer": dict, "data": object}
 
 
 def read_place(folder: Path, process_index: int, num_processes: int, saved_processes: int) -> dict[str, Any]:
@@ -19,8 +22,8 @@ def read_place(folder: Path, process_index: int, num_processes: int, saved_proce
     the losses, and nobody a random state or the position of iterable data.
     """
     if num_processes == saved_processes:
-        return durable_files.read_object(folder / process_file(process_index))  # type: ignore[no-any-return]
-    places = [durable_files.read_object(folder / process_file(index)) for index in range(saved_processes)]
+        return durable_files.read_object(folder / process_file(process_index), _PLACE)  # type: ignore[no-any-return]
+    places = [durable_files.read_object(folder / process_file(index), _PLACE) for index in range(saved_processes)]
     is_main = process_index == 0
     logs: dict[str, Any] = {}
     for place in places:
@@ -60,10 +63,11 @@ def compare(saved: TrainerState, now: RunState, callbacks: Iterable[str], has_sc
             f"The run goes on with {after['num_processes']} instead of {before['num_processes']} processes, with the next "
             f"sample. Random numbers of dropout and augmentation, and metrics so far in this epoch, cannot be carried over."
         )
+    plan = " (the saved scheduler keeps its own plan)" if has_scheduler and "scheduler.pt" in saved["files"] else ""
     for key, what in (
         ("per_device_batch_size", "samples by process and step"),
         ("gradient_accumulation_steps", "steps an update"),
-        ("num_update_steps", "updates in all (the saved scheduler keeps its own plan)"),
+        ("num_update_steps", f"updates in all{plan}"),
     ):
         if before[key] != after[key]:  # type: ignore[literal-required]
             told.append(f"The run goes on with {after[key]} instead of {before[key]} {what}.")  # type: ignore[literal-required]
@@ -79,6 +83,8 @@ def compare(saved: TrainerState, now: RunState, callbacks: Iterable[str], has_sc
     missing = [name for name in saved["callbacks"] if name not in callbacks]
     if missing:
         told.append(f"The state of {missing} is dropped, since this run has no such callbacks.")
+    if added := [name for name in now["callbacks"] if name not in saved["callbacks"]]:
+        told.append(f"The callbacks {added} begin anew, since the saved run had no state of theirs.")
     return told
 
 
@@ -120,6 +126,6 @@ def read_export(path: Path) -> dict[str, Any]:
     if path.suffix == ".safetensors":
         return {"model_state_dict": durable_files.read_tensors(path)}
     content = durable_files.read_object(path)
-    if not isinstance(content, dict) or "model_state_dict" not in content:
+    if not isinstance(content, dict) or not isinstance(content.get("model_state_dict"), dict):
         raise CheckpointError(f"'{path}' has no 'model_state_dict', so it is no export of save_checkpoint. Use another file.")
     return content

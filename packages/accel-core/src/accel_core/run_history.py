@@ -156,8 +156,8 @@ class InMemoryRunHistory(RunHistory):
 
     def add_record(self, record: MetricRecord) -> None:
         """Keep `record`, behind those of the same name."""
-        self._records.append(record)
         self._values.setdefault(record["name"], []).append(record["value"])
+        self._records.append(record)
 
     def get_records(self) -> Sequence[MetricRecord]:
         """All records, in the order in which they were added."""

@@ -645,7 +645,7 @@ class Trainer(BaseTrainer):
         """
         self._check_can_run("load_training_state")
         input_dir, state = together(lambda: (input_dir, training_state.open_training_state(input_dir)), self.is_main_process)
-        extra: dict[str, Any] = durable_files.read_object(Path(input_dir) / "extra.pt")
+        extra: dict[str, Any] = durable_files.read_object(Path(input_dir) / "extra.pt", dict)
         with self._running():
             self._begin_run(state, is_training=True)
             self._prepare_once()

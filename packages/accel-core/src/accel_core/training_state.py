@@ -20,7 +20,7 @@ import re
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypedDict, cast
+from typing import Any, TypedDict, cast, get_type_hints
 
 import accelerate
 import numpy as np
@@ -29,6 +29,7 @@ import torch
 from . import durable_files
 from .__about__ import __version__
 from .errors import CheckpointError
+from .run_progress import RunProgress
 
 FORMAT_VERSION = 1
 STATE_FILE = "trainer_state.json"
@@ -95,7 +96,7 @@ def _is_dense(value: Any) -> bool:
 
 def read_model_state(folder: Path) -> dict[str, Any]:
     """Return the `state_dict()` that was given to `model_files`, on the CPU."""
-    extra = durable_files.read_object(folder / "model_extra.pt")
+    extra = durable_files.read_object(folder / "model_extra.pt", {"entries": dict, "metadata": dict})
     state = OrderedDict({**durable_files.read_tensors(folder / "model.safetensors"), **extra["entries"]})
     state._metadata = extra["metadata"]  # type: ignore[attr-defined]
     return state
@@ -213,14 +214,13 @@ def examine(path: Path) -> TrainerState | str:
     if path.name.endswith(".incomplete"):
         return "was not written to its end, or is half removed"
     if not os.path.isfile(path / STATE_FILE):  # False too for what this user may not look into.
-        return f"has no {STATE_FILE}"
-    state = _read(path)
+        entries = sorted(entry.name for entry in path.glob("*"))
+        return f"has no {STATE_FILE}, but {entries[:5]}" if entries else f"has no {STATE_FILE}"
+    state, form = _read(path), {**get_type_hints(TrainerState), "run_progress": get_type_hints(RunProgress)}
     if state.get("format_version", FORMAT_VERSION) != FORMAT_VERSION:
         return f"has the format {state['format_version']}, not {FORMAT_VERSION}; use the version of accel that wrote it"
-    progress = state.get("run_progress")
-    is_whole = TrainerState.__required_keys__ <= state.keys() and isinstance(state["files"], dict)
-    if not (is_whole and isinstance(progress, dict) and all(isinstance(progress.get(key), int) for key in _ORDER)):
-        return f"has a damaged {STATE_FILE}"
+    if flaw := durable_files.find_flaw(state, form):
+        return f"has a damaged {STATE_FILE}: {flaw}"
     for name, size in state["files"].items():
         if not (path / name).is_file() or (path / name).stat().st_size != size:
             return f"is damaged: {name} is missing or has another size"
