@@ -9,8 +9,9 @@ The text is the reference of the Python language, which comes with Python for it
 line to half a page. An update averages over the tokens of all its paragraphs, in whichever step and on whichever process they
 are: `num_items_in_batch` says how many a step has, and the trainer does the rest.
 
-Prints the losses of each epoch, paragraphs that the model goes on with, and at the end the perplexity on paragraphs that it has
-not seen, beside that of the tokens' frequencies alone: below a third of it.
+Prints the losses of each epoch, three beginnings that the model goes on with (after so short a training they have the sound of
+the text, not yet the sense), and at the end the perplexity on paragraphs that it has not seen, beside that of the tokens'
+frequencies alone: below a third of it.
 """
 
 import argparse
