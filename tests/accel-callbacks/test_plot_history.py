@@ -167,6 +167,12 @@ def test_rates_of_several_groups_share_a_panel():
     assert texts(panels(plot_history(history))["Learning rate"]) == ["backbone", "head"]
 
 
+def test_a_long_title_takes_lines_so_as_not_to_run_into_the_panel_beside_it():
+    figure = plot_history(build_history(2, **{"a_long_name_" * 8: float}))
+    title = next(title for title in panels(figure) if title.startswith("A long name"))
+    assert max(map(len, title.split("\n"))) <= 44
+
+
 def test_an_empty_history_is_told():
     with pytest.raises(ConfigurationError, match="has no values, so there is nothing to draw"):
         plot_history(InMemoryRunHistory())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,6 +42,8 @@ _LEARNING_RATES = ("lr", "learning_rate")
 _SMALLER_IS_BETTER = ("loss", "error", "perplexity", "mae", "mse", "rmse", "wer", "cer", "nll", "distance", "divergence")
 _MOST_MARKERS = 30
 _MANY_VALUES = 200
+_WIDTH_OF_TITLE = 44
+"""In characters; a longer one would run into the panel beside it."""
 
 
 @dataclass
@@ -190,7 +193,7 @@ def _draw_panel(axes: Axes, name: str, series: list[_Series], position_in_epochs
         _draw_series(axes, member, places, style, name if member is best else None, height_of_crosses=0.03 + 0.04 * index)
     if any(len(member.finite) < len(member.records) for member in series):
         axes.plot([], [], color="gray", marker="x", markersize=4, linestyle="none", label="not finite")
-    axes.set_title(_readable(name), loc="left")
+    axes.set_title(textwrap.fill(_readable(name), _WIDTH_OF_TITLE), loc="left")
     axes.set_xlabel("update" if by_update else "epoch")
     axes.xaxis.set_major_locator(MaxNLocator(nbins=7, steps=[1, 2, 5, 10], integer=True, min_n_ticks=1))
     axes.xaxis.set_major_formatter("{x:,.0f}")

@@ -14,6 +14,8 @@ from accel_core.run_history import did_you_mean
 from .import_timm import import_timm
 from .pretrained_weights import find_weights
 
+_SEE = "See timm.list_models('*resnet*')."
+
 
 class TimmTransforms(NamedTuple):
     """What a model of timm wants to be done to images."""
@@ -112,6 +114,3 @@ def _check_name(name: Any) -> None:
     if source is None and not models.is_model(architecture):
         hint = did_you_mean(architecture, models.list_models()) or f" {_SEE}"
         raise ConfigurationError(f"name is {name!r}, but timm has no such model.{hint}")
-
-
-_SEE = "See timm.list_models('*resnet*')."
