@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset, random_split
 
 from accel_core import Trainer, TrainerCallback, direct_way
-from accel_core.dataloaders import ShardedDataLoader
+from accel_core.sharded_dataloader import ShardedDataLoader
 
 NOT_NEEDED = ("torchmetrics", "transformers", "timm", "torchvision", "tqdm.notebook", "matplotlib", "pandas", "sklearn")
 

@@ -15,7 +15,7 @@ from accel_core import TrainerCallback
 
 if TYPE_CHECKING:
     from accel_core import LossTracker, Trainer
-    from accel_core.dataloaders import ShardedDataLoader
+    from accel_core.sharded_dataloader import ShardedDataLoader
 
 
 class ProgressBarCallback(TrainerCallback):

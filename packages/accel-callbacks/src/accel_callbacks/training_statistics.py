@@ -10,9 +10,9 @@ import torch
 
 from accel_core import TrainerCallback
 from accel_core.checks import check_whole_number
-from accel_core.dataloaders import ShardedDataLoader
 from accel_core.distributed import sum_over_processes
 from accel_core.engines import is_sharded
+from accel_core.sharded_dataloader import ShardedDataLoader
 
 if TYPE_CHECKING:
     from accel_core import Trainer

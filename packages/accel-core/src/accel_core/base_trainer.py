@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -11,15 +10,14 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from accelerate import Accelerator
 
-from . import checks, durable_files, engines, training_state
+from . import checks, engines
 from .callback import TrainerCallback
 from .callback_list import CallbackList
-from .dataloaders import ShardedDataLoader, create_dataloader, default_dataloader_kwargs
+from .dataloaders import create_dataloader, default_dataloader_kwargs
 from .description import describe_run
 from .distributed import (
     Agreement,
     gather_tensor,
-    together,
 )
 from .errors import ConfigurationError
 from .foreign_names import check_trainer_class
@@ -28,10 +26,11 @@ from .loss_tracker import LossTracker, MeanTrackers
 from .placeholders import resolve_placeholders
 from .print_progress import PrintProgressCallback
 from .random_state import Before
-from .resuming import read_export, read_place, write_export
 from .run_config import TrainerRunConfig, plan_run
 from .run_history import InMemoryRunHistory, RunHistory
 from .run_progress import RunProgress
+from .scheduling import build_scheduler
+from .sharded_dataloader import ShardedDataLoader
 from .terminate_on_nan import TerminateOnNaNCallback
 
 if TYPE_CHECKING:
@@ -162,68 +161,11 @@ class BaseTrainer:
         if self.create_scheduler_fn is None:
             return None
         create_scheduler_fn = resolve_placeholders(self.create_scheduler_fn, self.run_config)
-        return checks.create_scheduler(create_scheduler_fn, self._prepared_parts().user_optimizer)
+        return build_scheduler(create_scheduler_fn, self._prepared_parts().user_optimizer)
 
     def create_run_config(self, **arguments: Any) -> TrainerRunConfig:
         """Return the numbers of the run, from the `arguments` of `train` and the loaders."""
         return plan_run(arguments, self.train_dataloader, self.eval_dataloader, self.accelerator, self.data_seed)
-
-    # ------------------------------------------------------------------ saving
-
-    def save_checkpoint(
-        self,
-        save_path: str | Path,
-        checkpoint_kwargs: dict[str, Any] | None = None,
-        save_optimizer: bool = True,
-        save_scheduler: bool = True,
-    ) -> None:
-        """Export the model to one file, atomically: `.safetensors` has weights only, any other ending all that is asked for.
-
-        The keys are `model_state_dict`, `optimizer_state_dict`, `scheduler_state_dict` and those of `checkpoint_kwargs`. Every
-        process takes part; the main one writes. Raises `CheckpointError` if parameters are not finite: nothing has changed then.
-        The optimizer of an engine that shards (FSDP, DeepSpeed) is left out: it is in the training state.
-        """
-        engines.check_finite(self.model)
-        content = {
-            "model_state_dict": engines.full_model_state(self.accelerator, self.model, self.create_model_state),
-            **(checkpoint_kwargs or {}),
-        }
-        if save_optimizer and self.optimizer is not None and not engines.is_sharded(self.accelerator):
-            content["optimizer_state_dict"] = self.optimizer.state_dict()
-        if save_scheduler and self.scheduler is not None:
-            content["scheduler_state_dict"] = self.scheduler.state_dict()
-        together(lambda: write_export(Path(save_path), content), self.is_main_process)
-
-    def load_checkpoint(
-        self, checkpoint_path: str | Path, load_optimizer: bool = True, load_scheduler: bool = True
-    ) -> dict[str, Any]:
-        """Load an export, and return what is in it. The main process reads; every process takes part."""
-        content: dict[str, Any] = together(lambda: read_export(Path(checkpoint_path)), self.is_main_process)
-        model, state, load = self.get_model(keep_torch_compile=False), content["model_state_dict"], self.load_model_state
-        if engines.is_sharded(self.accelerator) and self._prepared is not None:
-            load = functools.partial(engines.load_full_state, self.accelerator, self._prepared.model)
-        optimizer = self.optimizer if load_optimizer and "optimizer_state_dict" in content else None
-        with engines.loading(model, state, Path(checkpoint_path), load, optimizer):
-            if optimizer is not None:
-                engines.load_into(optimizer, Path(checkpoint_path), content["optimizer_state_dict"])
-            if load_scheduler and self.scheduler is not None and "scheduler_state_dict" in content:
-                engines.load_into(self.scheduler, Path(checkpoint_path), content["scheduler_state_dict"])
-        return content
-
-    def create_model_state(self, model: torch.nn.Module) -> dict[str, Any]:
-        """Return what exports and training states hold of the unwrapped model: its `state_dict()`, or a part that is enough."""
-        return model.state_dict()
-
-    def load_model_state(self, model: torch.nn.Module, state: dict[str, Any]) -> None:
-        """Load what `create_model_state` returned; raise `RuntimeError` or `KeyError` if it is of another model."""
-        model.load_state_dict(state)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return plain values of your own subclass that have to survive with the training state, by process."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what `state_dict` returned; called like that of a callback."""
 
     def _prepared_parts(self) -> engines.Prepared:
         if self._prepared is None:
@@ -237,52 +179,6 @@ class BaseTrainer:
         sharded.tell = self.print
         self._open_loaders.append(sharded)
         return sharded
-
-    def _run_state(self) -> training_state.RunState:
-        loader, config = self.train_dataloader, self.run_config
-        return {
-            "run_id": str(self.run_id),
-            "run_progress": dataclasses.asdict(self.run_progress),
-            "run_history": self.run_history.state_dict(),
-            "seed": self.data_seed,
-            "num_samples": None if loader is None else loader.num_samples,
-            "launched": {
-                "num_processes": config.num_processes,
-                "per_device_batch_size": config.train_per_device_batch_size,
-                "gradient_accumulation_steps": config.gradient_accumulation_steps,
-                "num_update_steps": config.num_update_steps,
-                "versions": training_state.library_versions(),
-            },
-            "callbacks": list(self.callbacks.state_dict()),
-        }
-
-    def _process_state(self) -> dict[str, Any]:
-        """What differs between processes."""
-        loader = self.train_dataloader
-        return {
-            "random": training_state.random_state(self.device),
-            "train_loss": self.train_loss.state_dict(),
-            "train_logs": self._train_logs.state_dict(),
-            "callbacks": self.callbacks.state_dict(),
-            "trainer": self.state_dict(),
-            "data": None if loader is None else loader.state_before_batch,
-        }
-
-    def _restore_objects(self, folder: Path, state: training_state.TrainerState) -> None:
-        """Restore model, optimizer, scheduler, progress and history; the place in the loop comes later."""
-        self.run_id, self._known_states = state["run_id"], {folder.absolute(): state["run_progress"]}
-        accelerator = self.accelerator
-        saved_processes = state["launched"]["num_processes"]
-        engines.check_engine_files(folder, accelerator, saved_processes, self.trust_engine_files)
-        place = read_place(folder, accelerator.process_index, accelerator.num_processes, saved_processes)
-        self._place, self._place_folder = place, folder
-        self.callbacks.load_state_dict(place["callbacks"])
-        self.load_state_dict(place["trainer"])
-        with durable_files.telling(folder / training_state.STATE_FILE, "is damaged; use another checkpoint"):
-            progress = RunProgress(**state["run_progress"])
-            self.run_history.load_state_dict(state["run_history"])
-        engines.load_state(folder, self.accelerator, self._prepared_parts(), self.scheduler, self.load_model_state)
-        self.run_progress, self._before = progress, None
 
     # ------------------------------------------------------------------ processes
 

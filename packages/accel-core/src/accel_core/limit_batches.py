@@ -8,8 +8,8 @@ from types import TracebackType
 
 from .callback import TrainerCallback
 from .checks import check_whole_number
-from .dataloaders import ShardedDataLoader
 from .errors import ConfigurationError
+from .sharded_dataloader import ShardedDataLoader
 
 LIMIT_BATCHES_ENV_VAR = "ACCEL_LIMIT_BATCHES"
 """A number of batches, such as `3`, or `3:overfit`."""

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from . import durable_files
-from .dataloaders import ShardedDataLoader
 from .errors import CheckpointError, ConfigurationError
 from .loss_tracker import LossTrackerState
+from .sharded_dataloader import ShardedDataLoader
 from .training_state import RunState, TrainerState, process_file
 
 _PLACE = {"random": dict, "train_loss": LossTrackerState, "train_logs": dict, "callbacks": dict, "trainer": dict, "data": object}

@@ -9,9 +9,9 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from .dataloaders import ShardedDataLoader
 from .distributed import gather_values
 from .errors import ConfigurationError
+from .sharded_dataloader import ShardedDataLoader
 
 
 @dataclasses.dataclass(frozen=True)

@@ -24,27 +24,26 @@ import torch
 from torch.utils.data import DataLoader, default_collate
 
 from . import batches, checks, durable_files, engines, training_state
-from .base_trainer import BaseTrainer
-from .dataloaders import ShardedDataLoader
 from .direct_way import choose_way
-from .distributed import Agreement, check_processes, gather_values, share_from_main, together
+from .distributed import Agreement, check_processes, share_from_main, together
 from .errors import ConfigurationError, RunInterrupted
 from .limit_batches import limit_loaders
 from .loss_tracker import LossTracker, MeanTrackers
 from .outputs import join_over_processes, to_cpu
 from .random_state import Before, keep_random_state, seed_process
-from .resuming import compare, limits_of_exactness
 from .run_config import check_same_on_all, plan_run
 from .run_history import RunHistory, name_prefix
 from .run_progress import RunProgress
-from .save_folder import save_folder
+from .saving_trainer import SavingTrainer
+from .scheduling import scheduler_interval
+from .sharded_dataloader import ShardedDataLoader
 from .update_groups import CountAgreement, Step, UpdateGroup, eval_steps, is_unequal, items_of, update_groups
 
 
-class Trainer(BaseTrainer):
+class Trainer(SavingTrainer):
     """A training loop around a model, a loss function and an optimizer, customised by overriding and by callbacks.
 
-    Construction, the parts that you may create, saving and what concerns processes are in `BaseTrainer`.
+    Saving is in `SavingTrainer`; construction, the parts that you may create and what concerns processes in `BaseTrainer`.
     """
 
     # ------------------------------------------------------------------ entering
@@ -172,6 +171,21 @@ class Trainer(BaseTrainer):
                 real = [output for output, is_idle in outputs if not is_idle]
                 return join_over_processes(real, self.prediction_padding)
 
+    def load_training_state(self, input_dir: str | Path) -> dict[str, Any]:
+        """Restore what `save_training_state` saved, and return its `checkpoint_kwargs`. Every process takes part.
+
+        To go on with a run use `train(..., resume_from=input_dir)`, which also finds the place in the data.
+        """
+        self._check_can_run("load_training_state")
+        input_dir, state = together(lambda: (input_dir, training_state.open_training_state(input_dir)), self.is_main_process)
+        extra: dict[str, Any] = durable_files.read_object(Path(input_dir) / "extra.pt", dict)
+        with self._running():
+            self._begin_run(state, is_training=True)
+            self._prepare_once()
+            self._restore_objects(Path(input_dir), state)
+            self._restore_place()
+        return extra
+
     def _check_can_run(self, method: str, calculation: str | None = None) -> None:
         is_own = calculation is None or getattr(type(self), calculation) is not getattr(Trainer, calculation)
         checks.check_can_run(method, self._is_running, calculation if self.loss_func is None and not is_own else None)
@@ -208,7 +222,7 @@ class Trainer(BaseTrainer):
         self.scheduler = self.create_scheduler()
         self.optimizer = prepared_optimizer
         engines.renew_step(self.optimizer)
-        interval = checks.scheduler_interval(self.scheduler, arguments, self.eval_dataset)
+        interval = scheduler_interval(self.scheduler, arguments, self.eval_dataset)
         self._scheduler_interval, self._scheduler_needs_metric = interval
         has_own_collate = not (isinstance(train_loader, DataLoader) and train_loader.collate_fn is default_collate)
         self._counts = CountAgreement(has_own_collate or not self.train_dataloader.is_sized, self.accelerator.num_processes)
@@ -603,76 +617,3 @@ class Trainer(BaseTrainer):
         most_epochs, most_updates = arguments["num_epochs"], arguments["max_num_train_steps"]
         has_all_epochs = most_epochs is not None and progress.epochs_completed >= most_epochs
         return has_all_epochs or (most_updates is not None and progress.updates_completed >= most_updates)
-
-    # ------------------------------------------------------------------ saving
-
-    def save_training_state(self, output_dir: str | Path, checkpoint_kwargs: dict[str, Any] | None = None) -> None:
-        """Save all that resuming needs as the folder `output_dir`, complete or not at all. Every process takes part.
-
-        Between updates only. Does nothing where the state of this very update and epoch stands there already.
-
-        Args:
-            checkpoint_kwargs: plain values of your own, which `load_training_state` returns.
-
-        Raises:
-            CheckpointError: it could not be written, or parameters are not finite; what was there is untouched.
-        """
-        path = Path(output_dir).absolute()
-        checks.check_can_save(has_run=bool(self._arguments), is_in_update=self._is_in_update)
-        prepared = self._prepared_parts()
-        engines.check_finite(prepared.model)
-        engines.share_buffers(prepared.model)
-        extra = {"extra.pt": checkpoint_kwargs or {}}
-        state = self._run_state()
-        if save_folder(
-            path,
-            state,
-            lambda: {**engines.main_files(self.accelerator, prepared, self.scheduler, self.create_model_state), **extra},
-            self._process_state,
-            process_index=self.accelerator.process_index,
-            gather=gather_values,
-            write_engine=self.accelerator.save_state if engines.is_sharded(self.accelerator) else None,
-            is_known=self._known_states.get(path) == state["run_progress"],
-        ):
-            self._known_states[path] = state["run_progress"]
-            self.callbacks.on_checkpoint_saved(self, path=path)
-        self.last_checkpoint = path
-
-    def load_training_state(self, input_dir: str | Path) -> dict[str, Any]:
-        """Restore what `save_training_state` saved, and return its `checkpoint_kwargs`. Every process takes part.
-
-        To go on with a run use `train(..., resume_from=input_dir)`, which also finds the place in the data.
-        """
-        self._check_can_run("load_training_state")
-        input_dir, state = together(lambda: (input_dir, training_state.open_training_state(input_dir)), self.is_main_process)
-        extra: dict[str, Any] = durable_files.read_object(Path(input_dir) / "extra.pt", dict)
-        with self._running():
-            self._begin_run(state, is_training=True)
-            self._prepare_once()
-            self._restore_objects(Path(input_dir), state)
-            self._restore_place()
-        return extra
-
-    def _tell_differences(self, state: training_state.TrainerState) -> None:
-        """Say what cannot be carried over, before anything is changed."""
-        loader, is_seeded = cast(ShardedDataLoader, self.train_dataloader), self._arguments["seed_each_sample"]
-        names = [name for name, _ in self.callbacks.named()]
-        told = compare(state, self._run_state(), names, self.scheduler is not None)
-        for sentence in [*told, *limits_of_exactness(loader, self.eval_dataloader, state, is_seeded)]:
-            self.print(sentence)
-
-    def _restore_place(self) -> None:
-        """Restore what the loop itself has changed since `_restore_objects`, at the place where it was saved."""
-        if self._place is None:
-            return
-        place, self._place = self._place, None
-        self.callbacks.load_state_dict(place["callbacks"])
-        self.load_state_dict(place["trainer"])
-        self.train_loss.load_state_dict(place["train_loss"])
-        self._train_logs.load_state_dict(place["train_logs"])
-        if self._open_loaders and place["data"] is not None:
-            cast(ShardedDataLoader, self.train_dataloader).restore_source(place["data"])
-        if place["random"] is not None:
-            training_state.restore_random_state(place["random"], self.device)
-        self.callbacks.on_checkpoint_loaded(self, path=self._place_folder)
-        self.agreement.read(wait=True)

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 import torch
 
-from .dataloaders import ShardedDataLoader
 from .distributed import gather_values, share_from_main, sum_over_processes
 from .errors import ConfigurationError
+from .sharded_dataloader import ShardedDataLoader
 
 
 class Step(NamedTuple):
