@@ -166,9 +166,8 @@ def _run(command: list[str]) -> dict[str, Any]:
     finished = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     lines = [line for line in finished.stdout.splitlines() if line.startswith("{")]
     if finished.returncode or not lines:
-        reason = (finished.stderr.strip().splitlines() or ["no output"])[-1]
-        print(f"{' '.join(command[1:])} failed: {reason}", file=sys.stderr)
-        return {"failed": reason}
+        print(f"{' '.join(command[1:])} failed:\n{finished.stderr}", file=sys.stderr)
+        return {"failed": "failed"}
     return dict(json.loads(lines[-1]))
 
 
