@@ -26,6 +26,8 @@ REPOSITORY = DOCS.parent
 PICTURES, OUTPUT = DOCS / "pictures", DOCS / "output"
 EXAMPLES = REPOSITORY / "examples"
 WIDTH = 116
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}
+"""Sums of several threads end with other bits, so all runs that are compared have as many."""
 FONTS = "ui-monospace, SFMono-Regular, Menlo, Consolas, 'DejaVu Sans Mono', monospace"
 
 
@@ -37,7 +39,7 @@ def run(command: list[str | Path], folder: Path, **environment: str) -> str:
     """What a command writes to a terminal of WIDTH columns, control characters included."""
     reader, terminal = pty.openpty()
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 40, WIDTH, 0, 0))
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "error", **environment}
+    environment = {**os.environ, **ONE_THREAD, "PYTHONWARNINGS": "error", **environment}
     written = b""
     with subprocess.Popen(command, cwd=folder, env=environment, stdin=terminal, stdout=terminal, stderr=terminal) as process:
         os.close(terminal)
@@ -119,7 +121,7 @@ def two_processes(folder: Path) -> None:
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", EXAMPLES / "configs/two_cpu_processes.yaml"]
     one = on_screen(run([sys.executable, example], folder))
     two = on_screen(run([*launcher, example], folder, ACCELERATE_USE_CPU="true"))
-    chosen = [[line for line in shown.splitlines() if re.match("Stopped|Test|By hand", line)] for shown in (one, two)]
+    chosen = [[line for line in shown.splitlines() if re.match("Training ended|Test|By hand", line)] for shown in (one, two)]
     lines = [f"$ python {example.name}", *chosen[0], "", f"$ ACCELERATE_USE_CPU=true {launch} {example.name}", *chosen[1]]
     write_output("two_processes", "\n".join(lines))
 
@@ -128,7 +130,8 @@ def resume(folder: Path) -> None:
     """A run that is killed and goes on, and one that is not."""
     example = EXAMPLES / "05_resume_exactly.py"
     command = [sys.executable, example, "--epochs", "6", "--save-dir"]
-    with subprocess.Popen([*command, folder / "killed"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+    environment, nowhere = {**os.environ, **ONE_THREAD}, subprocess.DEVNULL
+    with subprocess.Popen([*command, folder / "killed"], env=environment, stdout=nowhere, stderr=nowhere) as process:
         while len(list((folder / "killed").glob("update_*"))) < 2:
             time.sleep(0.01)
         process.kill()

@@ -57,7 +57,7 @@ assert "print" not in vars(trainer)
 
 def in_terminal(*args: str, columns: int = 120) -> str:
     main, end = pty.openpty()
-    fcntl.ioctl(end, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
+    fcntl.ioctl(end, termios.TIOCSWINSZ, struct.pack("HHHH", 40 if columns else 0, columns, 0, 0))
     process = subprocess.Popen([sys.executable, "-c", SCRIPT, *args], stdout=end, stderr=end, stdin=end)
     os.close(end)
     output = b""
@@ -129,7 +129,10 @@ def test_without_a_terminal_lines_come_at_their_interval() -> None:
     assert re.match(r"Epoch 1/2: batch 1/8, loss [\d.]+, lr 0.01, samples/s [\d,]+, 00:00 remaining", line)
 
 
-@pytest.mark.parametrize(("num_epochs", "told"), [(2, ["Training stopped after 3 updates: three are enough"]), (1, [])])
+TOLD = "Training ended after 3 updates and 1 complete epoch: three are enough"
+
+
+@pytest.mark.parametrize(("num_epochs", "told"), [(2, [TOLD]), (1, [])])
 def test_a_run_that_is_stopped_says_why(num_epochs: int, told: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     class StopInTheSecondEpoch(TrainerCallback):
         def on_train_step_end(self, trainer: Trainer, **kwargs: Any) -> None:

@@ -83,7 +83,7 @@ def test_it_works_with_models_that_are_not_of_timm() -> None:
         tiny_trainer(callbacks=[Ratios()]).train(tiny_data(), 1)
 
 
-@pytest.mark.parametrize("kwargs", [{"clip_factor": 0.0}, {"eps": -1.0}, {"clip_factor": "0.01"}])
+@pytest.mark.parametrize("kwargs", [{"clip_factor": 0.0}, {"eps": -1.0}, {"clip_factor": "0.01"}, {"clip_factor": None}])
 def test_mistakes_are_told_at_once(kwargs: dict[str, Any]) -> None:
     with pytest.raises(ConfigurationError, match=f"{next(iter(kwargs))} is"):
         AdaptiveGradientClippingCallback(**kwargs)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from accel_core import ConfigurationError, TrainerCallback
+from accel_core import TrainerCallback
 from accel_core.checks import check_positive
 
 if TYPE_CHECKING:
@@ -25,8 +25,6 @@ class MaxTimeCallback(TrainerCallback):
         Raises:
             ConfigurationError: `minutes` is no number above 0.
         """
-        if minutes is None:
-            raise ConfigurationError("minutes is None, but must be a number above 0. Leave the callback out to set no limit.")
         check_positive("minutes", minutes, "Leave the callback out to set no limit.")
         self.minutes = minutes
 

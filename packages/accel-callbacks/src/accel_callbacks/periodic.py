@@ -37,7 +37,7 @@ class Periodic:
         way_out = "Use None where this is not wanted."
         check_whole_number(f"{name}_every_n_epochs", epochs, way_out, optional=True)
         check_whole_number(f"{name}_every_n_updates", updates, way_out, optional=True)
-        check_positive(f"{name}_every_n_minutes", minutes, way_out)
+        check_positive(f"{name}_every_n_minutes", minutes, way_out, optional=True)
         self.epochs = epochs
         self.updates = updates
         self.minutes = minutes

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from tqdm import tqdm
 
 from accel_core import TrainerCallback
+from accel_core.print_progress import how_it_ended
 
 if TYPE_CHECKING:
     from accel_core import LossTracker, Trainer
@@ -88,7 +89,7 @@ class ProgressBarCallback(TrainerCallback):
     def on_training_run_end(self, trainer: Trainer) -> None:
         """Say why the run was stopped, if it was."""
         if trainer.stop_reason is not None:
-            trainer.print(f"Training stopped after {trainer.run_progress.updates_completed} updates: {trainer.stop_reason}")
+            trainer.print(how_it_ended(trainer))
 
     def on_run_close(self, trainer: Trainer) -> None:
         """Close what an exception has left open."""
@@ -190,9 +191,9 @@ def _bar_class() -> Any:
 
 
 def _width() -> dict[str, Any]:
-    """The width of the terminal, also when it changes; 100 where it says that it has none, and would show nothing."""
+    """The width of the terminal, also when it changes; one of our own where it has none, and the bar would not be seen."""
     try:
         has_width = os.get_terminal_size(sys.stderr.fileno()).columns > 0
     except (OSError, ValueError):
         has_width = True
-    return {"dynamic_ncols": True} if has_width else {"ncols": 100}
+    return {"dynamic_ncols": True} if has_width else {"ncols": 100, "nrows": 20}

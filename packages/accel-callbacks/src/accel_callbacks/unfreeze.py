@@ -162,7 +162,7 @@ def _entries_of(schedule: Any) -> list[_Entry]:
                     f"schedule has {shown(part)} for epoch {epoch}, but must have the index of a layer group or the name of "
                     f"parameters. {example}"
                 )
-            check_positive(f"The learning rate of {part!r} in schedule", lr, example)
+            check_positive(f"The learning rate of {part!r} in schedule", lr, example, optional=True)
             entries.append(_Entry(epoch, part, lr))
     return sorted(entries, key=lambda entry: entry.epoch)
 

@@ -46,10 +46,12 @@ def check_whole_number(name: str, value: Any, way_out: str, optional: bool = Fal
         raise ConfigurationError(f"{name} is {value}, but must be at least 1. {way_out}")
 
 
-def check_positive(name: str, value: Any, way_out: str) -> None:
-    """Raise unless `value` is None or a finite number above 0."""
+def check_positive(name: str, value: Any, way_out: str, optional: bool = False) -> None:
+    """Raise unless `value` is a finite number above 0, or None where that is allowed."""
+    if optional and value is None:
+        return
     is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if value is not None and not (is_number and 0 < float(value) < math.inf):
+    if not (is_number and 0 < float(value) < math.inf):
         raise ConfigurationError(f"{name} is {shown(value)}, but must be a number above 0. {way_out}")
 
 
@@ -234,7 +236,7 @@ def check_train_arguments(train_dataset: Any, eval_dataset: Any, arguments: Mapp
     check_whole_number(name, arguments[name], "Leave it out to take per_device_batch_size.", optional=True)
     check_whole_number("gradient_accumulation_steps", steps, "Use 1 to update after every batch.")
     for name in ("gradient_clip_value", "gradient_clip_norm"):
-        check_positive(name, arguments[name], "Use None to leave gradients as they are.")
+        check_positive(name, arguments[name], "Use None to leave gradients as they are.", optional=True)
     for name, dataset in (("train_dataloader_kwargs", train_dataset), ("eval_dataloader_kwargs", eval_dataset)):
         check_dataloader_arguments(name, arguments[name], dataset)
     check_collate_fn(arguments["collate_fn"], train_dataset, *([] if eval_dataset is None else [eval_dataset]))

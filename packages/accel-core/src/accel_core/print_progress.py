@@ -21,8 +21,16 @@ class PrintProgressCallback(TrainerCallback):
 
     def on_training_run_end(self, trainer: Trainer) -> None:
         """Say how the run ended."""
-        progress = trainer.run_progress
-        reason = f": {trainer.stop_reason}" if trainer.stop_reason else ""
-        trainer.print(
-            f"Training ended after {progress.updates_completed} updates and {progress.epochs_completed} complete epochs{reason}"
-        )
+        trainer.print(how_it_ended(trainer))
+
+
+def how_it_ended(trainer: Trainer) -> str:
+    """After how many updates and epochs the training of `trainer` ended, and why if it was stopped."""
+    updates = _counted(trainer.run_progress.updates_completed, "update")
+    epochs = _counted(trainer.run_progress.epochs_completed, "complete epoch")
+    reason = f": {trainer.stop_reason}" if trainer.stop_reason else ""
+    return f"Training ended after {updates} and {epochs}{reason}"
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

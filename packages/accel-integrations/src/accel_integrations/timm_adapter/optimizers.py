@@ -112,9 +112,8 @@ def _scale_rates(groups: list[dict[str, Any]]) -> None:
 
 
 def _check_numbers(lr: Any, weight_decay: Any, layer_decay: Any) -> None:
-    if lr is None:
-        raise ConfigurationError("lr is None, but must be a number above 0. Use 1e-3 to begin with AdamW, 0.1 with SGD.")
     check_positive("lr", lr, "Use 1e-3 to begin with AdamW, 0.1 with SGD.")
     is_decay = isinstance(weight_decay, numbers.Real) and float(weight_decay) >= 0
     check_argument("weight_decay", weight_decay, is_decay, "a number of at least 0", "Use 0.05, or 0.0 for none.")
-    check_positive("layer_decay", layer_decay, "Use None for one rate for all layers, 0.75 to change early layers less.")
+    way_out = "Use None for one rate for all layers, 0.75 to change early layers less."
+    check_positive("layer_decay", layer_decay, way_out, optional=True)

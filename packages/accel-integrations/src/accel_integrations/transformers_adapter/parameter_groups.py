@@ -37,7 +37,7 @@ def transformers_parameter_groups(
     check_positive("lr", lr, "Use 5e-5, for example.")
     is_decay = isinstance(weight_decay, numbers.Real) and weight_decay >= 0
     check_argument("weight_decay", weight_decay, is_decay, "a number of at least 0", "Use 0.01, or 0.0 for none.")
-    check_positive("layer_decay", layer_decay, "Use None for the same rate everywhere.")
+    check_positive("layer_decay", layer_decay, "Use None for the same rate everywhere.", optional=True)
     depths = _depths(model)
     highest = max(depths.values(), default=0)
     groups: dict[tuple[int, bool], dict[str, Any]] = {}
