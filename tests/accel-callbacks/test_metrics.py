@@ -151,7 +151,6 @@ def test_a_batch_without_targets_in_second_place_is_told() -> None:
     ("arguments", "message"),
     [
         ({"metrics": {"accuracy": 3}}, r"metrics is \{'accuracy': 3\}, but must be a torchmetrics Metric"),
-        ({"metrics": {}}, r"metrics is \{\}, but must be"),
         ({"metrics": MulticlassAccuracy}, "metrics is the class MulticlassAccuracy, but must be"),
         ({"metrics": accuracy(), "update": 3}, "update is 3, but must be a function"),
         ({"metrics": accuracy(), "prefix": 3}, "prefix is 3, but must be a string"),

@@ -116,6 +116,7 @@ def test_equals_torch_without_warmup():
         torch_scheduler.step()
 
 
+@pytest.mark.filterwarnings("ignore:The epoch parameter")  # Of SequentialLR itself, before torch 2.7.
 def test_equals_torch_with_a_linear_warmup_before():
     ours = CosineLrScheduler(build_optimizer(0.1), 10, 9, lr_min=0.001, num_warmup_epochs=2, warmup_starting_lr=0.01)
     theirs = build_optimizer(0.1)

@@ -169,7 +169,7 @@ def _by_name(metrics: Any) -> dict[str, Any]:
     else:
         name = re.sub("^(Binary|Multiclass|Multilabel)", "", type(metrics).__name__)
         by_name = {re.sub("(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower(): metrics}
-    if by_name and all(hasattr(metric, "compute") and not isinstance(metric, type) for metric in by_name.values()):
+    if all(hasattr(metric, "compute") and not isinstance(metric, type) for metric in by_name.values()):
         return by_name
     raise ConfigurationError(
         f"metrics is {shown(metrics)}, but must be a torchmetrics Metric, a MetricCollection or a dict of them by name. Pass "
