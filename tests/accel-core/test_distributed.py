@@ -1,5 +1,7 @@
 """What several processes do together, without a trainer; the same calls are valid on one process."""
 
+import os
+
 import pytest
 import torch
 from accelerate import Accelerator
@@ -18,6 +20,7 @@ from accel_core.distributed import (
     together,
 )
 from case_runner import compare, run_as_script
+from launching import launch
 
 CPU = torch.device("cpu")
 KINDS = {
@@ -231,6 +234,29 @@ def test_processes_that_do_not_know_of_each_other_are_refused_with_their_number(
     monkeypatch.setenv("WORLD_SIZE", "3")
     with pytest.raises(ConfigurationError, match=r"^accelerate launch started 3 processes, but this Accelerator does not see"):
         check_processes_see_each_other(1)
+
+
+ENDS_RIGHT_AFTER_TRAINING = """
+    import os
+    import torch
+    from accel_core import Trainer
+    from torch import nn
+    from torch.utils.data import TensorDataset
+
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    model = nn.Linear(3, 1)
+    trainer = Trainer(model, nn.MSELoss(), torch.optim.SGD(model.parameters(), lr=0.1), callbacks=(), seed=1)
+    trainer.train(TensorDataset(torch.randn(40, 3), torch.randn(40, 1)), num_epochs=1, per_device_batch_size=2)
+    trainer.accelerator.end_training()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="all processes have to share one core, which Linux can do")
+@pytest.mark.parametrize("_attempt", range(6))
+def test_a_script_that_ends_right_after_training_is_not_aborted(_attempt):
+    """By the threads of gloo: on one core they did that to every fifth launch, before processes waited for them at exit."""
+    launch(ENDS_RIGHT_AFTER_TRAINING, processes=2)
 
 
 if __name__ == "__main__":

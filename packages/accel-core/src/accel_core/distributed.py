@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import gc
 import os
+import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -13,6 +14,8 @@ import torch.distributed as dist
 from accelerate.utils import gather_object
 
 from .errors import ConfigurationError
+
+SECONDS_TO_LET_GO = 0.01
 
 
 def check_processes(num_processes: int) -> None:
@@ -43,6 +46,10 @@ def _destroy_process_group() -> None:
         # A wrapper that was replaced, as after unfreezing, is part of a circle and keeps the group's threads alive.
         gc.collect()
         dist.destroy_process_group()
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        # Also where the script has destroyed the group: a thread of gloo lets go of a tensor after it has woken us, and needs the
+        # interpreter for it. If that has begun to end meanwhile, the thread aborts the process, which has done all its work.
+        time.sleep(SECONDS_TO_LET_GO)
 
 
 def sum_over_processes(values: Sequence[float], device: torch.device) -> list[float]:
