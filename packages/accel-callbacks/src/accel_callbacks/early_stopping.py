@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
-import numbers
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from accel_core import ConfigurationError, TrainerCallback
-from accel_core.checks import check_whole_number, shown
+from accel_core import TrainerCallback
+from accel_core.checks import check_not_negative, check_whole_number
 
 from .watched_metric import WatchedMetric
 
@@ -45,7 +43,8 @@ class EarlyStoppingCallback(TrainerCallback):
             ConfigurationError: an argument cannot be used.
         """
         check_whole_number("early_stopping_patience", early_stopping_patience, "Use 1 to stop at the first such epoch.")
-        _check_threshold(early_stopping_threshold)
+        way_out = "Use 0.0 to count every better value as an improvement."
+        check_not_negative("early_stopping_threshold", early_stopping_threshold, way_out)
         self.early_stopping_patience = early_stopping_patience
         self.early_stopping_threshold = early_stopping_threshold
         self.reset_on_train = reset_on_train
@@ -88,12 +87,3 @@ class EarlyStoppingCallback(TrainerCallback):
         """Go on from `state`."""
         self.best_metric = state["best_metric"]
         self.epochs_without_improvement = state["epochs_without_improvement"]
-
-
-def _check_threshold(threshold: Any) -> None:
-    is_number = isinstance(threshold, numbers.Real) and not isinstance(threshold, bool)
-    if not (is_number and 0 <= float(threshold) < math.inf):
-        raise ConfigurationError(
-            f"early_stopping_threshold is {shown(threshold)}, but must be a number of at least 0. Use 0.0 to count every better "
-            f"value as an improvement."
-        )

@@ -55,6 +55,13 @@ def check_positive(name: str, value: Any, way_out: str, optional: bool = False) 
         raise ConfigurationError(f"{name} is {shown(value)}, but must be a number above 0. {way_out}")
 
 
+def check_not_negative(name: str, value: Any, way_out: str) -> None:
+    """Raise unless `value` is a finite number of at least 0."""
+    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not (is_number and 0 <= float(value) < math.inf):
+        raise ConfigurationError(f"{name} is {shown(value)}, but must be a number of at least 0. {way_out}")
+
+
 def check_callable(name: str, value: Any, way_out: str) -> None:
     """Raise unless `value` is None or can be called."""
     if value is not None and not callable(value):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import numbers
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,10 +10,9 @@ from torch import nn
 from torch.optim import Optimizer
 
 from accel_core import ConfigurationError
-from accel_core.checks import check_positive
+from accel_core.checks import check_not_negative, check_positive
 from accel_core.run_history import did_you_mean
 
-from ..schedulers.scheduler_base import check_argument
 from .import_timm import import_timm
 
 _BASE = "unscaled_lr"
@@ -113,7 +111,6 @@ def _scale_rates(groups: list[dict[str, Any]]) -> None:
 
 def _check_numbers(lr: Any, weight_decay: Any, layer_decay: Any) -> None:
     check_positive("lr", lr, "Use 1e-3 to begin with AdamW, 0.1 with SGD.")
-    is_decay = isinstance(weight_decay, numbers.Real) and float(weight_decay) >= 0
-    check_argument("weight_decay", weight_decay, is_decay, "a number of at least 0", "Use 0.05, or 0.0 for none.")
+    check_not_negative("weight_decay", weight_decay, "Use 0.05, or 0.0 for none.")
     way_out = "Use None for one rate for all layers, 0.75 to change early layers less."
     check_positive("layer_decay", layer_decay, way_out, optional=True)

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import numbers
 from typing import Any
 
 import torch
 
-from accel_core.checks import check_positive
-
-from ..schedulers.scheduler_base import check_argument
+from accel_core.checks import check_not_negative, check_positive
 
 
 def transformers_parameter_groups(
@@ -35,8 +32,7 @@ def transformers_parameter_groups(
     Source: layer-wise rates, https://arxiv.org/abs/1801.06146, section 3.2, there called discriminative fine-tuning.
     """
     check_positive("lr", lr, "Use 5e-5, for example.")
-    is_decay = isinstance(weight_decay, numbers.Real) and weight_decay >= 0
-    check_argument("weight_decay", weight_decay, is_decay, "a number of at least 0", "Use 0.01, or 0.0 for none.")
+    check_not_negative("weight_decay", weight_decay, "Use 0.01, or 0.0 for none.")
     check_positive("layer_decay", layer_decay, "Use None for the same rate everywhere.", optional=True)
     depths = _depths(model)
     highest = max(depths.values(), default=0)
