@@ -160,7 +160,7 @@ def plain_accelerate(task: Task) -> float | None:
 
 def accel_without_agreeing(task: Task) -> float | None:
     """Ours, but the processes tell each other nothing after an update: what agreeing costs."""
-    from accel_core.distributed import Agreement
+    from accel_core.processes.agreement import Agreement
 
     start, Agreement.start = Agreement.start, lambda self: None  # type: ignore[method-assign]
     try:

@@ -28,7 +28,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator, DistributedType
 
-from accel_core.distributed import close_process_group_at_exit
+from accel_core.processes.shutdown import close_process_group_at_exit
 from launching import launch
 
 Cases = Mapping[str, Callable[[int], Any]]

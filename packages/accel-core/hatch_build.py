@@ -22,4 +22,6 @@ class SameVersionMetadataHook(MetadataHookInterface):
             metadata["dependencies"] = pin(self.config["dependencies"])
         if "optional-dependencies" in self.config:
             extras: dict[str, list[str]] = self.config["optional-dependencies"]
-            metadata["optional-dependencies"] = {name: pin(requirements) for name, requirements in extras.items()}
+            metadata["optional-dependencies"] = {
+                name: pin(requirements) for name, requirements in extras.items()
+            }

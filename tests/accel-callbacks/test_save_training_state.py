@@ -19,7 +19,7 @@ from accel_core import (
     TrainerCallback,
     latest_checkpoint,
 )
-from accel_core.durable_files import read_json
+from accel_core.state.files import read_json
 from launching import start, wait_until
 
 POINTS = torch.randn(24, 3, generator=torch.Generator().manual_seed(0))

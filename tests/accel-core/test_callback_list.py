@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from accel_core import CallbackList, ConfigurationError, Trainer, TrainerCallback
-from accel_core.callback_list import EVENTS
+from accel_core.callbacks.callback_list import EVENTS
 from accel_core.foreign_names import FOREIGN_EVENTS
 from tiny import tiny_data, tiny_trainer
 

@@ -11,7 +11,7 @@ import torch
 from torch.optim.lr_scheduler import ExponentialLR, OneCycleLR
 
 from accel_core import CheckpointError, ConfigurationError, Trainer, TrainerCallback
-from accel_core.run_progress import RunProgress
+from accel_core.run.run_progress import RunProgress
 from tiny import tiny_data, tiny_network, tiny_trainer, weights_of
 
 DATA = tiny_data()

@@ -24,7 +24,9 @@ from torch.utils.data import (
 )
 
 from accel_core import ConfigurationError, Trainer
-from accel_core.data_order import EpochOrder, ShardedBatchSampler, derive_seed, share_of
+from accel_core.data.batch_sampler import ShardedBatchSampler
+from accel_core.data.order import EpochOrder, share_of
+from accel_core.state.random import derive_seed
 from tiny import Seen
 
 SIZE = 23

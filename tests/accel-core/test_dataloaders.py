@@ -24,8 +24,8 @@ from torch.utils.data import (
 )
 
 from accel_core import ConfigurationError, Trainer
-from accel_core.dataloaders import MOST_WORKERS, default_num_workers
-from accel_core.sharded_dataloader import ShardedDataLoader
+from accel_core.data.defaults import MOST_WORKERS, default_num_workers
+from accel_core.data.loader import ShardedDataLoader
 
 SIZE = 11
 FEATURES = torch.arange(SIZE, dtype=torch.float32).reshape(SIZE, 1)
@@ -620,7 +620,7 @@ def test_a_stream_without_a_state_goes_on_with_the_next_sample_in_batches_of_ano
 
 
 def test_leaving_out_what_was_read_before_tells_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("accel_core.sharded_dataloader.SECONDS_BETWEEN_LINES", 0.0)
+    monkeypatch.setattr("accel_core.data.loader.SECONDS_BETWEEN_LINES", 0.0)
     sharded = ShardedDataLoader(DataLoader(Unsized(), batch_size=3), 0, torch.device("cpu"), 1, 0, seed_each_sample=False)
     told: list[str] = []
     sharded.tell = told.append

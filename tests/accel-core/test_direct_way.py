@@ -9,7 +9,8 @@ from accelerate.state import AcceleratorState
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from accel_core import Trainer, TrainerCallback, direct_way
+from accel_core import Trainer, TrainerCallback
+from accel_core.engines import step_calls
 from case_runner import compare, run_as_script
 
 OPTIMIZERS = {
@@ -35,7 +36,7 @@ def make_trainer(precision, optimizer="sgd", callbacks=()):
 
 
 def go_the_long_way(monkeypatch):
-    monkeypatch.setattr(direct_way, "is_direct", lambda accelerator, optimizer: False)
+    monkeypatch.setattr(step_calls, "bypasses_accelerate", lambda accelerator, optimizer: False)
 
 
 def train(is_direct, setting, **kwargs):

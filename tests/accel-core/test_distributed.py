@@ -1,4 +1,4 @@
-"""What several processes do together, without a trainer; the same calls are valid on one process."""
+"""What several processes do run_on_main, without a trainer; the same calls are valid on one process."""
 
 import os
 
@@ -8,17 +8,17 @@ from accelerate import Accelerator
 from torch import nn
 
 from accel_core import ConfigurationError
-from accel_core.distributed import (
-    Agreement,
-    broadcast_from_main,
-    check_processes_see_each_other,
+from accel_core.processes.agreement import Agreement
+from accel_core.processes.collectives import (
+    all_gather_object,
+    broadcast_object,
+    broadcast_tensors,
     gather_tensor,
-    gather_values,
     is_distributed,
-    share_from_main,
+    run_on_main,
     sum_over_processes,
-    together,
 )
+from accel_core.processes.shutdown import check_processes_see_each_other
 from case_runner import compare, run_as_script
 from launching import launch
 
@@ -69,7 +69,7 @@ def gather_other_dimensions(batch_size):
 
 
 def share(batch_size):
-    return {"shared": share_from_main({"from": index()}), "gathered": gather_values(f"value {index()}")}
+    return {"shared": broadcast_object({"from": index()}), "gathered": all_gather_object(f"value {index()}")}
 
 
 def add_up(batch_size):
@@ -79,13 +79,13 @@ def add_up(batch_size):
 
 def act_together(batch_size):
     calls = []
-    done = together(lambda: calls.append(index()) or "done by the main process", is_main())
+    done = run_on_main(lambda: calls.append(index()) or "done by the main process", is_main())
 
     def fail():
         raise ConfigurationError(f"process {index()} failed")
 
     try:
-        together(fail, is_main())
+        run_on_main(fail, is_main())
     except ConfigurationError as error:
         return {"done": done, "calls": len(calls), "error": str(error)}
     return {"done": done, "calls": len(calls)}
@@ -94,7 +94,7 @@ def act_together(batch_size):
 def broadcast(batch_size):
     parameter = nn.Parameter(torch.full((2, 3), float(index())).T)
     flags = torch.tensor([is_main(), False])
-    broadcast_from_main([parameter, flags])
+    broadcast_tensors([parameter, flags])
     return parameter.detach(), flags
 
 
@@ -209,10 +209,10 @@ def test_one_process_needs_no_others():
     rows = torch.ones(2, 3)
     assert gather_tensor(rows) is rows
     assert gather_tensor(torch.tensor(4)).tolist() == [4]
-    assert share_from_main("own") == "own" and gather_values("own") == ["own"]
+    assert broadcast_object("own") == "own" and all_gather_object("own") == ["own"]
     assert sum_over_processes([1.5], CPU) == [1.5]
-    assert together(lambda: "own", is_main=True) == "own"
-    broadcast_from_main([rows])
+    assert run_on_main(lambda: "own", is_main=True) == "own"
+    broadcast_tensors([rows])
 
 
 def test_on_one_process_a_word_is_read_at_once():

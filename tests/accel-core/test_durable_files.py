@@ -13,8 +13,9 @@ import pytest
 import torch
 from torch.optim import lr_scheduler
 
-from accel_core import durable_files
-from accel_core.durable_files import (
+from accel_core.errors import CheckpointError, ConfigurationError
+from accel_core.state import files
+from accel_core.state.files import (
     as_plain,
     make_folder,
     read_json,
@@ -27,7 +28,6 @@ from accel_core.durable_files import (
     write_object,
     write_tensors,
 )
-from accel_core.errors import CheckpointError, ConfigurationError
 
 
 def is_equal(left: Any, right: Any) -> bool:
@@ -241,12 +241,13 @@ def test_a_write_that_the_system_cuts_off_is_an_error_with_the_reason(writer: st
         import resource, signal
         from pathlib import Path
         import torch
-        from accel_core import CheckpointError, durable_files
+        from accel_core import CheckpointError
+        from accel_core.state import files
         value = {{"a": "x" * 100_000 if "json" in "{writer}" else torch.zeros(25_000)}}
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
         try:
-            durable_files.{writer}(Path({str(tmp_path / "file")!r}), value)
+            files.{writer}(Path({str(tmp_path / "file")!r}), value)
         except CheckpointError as error:
             raise SystemExit(0 if "File too large" in str(error) else str(error))
         raise SystemExit("nothing was noticed")
@@ -290,9 +291,9 @@ def test_replace_file_leaves_the_old_content_when_the_disk_fails(
     def fail(*_: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(durable_files, operation, fail)
+    monkeypatch.setattr(files, operation, fail)
     with pytest.raises(CheckpointError, match=r"file\.json' could not be written; what was there is untouched"):
-        replace_file(path, lambda aside: durable_files.write_json(aside, "new"))
+        replace_file(path, lambda aside: files.write_json(aside, "new"))
     assert read_json(path) == "old"
     assert [entry.name for entry in tmp_path.iterdir()] == ["file.json"]
 

@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from accel_core import Trainer, TrainerCallback
-from accel_core.callback_list import EVENTS
+from accel_core.callbacks.callback_list import EVENTS
 from launching import start, wait_until
 
 METHODS = (

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from accel_core import LossTracker
-from accel_core.loss_tracker import MeanTrackers
+from accel_core.run.loss_tracker import MeanTrackers
 
 CPU = torch.device("cpu")
 

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from accel_core import ConfigurationError, Trainer, TrainerPlaceholderValues, placeholders
-from accel_core.placeholders import Placeholder, resolve_placeholders
+from accel_core import ConfigurationError, Trainer, TrainerPlaceholderValues
+from accel_core.run import placeholders
+from accel_core.run.placeholders import Placeholder, resolve_placeholders
 
 DATA = TensorDataset(torch.randn(20, 2), torch.zeros(20, 1))
 P = TrainerPlaceholderValues

@@ -12,7 +12,8 @@ from torch import nn
 from torch.utils.data import IterableDataset, TensorDataset
 
 from accel_core import LimitBatchesCallback, Trainer
-from accel_core.data_order import ShardedBatchSampler, random_order
+from accel_core.data.batch_sampler import ShardedBatchSampler
+from accel_core.data.order import random_order
 
 SMALL = settings(max_examples=40, deadline=None)
 

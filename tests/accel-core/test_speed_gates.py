@@ -14,8 +14,9 @@ import torch
 from accelerate import Accelerator
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset, random_split
 
-from accel_core import Trainer, TrainerCallback, direct_way
-from accel_core.sharded_dataloader import ShardedDataLoader
+from accel_core import Trainer, TrainerCallback
+from accel_core.data.loader import ShardedDataLoader
+from accel_core.engines import step_calls
 
 NOT_NEEDED = ("torchmetrics", "transformers", "timm", "torchvision", "tqdm.notebook", "matplotlib", "pandas", "sklearn")
 
@@ -67,7 +68,7 @@ def test_no_step_searches_for_a_package_or_reads_a_signature(monkeypatch, owner,
     trainer = create_trainer(callbacks=[counter])
     trainer.train(TensorDataset(*data(80)), num_epochs=2, gradient_accumulation_steps=2, gradient_clip_norm=1.0)
     assert counter.calls == 0
-    monkeypatch.setattr(direct_way, "is_direct", lambda accelerator, optimizer: False)
+    monkeypatch.setattr(step_calls, "bypasses_accelerate", lambda accelerator, optimizer: False)
     trainer.train(TensorDataset(*data(80)), num_epochs=2)
     assert counter.calls > 0, "the counter sees what the long way does"
 

@@ -16,12 +16,12 @@ import numpy as np
 import pytest
 import torch
 
-from accel_core import durable_files, training_state
 from accel_core.errors import CheckpointError, ConfigurationError
-from accel_core.run_progress import RunProgress
-from accel_core.save_folder import save_folder
-from accel_core.training_state import (
+from accel_core.run.run_progress import RunProgress
+from accel_core.state import files
+from accel_core.state.checkpoint import (
     STATE_FILE,
+    RunState,
     check_folder_of_run,
     complete_checkpoints,
     is_same_state,
@@ -30,17 +30,17 @@ from accel_core.training_state import (
     model_files,
     open_training_state,
     process_file,
-    random_state,
     read_model_state,
     remove_checkpoint,
-    restore_random_state,
 )
+from accel_core.state.random import capture_random_state, restore_random_state
+from accel_core.state.save import save_folder
 from launching import launch
 
 FILES = ["model.safetensors", "model_extra.pt", "optimizer.pt", "extra.pt", "process_00000.pt"]
 
 
-def run_state(updates: int, run_id: str = "run", **progress: Any) -> training_state.RunState:
+def run_state(updates: int, run_id: str = "run", **progress: Any) -> RunState:
     return {
         "run_id": run_id,
         "run_progress": vars(RunProgress(updates_completed=updates, **progress)),
@@ -76,8 +76,8 @@ def load(path: Path) -> int:
     """Read every file, and return the number of updates that all of them hold."""
     numbers = {open_training_state(path)["run_progress"]["updates_completed"]}
     numbers |= set(read_model_state(path)["weight"].tolist())
-    numbers |= set(durable_files.read_object(path / "optimizer.pt")["weight"].tolist())
-    numbers |= {durable_files.read_object(path / name)["updates"] for name in ("extra.pt", "process_00000.pt")}
+    numbers |= set(files.read_object(path / "optimizer.pt")["weight"].tolist())
+    numbers |= {files.read_object(path / name)["updates"] for name in ("extra.pt", "process_00000.pt")}
     assert len(numbers) == 1
     return int(numbers.pop())
 
@@ -130,8 +130,8 @@ def test_a_model_with_tied_weights_extra_state_and_versions_comes_back(tmp_path:
     model, other = WithExtras(), WithExtras()
     model.seen = 5
     files = model_files(model.state_dict())
-    durable_files.write_tensors(tmp_path / "model.safetensors", files["model.safetensors"])
-    durable_files.write_object(tmp_path / "model_extra.pt", files["model_extra.pt"])
+    files.write_tensors(tmp_path / "model.safetensors", files["model.safetensors"])
+    files.write_object(tmp_path / "model_extra.pt", files["model_extra.pt"])
     other.load_state_dict(read_model_state(tmp_path))
     assert other.seen == 5
     assert other.second.weight is other.first.weight
@@ -145,9 +145,9 @@ def draw() -> tuple[Any, ...]:
 
 def test_random_numbers_go_on_to_the_bit(tmp_path: Path) -> None:
     draw()
-    durable_files.write_object(tmp_path / "random.pt", random_state(torch.device("cpu")))
+    files.write_object(tmp_path / "random.pt", capture_random_state(torch.device("cpu")))
     expected = [draw() for _ in range(700)]
-    restore_random_state(durable_files.read_object(tmp_path / "random.pt"), torch.device("cpu"))
+    restore_random_state(files.read_object(tmp_path / "random.pt"), torch.device("cpu"))
     assert [draw() for _ in range(700)] == expected
 
 
@@ -155,16 +155,16 @@ def test_asking_for_the_random_state_draws_nothing() -> None:
     torch.manual_seed(1)
     expected = torch.rand(2).tolist()
     torch.manual_seed(1)
-    random_state(torch.device("cpu"))
+    capture_random_state(torch.device("cpu"))
     assert torch.rand(2).tolist() == expected
 
 
 @pytest.mark.gpu
 def test_random_numbers_of_the_device_go_on_to_the_bit(tmp_path: Path) -> None:
     device = torch.device("cuda", 0)
-    durable_files.write_object(tmp_path / "random.pt", random_state(device))
+    files.write_object(tmp_path / "random.pt", capture_random_state(device))
     expected = torch.rand(5, device=device).tolist()
-    restore_random_state(durable_files.read_object(tmp_path / "random.pt"), device)
+    restore_random_state(files.read_object(tmp_path / "random.pt"), device)
     assert torch.rand(5, device=device).tolist() == expected
 
 
@@ -322,7 +322,7 @@ def test_removing_leaves_nothing_and_a_half_removed_state_is_none(tmp_path: Path
     assert names(tmp_path) == {"a"}
 
     save(tmp_path / "b", 2)
-    monkeypatch.setattr(durable_files, "remove_folder", fail_with(OSError(errno.EIO, "I/O error")))
+    monkeypatch.setattr(files, "remove_folder", fail_with(OSError(errno.EIO, "I/O error")))
     remove_checkpoint(tmp_path / "b")
     assert latest_checkpoint(tmp_path) == tmp_path / "a"
 
@@ -482,16 +482,16 @@ class FaultAt:
     def __init__(self, number: int, when: str, fault: Callable[..., Any]) -> None:
         self.number, self.when, self.fault = number, when, fault
         self.done = 0
-        self.originals = {name: getattr(durable_files, name) for name in OPERATIONS}
+        self.originals = {name: getattr(files, name) for name in OPERATIONS}
 
     def __enter__(self) -> "FaultAt":
         for name, original in self.originals.items():
-            setattr(durable_files, name, self.wrap(name, original))
+            setattr(files, name, self.wrap(name, original))
         return self
 
     def __exit__(self, *_: object) -> None:
         for name, original in self.originals.items():
-            setattr(durable_files, name, original)
+            setattr(files, name, original)
 
     def wrap(self, name: str, original: Callable[..., Any]) -> Callable[..., Any]:
         def operate(path: Path, *args: Any) -> None:
@@ -584,7 +584,7 @@ def test_a_disk_that_stays_full_leaves_the_state_before(scene: str, tmp_path: Pa
     full = fail_with(OSError(errno.ENOSPC, "No space left on device"))
     with pytest.MonkeyPatch.context() as patch:
         for name in ("write_object", "write_tensors", "write_json", "make_folder", "sync"):
-            patch.setattr(durable_files, name, full)
+            patch.setattr(files, name, full)
         for _ in range(2):
             with pytest.raises(CheckpointError, match="No space left on device"):
                 save(path, 2)
@@ -701,10 +701,10 @@ SEVERAL = """
     import torch
     from accelerate import Accelerator
     from accel_core import CheckpointError, ConfigurationError
-    from accel_core.distributed import gather_values
-    from accel_core.save_folder import save_folder
-    from accel_core.training_state import latest_checkpoint, open_training_state, process_file
-    from accel_core import durable_files
+    from accel_core.processes.collectives import all_gather_object
+    from accel_core.state.save import save_folder
+    from accel_core.state.checkpoint import RunState, latest_checkpoint, open_training_state, process_file
+    from accel_core.state import files
     sys.path[:0] = [{tests!r}, {own!r}]
     from test_training_state import run_state
 
@@ -714,7 +714,7 @@ SEVERAL = """
 
     def save(name, updates, main=lambda: {{"extra.pt": {{}}}}, own=lambda: {{"index": index}}, **kwargs):
         return save_folder(
-            folder / name, run_state(updates), main, own, process_index=index, gather=gather_values, **kwargs
+            folder / name, run_state(updates), main, own, process_index=index, gather=all_gather_object, **kwargs
         )
 
     def fails(kind, text, *args, **kwargs):
@@ -740,12 +740,12 @@ SEVERAL = """
 
     assert save("a", 1) and not save("a", 1)
     for i in range(2):
-        assert durable_files.read_object(folder / "a" / process_file(i)) == {{"index": i}}
+        assert files.read_object(folder / "a" / process_file(i)) == {{"index": i}}
     fails(CheckpointError, "Process 1: OSError: [Errno 28] full", "b", 2, own=on(1, OSError(28, "full")))
     fails(CheckpointError, "Process 0: ZeroDivisionError: oh", "b", 2, main=on(0, ZeroDivisionError("oh")))
     fails(ConfigurationError, "Process 1: The content of", "b", 2, own=lambda: {{"f": print if index else 1}})
     fails(CheckpointError, "Process 1: OSError: [Errno 5] engine", "b", 2, write_engine=on(1, OSError(5, "engine")))
-    durable_files.write_json = on(0, OSError(28, "at the end"))
+    files.write_json = on(0, OSError(28, "at the end"))
     fails(CheckpointError, "Process 0: OSError: [Errno 28] at the end", "a", 2)
     print(f"process {{index}} is done")
     accelerator.end_training()

@@ -153,7 +153,7 @@ def test_arguments_and_defaults_are_those_of_before(function):
 
 @pytest.mark.parametrize("event", EVENTS.split())
 def test_every_event_is_kept(event):
-    assert event in accel_core.callback_list.EVENTS
+    assert event in accel_core.callbacks.callback_list.EVENTS
 
 
 def test_the_guide_lists_the_scripts_that_there_are():

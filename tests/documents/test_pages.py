@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from accel_core import Trainer, TrainerCallback
-from accel_core.callback_list import EVENTS
+from accel_core.callbacks.callback_list import EVENTS
 from run_pages import BLOCK
 
 REPOSITORY = Path(__file__).parents[2]

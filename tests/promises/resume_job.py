@@ -21,7 +21,8 @@ import torch
 from torch.utils.data import Dataset
 
 from accel_callbacks import EarlyStoppingCallback, SaveTrainingStateCallback
-from accel_core import Trainer, TrainerCallback, TrainerPlaceholderValues, durable_files, latest_checkpoint
+from accel_core import Trainer, TrainerCallback, TrainerPlaceholderValues, latest_checkpoint
+from accel_core.state import files
 
 NUM_SAMPLES, BATCH_SIZE, NUM_EPOCHS = 66, 4, 3
 
@@ -80,7 +81,7 @@ def slow_down(seconds):
     What removes the oldest state after a save is made ten times as slow: it is a single operation.
     """
     for name in ("write_object", "write_tensors", "write_json", "rename", "remove_folder"):
-        operation = getattr(durable_files, name)
+        operation = getattr(files, name)
         pause = seconds * (10 if name == "remove_folder" else 1)
 
         def slow(*args, operation=operation, pause=pause, **kwargs):
@@ -89,7 +90,7 @@ def slow_down(seconds):
             time.sleep(pause / 2)
             return result
 
-        setattr(durable_files, name, slow)
+        setattr(files, name, slow)
 
 
 def run(folder, workers, accumulation, is_saved, slow_seconds):
@@ -132,7 +133,7 @@ def run(folder, workers, accumulation, is_saved, slow_seconds):
         "patience": patience.state_dict(),
         "random": torch.get_rng_state(),
     }
-    durable_files.replace_file(folder / "result.pt", lambda aside: torch.save(result, aside))
+    files.replace_file(folder / "result.pt", lambda aside: torch.save(result, aside))
 
 
 def run_in_fork(settings):

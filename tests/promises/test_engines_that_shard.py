@@ -30,8 +30,8 @@ from accel_core import (
     TrainerCallback,
     TrainerPlaceholderValues,
 )
-from accel_core.durable_files import read_tensors
-from accel_core.sharded_engines import own_part
+from accel_core.engines.sharded import local_shard
+from accel_core.state.files import read_tensors
 from case_runner import compare, run_as_script
 
 ROOT = Path(__file__).parents[2]
@@ -243,7 +243,7 @@ def poison(batch_size):
             if update == 3 and accelerator.process_index == accelerator.num_processes - 1:
                 with torch.no_grad():
                     for parameter in trainer.model.parameters():
-                        own_part(parameter).fill_(float("inf"))
+                        local_shard(parameter).fill_(float("inf"))
             try:
                 trainer.save_training_state(folder / f"update_{update}")
             except CheckpointError as error:

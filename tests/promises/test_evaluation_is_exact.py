@@ -14,7 +14,8 @@ from torchmetrics.regression import MeanSquaredError
 from torchmetrics.utilities import dim_zero_cat
 
 from accel_callbacks import MetricsCallback
-from accel_core import ConfigurationError, Trainer, TrainerCallback, engines
+from accel_core import ConfigurationError, Trainer, TrainerCallback
+from accel_core.engines import sharded
 from case_runner import compare, run_as_script
 
 SIZES = (61, 13, 5, 3, 1)
@@ -208,13 +209,13 @@ class Communicating(nn.Module):
 def evaluate_with_collective_forward(num_samples, batch_size):
     torch.manual_seed(1)
     trainer = Trainer(Communicating(), nn.CrossEntropyLoss(), None, [])
-    known = engines.has_collective_forward
-    engines.has_collective_forward = lambda accelerator: accelerator.num_processes > 1
+    known = sharded.has_collective_forward
+    sharded.has_collective_forward = lambda accelerator: accelerator.num_processes > 1
     try:
         measured = trainer.evaluate(make_data(num_samples), per_device_batch_size=batch_size)
         predicted = trainer.predict(make_data(num_samples), per_device_batch_size=batch_size)
     finally:
-        engines.has_collective_forward = known
+        sharded.has_collective_forward = known
     return measured, predicted
 
 

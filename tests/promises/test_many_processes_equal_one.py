@@ -24,7 +24,7 @@ from torch.utils.data import (
 
 from accel_callbacks import SaveTrainingStateCallback
 from accel_core import ConfigurationError, Trainer, TrainerCallback, TrainerPlaceholderValues
-from accel_core.durable_files import read_tensors
+from accel_core.state.files import read_tensors
 from case_runner import BATCH_SIZE, compare, run_as_script
 
 NUM_TOKENS = 6

@@ -11,7 +11,7 @@ from torch import nn
 from transformers import get_cosine_schedule_with_warmup
 
 from accel_core import ConfigurationError, TrainerPlaceholderValues
-from accel_core.placeholders import resolve_placeholders
+from accel_core.run.placeholders import resolve_placeholders
 from accel_integrations.schedulers import CosineLrScheduler
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from accel_core import AccelWarning, CheckpointError, ConfigurationError, Trainer, TrainerCallback
-from accel_core.training_state import complete_checkpoints
+from accel_core.state.checkpoint import complete_checkpoints
 from accel_integrations.schedulers import CosineLrScheduler, WSDCheckpointCallback, WSDLrScheduler
 from case_runner import compare, run_as_script
 from tiny import SaveAt, tiny_data, tiny_network

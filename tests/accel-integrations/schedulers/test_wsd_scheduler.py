@@ -10,7 +10,7 @@ from torch import nn
 from transformers import get_wsd_schedule
 
 from accel_core import ConfigurationError
-from accel_core.placeholders import resolve_placeholders
+from accel_core.run.placeholders import resolve_placeholders
 from accel_integrations.schedulers import WSDLrScheduler, estimate_checkpoint_steps
 
 

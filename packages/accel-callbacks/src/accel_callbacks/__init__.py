@@ -31,5 +31,9 @@ from .training_statistics import TrainingStatisticsCallback as TrainingStatistic
 from .unfreeze import UnfreezeCallback as UnfreezeCallback
 from .watched_metric import WatchedMetric as WatchedMetric
 
-DEFAULT_CALLBACKS: tuple[type[TrainerCallback], ...] = (TerminateOnNaNCallback, ProgressBarCallback, LogMetricsCallback)
+DEFAULT_CALLBACKS: tuple[type[TrainerCallback], ...] = (
+    TerminateOnNaNCallback,
+    ProgressBarCallback,
+    LogMetricsCallback,
+)
 """For `Trainer(..., callbacks=DEFAULT_CALLBACKS)`: a bar in place of the lines of `accel_core.DEFAULT_CALLBACKS`."""

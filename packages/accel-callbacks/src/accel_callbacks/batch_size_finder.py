@@ -10,9 +10,7 @@ import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
 from accel_core import ConfigurationError, TrainerCallback
-from accel_core.checks import check_whole_number
-from accel_core.dataloaders import is_ready_loader
-from accel_core.distributed import gather_values
+from accel_core.extending import all_gather_object, check_whole_number, is_ready_loader
 
 from .trial import check_trial, trial_of
 
@@ -41,14 +39,20 @@ class BatchSize:
 
 
 def find_batch_size(
-    trainer: Trainer, dataset: Any, per_device_batch_size: int, *, num_updates: int = 2, **train_arguments: Any
+    trainer: Trainer,
+    dataset: Any,
+    per_device_batch_size: int,
+    *,
+    num_updates: int = 2,
+    **train_arguments: Any,
 ) -> BatchSize:
     """Return the largest batch of one step that fits into memory and divides `per_device_batch_size`.
 
-    What is asked for is the share of one process in an update, `per_device_batch_size` times `gradient_accumulation_steps`. If it
-    is too much for one step, it is made of several, so that the update, and with it the learning rate that suits it, stays
-    the same (for models without batch statistics). Each size is tried by updates of a copy of the model, down from the whole
-    share, until one fits on every process. `trainer` is not changed, as by `find_learning_rate`.
+    What is asked for is the share of one process in an update, `per_device_batch_size` times
+    `gradient_accumulation_steps`. If it is too much for one step, it is made of several, so that the update,
+    and with it the learning rate that suits it, stays the same (for models without batch statistics). Each
+    size is tried by updates of a copy of the model, down from the whole share, until one fits on every
+    process. `trainer` is not changed, as by `find_learning_rate`.
 
         found = find_batch_size(trainer, train_data, per_device_batch_size=256)
         trainer.train(
@@ -58,13 +62,14 @@ def find_batch_size(
             gradient_accumulation_steps=found.gradient_accumulation_steps,
         )
 
-    The memory that the trainer's own model takes on the device counts as in use, so call it before the first run. Where samples
-    differ in size, the largest may come later than the updates that were tried: raise `num_updates`, or sort the data.
-    Every process takes part and gets the same result.
+    The memory that the trainer's own model takes on the device counts as in use, so call it before the first
+    run. Where samples differ in size, the largest may come later than the updates that were tried: raise
+    `num_updates`, or sort the data. Every process takes part and gets the same result.
 
     Args:
         dataset: like that of `Trainer.train`; read as often as needed.
-        per_device_batch_size: samples of one process in an update, if `gradient_accumulation_steps` is not given.
+        per_device_batch_size: samples of one process in an update, if `gradient_accumulation_steps` is not
+            given.
         num_updates: with which each size is tried; the second also has the memory of the optimizer in use.
         train_arguments: further arguments of `Trainer.train` about data, accumulation and clipping.
 
@@ -75,23 +80,31 @@ def find_batch_size(
     check_trial("find_batch_size", trainer, dataset, per_device_batch_size, train_arguments)
     own = set(train_arguments.get("train_dataloader_kwargs") or ()) & {"batch_size", "batch_sampler"}
     if is_ready_loader(dataset) or own:
-        given = f"train_dataloader_kwargs has {sorted(own)}" if own else f"dataset is a ready {type(dataset).__name__}"
+        given = (
+            f"train_dataloader_kwargs has {sorted(own)}"
+            if own
+            else f"dataset is a ready {type(dataset).__name__}"
+        )
         raise ConfigurationError(
-            f"{given}, which decides on the size of a batch itself, so no other could be tried. Pass the data set inside it, and "
-            f"the size as per_device_batch_size."
+            f"{given}, which decides on the size of a batch itself, so no other could be tried. Pass the "
+            "data set inside it, and the size as per_device_batch_size."
         )
     share = per_device_batch_size * train_arguments.pop("gradient_accumulation_steps", 1)
     records: list[BatchSizeRecord] = []
     for size in (size for size in range(share, 0, -1) if share % size == 0):
-        arguments = {**train_arguments, "gradient_accumulation_steps": share // size, "max_num_train_steps": num_updates}
+        arguments = {
+            **train_arguments,
+            "gradient_accumulation_steps": share // size,
+            "max_num_train_steps": num_updates,
+        }
         fits = _fits(trainer, dataset, {"per_device_batch_size": size, **arguments})
         clear_device_cache(garbage_collection=True)
         records.append({"per_device_batch_size": size, "fits": fits})
         if fits:
             return BatchSize(size, share // size, records)
     raise ConfigurationError(
-        f"per_device_batch_size is {per_device_batch_size}, but not even a step of one sample fits into the memory of "
-        f"{trainer.device}. Use a smaller model, lower precision, or gradient checkpointing."
+        f"per_device_batch_size is {per_device_batch_size}, but not even a step of one sample fits into the "
+        f"memory of {trainer.device}. Use a smaller model, lower precision, or gradient checkpointing."
     )
 
 
@@ -112,15 +125,15 @@ def _fits(trainer: Trainer, dataset: Any, arguments: dict[str, Any]) -> bool:
             if not _is_out_of_memory(error):
                 raise
             # Outside of what is guarded, as in fetching a batch: the others are asking in their next step.
-            fits = all(gather_values(False))
+            fits = all(all_gather_object(False))
     return fits
 
 
 def _guard(trial: Trainer) -> None:
     """Let the processes agree after each part of a step whether it had enough memory.
 
-    Otherwise those that had would wait for the others forever. For the same reason gradients are not synchronised: this does not
-    change how much memory is needed, as the wrapper has made its buffers before.
+    Otherwise those that had would wait for the others forever. For the same reason gradients are not
+    synchronised: this does not change how much memory is needed, as the wrapper has made its buffers before.
     """
     calculate_loss, backward_step, optimizer_step = (
         trial.calculate_train_batch_loss,
@@ -146,7 +159,7 @@ def _agreed(act: Callable[..., Any]) -> Callable[..., Any]:
             if not _is_out_of_memory(error):
                 raise
             has_memory = False
-        if not all(gather_values(has_memory)):
+        if not all(all_gather_object(has_memory)):
             raise _DoesNotFitError
         return result
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from accel_core import ConfigurationError, TrainerCallback
-from accel_core.engines import is_frozen
+from accel_core.extending import is_frozen
 
 if TYPE_CHECKING:
     from accel_core import Trainer
@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 class ConvertSyncBatchNormCallback(TrainerCallback):
     """Replace the batch norms of the model by `torch.nn.SyncBatchNorm`, which normalises over the batches of all processes.
 
-    For batches that are small on each process. The model is converted before it is wrapped, and only where there are several
-    processes; parameters and buffers stay the same objects, so the optimizer need not know. It trains on accelerators only.
+    For batches that are small on each process. The model is converted before it is wrapped, and only where
+    there are several processes; parameters and buffers stay the same objects, so the optimizer need not know.
+    It trains on accelerators only.
     """
 
     order = -100
@@ -29,7 +30,7 @@ class ConvertSyncBatchNormCallback(TrainerCallback):
             return
         if trainer.device.type == "cpu" and not is_frozen(trainer.model):
             raise ConfigurationError(
-                "ConvertSyncBatchNormCallback needs an accelerator, but this run is on the CPU, where torch has no SyncBatchNorm "
-                "for training. Leave the callback out on a CPU."
+                "ConvertSyncBatchNormCallback needs an accelerator, but this run is on the CPU, where torch "
+                "has no SyncBatchNorm for training. Leave the callback out on a CPU."
             )
         trainer.model = nn.SyncBatchNorm.convert_sync_batchnorm(trainer.model)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from accel_core import TrainerCallback
-from accel_core.checks import check_not_negative, check_whole_number
+from accel_core.extending import check_not_negative, check_whole_number
 
 from .watched_metric import WatchedMetric
 
@@ -35,14 +35,18 @@ class EarlyStoppingCallback(TrainerCallback):
 
         Args:
             early_stopping_patience: epochs without improvement after which the run stops.
-            early_stopping_threshold: a value counts as better if it differs by more than this, in the metric's own unit.
+            early_stopping_threshold: a value counts as better if it differs by more than this, in the
+                metric's own unit.
             watch_metric: its name in the run history.
-            reset_on_train: forget the best value at each call of `train`; a resumed run goes on with the one it saved.
+            reset_on_train: forget the best value at each call of `train`; a resumed run goes on with the one
+                it saved.
 
         Raises:
             ConfigurationError: an argument cannot be used.
         """
-        check_whole_number("early_stopping_patience", early_stopping_patience, "Use 1 to stop at the first such epoch.")
+        check_whole_number(
+            "early_stopping_patience", early_stopping_patience, "Use 1 to stop at the first such epoch."
+        )
         way_out = "Use 0.0 to count every better value as an improvement."
         check_not_negative("early_stopping_threshold", early_stopping_threshold, way_out)
         self.early_stopping_patience = early_stopping_patience
@@ -76,12 +80,19 @@ class EarlyStoppingCallback(TrainerCallback):
     def _stop_if_exhausted(self, trainer: Trainer) -> None:
         epochs = self.epochs_without_improvement
         if epochs >= self.early_stopping_patience:
-            best = "no value at all" if self.best_metric is None else f"the best value is {self.best_metric:.6g}"
-            trainer.request_stop(f"{self.watched.name!r} has not improved for {epochs} epochs in a row; {best}")
+            best = (
+                "no value at all" if self.best_metric is None else f"the best value is {self.best_metric:.6g}"
+            )
+            trainer.request_stop(
+                f"{self.watched.name!r} has not improved for {epochs} epochs in a row; {best}"
+            )
 
     def state_dict(self) -> dict[str, Any]:
         """The best value, and for how many epochs it has been the best."""
-        return {"best_metric": self.best_metric, "epochs_without_improvement": self.epochs_without_improvement}
+        return {
+            "best_metric": self.best_metric,
+            "epochs_without_improvement": self.epochs_without_improvement,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from `state`."""

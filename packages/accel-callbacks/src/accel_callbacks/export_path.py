@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from accel_core import ConfigurationError, TrainerCallback
-from accel_core.distributed import together
+from accel_core.extending import run_on_main
 
 if TYPE_CHECKING:
     from accel_core import Trainer
@@ -21,10 +21,10 @@ def check_export_path(trainer: Trainer, callback: TrainerCallback, save_path: Pa
     for other in trainer.callbacks:
         if other is not callback and getattr(other, "save_path", None) == save_path:
             raise ConfigurationError(
-                f"save_path is '{save_path}' for {owner} and for {type(other).__name__}, so each would overwrite what the other "
-                f"has saved. Give each callback a path of its own."
+                f"save_path is '{save_path}' for {owner} and for {type(other).__name__}, so each would "
+                "overwrite what the other has saved. Give each callback a path of its own."
             )
-    if together(save_path.is_dir, trainer.is_main_process):
+    if run_on_main(save_path.is_dir, trainer.is_main_process):
         raise ConfigurationError(
             f"save_path of {owner} is '{save_path}', which is a folder, but an export is a file. Pass "
             f"'{save_path / 'model.pt'}', for example."

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 import torch
 
 from accel_core import ConfigurationError, TrainerCallback
-from accel_core.checks import check_positive, check_whole_number
-from accel_core.distributed import sum_over_processes
+from accel_core.extending import check_positive, check_whole_number, sum_over_processes
 
 from .plot_history import create_figure, save_figure
 from .trial import check_trial, trial_of
@@ -46,8 +45,8 @@ class LearningRateRange:
     def suggestion(self) -> float:
         """The learning rate at which the smoothed loss fell the fastest, by the logarithm of the rate.
 
-        How fast is the slope of the line of least squares through a fifth of the test, so that the noise of single batches
-        does not count.
+        How fast is the slope of the line of least squares through a fifth of the test, so that the noise of
+        single batches does not count.
 
         Raises:
             ConfigurationError: the loss never fell.
@@ -55,13 +54,16 @@ class LearningRateRange:
         losses = [record["smoothed_loss"] for record in self.records]
         lowest = losses.index(min(losses))
         width = min(max(3, len(losses) // 5), lowest + 1)
-        slopes = [(_slope(losses[start : start + width]), start + width // 2) for start in range(lowest + 2 - width)]
+        slopes = [
+            (_slope(losses[start : start + width]), start + width // 2) for start in range(lowest + 2 - width)
+        ]
         steepest, place = min(slopes)
         if steepest >= 0:
             rates = [record["learning_rate"] for record in self.records]
             raise ConfigurationError(
-                f"The loss did not fall with any learning rate from {rates[0]:.3g} to {rates[-1]:.3g}, so none can be suggested. "
-                f"Look at plot(path), and try another min_lr, a longer test or another batch size."
+                f"The loss did not fall with any learning rate from {rates[0]:.3g} to {rates[-1]:.3g}, so "
+                "none can be suggested. Look at plot(path), and try another min_lr, a longer test or "
+                "another batch size."
             )
         return self.records[place]["learning_rate"]
 
@@ -73,15 +75,31 @@ class LearningRateRange:
         figure = create_figure("LearningRateRange.plot", (6.4, 3.8))
         axes = figure.subplots()
         rates = [record["learning_rate"] for record in self.records]
-        axes.plot(rates, [record["loss"] for record in self.records], color="#999999", linewidth=1, label="of each update")
-        axes.plot(rates, [record["smoothed_loss"] for record in self.records], color="#0072B2", linewidth=2, label="smoothed")
+        axes.plot(
+            rates,
+            [record["loss"] for record in self.records],
+            color="#999999",
+            linewidth=1,
+            label="of each update",
+        )
+        axes.plot(
+            rates,
+            [record["smoothed_loss"] for record in self.records],
+            color="#0072B2",
+            linewidth=2,
+            label="smoothed",
+        )
         try:
             suggestion = self.suggestion
         except ConfigurationError:
             axes.set_title("The loss did not fall", loc="left")
         else:
-            loss = next(record["smoothed_loss"] for record in self.records if record["learning_rate"] == suggestion)
-            axes.plot(suggestion, loss, "o", color="#D55E00", markersize=9, label=f"fastest fall: {suggestion:.2g}")
+            loss = next(
+                record["smoothed_loss"] for record in self.records if record["learning_rate"] == suggestion
+            )
+            axes.plot(
+                suggestion, loss, "o", color="#D55E00", markersize=9, label=f"fastest fall: {suggestion:.2g}"
+            )
         axes.set_xscale("log")
         axes.set_xlabel("learning rate")
         axes.set_ylabel("training loss")
@@ -117,10 +135,11 @@ def find_learning_rate(
 ) -> LearningRateRange:
     """Train a copy of the model with a learning rate that rises with each update, and return how the loss answered.
 
-    The rate rises from `min_lr` to `max_lr` by the same factor at each update; groups of parameters keep the ratio of their
-    rates. The test ends early when the loss is far above its lowest value or not finite. `trainer` is not changed: the copy
-    has modules and optimizers of its own, no callbacks, and random numbers are put back, so a run that follows is the same to
-    the last bit. It needs memory for the copy. Every process takes part and gets the same result.
+    The rate rises from `min_lr` to `max_lr` by the same factor at each update; groups of parameters keep the
+    ratio of their rates. The test ends early when the loss is far above its lowest value or not finite.
+    `trainer` is not changed: the copy has modules and optimizers of its own, no callbacks, and random numbers
+    are put back, so a run that follows is the same to the last bit. It needs memory for the copy. Every
+    process takes part and gets the same result.
 
         found = find_learning_rate(trainer, train_data, per_device_batch_size=32)
         found.plot("learning_rate.png")
@@ -147,13 +166,19 @@ def find_learning_rate(
     check_whole_number("num_updates", num_updates, "Use 100 for a curve that can be read.")
     if not (min_lr or 0) < (max_lr or 0) or stop_factor is None or stop_factor <= 1 or num_updates < 3:
         raise ConfigurationError(
-            f"min_lr is {min_lr}, max_lr {max_lr}, stop_factor {stop_factor} and num_updates {num_updates}, but min_lr must be "
-            f"below max_lr, stop_factor above 1 and num_updates at least 3. Leave them out to take the defaults."
+            f"min_lr is {min_lr}, max_lr {max_lr}, stop_factor {stop_factor} and num_updates {num_updates}, "
+            "but min_lr must be below max_lr, stop_factor above 1 and num_updates at least 3. Leave them "
+            "out to take the defaults."
         )
     check_trial("find_learning_rate", trainer, dataset, per_device_batch_size, train_arguments)
     test = _RangeTest(min_lr, max_lr, num_updates, stop_factor)
     with trial_of(trainer, dataset, test) as trial:
-        trial.train(dataset, max_num_train_steps=num_updates, per_device_batch_size=per_device_batch_size, **train_arguments)
+        trial.train(
+            dataset,
+            max_num_train_steps=num_updates,
+            per_device_batch_size=per_device_batch_size,
+            **train_arguments,
+        )
     return LearningRateRange(test.records)
 
 
@@ -161,7 +186,11 @@ class _RangeTest(TrainerCallback):
     """Sets the learning rates of each update, and notes its loss."""
 
     def __init__(self, min_lr: float, max_lr: float, num_updates: int, stop_factor: float) -> None:
-        self.min_lr, self.factor, self.stop_factor = min_lr, (max_lr / min_lr) ** (1 / (num_updates - 1)), stop_factor
+        self.min_lr, self.factor, self.stop_factor = (
+            min_lr,
+            (max_lr / min_lr) ** (1 / (num_updates - 1)),
+            stop_factor,
+        )
         self.records: list[LearningRateRecord] = []
         self.mean, self.is_over = 0.0, False
 

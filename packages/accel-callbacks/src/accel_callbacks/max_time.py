@@ -6,7 +6,7 @@ import time
 from typing import TYPE_CHECKING
 
 from accel_core import TrainerCallback
-from accel_core.checks import check_positive
+from accel_core.extending import check_positive
 
 if TYPE_CHECKING:
     from accel_core import Trainer
@@ -15,8 +15,9 @@ if TYPE_CHECKING:
 class MaxTimeCallback(TrainerCallback):
     """Ask all processes to stop once a number of minutes has passed since the run started on any of them.
 
-    The clock starts anew with each call of `train`, since a limit is one of a job: a resumed run has all the time again. It is
-    looked at after updates and epochs, so leave enough for one update, one evaluation and saving.
+    The clock starts anew with each call of `train`, since a limit is one of a job: a resumed run has all the
+    time again. It is looked at after updates and epochs, so leave enough for one update, one evaluation and
+    saving.
     """
 
     def __init__(self, minutes: float) -> None:

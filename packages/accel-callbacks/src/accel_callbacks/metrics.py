@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from accel_core import ConfigurationError, TrainerCallback
-from accel_core.checks import check_callable, check_choice, shown
-from accel_core.distributed import gather_values, is_distributed, together
+from accel_core.extending import all_gather_object, check_callable, check_choice, is_distributed, preview, run_on_main
 
 if TYPE_CHECKING:
     from accel_core import Trainer
@@ -21,18 +20,21 @@ Update = Callable[[Any, Any, Mapping[str, Any]], None]
 class MetricsCallback(TrainerCallback):
     """Record metrics of each evaluation, of training, or of both, exactly on any number of processes.
 
-    A metric `accuracy` is recorded as `accuracy` for the evaluations of a training run, `train_accuracy` for training,
-    `intermediate_accuracy` in mid-epoch, `evaluation_accuracy` by `evaluate`, and `ema_model_accuracy` for averaged weights.
+    A metric `accuracy` is recorded as `accuracy` for the evaluations of a training run, `train_accuracy` for
+    training, `intermediate_accuracy` in mid-epoch, `evaluation_accuracy` by `evaluate`, and
+    `ema_model_accuracy` for averaged weights.
     """
 
-    def __init__(self, metrics: Any, update: Update | None = None, prefix: str = "", on: str = "eval") -> None:
+    def __init__(
+        self, metrics: Any, update: Update | None = None, prefix: str = "", on: str = "eval"
+    ) -> None:
         """Hold the metrics.
 
         Args:
             metrics: a `torchmetrics.Metric`, a `MetricCollection`, or a dict of metrics by name.
             update: called as `update(metric, batch, batch_output)` for each metric and batch; by default
-                `metric.update(batch_output["model_outputs"], batch[1])`, and with the outputs' `logits` and `batch["labels"]`
-                where batches are mappings.
+                `metric.update(batch_output["model_outputs"], batch[1])`, and with the outputs' `logits` and
+                `batch["labels"]` where batches are mappings.
             prefix: put before each name.
             on: `"train"`, `"eval"` or `"both"`.
 
@@ -40,14 +42,20 @@ class MetricsCallback(TrainerCallback):
             ConfigurationError: an argument cannot be used.
         """
         check_choice("on", on, ("train", "eval", "both"))
-        check_callable("update", update, "Pass update=lambda metric, batch, batch_output: ..., or leave it out.")
+        check_callable(
+            "update", update, "Pass update=lambda metric, batch, batch_output: ..., or leave it out."
+        )
         if not isinstance(prefix, str):
-            raise ConfigurationError(f"prefix is {shown(prefix)}, but must be a string. Pass 'test_', for example.")
+            raise ConfigurationError(
+                f"prefix is {preview(prefix)}, but must be a string. Pass 'test_', for example."
+            )
         self._metrics = _by_name(metrics)
         self.update = _update_with_outputs_and_targets if update is None else update
         self.prefix = prefix
         self.on = on
-        self._train_metrics = {name: metric.clone() for name, metric in self._metrics.items()} if on != "eval" else {}
+        self._train_metrics = (
+            {name: metric.clone() for name, metric in self._metrics.items()} if on != "eval" else {}
+        )
         self._eval_metrics = self._metrics if on != "train" else {}
         self._num_processes = 1
 
@@ -66,7 +74,9 @@ class MetricsCallback(TrainerCallback):
         """Begin anew."""
         _reset(self._train_metrics)
 
-    def on_train_step_end(self, trainer: Trainer, batch: Any, batch_output: dict[str, Any], step: int) -> None:
+    def on_train_step_end(
+        self, trainer: Trainer, batch: Any, batch_output: dict[str, Any], step: int
+    ) -> None:
         """Add a batch."""
         with torch.no_grad():
             self._add(self._train_metrics, batch, batch_output)
@@ -106,11 +116,16 @@ class MetricsCallback(TrainerCallback):
     def _check_names(self, trainer: Trainer) -> None:
         """Raise if another callback records a metric of the same name, which would have two values an epoch."""
         for other in trainer.callbacks:
-            shared = self._names() & other._names() if isinstance(other, MetricsCallback) and other is not self else set()
+            shared = (
+                self._names() & other._names()
+                if isinstance(other, MetricsCallback) and other is not self
+                else set()
+            )
             if shared:
                 raise ConfigurationError(
-                    f"Two MetricsCallbacks record {min(shared)!r}, so the run history would have two values of it an epoch. Give "
-                    f"one of them a prefix, or pass its metrics as a dict with other names."
+                    f"Two MetricsCallbacks record {min(shared)!r}, so the run history would have two values "
+                    "of it an epoch. Give one of them a prefix, or pass its metrics as a dict with other "
+                    "names."
                 )
 
     def _names(self) -> set[str]:
@@ -138,15 +153,17 @@ class MetricsCallback(TrainerCallback):
 
 
 def compute_over_processes(name: str, metric: Any, is_main: bool) -> dict[str, float]:
-    """Compute `metric`, or a collection, over what all processes have added to it; nothing if that is nothing.
+    """Compute `metric`, or a collection, over what all processes have added to it.
 
-    The states are gathered whole, and the main process computes. What torchmetrics does by itself waits forever where states are
-    lists of different lengths, and counts a process without a batch into means.
+    Nothing if that is nothing.
+
+    The states are gathered whole, and the main process computes. What torchmetrics does by itself waits
+    forever where states are lists of different lengths, and counts a process without a batch into means.
     """
     if not is_distributed():
         is_updated = any(single.update_count for single in _singles(metric))
         return _numbers(name, metric.compute()) if is_updated else {}
-    by_process = gather_values(_states_of(metric))
+    by_process = all_gather_object(_states_of(metric))
     if not any(single["updates"] for states in by_process for single in states):
         return {}
 
@@ -157,7 +174,7 @@ def compute_over_processes(name: str, metric: Any, is_main: bool) -> dict[str, f
         _set_states(merged, by_process)
         return _numbers(name, merged.compute())
 
-    return together(compute, is_main)  # type: ignore[no-any-return]
+    return run_on_main(compute, is_main)  # type: ignore[no-any-return]
 
 
 def _by_name(metrics: Any) -> dict[str, Any]:
@@ -172,8 +189,8 @@ def _by_name(metrics: Any) -> dict[str, Any]:
     if all(hasattr(metric, "compute") and not isinstance(metric, type) for metric in by_name.values()):
         return by_name
     raise ConfigurationError(
-        f"metrics is {shown(metrics)}, but must be a torchmetrics Metric, a MetricCollection or a dict of them by name. Pass "
-        f"{{'accuracy': MulticlassAccuracy(num_classes=10)}}, for example."
+        f"metrics is {preview(metrics)}, but must be a torchmetrics Metric, a MetricCollection or a dict of "
+        "them by name. Pass {'accuracy': MulticlassAccuracy(num_classes=10)}, for example."
     )
 
 
@@ -185,8 +202,9 @@ def _update_with_outputs_and_targets(metric: Any, batch: Any, batch_output: Mapp
         metric.update(getattr(outputs, "logits", outputs), batch["labels"])
     else:
         raise ConfigurationError(
-            f"A batch is a {type(batch).__name__}, but without update the metrics are given batch[1] as targets. Pass, for "
-            f"example, update=lambda metric, batch, batch_output: metric.update(batch_output['model_outputs'], batch['labels'])."
+            f"A batch is a {type(batch).__name__}, but without update the metrics are given batch[1] as "
+            "targets. Pass, for example, update=lambda metric, batch, batch_output: "
+            "metric.update(batch_output['model_outputs'], batch['labels'])."
         )
 
 
@@ -196,14 +214,20 @@ def _reset(metrics: dict[str, Any]) -> None:
 
 
 def _singles(metric: Any) -> list[Any]:
-    """Every metric in `metric`: itself, those of a collection, those inside a wrapper; in the same order on every process."""
+    """Every metric in `metric`: itself, those of a collection, those inside a wrapper.
+
+    In the same order on every process.
+    """
     return [module for module in metric.modules() if hasattr(module, "_reductions")]
 
 
 def _states_of(metric: Any) -> list[dict[str, Any]]:
     """The sums of this process, on the CPU."""
     return [
-        {"updates": single.update_count, "state": {key: _moved(getattr(single, key), "cpu") for key in single._reductions}}
+        {
+            "updates": single.update_count,
+            "state": {key: _moved(getattr(single, key), "cpu") for key in single._reductions},
+        }
         for single in _singles(metric)
     ]
 
@@ -236,13 +260,17 @@ def _moved(value: Any, device: Any) -> Any:
 def _numbers(name: str, value: Any) -> dict[str, float]:
     """Numbers by name: those of a dict are named after its keys too, those of a vector after their places."""
     if isinstance(value, Mapping):
-        return {key: number for k, v in value.items() for key, number in _numbers(f"{name}_{k}".lstrip("_"), v).items()}
+        return {
+            key: number
+            for k, v in value.items()
+            for key, number in _numbers(f"{name}_{k}".lstrip("_"), v).items()
+        }
     tensor = torch.as_tensor(value)
     if tensor.ndim == 1 and tensor.numel() > 1:
         return {f"{name}_{place}": number for place, number in enumerate(map(float, tensor))}
     if tensor.numel() != 1:
         raise ConfigurationError(
-            f"The metric {name!r} gives a tensor of shape {tuple(tensor.shape)}, but must give a number, a vector or a dict. "
-            f"Compute it in a callback of your own, and keep it there."
+            f"The metric {name!r} gives a tensor of shape {tuple(tensor.shape)}, but must give a number, a "
+            "vector or a dict. Compute it in a callback of your own, and keep it there."
         )
     return {name: float(tensor)}

@@ -15,11 +15,7 @@ from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from accel_core import AccelWarning, ConfigurationError, LossTracker, TrainerCallback
-from accel_core.checks import shown
-from accel_core.distributed import broadcast_from_main
-from accel_core.engines import is_sharded
-from accel_core.errors import NotFiniteError
-from accel_core.random_state import keep_random_state
+from accel_core.extending import NotFiniteError, broadcast_tensors, is_sharded, preserving_random_state, preview
 
 from .export_path import check_export_path
 from .watched_metric import WatchedMetric
@@ -31,22 +27,26 @@ if TYPE_CHECKING:
 class ModelEmaCallback(TrainerCallback):
     """Average the weights over the updates; often the average is better than the weights of any update.
 
-    After update n, counted from 1, each parameter's average is `d * average + (1 - d) * parameter`, where d is `decay`, or with
-    `warmup` the smaller of `decay` and `n / (9 + n)`. It begins with the weights that the run begins with. Buffers of
-    floating-point numbers (the statistics of batch norm) are averaged alike; all others, and those that hold values that are not
-    finite (masks), are copied.
+    After update n, counted from 1, each parameter's average is `d * average + (1 - d) * parameter`, where d
+    is `decay`, or with `warmup` the smaller of `decay` and `n / (9 + n)`. It begins with the weights that the
+    run begins with. Buffers of floating-point numbers (the statistics of batch norm) are averaged alike; all
+    others, and those that hold values that are not finite (masks), are copied.
 
-    After each epoch the average is evaluated like the model, with the same metrics: `ema_model_eval_loss_epoch`,
-    `ema_model_accuracy`. It is exported whenever the watched metric was better than ever before; where it is not evaluated,
-    once at the end of the run. Training is the same with and without this callback, and nothing waits for the device after an
-    update. Averages and the best value are saved with the training state; each new call of `train` begins with new ones.
+    After each epoch the average is evaluated like the model, with the same metrics:
+    `ema_model_eval_loss_epoch`, `ema_model_accuracy`. It is exported whenever the watched metric was better
+    than ever before; where it is not evaluated, once at the end of the run. Training is the same with and
+    without this callback, and nothing waits for the device after an update. Averages and the best value are
+    saved with the training state; each new call of `train` begins with new ones.
 
     Source:
         Warm-up: `tf.train.ExponentialMovingAverage` of TensorFlow, argument `num_updates`.
     """
 
     order = 20
-    """After callbacks of your own; before those that log, watch or save, which need its metrics and averages."""
+    """After callbacks of your own.
+
+    Before those that log, watch or save, which need its metrics and averages.
+    """
 
     def __init__(
         self,
@@ -63,7 +63,8 @@ class ModelEmaCallback(TrainerCallback):
             decay: what is kept of the average at an update; 0.999 averages over about the last thousand.
             warmup: forget the beginning faster, so that short runs too have an average worth having.
             evaluate_during_training: after each epoch, if `train` has an `eval_dataset`.
-            save_path: of the export, which holds weights only and the value of `watch_metric`; None exports nothing.
+            save_path: of the export, which holds weights only and the value of `watch_metric`; None exports
+                nothing.
             watch_metric: its name in the run history.
 
         Raises:
@@ -93,8 +94,8 @@ class ModelEmaCallback(TrainerCallback):
         """Begin with the weights of the model."""
         if is_sharded(trainer.accelerator):
             raise ConfigurationError(
-                f"ModelEmaCallback was given a model that {trainer.accelerator.distributed_type.value} has spread over the "
-                f"processes, but it averages whole models only. Use DDP, or leave it out."
+                f"ModelEmaCallback was given a model that {trainer.accelerator.distributed_type.value} has "
+                "spread over the processes, but it averages whole models only. Use DDP, or leave it out."
             )
         if self.save_path is not None:
             check_export_path(trainer, self, self.save_path)
@@ -121,10 +122,14 @@ class ModelEmaCallback(TrainerCallback):
         """Evaluate the average, and export it if it is the best so far."""
         if not self._is_evaluated(trainer):
             return
-        with self._in_place_of_the_model(trainer), keep_random_state(trainer.device):
+        with self._in_place_of_the_model(trainer), preserving_random_state(trainer.device):
             trainer.run_eval_epoch(metric_prefix="ema_model_eval")
         value = self.watched.value_of_epoch(trainer)
-        if value is not None and self.watched.is_better(value, self.best_metric) and self._export(trainer, value):
+        if (
+            value is not None
+            and self.watched.is_better(value, self.best_metric)
+            and self._export(trainer, value)
+        ):
             self.best_metric, self.best_metric_epoch = value, trainer.run_history.current_epoch
 
     def on_training_run_end(self, trainer: Trainer) -> None:
@@ -143,10 +148,13 @@ class ModelEmaCallback(TrainerCallback):
         self.best_metric_epoch = state["best_metric_epoch"]
         # Only the main process has saved the parameters.
         cast(nn.Module, self.ema_model).load_state_dict(state["ema_model"], strict=False)
-        broadcast_from_main(self._averages)
+        broadcast_tensors(self._averages)
 
     def state_dict(self) -> dict[str, Any]:
-        """Averages and the best value. The parameters of all processes are equal, so only the main one saves them."""
+        """Averages and the best value.
+
+        The parameters of all processes are equal, so only the main one saves them.
+        """
         if self.ema_model is None:
             return {}
         state = self.ema_model.state_dict()
@@ -170,8 +178,8 @@ class ModelEmaCallback(TrainerCallback):
             self.ema_model = copy.deepcopy(model)
         except (RuntimeError, TypeError) as error:
             raise ConfigurationError(
-                f"ModelEmaCallback needs a copy of the model, but a {type(model).__name__} cannot be copied: {error} Give it a "
-                f"__deepcopy__, or leave ModelEmaCallback out."
+                f"ModelEmaCallback needs a copy of the model, but a {type(model).__name__} cannot be copied: "
+                f"{error} Give it a __deepcopy__, or leave ModelEmaCallback out."
             ) from error
         self.ema_model.requires_grad_(False).eval()
         self.num_updates, self.best_metric, self.best_metric_epoch = 0, None, None
@@ -188,8 +196,8 @@ class ModelEmaCallback(TrainerCallback):
         ]
         if any(average.element_size() < 4 for average in self._averages):
             warnings.warn(
-                "ModelEmaCallback averages parameters of half precision, which is too coarse for its small changes. Keep the "
-                "parameters in float32, and use the mixed_precision of the Accelerator.",
+                "ModelEmaCallback averages parameters of half precision, which is too coarse for its small "
+                "changes. Keep the parameters in float32, and use the mixed_precision of the Accelerator.",
                 AccelWarning,
             )
 
@@ -202,7 +210,7 @@ class ModelEmaCallback(TrainerCallback):
         kept = trainer.model, trainer.eval_loss
         trainer.model, trainer.eval_loss = cast(nn.Module, self.ema_model), LossTracker(trainer.device)
         try:
-            broadcast_from_main(trainer.model.buffers())
+            broadcast_tensors(trainer.model.buffers())
             yield
         finally:
             trainer.model, trainer.eval_loss = kept
@@ -225,8 +233,8 @@ def _check_decay(decay: Any) -> None:
     is_number = isinstance(decay, numbers.Real) and not isinstance(decay, bool)
     if not (is_number and 0 <= float(decay) < 1):
         raise ConfigurationError(
-            f"decay is {shown(decay)}, but must be a number from 0 to below 1. Use 0.999 to average over about the last "
-            f"thousand updates."
+            f"decay is {preview(decay)}, but must be a number from 0 to below 1. Use 0.999 to average over "
+            "about the last thousand updates."
         )
 
 

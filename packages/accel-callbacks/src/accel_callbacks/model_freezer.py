@@ -10,8 +10,7 @@ from typing import NamedTuple, TypedDict
 from torch import nn
 
 from accel_core import ConfigurationError
-from accel_core.checks import shown
-from accel_core.run_history import did_you_mean
+from accel_core.extending import did_you_mean, preview
 
 BN_MODULES: tuple[type[nn.Module], ...] = (
     nn.BatchNorm1d,
@@ -54,9 +53,9 @@ class ParameterGroup(TypedDict):
 class ModelFreezer:
     """Freezes parts of a model for fine-tuning, and unfreezes them again.
 
-    The *layer groups* are the modules that are attributes of the model, in the order of their definition: in most models from the
-    input to the head. Parameters that the model holds directly (`cls_token`, `pos_embed`) go with the first group. A
-    model without modules in it is one group.
+    The *layer groups* are the modules that are attributes of the model, in the order of their definition: in
+    most models from the input to the head. Parameters that the model holds directly (`cls_token`,
+    `pos_embed`) go with the first group. A model without modules in it is one group.
 
     ```python
     freezer = ModelFreezer(model)
@@ -64,19 +63,21 @@ class ModelFreezer:
     optimizer = AdamW(freezer.get_trainable_parameters(), lr=1e-3)
     ```
 
-    Constructing a freezer changes nothing, so what is frozen already (as by LoRA) stays so. A frozen parameter has
-    `requires_grad=False` and no gradient, so that no optimizer changes it, not even by weight decay. Freeze before the model is
-    prepared, or in `on_prepare_start`, on every process alike.
+    Constructing a freezer changes nothing, so what is frozen already (as by LoRA) stays so. A frozen
+    parameter has `requires_grad=False` and no gradient, so that no optimizer changes it, not even by weight
+    decay. Freeze before the model is prepared, or in `on_prepare_start`, on every process alike.
 
     Args:
         model: the model, compiled or not, but not wrapped.
-        freeze_batch_norms: `freeze` freezes the weights of batch norms too. By default they stay trainable and in their mode,
-            since their statistics go on following the data in train mode.
+        freeze_batch_norms: `freeze` freezes the weights of batch norms too. By default they stay trainable
+            and in their mode, since their statistics go on following the data in train mode.
     """
 
     def __init__(self, model: nn.Module, freeze_batch_norms: bool = False) -> None:
         if not isinstance(model, nn.Module):
-            raise ConfigurationError(f"model is {shown(model)}, but must be a torch.nn.Module. Pass the model itself.")
+            raise ConfigurationError(
+                f"model is {preview(model)}, but must be a torch.nn.Module. Pass the model itself."
+            )
         self.model: nn.Module = getattr(model, "_orig_mod", model)
         self.freeze_batch_norms = freeze_batch_norms
         self.modules_kept_in_eval: list[nn.Module] = []
@@ -112,7 +113,11 @@ class ModelFreezer:
         Raises:
             ConfigurationError: there is no such layer group or parameter.
         """
-        return self._find(part) if isinstance(part, str) else _parameters_in(self._modules_to_freeze(*self._range(part, part)))
+        return (
+            self._find(part)
+            if isinstance(part, str)
+            else _parameters_in(self._modules_to_freeze(*self._range(part, part)))
+        )
 
     def freeze(self, from_index: int = 0, to_index: int = -2, set_modules_as_eval: bool = False) -> None:
         """Freeze the layer groups between two indices, both included: by default all but the last.
@@ -120,9 +125,9 @@ class ModelFreezer:
         Args:
             from_index: from 0; a negative one counts from the end.
             to_index: likewise; may be the smaller one.
-            set_modules_as_eval: put their modules in eval mode, which stops dropout and, with `freeze_batch_norms`, the
-                statistics of batch norms. `model.train()` undoes it, and the trainer calls that before `on_train_epoch_start`:
-                call `restore_eval_modes` there.
+            set_modules_as_eval: put their modules in eval mode, which stops dropout and, with
+                `freeze_batch_norms`, the statistics of batch norms. `model.train()` undoes it, and the
+                trainer calls that before `on_train_epoch_start`: call `restore_eval_modes` there.
 
         Raises:
             ConfigurationError: there is no such layer group.
@@ -144,8 +149,8 @@ class ModelFreezer:
             set_modules_as_training: put their modules in train mode.
 
         Returns:
-            The parameters that were frozen, by layer group, for `optimizer.add_param_group` where the optimizer does not
-            have them: `{3: {"params": [...]}}`.
+            The parameters that were frozen, by layer group, for `optimizer.add_param_group` where the
+            optimizer does not have them: `{3: {"params": [...]}}`.
 
         Raises:
             ConfigurationError: there is no such layer group.
@@ -163,8 +168,8 @@ class ModelFreezer:
         """Freeze the parameters with these names, batch norms too if their names match.
 
         Args:
-            names: one or more names as in `model.named_parameters()`; `*` stands for anything, as in `"encoder.*"` or
-                `"*.bias"`.
+            names: one or more names as in `model.named_parameters()`; `*` stands for anything, as in
+                `"encoder.*"` or `"*.bias"`.
             set_modules_as_eval: put the modules that hold them in eval mode; see `freeze`.
 
         Raises:
@@ -175,7 +180,9 @@ class ModelFreezer:
         if set_modules_as_eval:
             self._keep_in_eval(self._owners(parameters))
 
-    def unfreeze_parameters(self, names: str | Sequence[str], set_modules_as_training: bool = True) -> dict[int, ParameterGroup]:
+    def unfreeze_parameters(
+        self, names: str | Sequence[str], set_modules_as_training: bool = True
+    ) -> dict[int, ParameterGroup]:
         """Unfreeze the parameters with these names, given as in `freeze_parameters`.
 
         Args:
@@ -224,9 +231,9 @@ class ModelFreezer:
             if not isinstance(index, numbers.Integral) or not -number <= index < number:
                 owner, names = type(self.model).__name__, [child for child, _ in self.model.named_children()]
                 raise ConfigurationError(
-                    f"{name} is {index!r}, but must be between {-number} and {number - 1}, as {owner} has the layer groups"
-                    f" {names or '[the model itself]'}. Pass another index, or use freeze_parameters and "
-                    f"unfreeze_parameters with names."
+                    f"{name} is {index!r}, but must be between {-number} and {number - 1}, as {owner} has "
+                    f"the layer groups {names or '[the model itself]'}. Pass another index, or use "
+                    "freeze_parameters and unfreeze_parameters with names."
                 )
         low, high = sorted((from_index % number, to_index % number))
         return range(low, high + 1)
@@ -238,26 +245,35 @@ class ModelFreezer:
             matching = fnmatch.filter(by_name, pattern)
             if not matching:
                 raise ConfigurationError(
-                    f"The name {pattern!r} matches no parameter of {type(self.model).__name__}.{did_you_mean(pattern, by_name)} "
-                    f"model.named_parameters() has the names; '*' stands for anything, as in 'encoder.*'."
+                    f"The name {pattern!r} matches no parameter of "
+                    f"{type(self.model).__name__}.{did_you_mean(pattern, by_name)} model.named_parameters() "
+                    "has the names; '*' stands for anything, as in 'encoder.*'."
                 )
             found.update((id(by_name[name]), by_name[name]) for name in matching)
         return list(found.values())
 
     def _owners(self, parameters: Iterable[nn.Parameter]) -> list[nn.Module]:
         wanted = {id(parameter) for parameter in parameters}
-        return [module for module in self.model.modules() if wanted & set(map(id, module.parameters(recurse=False)))]
+        return [
+            module
+            for module in self.model.modules()
+            if wanted & set(map(id, module.parameters(recurse=False)))
+        ]
 
     def _keep_in_eval(self, modules: Iterable[nn.Module]) -> None:
         known = {id(module) for module in self.modules_kept_in_eval}
         self.modules_kept_in_eval += [
-            module for module in modules if id(module) not in known and not self._is_model_with_modules(module)
+            module
+            for module in modules
+            if id(module) not in known and not self._is_model_with_modules(module)
         ]
         self.restore_eval_modes()
 
     def _set_as_training(self, modules: Iterable[nn.Module]) -> None:
         chosen = {id(module): module for module in modules if not self._is_model_with_modules(module)}
-        self.modules_kept_in_eval = [module for module in self.modules_kept_in_eval if id(module) not in chosen]
+        self.modules_kept_in_eval = [
+            module for module in self.modules_kept_in_eval if id(module) not in chosen
+        ]
         for module in chosen.values():
             module.training = True
 
@@ -288,7 +304,10 @@ def _freeze(parameters: Iterable[nn.Parameter]) -> None:
 
 
 def _unfreeze(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
-    """Unfreeze those that are frozen, and return them. Whole numbers (quantised weights) cannot have a gradient."""
+    """Unfreeze those that are frozen, and return them.
+
+    Whole numbers (quantised weights) cannot have a gradient.
+    """
     frozen = [
         parameter
         for parameter in parameters

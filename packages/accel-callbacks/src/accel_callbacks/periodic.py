@@ -5,18 +5,20 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from accel_core.checks import check_positive, check_whole_number
+from accel_core.extending import check_positive, check_whole_number
 
 if TYPE_CHECKING:
     from accel_core import Trainer, TrainerCallback
 
 
 class Periodic:
-    """Tells when something is due that happens every n epochs, updates or minutes; several of them may be given.
+    """Tells when something is due that happens every n epochs, updates or minutes.
 
-    Epochs and updates are counted from the beginning of the run, so a resumed run goes on in the same rhythm. Minutes are
-    counted by each process from the start, or from the last time that anything was due; as soon as they have passed on one
-    process, it is due on all of them after the same update.
+    Several of them may be given.
+
+    Epochs and updates are counted from the beginning of the run, so a resumed run goes on in the same rhythm.
+    Minutes are counted by each process from the start, or from the last time that anything was due; as soon
+    as they have passed on one process, it is due on all of them after the same update.
     """
 
     def __init__(
@@ -46,13 +48,18 @@ class Periodic:
 
     def start(self, trainer: Trainer, callback: TrainerCallback) -> None:
         """Begin to count minutes. Call it in `on_training_run_start`, on every process."""
-        self._topic = next(f"minutes of {name}" for name, listed in trainer.callbacks.named() if listed is callback)
+        self._topic = next(
+            f"minutes of {name}" for name, listed in trainer.callbacks.named() if listed is callback
+        )
         self._last_time = time.monotonic()
         if self.minutes is not None:
             trainer.agreement.register(self._topic)
 
     def is_due_after_update(self, trainer: Trainer) -> bool:
-        """Whether it is due now, by updates or minutes. Call it in every `on_optimizer_step_end`, on every process."""
+        """Whether it is due now, by updates or minutes.
+
+        Call it in every `on_optimizer_step_end`, on every process.
+        """
         is_due = self.updates is not None and trainer.run_progress.updates_completed % self.updates == 0
         if self.minutes is not None:
             is_due = is_due or self._topic in trainer.agreement.agreed
@@ -64,7 +71,10 @@ class Periodic:
         return is_due
 
     def is_due_after_epoch(self, trainer: Trainer) -> bool:
-        """Whether it is due now, by epochs. Call it in `on_training_run_epoch_end`; an epoch that a limit cut short is none."""
+        """Whether it is due now, by epochs.
+
+        Call it in `on_training_run_epoch_end`; an epoch that a limit cut short is none.
+        """
         progress = trainer.run_progress
         is_whole = progress.updates_completed_in_epoch == 0
         return self.epochs is not None and is_whole and progress.epochs_completed % self.epochs == 0

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from accel_core import ConfigurationError, RunHistory
-from accel_core.run_history import MetricRecord
+from accel_core.extending import MetricRecord
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,7 +26,8 @@ class _Kind:
     style: dict[str, Any]
 
 
-# The colours are those of Okabe and Ito, which colour-blind readers can tell apart. Longer prefixes come first.
+# The colours are those of Okabe and Ito, which colour-blind readers can tell apart. Longer prefixes come
+# first.
 _KINDS = (
     _Kind("ema_model_eval_", "averaged weights", {"color": "#009E73", "marker": "s"}),
     _Kind("ema_model_", "averaged weights", {"color": "#009E73", "marker": "s"}),
@@ -39,7 +40,19 @@ _KINDS = (
 _PLAIN = _Kind("", "evaluation", {"color": "#D55E00", "marker": "o"})
 _ORDER_OF_LABELS = ("training", "evaluation", "averaged weights", "mid-epoch", "evaluate()")
 _LEARNING_RATES = ("lr", "learning_rate")
-_SMALLER_IS_BETTER = ("loss", "error", "perplexity", "mae", "mse", "rmse", "wer", "cer", "nll", "distance", "divergence")
+_SMALLER_IS_BETTER = (
+    "loss",
+    "error",
+    "perplexity",
+    "mae",
+    "mse",
+    "rmse",
+    "wer",
+    "cer",
+    "nll",
+    "distance",
+    "divergence",
+)
 _MOST_MARKERS = 30
 _MANY_VALUES = 200
 _WIDTH_OF_TITLE = 44
@@ -67,17 +80,18 @@ class _Series:
 def plot_history(run_history: RunHistory, path: str | Path | None = None) -> Figure:
     """Draw losses and metrics by epoch, with the best evaluation marked, and the learning rate by update.
 
-    There is a panel for the losses, one for each metric, with its values in training and evaluation, and one for the learning
-    rates, if a callback recorded them as `learning_rate` or `lr`. Other metrics with several values in an epoch are drawn
-    by update too. Values that are not finite leave a gap and are marked with a cross at the lower edge. Losses and errors that
-    span a factor of more than 100 are drawn on a logarithmic axis.
+    There is a panel for the losses, one for each metric, with its values in training and evaluation, and one
+    for the learning rates, if a callback recorded them as `learning_rate` or `lr`. Other metrics with several
+    values in an epoch are drawn by update too. Values that are not finite leave a gap and are marked with a
+    cross at the lower edge. Losses and errors that span a factor of more than 100 are drawn on a logarithmic
+    axis.
 
     Needs matplotlib, of which it changes no global state, so that it works without a screen.
 
     Args:
         run_history: that of `trainer.run_history`, or what `trainer.train` returned.
-        path: where to save the picture; its ending says the format (`.png`, `.pdf`, `.svg`). Folders are made. On several
-            processes, save on one: `if trainer.is_main_process`.
+        path: where to save the picture; its ending says the format (`.png`, `.pdf`, `.svg`). Folders are
+            made. On several processes, save on one: `if trainer.is_main_process`.
 
     Returns:
         The figure, to change or to show.
@@ -87,19 +101,28 @@ def plot_history(run_history: RunHistory, path: str | Path | None = None) -> Fig
     """
     records = run_history.to_records()
     if not records:
-        raise ConfigurationError("The run history has no values, so there is nothing to draw. Call plot_history after train.")
+        raise ConfigurationError(
+            "The run history has no values, so there is nothing to draw. Call plot_history after train."
+        )
     panels = _sort_into_panels(records)
     columns = 1 if len(panels) == 1 else 2 if len(panels) <= 4 else 3
     rows = math.ceil(len(panels) / columns)
     figure = create_figure("plot_history", (1 + 4.8 * columns, 3.4 * rows))
     grid = figure.subplots(rows, columns, squeeze=False).flatten()
     position_in_epochs = _position_in_epochs(records)
-    by_epoch = [axes for axes, (name, series) in zip(grid, panels.items(), strict=False) if not _is_by_update(name, series)]
+    by_epoch = [
+        axes
+        for axes, (name, series) in zip(grid, panels.items(), strict=False)
+        if not _is_by_update(name, series)
+    ]
     for axes, (name, series) in zip(grid, panels.items(), strict=False):
         _draw_panel(axes, name, series, position_in_epochs)
     if by_epoch:
-        # The same epochs in all of these panels, so that they can be compared, and room for the marks at the ends.
-        low, high = (limit(axes.dataLim.intervalx[end] for axes in by_epoch) for end, limit in enumerate((min, max)))
+        # The same epochs in all of these panels, so that they can be compared, and room for the marks at the
+        # ends.
+        low, high = (
+            limit(axes.dataLim.intervalx[end] for axes in by_epoch) for end, limit in enumerate((min, max))
+        )
         room = max(0.25, 0.03 * high)
         for axes in by_epoch:
             axes.set_xlim(low - room, high + room)
@@ -110,7 +133,10 @@ def plot_history(run_history: RunHistory, path: str | Path | None = None) -> Fig
 
 
 def create_figure(caller: str, size: tuple[float, float]) -> Figure:
-    """Return an empty figure of `size` (inches) that no window knows. Raises `ConfigurationError` without matplotlib."""
+    """Return an empty figure of `size` (inches) that no window knows.
+
+    Raises `ConfigurationError` without matplotlib.
+    """
     try:
         from matplotlib.figure import Figure
     except ImportError:
@@ -140,7 +166,9 @@ def _sort_into_panels(records: Sequence[MetricRecord]) -> dict[str, list[_Series
             panels.setdefault(panel, []).append(series[name])
         series[name].records.append(record)
     for members in panels.values():
-        members.sort(key=lambda member: _ORDER_OF_LABELS.index(member.label) if member.label in _ORDER_OF_LABELS else 0)
+        members.sort(
+            key=lambda member: _ORDER_OF_LABELS.index(member.label) if member.label in _ORDER_OF_LABELS else 0
+        )
 
     def place(item: tuple[str, list[_Series]]) -> tuple[bool, bool, bool]:
         name, members = item
@@ -181,7 +209,9 @@ def _position_in_epochs(records: Sequence[MetricRecord]) -> Callable[[MetricReco
     return position
 
 
-def _draw_panel(axes: Axes, name: str, series: list[_Series], position_in_epochs: Callable[[MetricRecord], float]) -> None:
+def _draw_panel(
+    axes: Axes, name: str, series: list[_Series], position_in_epochs: Callable[[MetricRecord], float]
+) -> None:
     from matplotlib.ticker import MaxNLocator
 
     by_update = _is_by_update(name, series)
@@ -190,7 +220,14 @@ def _draw_panel(axes: Axes, name: str, series: list[_Series], position_in_epochs
         style = _style_by_update(index, len(series)) if by_update else dict(member.kind.style)
         places = [record["update"] if by_update else position_in_epochs(record) for record in member.records]
         # A cross for each value that is missing, in a row of the series' own, as series often fail together.
-        _draw_series(axes, member, places, style, name if member is best else None, height_of_crosses=0.03 + 0.04 * index)
+        _draw_series(
+            axes,
+            member,
+            places,
+            style,
+            name if member is best else None,
+            height_of_crosses=0.03 + 0.04 * index,
+        )
     if any(len(member.finite) < len(member.records) for member in series):
         axes.plot([], [], color="gray", marker="x", markersize=4, linestyle="none", label="not finite")
     axes.set_title(textwrap.fill(_readable(name), _WIDTH_OF_TITLE), loc="left")
@@ -234,8 +271,23 @@ def _draw_series(
         value, place = _find_best(values, places, best_of)
         word = "lowest" if _smaller_is_better(best_of) else "highest"
         label += f", {word} {value:.4g} in epoch {math.ceil(place):,}"
-        axes.plot(place, value, color=style["color"], marker="o", markersize=11, fillstyle="none", markeredgewidth=1.5)
-    axes.plot(places, values, label=label, markersize=4.5, linewidth=1.0 if len(values) > _MANY_VALUES else 1.5, **style)
+        axes.plot(
+            place,
+            value,
+            color=style["color"],
+            marker="o",
+            markersize=11,
+            fillstyle="none",
+            markeredgewidth=1.5,
+        )
+    axes.plot(
+        places,
+        values,
+        label=label,
+        markersize=4.5,
+        linewidth=1.0 if len(values) > _MANY_VALUES else 1.5,
+        **style,
+    )
     missing = [place for place, value in zip(places, values, strict=True) if math.isnan(value)]
     axes.plot(
         missing,

@@ -12,20 +12,21 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from tqdm import tqdm
 
 from accel_core import TrainerCallback
-from accel_core.print_progress import how_it_ended
+from accel_core.extending import how_it_ended
 
 if TYPE_CHECKING:
     from accel_core import LossTracker, Trainer
-    from accel_core.sharded_dataloader import ShardedDataLoader
+    from accel_core.extending import ShardedDataLoader
 
 
 class ProgressBarCallback(TrainerCallback):
     """Show epoch, running loss, learning rate, samples a second and remaining time, on the main process.
 
-    In a terminal or a notebook: a bar for each epoch of training, which stays, and one for each evaluation, which goes when it
-    is done. Elsewhere, so that no log is filled, the name of each epoch, and a line a minute at most. The loss is the mean so far
-    of the main process, the rate that of all processes. Both are read only when they are shown, so a step pays for a look at
-    the clock. What `trainer.print` prints while a bar is in the terminal appears above it.
+    In a terminal or a notebook: a bar for each epoch of training, which stays, and one for each evaluation,
+    which goes when it is done. Elsewhere, so that no log is filled, the name of each epoch, and a line a
+    minute at most. The loss is the mean so far of the main process, the rate that of all processes. Both are
+    read only when they are shown, so a step pays for a look at the clock. What `trainer.print` prints while a
+    bar is in the terminal appears above it.
 
     A run that all processes stop early ends with a line that says why.
     """
@@ -49,7 +50,9 @@ class ProgressBarCallback(TrainerCallback):
         total = len(loader) if loader.is_sized else None
         if total is not None and config.max_num_train_steps is not None:
             updates = config.max_num_train_steps - progress.updates_completed
-            total = min(total, progress.steps_completed_in_epoch + updates * config.gradient_accumulation_steps)
+            total = min(
+                total, progress.steps_completed_in_epoch + updates * config.gradient_accumulation_steps
+            )
         of = f"/{config.num_epochs}" if config.num_epochs is not None else ""
         done = progress.steps_completed_in_epoch
         bar = _Bar(f"Epoch {progress.current_epoch}{of}", loader, trainer.train_loss, total, done, stays=True)
@@ -57,7 +60,9 @@ class ProgressBarCallback(TrainerCallback):
         if bar.tqdm is None:
             trainer.print(bar.title)
 
-    def on_train_step_end(self, trainer: Trainer, batch: Any, batch_output: dict[str, Any], step: int) -> None:
+    def on_train_step_end(
+        self, trainer: Trainer, batch: Any, batch_output: dict[str, Any], step: int
+    ) -> None:
         """Count the batch; show it if it is time."""
         if self._bars:
             self._bars[-1].completed = step + 1
@@ -126,7 +131,13 @@ class _Bar:
     """One bar, or where there is no terminal the lines in its place."""
 
     def __init__(
-        self, title: str, loader: ShardedDataLoader | None, loss: LossTracker, total: int | None, done: int, stays: bool
+        self,
+        title: str,
+        loader: ShardedDataLoader | None,
+        loss: LossTracker,
+        total: int | None,
+        done: int,
+        stays: bool,
     ) -> None:
         self.title = title
         self.loss = loss
@@ -139,7 +150,9 @@ class _Bar:
         self.seconds = ProgressBarCallback.seconds_between_lines
         if bar_class is not None:
             self.seconds = ProgressBarCallback.seconds_between_draws
-            self.tqdm = bar_class(desc=title, total=total, initial=done, leave=stays, unit="batch", **_width())
+            self.tqdm = bar_class(
+                desc=title, total=total, initial=done, leave=stays, unit="batch", **_width()
+            )
         self.next_time = self.began + self.seconds
 
     def show(self, trainer: Trainer) -> None:
@@ -191,7 +204,10 @@ def _bar_class() -> Any:
 
 
 def _width() -> dict[str, Any]:
-    """The width of the terminal, also when it changes; one of our own where it has none, and the bar would not be seen."""
+    """The width of the terminal, also when it changes.
+
+    One of our own where it has none, and the bar would not be seen.
+    """
     try:
         has_width = os.get_terminal_size(sys.stderr.fileno()).columns > 0
     except (OSError, ValueError):

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from accel_core import AccelWarning, TrainerCallback
-from accel_core.distributed import together
-from accel_core.errors import NotFiniteError
+from accel_core.extending import NotFiniteError, run_on_main
 
 from .export_path import check_export_path
 from .watched_metric import WatchedMetric
@@ -20,8 +19,9 @@ if TYPE_CHECKING:
 class SaveBestModelCallback(TrainerCallback):
     """Export the model with `save_checkpoint` after each epoch in which a metric was better than ever before.
 
-    The export also holds the value, under the name of the metric. At the end of the run, or after an agreed stop, the best
-    weights are loaded into the model, but not where a signal ends the run. The best value is saved with the training state.
+    The export also holds the value, under the name of the metric. At the end of the run, or after an agreed
+    stop, the best weights are loaded into the model, but not where a signal ends the run. The best value is
+    saved with the training state.
     """
 
     order = 900
@@ -42,7 +42,8 @@ class SaveBestModelCallback(TrainerCallback):
         Args:
             save_path: `.safetensors` holds weights only, any other ending also what the flags ask for.
             watch_metric: its name in the run history.
-            reset_on_train: forget the best value at each call of `train`; a resumed run goes on with the one it saved.
+            reset_on_train: forget the best value at each call of `train`; a resumed run goes on with the one
+                it saved.
             load_saved_checkpoint: load the export when the run ends.
         """
         self.save_path = Path(save_path)
@@ -68,7 +69,9 @@ class SaveBestModelCallback(TrainerCallback):
         if value is None or not self.watched.is_better(value, self.best_metric):
             return
         try:
-            trainer.save_checkpoint(self.save_path, {self.watched.name: value}, self.save_optimizer, self.save_scheduler)
+            trainer.save_checkpoint(
+                self.save_path, {self.watched.name: value}, self.save_optimizer, self.save_scheduler
+            )
         except NotFiniteError as error:
             warnings.warn(str(error), AccelWarning)
             return
@@ -78,13 +81,20 @@ class SaveBestModelCallback(TrainerCallback):
         """Load the best weights, after the state of the run with its last weights has been saved."""
         if not self.load_saved_checkpoint or trainer.agreement.signal_number:
             return
-        is_there = self.best_metric is not None and together(self.save_path.is_file, trainer.is_main_process)
+        is_there = self.best_metric is not None and run_on_main(
+            self.save_path.is_file, trainer.is_main_process
+        )
         if not is_there:
-            trainer.print(f"'{self.save_path}' was not saved by this run, so the model keeps its last weights.")
+            trainer.print(
+                f"'{self.save_path}' was not saved by this run, so the model keeps its last weights."
+            )
             return
         trainer.callbacks.call_event("save_last_state")
         trainer.load_checkpoint(self.save_path)
-        trainer.print(f"The model is that of epoch {self.best_metric_epoch}, with {self.watched.name} {self.best_metric:.6g}.")
+        trainer.print(
+            f"The model is that of epoch {self.best_metric_epoch}, with {self.watched.name} "
+            f"{self.best_metric:.6g}."
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """The best value and its epoch."""

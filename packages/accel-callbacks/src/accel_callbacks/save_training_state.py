@@ -14,10 +14,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from accel_core import AccelWarning, ConfigurationError, TrainerCallback
-from accel_core.checks import check_whole_number
-from accel_core.distributed import together
-from accel_core.errors import NotFiniteError
-from accel_core.training_state import check_folder_of_run, complete_checkpoints, remove_checkpoint, remove_leftovers
+from accel_core.extending import NotFiniteError, check_folder_of_run, check_whole_number, complete_checkpoints, remove_checkpoint, remove_leftovers, run_on_main
 
 from .periodic import Periodic
 from .watched_metric import WatchedMetric
@@ -33,12 +30,15 @@ SECONDS_OF_ONE_SIGNAL = 1.0
 
 
 class SaveTrainingStateCallback(TrainerCallback):
-    """Save the training state in folders named `update_00001200` inside `save_dir`; `latest_checkpoint` finds the newest.
+    """Save the training state in folders named `update_00001200` inside `save_dir`.
 
-    A signal on any process lets all of them finish the update, save and close; `train` then raises `RunInterrupted`. A
-    second signal ends the process at once (under a launcher one that comes a second later, since launchers forward what they
-    receive, too). Signals are handled only in the main thread, and the handlers that were there
-    before come back at the end. An agreed stop saves the state of the update after which all processes stop.
+    `latest_checkpoint` finds the newest.
+
+    A signal on any process lets all of them finish the update, save and close; `train` then raises
+    `RunInterrupted`. A second signal ends the process at once (under a launcher one that comes a second
+    later, since launchers forward what they receive, too). Signals are handled only in the main thread, and
+    the handlers that were there before come back at the end. An agreed stop saves the state of the update
+    after which all processes stop.
 
     Parameters that are not finite are never saved: a warning says so, and the states before stay.
     """
@@ -65,9 +65,10 @@ class SaveTrainingStateCallback(TrainerCallback):
             save_dir: of one run; on several machines on a disk that they share.
             save_at_end: at the end of the run and at an agreed stop. A signal saves in any case.
             keep_last: how many of the newest states stay; None keeps all, unless `keep_best` is given.
-            keep_best: how many of those with the best values of `watch_metric` stay, besides the newest. Only states that
-                were saved after the very update at which the metric was recorded have a value.
-            save_on_signals: their names; those that the platform does not have are left out. "SIGINT" makes Ctrl-C save.
+            keep_best: how many of those with the best values of `watch_metric` stay, besides the newest. Only
+                states that were saved after the very update at which the metric was recorded have a value.
+            save_on_signals: their names; those that the platform does not have are left out. "SIGINT" makes
+                Ctrl-C save.
 
         Raises:
             ConfigurationError: an argument cannot be used.
@@ -90,7 +91,7 @@ class SaveTrainingStateCallback(TrainerCallback):
         """Refuse a folder of another run, begin to count, and listen to signals."""
         if self.keep_best is not None:
             self.watched.check_will_be_recorded(trainer)
-        together(lambda: check_folder_of_run(self.save_dir, str(trainer.run_id)), trainer.is_main_process)
+        run_on_main(lambda: check_folder_of_run(self.save_dir, str(trainer.run_id)), trainer.is_main_process)
         self.periodic.start(trainer, self)
         self._stop_saved_at = None
         self._is_end_saved = False
@@ -123,11 +124,13 @@ class SaveTrainingStateCallback(TrainerCallback):
     def save_last_state(self, trainer: Trainer) -> None:
         """Save the state at the end of the run, if that is wanted and not done yet.
 
-        Who changes the weights in `on_training_run_end` calls this before: `trainer.callbacks.call_event("save_last_state")`.
+        Who changes the weights in `on_training_run_end` calls this before:
+        `trainer.callbacks.call_event("save_last_state")`.
         """
         progress = trainer.run_progress
         is_at_update = progress.updates_completed_in_epoch > 0 and not progress.train_epoch_completed
-        # After a stop in the middle of an epoch the others have closed it already, so only the state of the update counts.
+        # After a stop in the middle of an epoch the others have closed it already, so only the state of the
+        # update counts.
         is_saved = is_at_update and self._stop_saved_at == progress.updates_completed
         if self._saves_at_end(trainer) and not (is_saved or self._is_end_saved):
             self._is_end_saved = True
@@ -143,7 +146,9 @@ class SaveTrainingStateCallback(TrainerCallback):
         """Save now, between updates, and remove what need not be kept. Every process takes part."""
         self._check_folder(trainer)
         try:
-            trainer.save_training_state(self.save_dir / f"update_{trainer.run_progress.updates_completed:08d}")
+            trainer.save_training_state(
+                self.save_dir / f"update_{trainer.run_progress.updates_completed:08d}"
+            )
         except NotFiniteError as error:
             warnings.warn(str(error), AccelWarning)
             return
@@ -155,7 +160,7 @@ class SaveTrainingStateCallback(TrainerCallback):
     def _check_folder(self, trainer: Trainer) -> None:
         """Before each save, since another job may have begun to write there."""
         run_id, updates = str(trainer.run_id), trainer.run_progress.updates_completed
-        together(lambda: check_folder_of_run(self.save_dir, run_id, updates), trainer.is_main_process)
+        run_on_main(lambda: check_folder_of_run(self.save_dir, run_id, updates), trainer.is_main_process)
 
     def _saves_at_end(self, trainer: Trainer) -> bool:
         return self.save_at_end or trainer.agreement.signal_number > 0
@@ -169,7 +174,9 @@ class SaveTrainingStateCallback(TrainerCallback):
             if _NAME.fullmatch(path.name) and state["run_id"] == run_id
         }
         kept = set(list(states)[-(self.keep_last or 1) :])
-        values = {path: value for path, state in states.items() if (value := self._value_in(state)) is not None}
+        values = {
+            path: value for path, state in states.items() if (value := self._value_in(state)) is not None
+        }
         best_first = sorted(values, key=values.__getitem__, reverse=self.watched.greater_is_better)
         kept.update(best_first[: self.keep_best or 0])
         for path in states:
@@ -192,14 +199,18 @@ class SaveTrainingStateCallback(TrainerCallback):
 
         def end_by_the_next() -> None:
             for handled in self._handlers_before:
-                signal.signal(handled, signal.default_int_handler if handled == signal.SIGINT else signal.SIG_DFL)
+                signal.signal(
+                    handled, signal.default_int_handler if handled == signal.SIGINT else signal.SIG_DFL
+                )
 
         def handle(number: int, frame: FrameType | None) -> None:
             if self._signalled_at is None:
                 self._signalled_at = time.monotonic()
                 if "TORCHELASTIC_RUN_ID" not in os.environ:
                     end_by_the_next()  # Also where Python itself no longer gets to run.
-                trainer.request_stop(f"the signal {signal.Signals(number).name} was received", signal_number=number)
+                trainer.request_stop(
+                    f"the signal {signal.Signals(number).name} was received", signal_number=number
+                )
             elif time.monotonic() > self._signalled_at + SECONDS_OF_ONE_SIGNAL:
                 end_by_the_next()
                 signal.raise_signal(number)
@@ -215,7 +226,11 @@ def _signal_numbers(names: Sequence[str]) -> list[int]:
     names = [names] if isinstance(names, str) else list(names)
     for name in names:
         if name in _CANNOT_BE_HANDLED:
-            raise ConfigurationError(f"save_on_signals has {name!r}, which no process can handle. Use 'SIGTERM'.")
+            raise ConfigurationError(
+                f"save_on_signals has {name!r}, which no process can handle. Use 'SIGTERM'."
+            )
         if name not in _NOT_ON_EVERY_PLATFORM and name not in signal.Signals.__members__:
-            raise ConfigurationError(f"save_on_signals has {name!r}, but must have names of signals, such as 'SIGTERM'.")
+            raise ConfigurationError(
+                f"save_on_signals has {name!r}, but must have names of signals, such as 'SIGTERM'."
+            )
     return [signal.Signals[name].value for name in names if name in signal.Signals.__members__]

@@ -15,9 +15,10 @@ if TYPE_CHECKING:
 class StepBasedEvaluationCallback(TrainerCallback):
     """Evaluate every n updates, wherever the epoch stands, on the `eval_dataset` of the run.
 
-    What is found is recorded as `intermediate_eval_loss_epoch` and `intermediate_accuracy`, beside the evaluations at the end of
-    the epochs. Training is the same with and without this callback: the evaluation happens between two updates, and modes and
-    random state are put back. Updates are counted from the beginning of the run, so a resumed run goes on in the same rhythm.
+    What is found is recorded as `intermediate_eval_loss_epoch` and `intermediate_accuracy`, beside the
+    evaluations at the end of the epochs. Training is the same with and without this callback: the evaluation
+    happens between two updates, and modes and random state are put back. Updates are counted from the
+    beginning of the run, so a resumed run goes on in the same rhythm.
     """
 
     def __init__(self, eval_every_n_updates: int) -> None:
@@ -28,8 +29,8 @@ class StepBasedEvaluationCallback(TrainerCallback):
         """
         if eval_every_n_updates is None:
             raise ConfigurationError(
-                "eval_every_n_updates is None, but must be a whole number of at least 1. Leave the callback out to evaluate only "
-                "after each epoch."
+                "eval_every_n_updates is None, but must be a whole number of at least 1. Leave the callback "
+                "out to evaluate only after each epoch."
             )
         self.periodic = Periodic("eval", updates=eval_every_n_updates)
 
@@ -37,8 +38,8 @@ class StepBasedEvaluationCallback(TrainerCallback):
         """Raise if there is nothing to evaluate on."""
         if trainer.eval_dataloader is None:
             raise ConfigurationError(
-                "StepBasedEvaluationCallback has nothing to evaluate on, since train got no eval_dataset. Pass an eval_dataset, "
-                "or leave the callback out."
+                "StepBasedEvaluationCallback has nothing to evaluate on, since train got no eval_dataset. "
+                "Pass an eval_dataset, or leave the callback out."
             )
 
     def on_optimizer_step_end(self, trainer: Trainer) -> None:

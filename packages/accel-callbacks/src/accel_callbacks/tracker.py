@@ -11,9 +11,7 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from accelerate.utils import LoggerType
 
 from accel_core import ConfigurationError, TrainerCallback
-from accel_core.checks import check_whole_number
-from accel_core.distributed import sum_over_processes
-from accel_core.run_history import MetricRecord, did_you_mean
+from accel_core.extending import MetricRecord, check_whole_number, did_you_mean, sum_over_processes
 
 from .training_statistics import learning_rates
 
@@ -30,13 +28,14 @@ _KEEP_CONFIG = ("tensorboard", "mlflow")
 class TrackerCallback(TrainerCallback):
     """Send a run to one tracker: hyper-parameters, the running loss, learning rates, and all that the run history gets.
 
-    Every value is sent with the number of updates completed, so that training, evaluations in mid-epoch and epochs share one
-    axis. Names are those of the run history; `train_loss` is the mean over the samples of all processes since the value before
-    it, or since the epoch began, and `learning_rate` is named as by `TrainingStatisticsCallback`. The main process alone has a
-    tracker. It is always finished, also after an exception, and opened again by `evaluate`. The process group stays.
+    Every value is sent with the number of updates completed, so that training, evaluations in mid-epoch and
+    epochs share one axis. Names are those of the run history; `train_loss` is the mean over the samples of
+    all processes since the value before it, or since the epoch began, and `learning_rate` is named as by
+    `TrainingStatisticsCallback`. The main process alone has a tracker. It is always finished, also after an
+    exception, and opened again by `evaluate`. The process group stays.
 
-    A run is named by `trainer.run_id`. A resumed run goes on in the same place in tensorboard, mlflow, trackio and wandb, and
-    in a new one on the same axis elsewhere, unless `init_kwargs` say how to go on.
+    A run is named by `trainer.run_id`. A resumed run goes on in the same place in tensorboard, mlflow,
+    trackio and wandb, and in a new one on the same axis elsewhere, unless `init_kwargs` say how to go on.
     """
 
     order = 850
@@ -54,20 +53,25 @@ class TrackerCallback(TrainerCallback):
         """Choose the tracker; it is opened when the first epoch begins.
 
         Args:
-            name: `"tensorboard"`, `"wandb"`, `"mlflow"`, `"trackio"`, `"aim"`, `"comet"`, `"clearml"`, `"dvclive"`,
-                `"swanlab"`, or any other that Accelerate knows.
+            name: `"tensorboard"`, `"wandb"`, `"mlflow"`, `"trackio"`, `"aim"`, `"comet"`, `"clearml"`,
+                `"dvclive"`, `"swanlab"`, or any other that Accelerate knows.
             project_name: the project or experiment in which the run appears; a folder of tensorboard.
-            config: hyper-parameters of your own, beside those of `trainer.run_config`; nested mappings are flattened.
-            logging_dir: the folder of tensorboard and aim, by default that of the accelerator, or `"runs"`; mlflow puts its
-                artifacts there. Other places are chosen by the tracker's own settings, such as MLFLOW_TRACKING_URI.
-            log_every_n_updates: how often the running loss and the learning rates are sent, and what other callbacks have
-                recorded meanwhile. Reading the loss waits for the device.
-            init_kwargs: arguments for the tracker itself, as Accelerate's `init_trackers` takes them for one tracker.
+            config: hyper-parameters of your own, beside those of `trainer.run_config`; nested mappings are
+                flattened.
+            logging_dir: the folder of tensorboard and aim, by default that of the accelerator, or `"runs"`;
+                mlflow puts its artifacts there. Other places are chosen by the tracker's own settings, such
+                as MLFLOW_TRACKING_URI.
+            log_every_n_updates: how often the running loss and the learning rates are sent, and what other
+                callbacks have recorded meanwhile. Reading the loss waits for the device.
+            init_kwargs: arguments for the tracker itself, as Accelerate's `init_trackers` takes them for one
+                tracker.
 
         Raises:
             ConfigurationError: an argument cannot be used, or the tracker's package is not installed.
         """
-        check_whole_number("log_every_n_updates", log_every_n_updates, "Use 1 to send the loss of every update.")
+        check_whole_number(
+            "log_every_n_updates", log_every_n_updates, "Use 1 to send the loss of every update."
+        )
         self.name = check_tracker(name)
         self.project_name = project_name
         self.config = config or {}
@@ -153,7 +157,11 @@ class TrackerCallback(TrainerCallback):
     def _open(self, trainer: Trainer) -> None:
         if self.tracker is not None or not trainer.is_main_process:
             return
-        tracker_class, project, arguments = LOGGER_TYPE_TO_CLASS[self.name], self.project_name, self._arguments(trainer)
+        tracker_class, project, arguments = (
+            LOGGER_TYPE_TO_CLASS[self.name],
+            self.project_name,
+            self._arguments(trainer),
+        )
         folder = self.logging_dir or trainer.accelerator.logging_dir or "runs"
         if self.name == "tensorboard":
             project = str(Path(project) / (trainer.run_id or "evaluation"))
@@ -194,27 +202,35 @@ class TrackerCallback(TrainerCallback):
 
 
 def check_tracker(name: Any) -> str:
-    """Return Accelerate's name for the tracker. Raises `ConfigurationError` if it has none, or its package is missing."""
+    """Return Accelerate's name for the tracker.
+
+    Raises `ConfigurationError` if it has none, or its package is missing.
+    """
     known = _OTHER_NAMES.get(name, name) if isinstance(name, str) else name
     if known not in LOGGER_TYPE_TO_CLASS:
         raise ConfigurationError(
-            f"name is {name!r}, but must be one of the trackers that Accelerate knows: {sorted(LOGGER_TYPE_TO_CLASS)}."
-            f"{did_you_mean(str(name), LOGGER_TYPE_TO_CLASS)}"
+            f"name is {name!r}, but must be one of the trackers that Accelerate knows: "
+            f"{sorted(LOGGER_TYPE_TO_CLASS)}.{did_you_mean(str(name), LOGGER_TYPE_TO_CLASS)}"
         )
     if known in LoggerType.list() and LoggerType(known) not in get_available_trackers():
         raise ConfigurationError(
-            f"TrackerCallback({name!r}, ...) needs the package {known!r}, which is not installed. Install it with: pip install "
-            f"{_PACKAGES.get(known, known)}"
+            f"TrackerCallback({name!r}, ...) needs the package {known!r}, which is not installed. Install it "
+            f"with: pip install {_PACKAGES.get(known, known)}"
         )
     return str(known)
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Values by name, those of nested mappings as `outer.inner`; what is neither number, string nor None as its text."""
+    """Values by name, those of nested mappings as `outer.inner`.
+
+    What is neither number, string nor None as its text.
+    """
     flat: dict[str, Any] = {}
     for name, value in config.items():
         if isinstance(value, Mapping):
             flat.update(flatten(value, f"{prefix}{name}."))
         else:
-            flat[f"{prefix}{name}"] = value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
+            flat[f"{prefix}{name}"] = (
+                value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
+            )
     return flat

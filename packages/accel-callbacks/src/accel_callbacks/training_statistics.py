@@ -9,10 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from accel_core import TrainerCallback
-from accel_core.checks import check_whole_number
-from accel_core.distributed import sum_over_processes
-from accel_core.engines import is_sharded
-from accel_core.sharded_dataloader import ShardedDataLoader
+from accel_core.extending import ShardedDataLoader, check_whole_number, is_sharded, sum_over_processes
 
 if TYPE_CHECKING:
     from accel_core import Trainer
@@ -21,15 +18,18 @@ if TYPE_CHECKING:
 class TrainingStatisticsCallback(TrainerCallback):
     """Record after the first update and every n updates, with the same values on every process:
 
-    - `learning_rate`: with which this update was made, of the first group of parameters; `learning_rate_<name>` of each further
-      group whose rate differs from it, `<name>` being the group's own `"name"`, or its number from 0;
-    - `gradient_norm`: L2 norm of all gradients of this update together, before clipping; not for FSDP and DeepSpeed, which spread
-      the gradients over the processes;
-    - `samples_per_second` and `updates_per_second`: of all processes, since the record before, without evaluations;
-    - `data_wait_share`: which part of that time, from 0 to 1, was spent waiting for the next batch.
+    - `learning_rate`: with which this update was made, of the first group of parameters;
+      `learning_rate_<name>` of each further group whose rate differs from it, `<name>` being the group's own
+      `"name"`, or its number from 0;
+    - `gradient_norm`: L2 norm of all gradients of this update together, before clipping; not for FSDP and
+      DeepSpeed, which spread the gradients over the processes;
+    - `samples_per_second` and `updates_per_second`: of all processes, since the record before, without
+    evaluations; - `data_wait_share`: which part of that time, from 0 to 1, was spent waiting for the next
+    batch.
 
-    `plot_history` draws them by update. The device is waited for when they are recorded, and at no other update. A resumed run
-    records at the same updates as one that was never stopped; its speed counts from where it went on.
+    `plot_history` draws them by update. The device is waited for when they are recorded, and at no other
+    update. A resumed run records at the same updates as one that was never stopped; its speed counts from
+    where it went on.
     """
 
     order = 700
@@ -41,7 +41,9 @@ class TrainingStatisticsCallback(TrainerCallback):
         Raises:
             ConfigurationError: it is no whole number of at least 1.
         """
-        check_whole_number("record_every_n_updates", record_every_n_updates, "Use 1 to record at every update.")
+        check_whole_number(
+            "record_every_n_updates", record_every_n_updates, "Use 1 to record at every update."
+        )
         self.record_every_n_updates = record_every_n_updates
         self._began: float | None = None
 
@@ -137,7 +139,10 @@ def learning_rates(optimizer: Any) -> dict[str, float]:
 
 
 def gradient_norm(trainer: Trainer) -> dict[str, torch.Tensor]:
-    """The L2 norm of all gradients, not read from the device yet; nothing where they are spread over the processes."""
+    """The L2 norm of all gradients, not read from the device yet.
+
+    Nothing where they are spread over the processes.
+    """
     parameters = (parameter for group in trainer.optimizer.param_groups for parameter in group["params"])
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     if is_sharded(trainer.accelerator) or not gradients:

@@ -10,9 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from accel_core import CallbackList, ConfigurationError, InMemoryRunHistory, RunProgress, TrainerCallback
-from accel_core.checks import check_can_run, check_train_arguments, check_trainable
-from accel_core.engines import is_sharded
-from accel_core.random_state import keep_random_state
+from accel_core.extending import check_can_run, check_train_arguments, check_trainable, is_sharded, preserving_random_state
 
 if TYPE_CHECKING:
     from accel_core import Trainer
@@ -28,24 +26,32 @@ _ARGUMENTS_OF_TRIAL = {
 """What a trial may be told about training, with the defaults of `Trainer.train`."""
 
 
-def check_trial(function: str, trainer: Trainer, dataset: Any, batch_size: Any, arguments: Mapping[str, Any]) -> None:
+def check_trial(
+    function: str, trainer: Trainer, dataset: Any, batch_size: Any, arguments: Mapping[str, Any]
+) -> None:
     """Raise unless `function` can train a copy of `trainer` on `dataset` with these arguments of `Trainer.train`."""
     check_can_run(function, trainer._is_running, None)
     unknown = [name for name in arguments if name not in _ARGUMENTS_OF_TRIAL]
     if unknown:
         raise ConfigurationError(
-            f"{function} got {unknown}, but takes only {sorted(_ARGUMENTS_OF_TRIAL)} of the arguments of train. Leave out the "
-            f"rest: a trial has neither evaluation nor scheduler, and ends by itself."
+            f"{function} got {unknown}, but takes only {sorted(_ARGUMENTS_OF_TRIAL)} of the arguments of "
+            "train. Leave out the rest: a trial has neither evaluation nor scheduler, and ends by itself."
         )
     rest: dict[str, Any] = {"per_device_batch_size": batch_size, "num_epochs": None, "max_num_train_steps": 1}
     rest |= {"eval_per_device_batch_size": None, "eval_dataloader_kwargs": None, "create_scheduler_fn": None}
-    rest |= {"scheduler_step_every": "update", "scheduler_metric": "", "resume_from": None, "reset_run_history": True}
+    rest |= {
+        "scheduler_step_every": "update",
+        "scheduler_metric": "",
+        "resume_from": None,
+        "reset_run_history": True,
+    }
     check_train_arguments(dataset, None, {**rest, **_ARGUMENTS_OF_TRIAL, **arguments})
     check_trainable(trainer.model, trainer.optimizer, vars(trainer))
     if is_sharded(trainer.accelerator):
         raise ConfigurationError(
-            f"{function} trains a copy of the model, but {trainer.accelerator.distributed_type.value} spreads the model over the "
-            f"processes, where it cannot be copied. Call it in a script that runs without that engine."
+            f"{function} trains a copy of the model, but {trainer.accelerator.distributed_type.value} "
+            "spreads the model over the processes, where it cannot be copied. Call it in a script that runs "
+            "without that engine."
         )
 
 
@@ -53,14 +59,15 @@ def check_trial(function: str, trainer: Trainer, dataset: Any, batch_size: Any, 
 def trial_of(trainer: Trainer, dataset: Any, callback: TrainerCallback) -> Iterator[Trainer]:
     """Give a copy of `trainer` that has copies of all its modules and optimizers, and `callback` alone.
 
-    Afterwards, also after an exception, the random state of this process, a scaler, what the accelerator knows, and the
-    position of data that has a `state_dict` are as before. Every process takes part in what the copy does.
+    Afterwards, also after an exception, the random state of this process, a scaler, what the accelerator
+    knows, and the position of data that has a `state_dict` are as before. Every process takes part in what
+    the copy does.
     """
     accelerator = trainer.accelerator
     known = (accelerator._models, accelerator._optimizers)
     before = [list(objects) for objects in known]
     scale = None if accelerator.scaler is None else copy.deepcopy(accelerator.scaler.state_dict())
-    with keep_random_state(trainer.device), _keep_position(dataset):
+    with preserving_random_state(trainer.device), _keep_position(dataset):
         trial = _copy_trainer(trainer, callback)
         try:
             yield trial
@@ -84,8 +91,9 @@ def _copy_trainer(trainer: Trainer, callback: TrainerCallback) -> Trainer:
                 setattr(trial, name, _copy_optimizer(value, memo))
     except (RuntimeError, TypeError) as error:
         raise ConfigurationError(
-            f"trainer.{name}, a {type(value).__name__}, cannot be copied, but a trial needs a copy: {error} Make "
-            f"copy.deepcopy of it work, for example by parametrizations instead of attributes that are computed."
+            f"trainer.{name}, a {type(value).__name__}, cannot be copied, but a trial needs a copy: {error} "
+            "Make copy.deepcopy of it work, for example by parametrizations instead of attributes that are "
+            "computed."
         ) from error
     trial.scheduler = trial.create_scheduler_fn = trial._prepared = None
     trial.run_history, trial.run_progress = InMemoryRunHistory(), RunProgress()
@@ -109,7 +117,9 @@ def _copy_optimizer(optimizer: torch.optim.Optimizer, memo: dict[int, Any]) -> t
     left = [name for name in vars(optimizer) if name == "step" or name.endswith("_hooks")]
     twin: torch.optim.Optimizer = object.__new__(type(optimizer))
     memo[id(optimizer)] = twin
-    twin.__setstate__({name: copy.deepcopy(value, memo) for name, value in vars(optimizer).items() if name not in left})
+    twin.__setstate__(
+        {name: copy.deepcopy(value, memo) for name, value in vars(optimizer).items() if name not in left}
+    )
     return twin
 
 
@@ -117,9 +127,15 @@ def _copy_optimizer(optimizer: torch.optim.Optimizer, memo: dict[int, Any]) -> t
 def _keep_position(dataset: Any) -> Iterator[None]:
     """Put back where data with a state stands, and the generators of a ready loader and its samplers."""
     sources = [dataset, *(getattr(dataset, name, None) for name in ("dataset", "sampler", "batch_sampler"))]
-    stateful = [source for source in sources if hasattr(source, "state_dict") and hasattr(source, "load_state_dict")]
+    stateful = [
+        source for source in sources if hasattr(source, "state_dict") and hasattr(source, "load_state_dict")
+    ]
     states = [copy.deepcopy(source.state_dict()) for source in stateful]
-    generators = [source.generator for source in sources if isinstance(getattr(source, "generator", None), torch.Generator)]
+    generators = [
+        source.generator
+        for source in sources
+        if isinstance(getattr(source, "generator", None), torch.Generator)
+    ]
     seeds = [generator.get_state() for generator in generators]
     try:
         yield

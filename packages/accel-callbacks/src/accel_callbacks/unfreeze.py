@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from torch import nn
 
 from accel_core import ConfigurationError, TrainerCallback
-from accel_core.checks import check_positive, check_whole_number, shown
-from accel_core.engines import is_sharded
+from accel_core.extending import check_positive, check_whole_number, is_sharded, preview
 
 from .model_freezer import ModelFreezer
 
@@ -33,14 +32,16 @@ class UnfreezeCallback(TrainerCallback):
     UnfreezeCallback({2: -2, 4: {"encoder.*": 1e-5, "cls_token": 1e-6}})
     ```
 
-    A part is the index of a layer group of `ModelFreezer`, negative from the end, or the name of parameters, in which `*` stands
-    for anything. A part with a number is trained with that learning rate, in a parameter group of its own; the others stay in
-    the group that they are in, or join the optimizer with its default rate. All groups are there from the first update, so
-    schedulers know them: the rates are base rates, on which a scheduler acts from the beginning of the run.
+    A part is the index of a layer group of `ModelFreezer`, negative from the end, or the name of parameters,
+    in which `*` stands for anything. A part with a number is trained with that learning rate, in a parameter
+    group of its own; the others stay in the group that they are in, or join the optimizer with its default
+    rate. All groups are there from the first update, so schedulers know them: the rates are base rates, on
+    which a scheduler acts from the beginning of the run.
 
-    What the schedule does not name stays as it is, as do adapters on a frozen base. A part that is named twice is trained from
-    the first of its epochs on. Each call of `train` begins frozen; a resumed run is where it was. On several processes the
-    model is wrapped again, so that the gradients of what is unfrozen are synchronised.
+    What the schedule does not name stays as it is, as do adapters on a frozen base. A part that is named
+    twice is trained from the first of its epochs on. Each call of `train` begins frozen; a resumed run is
+    where it was. On several processes the model is wrapped again, so that the gradients of what is unfrozen
+    are synchronised.
     """
 
     order = -50
@@ -72,8 +73,8 @@ class UnfreezeCallback(TrainerCallback):
         """Freeze, and give the optimizer the parameter groups of the schedule."""
         if is_sharded(trainer.accelerator):
             raise ConfigurationError(
-                f"UnfreezeCallback cannot unfreeze what {trainer.accelerator.distributed_type.value} has sharded. Use DDP, or "
-                f"freeze for the whole run with ModelFreezer."
+                f"UnfreezeCallback cannot unfreeze what {trainer.accelerator.distributed_type.value} has "
+                "sharded. Use DDP, or freeze for the whole run with ModelFreezer."
             )
         freezer = ModelFreezer(trainer.get_model(keep_torch_compile=False), self.freeze_batch_norms)
         parts = [(entry.lr, freezer.get_parameters(entry.part)) for entry in self._entries]
@@ -81,8 +82,9 @@ class UnfreezeCallback(TrainerCallback):
         scheduled = {id(parameter) for _, parameters in parts for parameter in parameters}
         if scheduled.issuperset(map(id, freezer.get_trainable_parameters())):
             raise ConfigurationError(
-                f"The schedule of UnfreezeCallback freezes all of {type(freezer.model).__name__}, so there is nothing to train "
-                f"in the first epoch. Leave out what is to be trained from the beginning, such as the last layer group."
+                f"The schedule of UnfreezeCallback freezes all of {type(freezer.model).__name__}, so there "
+                "is nothing to train in the first epoch. Leave out what is to be trained from the "
+                "beginning, such as the last layer group."
             )
         self.freezer = freezer
         self._freeze(freezer)
@@ -109,20 +111,23 @@ class UnfreezeCallback(TrainerCallback):
     def _check_parts(self, parameters_of_parts: list[list[nn.Parameter]]) -> None:
         """Raise if the schedule names nothing for some epoch but modules without parameters."""
         with_parameters = {
-            entry.epoch for entry, parameters in zip(self._entries, parameters_of_parts, strict=True) if parameters
+            entry.epoch
+            for entry, parameters in zip(self._entries, parameters_of_parts, strict=True)
+            if parameters
         }
         for entry in self._entries:
             if entry.epoch not in with_parameters:
                 raise ConfigurationError(
-                    f"schedule has {entry.part!r} for epoch {entry.epoch}, but it holds no parameters that could be frozen. "
-                    f"ModelFreezer(model).get_layer_groups() has the groups; batch norms count with freeze_batch_norms=True."
+                    f"schedule has {entry.part!r} for epoch {entry.epoch}, but it holds no parameters that "
+                    "could be frozen. ModelFreezer(model).get_layer_groups() has the groups; batch norms "
+                    "count with freeze_batch_norms=True."
                 )
 
     def _freezer_of(self, trainer: Trainer) -> ModelFreezer:
         if self.freezer is None or self.freezer.model is not trainer.get_model(keep_torch_compile=False):
             raise ConfigurationError(
-                "UnfreezeCallback was added after the trainer had prepared its model, but it has to freeze before. Pass it to "
-                "Trainer(..., callbacks=...)."
+                "UnfreezeCallback was added after the trainer had prepared its model, but it has to freeze "
+                "before. Pass it to Trainer(..., callbacks=...)."
             )
         return self.freezer
 
@@ -145,22 +150,24 @@ class UnfreezeCallback(TrainerCallback):
 def _entries_of(schedule: Any) -> list[_Entry]:
     example = "Pass {2: -2, 4: {'encoder.*': 1e-5}}, for example."
     if not isinstance(schedule, Mapping) or not schedule:
-        raise ConfigurationError(f"schedule is {shown(schedule)}, but must be a dictionary of parts by epoch. {example}")
+        raise ConfigurationError(
+            f"schedule is {preview(schedule)}, but must be a dictionary of parts by epoch. {example}"
+        )
     entries = []
     for epoch, parts in schedule.items():
         check_whole_number("An epoch in schedule", epoch, example)
         if epoch == 1:
             raise ConfigurationError(
-                f"schedule has {shown(parts)} for epoch 1, in which all that it names is frozen. Begin with epoch 2, and leave "
-                f"out what is to be trained from the beginning."
+                f"schedule has {preview(parts)} for epoch 1, in which all that it names is frozen. Begin "
+                "with epoch 2, and leave out what is to be trained from the beginning."
             )
         several = isinstance(parts, Iterable) and not isinstance(parts, str)
         rates = parts if isinstance(parts, Mapping) else dict.fromkeys(parts if several else [parts])
         for part, lr in rates.items():
             if not _is_part(part):
                 raise ConfigurationError(
-                    f"schedule has {shown(part)} for epoch {epoch}, but must have the index of a layer group or the name of "
-                    f"parameters. {example}"
+                    f"schedule has {preview(part)} for epoch {epoch}, but must have the index of a layer "
+                    f"group or the name of parameters. {example}"
                 )
             check_positive(f"The learning rate of {part!r} in schedule", lr, example, optional=True)
             entries.append(_Entry(epoch, part, lr))
@@ -171,7 +178,9 @@ def _is_part(value: Any) -> bool:
     return isinstance(value, (int, str)) and not isinstance(value, bool)
 
 
-def _each_once(parts: list[tuple[float | None, list[nn.Parameter]]]) -> list[tuple[float | None, list[nn.Parameter]]]:
+def _each_once(
+    parts: list[tuple[float | None, list[nn.Parameter]]],
+) -> list[tuple[float | None, list[nn.Parameter]]]:
     """The parts without the parameters that an earlier one has."""
     seen: set[int] = set()
     separate = []
@@ -181,7 +190,9 @@ def _each_once(parts: list[tuple[float | None, list[nn.Parameter]]]) -> list[tup
     return separate
 
 
-def _give_to_optimizer(optimizer: Any, parameters: list[nn.Parameter], lr: float | None, names: Mapping[int, str]) -> None:
+def _give_to_optimizer(
+    optimizer: Any, parameters: list[nn.Parameter], lr: float | None, names: Mapping[int, str]
+) -> None:
     """Add to the optimizer what it does not hold, and give all a learning rate of their own if there is one."""
     has_names = "param_names" in optimizer.param_groups[0]
 
@@ -193,7 +204,10 @@ def _give_to_optimizer(optimizer: Any, parameters: list[nn.Parameter], lr: float
     held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     groups_before = list(optimizer.param_groups)
     if wanted - held:
-        add([parameter for parameter in parameters if id(parameter) not in held], **({} if lr is None else {"lr": lr}))
+        add(
+            [parameter for parameter in parameters if id(parameter) not in held],
+            **({} if lr is None else {"lr": lr}),
+        )
     for group in groups_before if lr is not None else ():
         chosen = [parameter for parameter in group["params"] if id(parameter) in wanted]
         if len(chosen) == len(group["params"]):
@@ -203,5 +217,9 @@ def _give_to_optimizer(optimizer: Any, parameters: list[nn.Parameter], lr: float
             stays = [id(parameter) not in wanted for parameter in group["params"]]
             for key in {"params", "param_names"} & group.keys():
                 group[key] = list(itertools.compress(group[key], stays))
-            options = {key: value for key, value in group.items() if key not in ("params", "param_names", "initial_lr")}
+            options = {
+                key: value
+                for key, value in group.items()
+                if key not in ("params", "param_names", "initial_lr")
+            }
             add(chosen, **{**options, "lr": lr})

@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from accel_core import ConfigurationError
-from accel_core.run_history import did_you_mean
+from accel_core.extending import did_you_mean
 
 if TYPE_CHECKING:
     from accel_core import Trainer
@@ -25,7 +25,9 @@ class WatchedMetric:
             ConfigurationError: the name is no string.
         """
         if not isinstance(name, str):
-            raise ConfigurationError(f"watch_metric is {name!r}, but must be the name of a metric, such as 'eval_loss_epoch'.")
+            raise ConfigurationError(
+                f"watch_metric is {name!r}, but must be the name of a metric, such as 'eval_loss_epoch'."
+            )
         self.owner = owner
         self.name = name
         self.greater_is_better = greater_is_better
@@ -34,8 +36,8 @@ class WatchedMetric:
         """Raise before an epoch is spent, where the loss of an evaluation is watched and there is no evaluation."""
         if self.name == "eval_loss_epoch" and trainer.eval_dataloader is None:
             raise ConfigurationError(
-                f"{self.owner} watches 'eval_loss_epoch', but train got no eval_dataset, so it would never be recorded. Pass an "
-                f"eval_dataset, or watch_metric='train_loss_epoch'."
+                f"{self.owner} watches 'eval_loss_epoch', but train got no eval_dataset, so it would never "
+                "be recorded. Pass an eval_dataset, or watch_metric='train_loss_epoch'."
             )
 
     def value_of_epoch(self, trainer: Trainer) -> float | None:
@@ -50,7 +52,8 @@ class WatchedMetric:
                 return record["value"] if record["epoch"] == history.current_epoch else None
         names = sorted(history.get_metric_names())
         raise ConfigurationError(
-            f"{self.owner} watches {self.name!r}, but the run history has only {names}.{did_you_mean(self.name, names)}"
+            f"{self.owner} watches {self.name!r}, but the run history has only "
+            f"{names}.{did_you_mean(self.name, names)}"
         )
 
     def is_better(self, value: float, best: float | None, by_more_than: float = 0.0) -> bool:

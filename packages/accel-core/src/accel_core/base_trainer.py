@@ -1,4 +1,7 @@
-"""What a trainer is made of: construction, preparation, saving, processes. The loop itself is in trainer.py."""
+"""What a trainer is made of: construction, preparation, saving, processes.
+
+The loop itself is in trainer.py.
+"""
 
 from __future__ import annotations
 
@@ -10,31 +13,29 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from accelerate import Accelerator
 
-from . import checks, engines
-from .callback import TrainerCallback
-from .callback_list import CallbackList
-from .dataloaders import create_dataloader, default_dataloader_kwargs
-from .description import describe_run
-from .distributed import (
-    Agreement,
-    gather_tensor,
-)
+from .callbacks.callback import TrainerCallback
+from .callbacks.callback_list import CallbackList
+from .callbacks.log_metrics import LogMetricsCallback
+from .callbacks.print_progress import PrintProgressCallback
+from .callbacks.terminate_on_nan import TerminateOnNaNCallback
+from .checks.arguments import check_parts
+from .data.defaults import create_dataloader, default_dataloader_kwargs
+from .data.loader import ShardedDataLoader
+from .engines.engine import Prepared
+from .engines.sharded import is_sharded
+from .engines.weights import is_frozen, place_frozen
 from .errors import ConfigurationError
 from .foreign_names import check_trainer_class
-from .log_metrics import LogMetricsCallback
-from .loss_tracker import LossTracker, MeanTrackers
-from .placeholders import resolve_placeholders
-from .print_progress import PrintProgressCallback
-from .random_state import Before
-from .run_config import TrainerRunConfig, plan_run
-from .run_history import InMemoryRunHistory, RunHistory
-from .run_progress import RunProgress
-from .scheduling import build_scheduler
-from .sharded_dataloader import ShardedDataLoader
-from .terminate_on_nan import TerminateOnNaNCallback
-
-if TYPE_CHECKING:
-    from .callback import Trainer
+from .processes.agreement import Agreement
+from .processes.collectives import gather_tensor
+from .run.description import describe_run
+from .run.loss_tracker import LossTracker, MeanTrackers
+from .run.placeholders import resolve_placeholders
+from .run.rollback import Rollback
+from .run.run_config import TrainerRunConfig, plan_run
+from .run.run_history import InMemoryRunHistory, RunHistory
+from .run.run_progress import RunProgress
+from .run.scheduling import build_scheduler
 
 DEFAULT_CALLBACKS: tuple[type[TrainerCallback], ...] = (
     TerminateOnNaNCallback,
@@ -44,10 +45,16 @@ DEFAULT_CALLBACKS: tuple[type[TrainerCallback], ...] = (
 
 
 WITHOUT_GATHER = {
-    "an evaluation": "Update the metric on each process and compute it in on_eval_epoch_end, or use MetricsCallback.",
+    "an "
+    "evaluation": "Update the metric on each process and compute it in on_eval_epoch_end, or use MetricsCallback.",
     "a training": "Gather in on_optimizer_step_end, or pass train_dataloader_kwargs={'drop_last': True}.",
 }
+
+
 """What to do where a process has no batch in some step of an epoch, by the kind of the step."""
+
+if TYPE_CHECKING:
+    from .trainer import Trainer
 
 
 class BaseTrainer:
@@ -56,7 +63,10 @@ class BaseTrainer:
     data_seed: int
     """Of the order of the data in the current or latest run."""
     prediction_padding: float | None = None
-    """Fills up the dimensions in which the outputs of `predict` differ between batches; None refuses such outputs."""
+    """Fills up the dimensions in which the outputs of `predict` differ between batches.
+
+    None refuses such outputs.
+    """
     trust_engine_files: bool = False
     """Allow loading the sharded states of FSDP and DeepSpeed, which those libraries unpickle: code in them would run."""
 
@@ -74,19 +84,20 @@ class BaseTrainer:
         """Hold the parts; nothing is placed, wrapped or seeded before the first run.
 
         Args:
-            loss_func: from the model's outputs and the targets to the mean loss of the batch, a scalar; None where
-                `calculate_train_batch_loss` is overridden.
+            loss_func: from the model's outputs and the targets to the mean loss of the batch, a scalar; None
+                where `calculate_train_batch_loss` is overridden.
             optimizer: over the parameters of `model`; None is enough to evaluate.
             callbacks: instances, or classes that need no arguments.
-            accelerator: your own, for mixed precision, FSDP, DeepSpeed or trackers; else `create_accelerator` makes one.
-            seed: of the order of the data, and of all random numbers from the first run on. None takes the order's seed
-                from `torch.initial_seed()` and seeds nothing.
+            accelerator: your own, for mixed precision, FSDP, DeepSpeed or trackers; else `create_accelerator`
+                makes one.
+            seed: of the order of the data, and of all random numbers from the first run on. None takes the
+                order's seed from `torch.initial_seed()` and seeds nothing.
 
         Raises:
             ConfigurationError: an argument cannot be used.
         """
         check_trainer_class(type(self))
-        checks.check_parts(model, loss_func, optimizer, run_history, accelerator, seed)
+        check_parts(model, loss_func, optimizer, run_history, accelerator, seed)
         self.model = model
         self.loss_func = loss_func
         self.optimizer = optimizer
@@ -110,9 +121,9 @@ class BaseTrainer:
         self.train_loss, self.eval_loss = LossTracker(nowhere), LossTracker(nowhere)
         self._train_logs = MeanTrackers(nowhere)
         self._is_in_update = False
-        self._prepared: engines.Prepared | None = None
+        self._prepared: Prepared | None = None
         self._place: dict[str, Any] | None = None
-        self._before: Before | None = None
+        self._before: Rollback | None = None
         self.last_checkpoint: Path | None = None
         """The newest complete training state of the latest run."""
         self._arguments: dict[str, Any] = {}
@@ -129,9 +140,12 @@ class BaseTrainer:
         return Accelerator()
 
     def prepare(self) -> None:
-        """Place and wrap `self.model` and `self.optimizer`. Override it to prepare more, and call `super().prepare()`."""
-        if engines.is_frozen(self.model) and not engines.is_sharded(self.accelerator):
-            self.model = engines.place_frozen(self.accelerator, self.model)
+        """Place and wrap `self.model` and `self.optimizer`.
+
+        Override it to prepare more, and call `super().prepare()`.
+        """
+        if is_frozen(self.model) and not is_sharded(self.accelerator):
+            self.model = place_frozen(self.accelerator, self.model)
             self.optimizer = self.optimizer and self.accelerator.prepare_optimizer(self.optimizer)
         elif self.optimizer is None:
             self.model = self.accelerator.prepare_model(self.model)
@@ -147,17 +161,26 @@ class BaseTrainer:
         return default_dataloader_kwargs(self.eval_dataset, batch_size, False, self.accelerator)
 
     def create_train_dataloader(self, batch_size: int, train_dl_kwargs: dict[str, Any] | None = None) -> Any:
-        """Return a loader of `self.train_dataset` as for a single process; the trainer shares it out afterwards."""
+        """Return a loader of `self.train_dataset` as for a single process.
+
+        The trainer shares it out afterwards.
+        """
         defaults = self.get_default_train_dl_kwargs(batch_size)
         return create_dataloader(self.train_dataset, defaults, train_dl_kwargs, self.collate_fn)
 
     def create_eval_dataloader(self, batch_size: int, eval_dl_kwargs: dict[str, Any] | None = None) -> Any:
-        """Return a loader of `self.eval_dataset` as for a single process; the trainer shares it out afterwards."""
+        """Return a loader of `self.eval_dataset` as for a single process.
+
+        The trainer shares it out afterwards.
+        """
         defaults = self.get_default_eval_dl_kwargs(batch_size)
         return create_dataloader(self.eval_dataset, defaults, eval_dl_kwargs, self.collate_fn)
 
     def create_scheduler(self) -> Any:
-        """Return the scheduler of the run, or None; placeholders in `create_scheduler_fn` get their values."""
+        """Return the scheduler of the run, or None.
+
+        Placeholders in `create_scheduler_fn` get their values.
+        """
         if self.create_scheduler_fn is None:
             return None
         create_scheduler_fn = resolve_placeholders(self.create_scheduler_fn, self.run_config)
@@ -165,11 +188,15 @@ class BaseTrainer:
 
     def create_run_config(self, **arguments: Any) -> TrainerRunConfig:
         """Return the numbers of the run, from the `arguments` of `train` and the loaders."""
-        return plan_run(arguments, self.train_dataloader, self.eval_dataloader, self.accelerator, self.data_seed)
+        return plan_run(
+            arguments, self.train_dataloader, self.eval_dataloader, self.accelerator, self.data_seed
+        )
 
-    def _prepared_parts(self) -> engines.Prepared:
+    def _prepared_parts(self) -> Prepared:
         if self._prepared is None:
-            raise ConfigurationError("Nothing is prepared yet, so there is no state to save. Call train or evaluate first.")
+            raise ConfigurationError(
+                "Nothing is prepared yet, so there is no state to save. Call train or evaluate first."
+            )
         return self._prepared
 
     def _shard(self, loader: Any, seed_each_sample: bool = False) -> ShardedDataLoader:
@@ -210,9 +237,12 @@ class BaseTrainer:
             print(*args, **kwargs)  # noqa: T201
 
     def gather(self, tensor: torch.Tensor, padding_value: float | None = None) -> torch.Tensor:
-        """Join the tensors of all processes on the first dimension, which may differ. Every process takes part.
+        """Join the tensors of all processes on the first dimension, which may differ.
 
-        Inside a step it is refused where a process has no batch in some step of the epoch: it would never answer.
+        Every process takes part.
+
+        Inside a step it is refused where a process has no batch in some step of the epoch: it would never
+        answer.
 
         Args:
             padding_value: fills up other dimensions where they differ.
@@ -220,8 +250,8 @@ class BaseTrainer:
         if self._unequal_step is not None:
             last, way_out = self.accelerator.num_processes - 1, WITHOUT_GATHER[self._unequal_step]
             raise ConfigurationError(
-                f"gather was called inside {self._unequal_step} step, but process {last} of {last + 1} has no batch there and "
-                f"would never answer. {way_out}"
+                f"gather was called inside {self._unequal_step} step, but process {last} of {last + 1} has "
+                f"no batch there and would never answer. {way_out}"
             )
         return gather_tensor(tensor, padding_value)
 

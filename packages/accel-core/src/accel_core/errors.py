@@ -29,7 +29,8 @@ class AccelWarning(UserWarning):
 class RunInterrupted(SystemExit):
     """Raised by `train` after a signal: the update was finished, the state saved, everything closed.
 
-    Unhandled it ends the process without a traceback, with the status 128 + signal that shells and schedulers expect.
+    Unhandled it ends the process without a traceback, with the status 128 + signal that shells and schedulers
+    expect.
     """
 
     def __init__(self, signal_number: int, checkpoint: Path | None) -> None:

@@ -27,7 +27,10 @@ FOREIGN_EVENTS = {
     "on_load_checkpoint": "load_state_dict",
     "on_evaluate": "on_eval_epoch_end",
 }
+
+
 """Names of pytorch-accelerated, Lightning and transformers, and what to use here."""
+
 
 FOREIGN_METHODS = {
     "_create_accelerator": "create_accelerator",
@@ -43,6 +46,8 @@ FOREIGN_METHODS = {
     "_update_loss_tracker": "calculate_train_batch_loss, and return the loss to track",
     "_add_epoch_loss_to_run_history": "train_epoch_end or eval_epoch_end",
 }
+
+
 """Methods of pytorch-accelerated's `Trainer` that its users override."""
 
 
@@ -51,6 +56,6 @@ def check_trainer_class(trainer_class: type) -> None:
     for name, here in FOREIGN_METHODS.items():
         if hasattr(trainer_class, name):
             raise ConfigurationError(
-                f"{trainer_class.__name__}.{name} is a method that pytorch-accelerated calls, but accel never does. Override "
-                f"{here} instead; docs/migration.md has all names."
+                f"{trainer_class.__name__}.{name} is a method that pytorch-accelerated calls, but accel "
+                f"never does. Override {here} instead; docs/migration.md has all names."
             )

@@ -2,14 +2,15 @@
 
     train                        check, build and prepare, resume, then
       run_training               for each epoch: run_train_epoch, run_eval_epoch
-        run_train_epoch          for each group of batches of one update: run_train_step for each, then run_update
-          run_train_step         forward and backward; no synchronisation before the last step of the group
-          run_update             clip, optimizer, scheduler, zero the gradients, count
+        run_train_epoch          for each group of batches of one update: run_train_step for each, then
+          run_update run_train_step         forward and backward; no synchronisation before the last step of
+          the group run_update             clip, optimizer, scheduler, zero the gradients, count
         run_eval_epoch           exact on any number of processes
     evaluate, predict
 
-A *step* is forward and backward of one batch on one process. An *update* is one step of the optimizer, made of up to
-`gradient_accumulation_steps` steps on every process. Everything that counts or limits counts updates.
+A *step* is forward and backward of one batch on one process. An *update* is one step of the optimizer, made
+of up to `gradient_accumulation_steps` steps on every process. Everything that counts or limits counts
+updates.
 """
 
 from __future__ import annotations
@@ -23,27 +24,54 @@ from typing import Any, cast
 import torch
 from torch.utils.data import DataLoader, default_collate
 
-from . import batches, checks, durable_files, engines, training_state
-from .direct_way import choose_way
-from .distributed import Agreement, check_processes, share_from_main, together
+from .callbacks.limit_batches import limit_loaders
+from .checks.arguments import check_attributes, check_can_run, check_trainable
+from .data.loader import ShardedDataLoader
+from .engines.engine import Prepared
+from .engines.sharded import (
+    LEFT_TO_ENGINE,
+    check_left_to_engine,
+    completed_config,
+    has_collective_forward,
+    has_own_backward,
+    set_clipping,
+)
+from .engines.step_calls import choose_step_calls
+from .engines.weights import (
+    check_accelerator,
+    evaluation_mode,
+    move_modules,
+    multiply_gradients,
+    preserving_buffers_and_rng,
+    renew_step,
+)
 from .errors import ConfigurationError, RunInterrupted
-from .limit_batches import limit_loaders
-from .loss_tracker import LossTracker, MeanTrackers
-from .outputs import join_over_processes, to_cpu
-from .random_state import Before, keep_random_state, seed_process
-from .run_config import check_same_on_all, plan_run
-from .run_history import RunHistory, name_prefix
-from .run_progress import RunProgress
+from .processes.agreement import Agreement
+from .processes.collectives import broadcast_object, run_on_main
+from .processes.shutdown import check_processes
+from .run.batch_output import call_loss, check_batch_output, num_samples_in, unpack_batch, with_hint
+from .run.evaluation_kind import name_prefix
+from .run.loss_tracker import LossTracker, MeanTrackers
+from .run.predictions import join_over_processes, to_cpu
+from .run.rollback import Rollback
+from .run.run import note_failures_on
+from .run.run_config import check_same_on_all, plan_run
+from .run.run_history import RunHistory
+from .run.run_progress import RunProgress
+from .run.scheduling import scheduler_interval
+from .run.train_arguments import check_evaluation_arguments, check_train_arguments
+from .run.update_groups import ItemTotals, Step, UpdateGroup, eval_steps, is_unequal, items_of, update_groups
 from .saving_trainer import SavingTrainer
-from .scheduling import scheduler_interval
-from .sharded_dataloader import ShardedDataLoader
-from .update_groups import CountAgreement, Step, UpdateGroup, eval_steps, is_unequal, items_of, update_groups
+from .state import files
+from .state.checkpoint import TrainerState, open_training_state
+from .state.random import preserving_random_state, seed_process
 
 
 class Trainer(SavingTrainer):
     """A training loop around a model, a loss function and an optimizer, customised by overriding and by callbacks.
 
-    Saving is in `SavingTrainer`; construction, the parts that you may create and what concerns processes in `BaseTrainer`.
+    Saving is in `SavingTrainer`; construction, the parts that you may create and what concerns processes in
+    `BaseTrainer`.
     """
 
     # ------------------------------------------------------------------ entering
@@ -74,40 +102,49 @@ class Trainer(SavingTrainer):
 
         Args:
             train_dataset: map-style or iterable data, or a ready `DataLoader`.
-            num_epochs: passes over the data; this or `max_num_train_steps` is needed, and the smaller ends the run.
+            num_epochs: passes over the data; this or `max_num_train_steps` is needed, and the smaller ends
+                the run.
             eval_dataset: evaluated after each epoch.
             per_device_batch_size: samples in a step of one process.
             max_num_train_steps: limit in updates. On resuming, both limits are totals.
             gradient_accumulation_steps: steps of each process in an update.
             gradient_clip_value: largest absolute value of an element of a gradient.
-            create_scheduler_fn: from the optimizer to a scheduler; a partial may hold `TrainerPlaceholderValues`.
+            create_scheduler_fn: from the optimizer to a scheduler; a partial may hold
+                `TrainerPlaceholderValues`.
             train_dataloader_kwargs: arguments of torch's `DataLoader`, which win over the defaults.
             reset_run_history: begin with an empty history; a resumed run always keeps it.
             resume_from: a folder of `save_training_state`; None starts afresh.
             gradient_clip_norm: largest L2 norm of all gradients together.
             eval_per_device_batch_size: `per_device_batch_size` if None.
-            scheduler_step_every: `"update"` or `"epoch"`; one whose `step` needs a metric steps every epoch, and one that
-                has `step_epoch` too is stepped after every update, and by `step_epoch` at the end of every epoch.
-            scheduler_metric: the metric of the run history for a scheduler that needs one at the end of an epoch.
-            seed_each_sample: seed python, numpy and torch for each sample from (seed, epoch, index); the samples of every
-                evaluation like those of the first epoch.
+            scheduler_step_every: `"update"` or `"epoch"`; one whose `step` needs a metric steps every epoch,
+                and one that has `step_epoch` too is stepped after every update, and by `step_epoch` at the
+                end of every epoch.
+            scheduler_metric: the metric of the run history for a scheduler that needs one at the end of an
+                epoch.
+            seed_each_sample: seed python, numpy and torch for each sample from (seed, epoch, index); the
+                samples of every evaluation like those of the first epoch.
 
         Raises:
             ConfigurationError: an argument cannot be used; nothing was changed.
             CheckpointError: `resume_from` is no complete state.
             RunInterrupted: a signal ended the run, after its state was saved.
         """
-        arguments = {name: value for name, value in locals().items() if name not in ("self", "train_dataset", "eval_dataset")}
+        arguments = {
+            name: value
+            for name, value in locals().items()
+            if name not in ("self", "train_dataset", "eval_dataset")
+        }
         self._check_can_run("train", "calculate_train_batch_loss")
         if eval_dataset is not None:
             self._check_can_run("train", "calculate_eval_batch_loss")
-        checks.check_train_arguments(train_dataset, eval_dataset, arguments)
+        check_train_arguments(train_dataset, eval_dataset, arguments)
         # DeepSpeed has exchanged what the optimizer holds when it was prepared.
-        if self._prepared is None or not engines.has_own_backward(self.accelerator):
-            checks.check_trainable(self.model, self.optimizer, vars(self))
-        # The main process's choice counts: disks of several machines may not show the same folder as the newest.
-        resume_from, state = together(
-            lambda: (resume_from, resume_from and training_state.open_training_state(resume_from)), self.is_main_process
+        if self._prepared is None or not has_own_backward(self.accelerator):
+            check_trainable(self.model, self.optimizer, vars(self))
+        # The main process's choice counts: disks of several machines may not show the same folder as the
+        # newest.
+        resume_from, state = run_on_main(
+            lambda: (resume_from, resume_from and open_training_state(resume_from)), self.is_main_process
         )
         with self._running():
             self.train_dataset, self.eval_dataset, self.collate_fn = train_dataset, eval_dataset, collate_fn
@@ -138,7 +175,7 @@ class Trainer(SavingTrainer):
         self._check_can_run("evaluate", "calculate_eval_batch_loss")
         own_collate_fn = self.collate_fn if dataset is None and collate_fn is None else collate_fn
         dataset = self.eval_dataset if dataset is None else dataset
-        checks.check_evaluation_arguments(dataset, per_device_batch_size, dataloader_kwargs, collate_fn)
+        check_evaluation_arguments(dataset, per_device_batch_size, dataloader_kwargs, collate_fn)
         with self._running():
             loader = self._begin_evaluation(dataset, per_device_batch_size, dataloader_kwargs, own_collate_fn)
             num_records = len(self.run_history.get_records())
@@ -159,26 +196,33 @@ class Trainer(SavingTrainer):
     ) -> Any:
         """Return what `calculate_predictions` gives for the whole data set, in its order, on the CPU, on every process.
 
-        The structure is that of one batch; tensors are joined on the first dimension. A list of mappings or plain values has one
-        item a sample, as detectors give them.
+        The structure is that of one batch; tensors are joined on the first dimension. A list of mappings or
+        plain values has one item a sample, as detectors give them.
         """
         self._check_can_run("predict")
-        checks.check_evaluation_arguments(dataset, per_device_batch_size, dataloader_kwargs, collate_fn)
+        check_evaluation_arguments(dataset, per_device_batch_size, dataloader_kwargs, collate_fn)
         with self._running():
             loader = self._begin_evaluation(dataset, per_device_batch_size, dataloader_kwargs, collate_fn)
             with self._evaluating():
-                outputs = [(to_cpu(self.calculate_predictions(step.batch)), step.is_idle) for step in self._eval_steps(loader)]
+                outputs = [
+                    (to_cpu(self.calculate_predictions(step.batch)), step.is_idle)
+                    for step in self._eval_steps(loader)
+                ]
                 real = [output for output, is_idle in outputs if not is_idle]
                 return join_over_processes(real, self.prediction_padding)
 
     def load_training_state(self, input_dir: str | Path) -> dict[str, Any]:
-        """Restore what `save_training_state` saved, and return its `checkpoint_kwargs`. Every process takes part.
+        """Restore what `save_training_state` saved, and return its `checkpoint_kwargs`.
+
+        Every process takes part.
 
         To go on with a run use `train(..., resume_from=input_dir)`, which also finds the place in the data.
         """
         self._check_can_run("load_training_state")
-        input_dir, state = together(lambda: (input_dir, training_state.open_training_state(input_dir)), self.is_main_process)
-        extra: dict[str, Any] = durable_files.read_object(Path(input_dir) / "extra.pt", dict)
+        input_dir, state = run_on_main(
+            lambda: (input_dir, open_training_state(input_dir)), self.is_main_process
+        )
+        extra: dict[str, Any] = files.read_object(Path(input_dir) / "extra.pt", dict)
         with self._running():
             self._begin_run(state, is_training=True)
             self._prepare_once()
@@ -188,10 +232,12 @@ class Trainer(SavingTrainer):
 
     def _check_can_run(self, method: str, calculation: str | None = None) -> None:
         is_own = calculation is None or getattr(type(self), calculation) is not getattr(Trainer, calculation)
-        checks.check_can_run(method, self._is_running, calculation if self.loss_func is None and not is_own else None)
-        checks.check_attributes(vars(self), self.model)
+        check_can_run(
+            method, self._is_running, calculation if self.loss_func is None and not is_own else None
+        )
+        check_attributes(vars(self), self.model)
 
-    def _begin_training(self, arguments: dict[str, Any], state: training_state.TrainerState | None) -> None:
+    def _begin_training(self, arguments: dict[str, Any], state: TrainerState | None) -> None:
         """Build everything that a training run needs; what takes long comes last."""
         self._arguments = arguments
         self._begin_run(state, is_training=True)
@@ -207,32 +253,41 @@ class Trainer(SavingTrainer):
             self.print(told)
         check_same_on_all(arguments, train_dataset=self.train_dataloader, eval_dataset=self.eval_dataloader)
         self.run_config = self.create_run_config(**arguments)
-        overridden = [name for name in engines.LEFT_TO_ENGINE if getattr(type(self), name) is not getattr(Trainer, name)]
+        overridden = [
+            name for name in LEFT_TO_ENGINE if getattr(type(self), name) is not getattr(Trainer, name)
+        ]
         self._counts_ahead = type(self).count_items is not Trainer.count_items
         has_plan = self.train_dataloader.is_sized or self._counts_ahead
-        engines.check_left_to_engine(self.accelerator, overridden, arguments, has_plan)
+        check_left_to_engine(self.accelerator, overridden, arguments, has_plan)
         self.agreement = Agreement(self.device)
         self._prepare_once()
-        engines.set_clipping(self.accelerator, self.model, arguments["gradient_clip_norm"])
+        set_clipping(self.accelerator, self.model, arguments["gradient_clip_norm"])
         self.train_loss, self._train_logs = LossTracker(self.device), MeanTrackers(self.device)
         self._is_first_step, self._is_cut_short = True, False
         self._way.zero_grad()
-        # A scheduler watches the step of the optimizer that it was made for, which has to be the one that steps.
+        # A scheduler watches the step of the optimizer that it was made for, which has to be the one that
+        # steps.
         self.optimizer, prepared_optimizer = self._prepared_parts().user_optimizer, self.optimizer
         self.scheduler = self.create_scheduler()
         self.optimizer = prepared_optimizer
-        engines.renew_step(self.optimizer)
+        renew_step(self.optimizer)
         interval = scheduler_interval(self.scheduler, arguments, self.eval_dataset)
         self._scheduler_interval, self._scheduler_needs_metric = interval
-        has_own_collate = not (isinstance(train_loader, DataLoader) and train_loader.collate_fn is default_collate)
-        self._counts = CountAgreement(has_own_collate or not self.train_dataloader.is_sized, self.accelerator.num_processes)
+        has_own_collate = not (
+            isinstance(train_loader, DataLoader) and train_loader.collate_fn is default_collate
+        )
+        self._counts = ItemTotals(
+            has_own_collate or not self.train_dataloader.is_sized, self.accelerator.num_processes
+        )
         self.run_progress = RunProgress()
         if arguments["reset_run_history"] and state is None:
             self.run_history.reset()
-        self.run_id = state["run_id"] if state is not None else share_from_main(secrets.token_hex(6))
+        self.run_id = state["run_id"] if state is not None else broadcast_object(secrets.token_hex(6))
         self.last_checkpoint = None
 
-    def _begin_evaluation(self, dataset: Any, batch_size: int, kwargs: Any, collate_fn: Any) -> ShardedDataLoader:
+    def _begin_evaluation(
+        self, dataset: Any, batch_size: int, kwargs: Any, collate_fn: Any
+    ) -> ShardedDataLoader:
         """Build what an evaluation needs, and leave the data of the latest training run as it is."""
         self._begin_run(None)
         kept, self.eval_dataset, self.collate_fn = (self.eval_dataset, self.collate_fn), dataset, collate_fn
@@ -244,19 +299,23 @@ class Trainer(SavingTrainer):
             self.print(told)
         check_same_on_all({}, dataset=loader)
         if not self._arguments:
-            self.run_config = plan_run({"eval_dataloader_kwargs": kwargs}, None, loader, self.accelerator, self.data_seed)
+            self.run_config = plan_run(
+                {"eval_dataloader_kwargs": kwargs}, None, loader, self.accelerator, self.data_seed
+            )
         self._prepare_once()
         return loader
 
-    def _begin_run(self, state: training_state.TrainerState | None, is_training: bool = False) -> None:
+    def _begin_run(self, state: TrainerState | None, is_training: bool = False) -> None:
         """Choose the seed, and check that the processes are as they should be."""
         check_processes(self.accelerator.num_processes)
-        engines.check_accelerator(self.accelerator)
+        check_accelerator(self.accelerator)
         if self.seed is not None and not self._is_seeded:
             seed_process(self.seed, self.accelerator.process_index)
             self._is_seeded = True
-        own_seed = share_from_main(torch.initial_seed() if self.seed is None else self.seed)
-        if is_training or not self._arguments:  # An evaluation leaves the seed of the run before, which may yet be saved.
+        own_seed = broadcast_object(torch.initial_seed() if self.seed is None else self.seed)
+        if (
+            is_training or not self._arguments
+        ):  # An evaluation leaves the seed of the run before, which may yet be saved.
             self.data_seed = state["seed"] if state is not None else own_seed
         self.eval_loss, self._is_first_eval_step = LossTracker(self.device), True
         self._place = None
@@ -266,26 +325,26 @@ class Trainer(SavingTrainer):
         if self._prepared is None or not self._prepared.is_of(self.model, self.optimizer):
             self.callbacks.on_prepare_start(self)
             user_parts = (self.model, self.optimizer)
-            with engines.configured(self.accelerator, self._arguments.get("per_device_batch_size", 1)):
+            with completed_config(self.accelerator, self._arguments.get("per_device_batch_size", 1)):
                 self.prepare()
-            self._prepared = engines.Prepared(*user_parts, self.model, self.optimizer)
+            self._prepared = Prepared(*user_parts, self.model, self.optimizer)
         self.model, self.optimizer = self._prepared.model, self._prepared.optimizer
-        engines.move_modules(vars(self), self.device)
-        self._way = choose_way(self.accelerator, self.optimizer)
+        move_modules(vars(self), self.device)
+        self._way = choose_step_calls(self.accelerator, self.optimizer)
 
     @contextlib.contextmanager
     def _running(self) -> Iterator[None]:
         """Close everything at the end, and give the user's own model and optimizer back."""
-        self._before = Before(self.model, self.optimizer, self.run_history, self.device)
+        self._before = Rollback(self.model, self.optimizer, self.run_history, self.device)
         self._is_running, self._is_in_update = True, False
         model, optimizer, was_seeded, prepared = self.model, self.optimizer, self._is_seeded, self._prepared
         try:
             yield
         except BaseException as raised:
-            error = batches.explained(raised)
-            with engines.noted(error):
+            error = with_hint(raised)
+            with note_failures_on(error):
                 self.callbacks.on_exception(self, error=error)
-            with engines.noted(error):
+            with note_failures_on(error):
                 self.callbacks.on_run_close(self)
             if optimizer is not None:
                 optimizer.zero_grad()
@@ -310,7 +369,10 @@ class Trainer(SavingTrainer):
         progress = self.run_progress
         self.agreement.read(wait=True)
         if self._place is not None and self._is_finished():
-            self.print(f"The run in {self._place_folder} is finished after {progress.updates_completed} updates: nothing to do.")
+            self.print(
+                f"The run in {self._place_folder} is finished after {progress.updates_completed} updates: "
+                "nothing to do."
+            )
         if self._is_done():
             self._restore_place()
         if not self._has_reached_limit():
@@ -332,7 +394,11 @@ class Trainer(SavingTrainer):
 
     def run_train_epoch(self) -> None:
         """Train on what is left of the epoch."""
-        progress, prepared, is_distributed = self.run_progress, self._prepared_parts(), self.accelerator.num_processes > 1
+        progress, prepared, is_distributed = (
+            self.run_progress,
+            self._prepared_parts(),
+            self.accelerator.num_processes > 1,
+        )
         loader = self._start_train_epoch()
         self.train_epoch_start()
         self.callbacks.on_train_epoch_start(self)
@@ -369,7 +435,9 @@ class Trainer(SavingTrainer):
             output = self.calculate_train_batch_loss(step.batch)
             if self._is_first_step:
                 is_fresh = self.run_progress.updates_completed == 0
-                batches.check_batch_output(output, "calculate_train_batch_loss", needs_gradient=True, is_first=is_fresh)
+                check_batch_output(
+                    output, "calculate_train_batch_loss", needs_gradient=True, is_first=is_fresh
+                )
                 self._is_first_step = False
             loss, num_items = output["loss"], items_of(output)
             weight = group.count(step, output, num_items)
@@ -384,7 +452,7 @@ class Trainer(SavingTrainer):
         """Change the parameters by the gradients of `group`, and count it."""
         factor = None if group.is_alone else self._counts.correction(group, self.device)
         if factor is not None:
-            engines.multiply_gradients(self.accelerator, self.model, self.optimizer, factor)
+            multiply_gradients(self.accelerator, self.model, self.optimizer, factor)
         self.callbacks.on_optimizer_step_start(self)
         self.clip_gradients()
         self._before = None
@@ -401,21 +469,31 @@ class Trainer(SavingTrainer):
         self.agreement.start()
 
     def run_eval_epoch(
-        self, dataloader: ShardedDataLoader | None = None, metric_prefix: str = "eval", is_intermediate: bool = False
+        self,
+        dataloader: ShardedDataLoader | None = None,
+        metric_prefix: str = "eval",
+        is_intermediate: bool = False,
     ) -> None:
         """Evaluate on `dataloader`, or on the evaluation data of the run; every process takes part.
 
-        Sums are kept by process and added once at the end, so that no sample counts twice and none is left out. In the
-        middle of an epoch the random state is put back.
+        Sums are kept by process and added once at the end, so that no sample counts twice and none is left
+        out. In the middle of an epoch the random state is put back.
         """
         loader = self.eval_dataloader if dataloader is None else dataloader
         if loader is None:
-            raise ConfigurationError("eval_dataset is None, so there is nothing to evaluate on. Pass eval_dataset to train.")
+            raise ConfigurationError(
+                "eval_dataset is None, so there is nothing to evaluate on. Pass eval_dataset to train."
+            )
         logs = MeanTrackers(self.device)
         self.eval_loss.reset()
-        with keep_random_state(self.device) if is_intermediate else contextlib.nullcontext(), self._evaluating():
+        with (
+            preserving_random_state(self.device) if is_intermediate else contextlib.nullcontext(),
+            self._evaluating(),
+        ):
             self.eval_epoch_start()
-            self.callbacks.on_eval_epoch_start(self, is_intermediate=is_intermediate, metric_prefix=metric_prefix)
+            self.callbacks.on_eval_epoch_start(
+                self, is_intermediate=is_intermediate, metric_prefix=metric_prefix
+            )
             for step in self._eval_steps(loader, is_intermediate):
                 self.run_eval_step(step, logs)
         self._record_losses(metric_prefix, self.eval_loss, logs)
@@ -423,18 +501,20 @@ class Trainer(SavingTrainer):
             self.run_progress.eval_epoch_completed = True
         with self.run_history.added_prefix(name_prefix(metric_prefix)):
             self.eval_epoch_end()
-            self.callbacks.on_eval_epoch_end(self, is_intermediate=is_intermediate, metric_prefix=metric_prefix)
+            self.callbacks.on_eval_epoch_end(
+                self, is_intermediate=is_intermediate, metric_prefix=metric_prefix
+            )
 
     def run_eval_step(self, step: Step, logs: MeanTrackers) -> None:
         """Forward of one batch; what an idle process computes is thrown away."""
         if step.is_idle:
-            if engines.has_collective_forward(self.accelerator):
+            if has_collective_forward(self.accelerator):
                 self.calculate_eval_batch_loss(step.batch)
             return
         self.callbacks.on_eval_step_start(self, batch=step.batch)
         output = self.calculate_eval_batch_loss(step.batch)
         if self._is_first_eval_step:
-            batches.check_batch_output(output, "calculate_eval_batch_loss", needs_gradient=False, is_first=False)
+            check_batch_output(output, "calculate_eval_batch_loss", needs_gradient=False, is_first=False)
             self._is_first_eval_step = False
         self.eval_loss.update(output["loss"], items_of(output))
         if "log" in output:
@@ -465,7 +545,7 @@ class Trainer(SavingTrainer):
     def _run_idle_train_step(self, step: Step, group: UpdateGroup) -> None:
         """Take part in the communication of a step without samples: a batch is repeated with weight zero."""
         with (
-            engines.without_trace(self.model, self.device),
+            preserving_buffers_and_rng(self.model, self.device),
             self._way.gradient_sync(self.model, step.is_last),
         ):
             group.steps_completed += 1
@@ -473,16 +553,18 @@ class Trainer(SavingTrainer):
 
     def _eval_steps(self, loader: ShardedDataLoader, is_intermediate: bool = False) -> Iterator[Step]:
         """The steps of an evaluation; idle ones only for engines whose forward needs every process."""
-        loader.begin_epoch(0, max_steps=loader.max_intermediate_steps if is_intermediate else loader.max_steps)
+        loader.begin_epoch(
+            0, max_steps=loader.max_intermediate_steps if is_intermediate else loader.max_steps
+        )
         self._unequal_step = "an evaluation" if is_unequal(loader) else None
-        return eval_steps(loader, engines.has_collective_forward(self.accelerator))
+        return eval_steps(loader, has_collective_forward(self.accelerator))
 
     @contextlib.contextmanager
     def _evaluating(self) -> Iterator[None]:
         """Let `self.model` be the module to evaluate."""
         training_model = self.model
         try:
-            with engines.evaluation_mode(training_model) as self.model:
+            with evaluation_mode(training_model) as self.model:
                 yield
         finally:
             self.model = training_model
@@ -500,13 +582,14 @@ class Trainer(SavingTrainer):
     def calculate_train_batch_loss(self, batch: Any) -> dict[str, Any]:
         """Return `loss` (mean over the batch), `model_outputs` and `batch_size` of a batch, by default `(inputs, targets)`.
 
-        Further keys travel to the callbacks. `num_items_in_batch` says that the loss is the mean over that many items, such
-        as tokens. `log`, a dictionary of scalars, is averaged and recorded as `train_<name>_epoch`.
+        Further keys travel to the callbacks. `num_items_in_batch` says that the loss is the mean over that
+        many items, such as tokens. `log`, a dictionary of scalars, is averaged and recorded as
+        `train_<name>_epoch`.
         """
-        inputs, targets = batches.unpack_batch(batch)
+        inputs, targets = unpack_batch(batch)
         outputs = self.model(inputs)
-        loss = batches.call_loss(self.loss_func, outputs, targets)
-        return {"loss": loss, "model_outputs": outputs, "batch_size": batches.num_samples_in(inputs)}
+        loss = call_loss(self.loss_func, outputs, targets)
+        return {"loss": loss, "model_outputs": outputs, "batch_size": num_samples_in(inputs)}
 
     def calculate_eval_batch_loss(self, batch: Any) -> dict[str, Any]:
         """Like `calculate_train_batch_loss`, without gradients; by default the same computation."""
@@ -517,7 +600,9 @@ class Trainer(SavingTrainer):
         return self.model(batch[0] if isinstance(batch, (tuple, list)) else batch)
 
     def count_items(self, batch: Any) -> int | None:
-        """Return the items of a batch that its loss is the mean of, before its forward; None leaves it to the forward.
+        """Return the items of a batch that its loss is the mean of, before its forward.
+
+        None leaves it to the forward.
 
         Engines that step inside backward need it for losses that are no mean over samples.
         """
@@ -539,7 +624,10 @@ class Trainer(SavingTrainer):
         self._way.optimizer.step()
 
     def scheduler_step(self) -> None:
-        """Step the scheduler: after an update, or after an epoch, as `train` was told. One that needs a metric gets it."""
+        """Step the scheduler: after an update, or after an epoch, as `train` was told.
+
+        One that needs a metric gets it.
+        """
         if self.scheduler is None:
             return
         is_epoch_of_both = self._scheduler_interval == "both" and not self._is_in_update
@@ -571,8 +659,9 @@ class Trainer(SavingTrainer):
     def eval_epoch_end(self) -> None:
         """Act when an evaluation ends; does nothing.
 
-        What is recorded here is named like the metrics of callbacks: `accuracy` in a training run, `intermediate_accuracy`
-        in mid-epoch, `ema_model_accuracy` for averaged weights, `evaluation_accuracy` by `evaluate`.
+        What is recorded here is named like the metrics of callbacks: `accuracy` in a training run,
+        `intermediate_accuracy` in mid-epoch, `ema_model_accuracy` for averaged weights, `evaluation_accuracy`
+        by `evaluate`.
         """
 
     def training_run_epoch_end(self) -> None:
@@ -597,7 +686,9 @@ class Trainer(SavingTrainer):
             signal_number: of the signal behind it; `train` raises `RunInterrupted` once all is closed.
         """
         if not self._is_running:
-            raise ConfigurationError(f"request_stop({reason!r}) was called outside of a run. Call it in an event of a callback.")
+            raise ConfigurationError(
+                f"request_stop({reason!r}) was called outside of a run. Call it in an event of a callback."
+            )
         self.agreement.say_stop(reason, signal_number)
 
     @property

@@ -23,7 +23,8 @@ from .scheduler_base import (
 class CosineLrScheduler(StatefulSchedulerBase):
     """Raises the learning rate linearly, anneals it along half a cosine wave without restarts, and holds the minimum.
 
-    With T updates in all, of which W are warm-up and C cooldown, a group with the base rate b has after n updates
+    With T updates in all, of which W are warm-up and C cooldown, a group with the base rate b has after n
+    updates
 
     - `start + (b - start) * n / W` for n < W,
     - `low + (b - low) * (1 + cos(pi * ((n - W) / (T - C - W)) ** k_decay)) / 2` for W <= n < T - C,
@@ -40,15 +41,17 @@ class CosineLrScheduler(StatefulSchedulerBase):
         min_lr_ratio: the rate at the end as a fraction of each group's base rate; goes before `lr_min`.
         num_warmup_epochs: length of the warm-up, which may be fractional; rounded to whole updates.
         warmup_starting_lr: the rate of the first update, if there is a warm-up.
-        warmup_starting_lr_ratio: that rate as a fraction of each group's base rate; goes before `warmup_starting_lr`.
+        warmup_starting_lr_ratio: that rate as a fraction of each group's base rate; goes before
+            `warmup_starting_lr`.
         num_cooldown_epochs: how long the rate at the end is held; may be fractional.
 
     Raises:
-        ConfigurationError: an argument is out of its range, or nothing is left of the run between warm-up and cooldown.
+        ConfigurationError: an argument is out of its range, or nothing is left of the run between warm-up and
+            cooldown.
 
     Source:
-        Loshchilov and Hutter, SGDR, https://arxiv.org/abs/1608.03983, equation 5, for a single cycle. k-decay: Zhang and Li,
-        https://arxiv.org/abs/2004.05909.
+        Loshchilov and Hutter, SGDR, https://arxiv.org/abs/1608.03983, equation 5, for a single cycle.
+        k-decay: Zhang and Li, https://arxiv.org/abs/2004.05909.
     """
 
     plan_fields: ClassVar[tuple[str, ...]] = (
@@ -93,11 +96,20 @@ class CosineLrScheduler(StatefulSchedulerBase):
         highest = max(calculate_base_values(optimizer, "lr"))
         _check_rate("lr_min", lr_min, "min_lr_ratio", min_lr_ratio, highest)
         if self.num_warmup_updates:
-            _check_rate("warmup_starting_lr", warmup_starting_lr, "warmup_starting_lr_ratio", warmup_starting_lr_ratio, highest)
+            _check_rate(
+                "warmup_starting_lr",
+                warmup_starting_lr,
+                "warmup_starting_lr_ratio",
+                warmup_starting_lr_ratio,
+                highest,
+            )
         super().__init__(optimizer)
 
     def get_updated_values(self, num_updates: int) -> list[float]:
-        """Return the learning rate of each group after `num_updates` updates; beyond the last update, that at the end."""
+        """Return the learning rate of each group after `num_updates` updates.
+
+        Beyond the last update, that at the end.
+        """
         return [self._calculate_value(num_updates, base) for base in self.base_values]
 
     def _calculate_value(self, num_updates: int, base: float) -> float:
@@ -127,12 +139,13 @@ class CosineLrScheduler(StatefulSchedulerBase):
         """Return a `functools.partial` to be given to `Trainer.train` as `create_scheduler_fn`.
 
         ```python
-        trainer.train(dataset, num_epochs=10, create_scheduler_fn=CosineLrScheduler.create_scheduler_fn(num_warmup_epochs=1))
-        ```
+        trainer.train(dataset, num_epochs=10,
+        create_scheduler_fn=CosineLrScheduler.create_scheduler_fn(num_warmup_epochs=1)) ```
 
-        The trainer fills in the updates of an epoch, and `total_num_epochs=None` stands for the run as long as it will be, also
-        where `max_num_train_steps` ends it in the middle of an epoch. For data without a length, give
-        `num_update_steps_per_epoch`, which then says what an epoch of warm-up is. The other arguments are those of the class.
+        The trainer fills in the updates of an epoch, and `total_num_epochs=None` stands for the run as long
+        as it will be, also where `max_num_train_steps` ends it in the middle of an epoch. For data without a
+        length, give `num_update_steps_per_epoch`, which then says what an epoch of warm-up is. The other
+        arguments are those of the class.
         """
         if total_num_epochs is None:
             total_num_epochs = TrainerPlaceholderValues.NUM_UPDATE_STEPS / num_update_steps_per_epoch
@@ -167,8 +180,8 @@ def _count_updates(epochs: dict[str, float], num_update_steps_per_epoch: int) ->
         "total_num_epochs",
         epochs["total_num_epochs"],
         total > warmup + cooldown,
-        f"longer than warm-up and cooldown, as {total} updates cannot hold {warmup} of warm-up, {cooldown} of cooldown and at "
-        f"least 1 between them",
+        f"longer than warm-up and cooldown, as {total} updates cannot hold {warmup} of warm-up, {cooldown} "
+        "of cooldown and at least 1 between them",
         "Shorten them (fractions such as num_warmup_epochs=0.5 are allowed), or train for longer.",
     )
     return [total, warmup, cooldown]
@@ -176,7 +189,13 @@ def _count_updates(epochs: dict[str, float], num_update_steps_per_epoch: int) ->
 
 def _check_rate(name: str, rate: float, ratio_name: str, ratio: float | None, highest_base: float) -> None:
     if ratio is not None:
-        check_argument(ratio_name, ratio, 0 <= ratio <= 1, "between 0 and 1", "It is a fraction of each group's base rate.")
+        check_argument(
+            ratio_name,
+            ratio,
+            0 <= ratio <= 1,
+            "between 0 and 1",
+            "It is a fraction of each group's base rate.",
+        )
         return
     check_argument(
         name,

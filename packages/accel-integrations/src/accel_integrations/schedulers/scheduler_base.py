@@ -1,8 +1,8 @@
 """What all schedulers share: a value for each parameter group as a function of the updates completed.
 
-Units: everything counts *updates*, which are steps of the optimizer. An update is made by all processes together, so the counts
-are the same on any number of them. `num_updates` is the number of updates completed; 0 asks for the value that the first
-update uses.
+Units: everything counts *updates*, which are steps of the optimizer. An update is made by all processes
+    together, so the counts are the same on any number of them. `num_updates` is the number of updates
+    completed; 0 asks for the value that the first update uses.
 """
 
 from __future__ import annotations
@@ -19,19 +19,23 @@ from accel_core import ConfigurationError
 class SchedulerBase(ABC):
     """Sets one field of every parameter group, from a number of updates that the caller gives.
 
-    Override `get_updated_values`. The values are calculated from `base_values`, never from the current ones, so that any update
-    can be asked for, in any order, and always gives the same answer.
+    Override `get_updated_values`. The values are calculated from `base_values`, never from the current ones,
+    so that any update can be asked for, in any order, and always gives the same answer.
 
     Args:
         optimizer: its parameter groups are changed in place. Groups that are added later are scheduled too.
-        param_group_field: the key of the parameter groups that is scheduled: `"lr"`, `"weight_decay"` or any other number.
+        param_group_field: the key of the parameter groups that is scheduled: `"lr"`, `"weight_decay"` or any
+            other number.
 
     Raises:
         ConfigurationError: a parameter group has no such field, or it is not a number.
     """
 
     plan_fields: ClassVar[tuple[str, ...]] = ()
-    """Names of the attributes that determine the values. They are saved with the state, and a loaded state sets them."""
+    """Names of the attributes that determine the values.
+
+    They are saved with the state, and a loaded state sets them.
+    """
 
     def __init__(self, optimizer: Optimizer, param_group_field: str = "lr") -> None:
         check_field(optimizer, param_group_field)
@@ -43,9 +47,9 @@ class SchedulerBase(ABC):
     def base_values(self) -> list[float]:
         """The value of each group before any schedule, in the order of the groups.
 
-        It is the group's `initial_lr` (or `initial_weight_decay` and so on), where PyTorch's schedulers keep it too. A group
-        that has none gets its current value as such. A second run on one optimizer therefore begins at the first one's
-        base.
+        It is the group's `initial_lr` (or `initial_weight_decay` and so on), where PyTorch's schedulers keep
+        it too. A group that has none gets its current value as such. A second run on one optimizer therefore
+        begins at the first one's base.
         """
         return calculate_base_values(self.optimizer, self.param_group_field)
 
@@ -60,9 +64,9 @@ class SchedulerBase(ABC):
         groups = self.optimizer.param_groups
         if not isinstance(values, (list, tuple)) or len(values) != len(groups):
             raise ConfigurationError(
-                f"{type(self).__name__}.get_updated_values({num_updates}) returned {values!r}, but must return a list with a "
-                f"number for each of the {len(groups)} parameter groups. To leave them as they were built, return "
-                f"self.base_values."
+                f"{type(self).__name__}.get_updated_values({num_updates}) returned {values!r}, but must "
+                f"return a list with a number for each of the {len(groups)} parameter groups. To leave them "
+                "as they were built, return self.base_values."
             )
         for group, value in zip(groups, values, strict=True):
             current = group[self.param_group_field]
@@ -85,14 +89,16 @@ class SchedulerBase(ABC):
         missing = self.state_dict().keys() - state_dict.keys()
         if missing:
             raise ConfigurationError(
-                f"The state has the keys {sorted(state_dict)}, but {type(self).__name__} also needs {sorted(missing)}. Load a "
-                f"state that this class has saved, or leave the scheduler's out (load_scheduler=False)."
+                f"The state has the keys {sorted(state_dict)}, but {type(self).__name__} also needs "
+                f"{sorted(missing)}. Load a state that this class has saved, or leave the scheduler's out "
+                "(load_scheduler=False)."
             )
         groups, base_values = self.optimizer.param_groups, state_dict["base_values"]
         if len(base_values) != len(groups):
             raise ConfigurationError(
-                f"The state is for {len(base_values)} parameter groups, but the optimizer has {len(groups)}. Build the "
-                f"optimizer with the groups of the saved run, or leave the scheduler's state out (load_scheduler=False)."
+                f"The state is for {len(base_values)} parameter groups, but the optimizer has {len(groups)}. "
+                "Build the optimizer with the groups of the saved run, or leave the scheduler's state out "
+                "(load_scheduler=False)."
             )
         for group, value in zip(groups, base_values, strict=True):
             group[initial_field(self.param_group_field)] = value
@@ -108,8 +114,9 @@ class SchedulerBase(ABC):
 class StatefulSchedulerBase(SchedulerBase, ABC):
     """Counts the updates itself, like PyTorch's schedulers: this is what `create_scheduler_fn` of the trainer may return.
 
-    Once it is constructed, the groups hold the value of the first update; after the n-th `step()`, the value after n
-    updates. The constructor calls `get_updated_values(0)`, so a subclass sets what that reads before `super().__init__`:
+    Once it is constructed, the groups hold the value of the first update; after the n-th `step()`, the value
+    after n updates. The constructor calls `get_updated_values(0)`, so a subclass sets what that reads before
+    `super().__init__`:
 
     ```python
     class HalvedWeightDecay(StatefulSchedulerBase):
@@ -134,13 +141,17 @@ class StatefulSchedulerBase(SchedulerBase, ABC):
             self.step_update(0)
         except AttributeError as error:
             error.add_note(
-                f"The constructor of StatefulSchedulerBase asks for the first value. In {type(self).__name__}.__init__, set the "
-                f"attributes that get_updated_values reads before calling super().__init__(...)."
+                "The constructor of StatefulSchedulerBase asks for the first value. In "
+                f"{type(self).__name__}.__init__, set the attributes that get_updated_values reads before "
+                "calling super().__init__(...)."
             )
             raise
 
     def step(self) -> None:
-        """Count one update and give every group the value of the next. Call it after each step of the optimizer."""
+        """Count one update and give every group the value of the next.
+
+        Call it after each step of the optimizer.
+        """
         self.num_updates += 1
         self.step_update(self.num_updates)
 
@@ -163,7 +174,9 @@ def initial_field(param_group_field: str) -> str:
 def calculate_base_values(optimizer: Optimizer, param_group_field: str) -> list[float]:
     """The remembered base value of each group, or else its current value."""
     key = initial_field(param_group_field)
-    return [float(group[key] if key in group else group[param_group_field]) for group in optimizer.param_groups]
+    return [
+        float(group[key] if key in group else group[param_group_field]) for group in optimizer.param_groups
+    ]
 
 
 def interpolate(low: float, base: float, share: float) -> float:
@@ -182,7 +195,9 @@ def check_field(optimizer: Optimizer, param_group_field: str) -> None:
             problem = f"is {value!r} in parameter group {index}, but must be a number"
         else:
             continue
-        raise ConfigurationError(f"param_group_field {param_group_field!r} {problem}. Schedule one of {numbers}.")
+        raise ConfigurationError(
+            f"param_group_field {param_group_field!r} {problem}. Schedule one of {numbers}."
+        )
 
 
 def check_argument(name: str, value: object, is_right: bool, expected: str, way_out: str) -> None:

@@ -7,9 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from accel_core import AccelWarning, ConfigurationError, TrainerCallback
-from accel_core.distributed import together
-from accel_core.errors import NotFiniteError
-from accel_core.training_state import complete_checkpoints, refuse_other_run
+from accel_core.extending import NotFiniteError, complete_checkpoints, refuse_other_run, run_on_main
 
 from .wsd_scheduler import WSDLrScheduler
 
@@ -20,8 +18,9 @@ if TYPE_CHECKING:
 class WSDCheckpointCallback(TrainerCallback):
     """Save the training state before each decay of a `WSDLrScheduler`, and export the model after it.
 
-    For a decay from update 900 to 1000, `save_dir` gets the folder `checkpoint_900_wsd_pre_decay`, from which the run can be
-    continued for longer, and the file `checkpoint_1000_wsd_post_decay.pt`, a model that is ready for use. To continue:
+    For a decay from update 900 to 1000, `save_dir` gets the folder `checkpoint_900_wsd_pre_decay`, from which
+    the run can be continued for longer, and the file `checkpoint_1000_wsd_post_decay.pt`, a model that is
+    ready for use. To continue:
 
     ```python
     create_scheduler_fn = WSDLrScheduler.create_scheduler_fn(is_continuation_from_checkpoint=True)
@@ -46,8 +45,9 @@ class WSDCheckpointCallback(TrainerCallback):
             save_dir: of one run; on several machines on a disk that they share.
             save_optimizer: whether exports hold the optimizer's state. Training states hold everything.
             save_scheduler: whether exports hold the scheduler's state.
-            initial_checkpoint: the file of an export, with whose weights, and state of the optimizer if there is one, a new run
-                begins. It is read once, when the model is prepared; the schedule begins at its first update.
+            initial_checkpoint: the file of an export, with whose weights, and state of the optimizer if there
+                is one, a new run begins. It is read once, when the model is prepared; the schedule begins at
+                its first update.
         """
         self.save_dir = Path(save_dir)
         self.save_optimizer = save_optimizer
@@ -59,17 +59,20 @@ class WSDCheckpointCallback(TrainerCallback):
         """Begin with the weights of another run, if that is wanted."""
         if self.initial_checkpoint is not None:
             load_optimizer = trainer.optimizer is not None
-            trainer.load_checkpoint(self.initial_checkpoint, load_optimizer=load_optimizer, load_scheduler=False)
+            trainer.load_checkpoint(
+                self.initial_checkpoint, load_optimizer=load_optimizer, load_scheduler=False
+            )
 
     def on_training_run_start(self, trainer: Trainer) -> None:
         """Raise if there is no such schedule, or if the folder is another run's."""
         if not isinstance(trainer.scheduler, WSDLrScheduler):
             found = "None" if trainer.scheduler is None else f"a {type(trainer.scheduler).__name__}"
             raise ConfigurationError(
-                f"WSDCheckpointCallback follows a WSDLrScheduler, but the scheduler of this run is {found}. Pass "
-                f"create_scheduler_fn=WSDLrScheduler.create_scheduler_fn() to train, or leave the callback out."
+                f"WSDCheckpointCallback follows a WSDLrScheduler, but the scheduler of this run is {found}. "
+                "Pass create_scheduler_fn=WSDLrScheduler.create_scheduler_fn() to train, or leave the "
+                "callback out."
             )
-        together(lambda: self._check_folder(str(trainer.run_id)), trainer.is_main_process)
+        run_on_main(lambda: self._check_folder(str(trainer.run_id)), trainer.is_main_process)
         self._steps_seen = 0
 
     def on_optimizer_step_end(self, trainer: Trainer) -> None:
@@ -86,7 +89,9 @@ class WSDCheckpointCallback(TrainerCallback):
                 trainer.save_training_state(self.save_dir / f"checkpoint_{step}_wsd_pre_decay")
             if any(step == period["period_end"] for period in periods):
                 path = self.save_dir / f"checkpoint_{step}_wsd_post_decay.pt"
-                trainer.save_checkpoint(path, save_optimizer=self.save_optimizer, save_scheduler=self.save_scheduler)
+                trainer.save_checkpoint(
+                    path, save_optimizer=self.save_optimizer, save_scheduler=self.save_scheduler
+                )
         except NotFiniteError as error:
             warnings.warn(str(error), AccelWarning)
 

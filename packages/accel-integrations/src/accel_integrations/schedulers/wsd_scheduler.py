@@ -40,48 +40,56 @@ class PhaseInfo(DecayInfo):
 class WSDLrScheduler(StatefulSchedulerBase):
     """Raises the learning rate linearly, holds it, and lets it fall shortly before each checkpoint.
 
-    The run is divided into periods, one for each checkpoint. A period that lasts from S to E has `round((E - S) *
-    decay_phase_ratio)` updates of decay, D. A group with the base rate b has after n updates, with t = (n - (E - D)) / D,
+    The run is divided into periods, one for each checkpoint. A period that lasts from S to E has `round((E -
+    S) * decay_phase_ratio)` updates of decay, D. A group with the base rate b has after n updates, with t =
+    (n - (E - D)) / D,
 
     - `start + (b - start) * n / num_warmup_steps` during the warm-up, which only the first period has,
     - `b` before the decay,
     - `b * (lr_min + (1 - lr_min) * (1 - sqrt(t)))` during it, if `use_inverse_sqrt_decay`,
     - `b / (t / lr_min + 1 - t)` during it otherwise (*inverse proportional*, the choice of the paper),
-    - `b` again when the next period begins, without a second warm-up (WSD-S), and `b * lr_min` from the last update on.
+    - `b` again when the next period begins, without a second warm-up (WSD-S), and `b * lr_min` from the last
+    update on.
 
-    **Continuing.** A state that was saved at a `pre_decay_step`, or after a decay, can be continued for longer:
+    **Continuing.** A state that was saved at a `pre_decay_step`, or after a decay, can be continued for
+    longer:
 
     ```python
     create_scheduler_fn = WSDLrScheduler.create_scheduler_fn(is_continuation_from_checkpoint=True)
     trainer.train(dataset, num_epochs=20, resume_from=folder, create_scheduler_fn=create_scheduler_fn)
     ```
 
-    As everywhere in a resumed run, totals count from the beginning of the first run. Loading the state begins a new
-    stable phase where it stands, and plans checkpoints and decay for the updates that are left. A state of the same total is
-    resumed as it is, so the script that continues a run may itself be restarted. A scheduler that no state is loaded into
-    begins such a phase at update 0, which is what a new run from another run's weights needs.
+    As everywhere in a resumed run, totals count from the beginning of the first run. Loading the state begins
+    a new stable phase where it stands, and plans checkpoints and decay for the updates that are left. A state
+    of the same total is resumed as it is, so the script that continues a run may itself be restarted. A
+    scheduler that no state is loaded into begins such a phase at update 0, which is what a new run from
+    another run's weights needs.
 
     Args:
         optimizer: each parameter group has a base rate of its own.
         num_epochs: length of the run in epochs, together with `num_update_steps_per_epoch`.
         num_update_steps_per_epoch: updates in an epoch, the same number on every process.
         total_steps: length of the run in updates, in place of these two.
-        num_warmup_steps: updates of the warm-up, rounded to a whole number; `None` is a hundredth of the run. A
-            continuation has none.
+        num_warmup_steps: updates of the warm-up, rounded to a whole number; `None` is a hundredth of the run.
+            A continuation has none.
         decay_phase_ratio: fraction of each period that is decay.
         lr_min: what is left of the base rate after a decay, *as a fraction of it*.
-        warmup_starting_lr: the rate of the first update, if there is a warm-up; never above the base rate of the group.
+        warmup_starting_lr: the rate of the first update, if there is a warm-up; never above the base rate of
+            the group.
         use_inverse_sqrt_decay: which of the two decays.
-        num_checkpoints: how many periods, each twice as long as all before it; see `estimate_checkpoint_steps`.
-        is_continuation_from_checkpoint: there is no warm-up, and a loaded state of another total is continued.
+        num_checkpoints: how many periods, each twice as long as all before it; see
+            `estimate_checkpoint_steps`.
+        is_continuation_from_checkpoint: there is no warm-up, and a loaded state of another total is
+            continued.
 
     Raises:
-        ConfigurationError: an argument is out of its range, the length of the run is given twice or not at all, or the
-            warm-up reaches into the first decay.
+        ConfigurationError: an argument is out of its range, the length of the run is given twice or not at
+            all, or the warm-up reaches into the first decay.
 
     Source:
-        Wen et al., Understanding Warmup-Stable-Decay Learning Rates, https://arxiv.org/abs/2410.05192 (WSD-S, inverse
-        proportional decay). Decay by the square root: Hägele et al., https://arxiv.org/abs/2405.18392.
+        Wen et al., Understanding Warmup-Stable-Decay Learning Rates, https://arxiv.org/abs/2410.05192 (WSD-S,
+        inverse proportional decay). Decay by the square root: Hägele et al.,
+        https://arxiv.org/abs/2405.18392.
     """
 
     plan_fields: ClassVar[tuple[str, ...]] = (
@@ -128,7 +136,10 @@ class WSDLrScheduler(StatefulSchedulerBase):
         super().__init__(optimizer)
 
     def get_updated_values(self, num_updates: int) -> list[float]:
-        """Return the learning rate of each group after `num_updates` updates; beyond the last update, that at the end."""
+        """Return the learning rate of each group after `num_updates` updates.
+
+        Beyond the last update, that at the end.
+        """
         if num_updates < self.num_warmup_steps:
             share = num_updates / self.num_warmup_steps
             return [interpolate(min(self.warmup_starting_lr, base), base, share) for base in self.base_values]
@@ -144,7 +155,9 @@ class WSDLrScheduler(StatefulSchedulerBase):
 
     def get_decay_info(self) -> list[DecayInfo]:
         """The periods of the schedule in their order, each with the beginning of its decay."""
-        return _plan_periods(self.continued_from_step, self.total_steps, self.num_checkpoints, self.decay_phase_ratio)
+        return _plan_periods(
+            self.continued_from_step, self.total_steps, self.num_checkpoints, self.decay_phase_ratio
+        )
 
     def get_phase_info(self, num_updates: int) -> PhaseInfo:
         """Period and phase of the newest of `num_updates` updates: after the last of a period, still that period."""
@@ -171,8 +184,8 @@ class WSDLrScheduler(StatefulSchedulerBase):
         """Go on from `state_dict`: with the saved plan, or, if this is a continuation to another total, with a new one.
 
         Raises:
-            ConfigurationError: the state is of another class or another number of parameter groups, or this is a
-                continuation that ends before the update at which the state was saved.
+            ConfigurationError: the state is of another class or another number of parameter groups, or this
+                is a continuation that ends before the update at which the state was saved.
         """
         saved_total = state_dict.get("total_steps", self.total_steps)
         if self.is_continuation_from_checkpoint and saved_total != self.total_steps:
@@ -195,19 +208,21 @@ class WSDLrScheduler(StatefulSchedulerBase):
         """Return a `functools.partial` to be given to `Trainer.train` as `create_scheduler_fn`.
 
         ```python
-        trainer.train(dataset, num_epochs=10, create_scheduler_fn=WSDLrScheduler.create_scheduler_fn(num_warmup_epochs=0.5))
-        ```
+        trainer.train(dataset, num_epochs=10,
+        create_scheduler_fn=WSDLrScheduler.create_scheduler_fn(num_warmup_epochs=0.5)) ```
 
-        `total_num_epochs=None` stands for the run as long as it will be, also where `max_num_train_steps` ends it in the
-        middle of an epoch, and `num_warmup_epochs=None` for a hundredth of it: with both, data without a length needs nothing
-        else. The other arguments are those of the class.
+        `total_num_epochs=None` stands for the run as long as it will be, also where `max_num_train_steps`
+        ends it in the middle of an epoch, and `num_warmup_epochs=None` for a hundredth of it: with both, data
+        without a length needs nothing else. The other arguments are those of the class.
         """
         total_steps = TrainerPlaceholderValues.NUM_UPDATE_STEPS
         if total_num_epochs is not None:
             total_steps = total_num_epochs * num_update_steps_per_epoch
         arguments: dict[str, Any] = {
             "total_steps": total_steps,
-            "num_warmup_steps": None if num_warmup_epochs is None else num_warmup_epochs * num_update_steps_per_epoch,
+            "num_warmup_steps": None
+            if num_warmup_epochs is None
+            else num_warmup_epochs * num_update_steps_per_epoch,
             "decay_phase_ratio": decay_phase_ratio,
             "lr_min": lr_min,
             "warmup_starting_lr": warmup_starting_lr,
@@ -233,7 +248,8 @@ class WSDLrScheduler(StatefulSchedulerBase):
             "total_steps",
             self.total_steps,
             self.total_steps > updates,
-            f"more than the {updates} updates that the state has completed, as totals count from the beginning of the first run",
+            f"more than the {updates} updates that the state has completed, as totals count from the "
+            "beginning of the first run",
             f"For 1000 more updates, pass total_steps={updates + 1000}; with the trainer, raise num_epochs.",
         )
         _plan_periods(updates, self.total_steps, self.num_checkpoints, self.decay_phase_ratio)
@@ -243,9 +259,19 @@ class WSDLrScheduler(StatefulSchedulerBase):
     def _check_plan(self, optimizer: Optimizer) -> None:
         ratio, lr_min, start = self.decay_phase_ratio, self.lr_min, self.warmup_starting_lr
         check_argument(
-            "decay_phase_ratio", ratio, 0 <= ratio <= 1, "between 0 and 1", "It is the part of each period that is decay."
+            "decay_phase_ratio",
+            ratio,
+            0 <= ratio <= 1,
+            "between 0 and 1",
+            "It is the part of each period that is decay.",
         )
-        check_argument("lr_min", lr_min, 0 <= lr_min <= 1, "between 0 and 1", "It is a fraction of each group's base rate.")
+        check_argument(
+            "lr_min",
+            lr_min,
+            0 <= lr_min <= 1,
+            "between 0 and 1",
+            "It is a fraction of each group's base rate.",
+        )
         if not self.use_inverse_sqrt_decay:
             check_argument(
                 "lr_min",
@@ -285,37 +311,49 @@ def estimate_checkpoint_steps(total_steps: int, num_checkpoints: int = 3) -> lis
     Source:
         Wen et al., https://arxiv.org/abs/2410.05192: decays at 50, 100 and 200 billion tokens.
     """
-    check_argument("num_checkpoints", num_checkpoints, num_checkpoints >= 1, "at least 1", "1 decays at the end only.")
+    check_argument(
+        "num_checkpoints", num_checkpoints, num_checkpoints >= 1, "at least 1", "1 decays at the end only."
+    )
     check_argument(
         "total_steps",
         total_steps,
         total_steps >= 2 ** (num_checkpoints - 1),
-        f"at least {2 ** (num_checkpoints - 1)} for num_checkpoints={num_checkpoints}, each of which comes after twice as "
-        f"many steps as the one before",
+        f"at least {2 ** (num_checkpoints - 1)} for num_checkpoints={num_checkpoints}, each of which comes "
+        "after twice as many steps as the one before",
         "Train for longer, or ask for fewer checkpoints.",
     )
     return [total_steps // 2**halvings for halvings in reversed(range(num_checkpoints))]
 
 
-def _plan_periods(first_step: int, total_steps: int, num_checkpoints: int, decay_phase_ratio: float) -> list[DecayInfo]:
+def _plan_periods(
+    first_step: int, total_steps: int, num_checkpoints: int, decay_phase_ratio: float
+) -> list[DecayInfo]:
     periods: list[DecayInfo] = []
     start = first_step
     for steps in estimate_checkpoint_steps(total_steps - first_step, num_checkpoints):
         end = first_step + steps
         decay_steps = round((end - start) * decay_phase_ratio)
         periods.append(
-            {"period_start": start, "period_end": end, "decay_steps": decay_steps, "pre_decay_step": end - decay_steps}
+            {
+                "period_start": start,
+                "period_end": end,
+                "decay_steps": decay_steps,
+                "pre_decay_step": end - decay_steps,
+            }
         )
         start = end
     return periods
 
 
-def _count_total_steps(num_epochs: float | None, num_update_steps_per_epoch: int | None, total_steps: float | None) -> int:
+def _count_total_steps(
+    num_epochs: float | None, num_update_steps_per_epoch: int | None, total_steps: float | None
+) -> int:
     by_epochs = num_epochs is not None and num_update_steps_per_epoch is not None
     if by_epochs == (total_steps is not None):
         raise ConfigurationError(
-            f"num_epochs is {num_epochs}, num_update_steps_per_epoch {num_update_steps_per_epoch} and total_steps {total_steps}, "
-            f"but the length of the run must be given once. Pass the first two, or total_steps alone."
+            f"num_epochs is {num_epochs}, num_update_steps_per_epoch {num_update_steps_per_epoch} and "
+            f"total_steps {total_steps}, but the length of the run must be given once. Pass the first two, "
+            "or total_steps alone."
         )
     if num_epochs is not None and num_update_steps_per_epoch is not None:
         total_steps = num_epochs * num_update_steps_per_epoch

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from accel_core import ConfigurationError, TrainerCallback
-from accel_core.checks import check_positive
-from accel_core.engines import is_sharded
+from accel_core.extending import check_positive, is_sharded
 
 from .import_timm import import_timm
 
@@ -19,12 +18,14 @@ if TYPE_CHECKING:
 class AdaptiveGradientClippingCallback(TrainerCallback):
     """Clip the gradient of each unit to `clip_factor` times the norm of its weights, before every update.
 
-    Works with any trainer and any model. It comes before the clipping that `train` is told, once an update, on the
-    gradients of all processes together. The classifier of a timm model is left alone, as the paper advises.
+    Works with any trainer and any model. It comes before the clipping that `train` is told, once an update,
+    on the gradients of all processes together. The classifier of a timm model is left alone, as the paper
+    advises.
 
     Args:
         clip_factor: largest norm of a gradient, as a part of the norm of the weights.
-        eps: weights with a smaller norm than this are treated as if they had it, else those at zero would never learn.
+        eps: weights with a smaller norm than this are treated as if they had it, else those at zero would
+            never learn.
 
     Raises:
         ConfigurationError: timm is missing, or an argument is not above 0.
@@ -47,8 +48,8 @@ class AdaptiveGradientClippingCallback(TrainerCallback):
         """Choose the parameters to clip."""
         if is_sharded(trainer.accelerator):
             raise ConfigurationError(
-                f"AdaptiveGradientClippingCallback needs whole parameters, but {trainer.accelerator.distributed_type.value} "
-                f"shards them. Remove it, or use DDP."
+                "AdaptiveGradientClippingCallback needs whole parameters, but "
+                f"{trainer.accelerator.distributed_type.value} shards them. Remove it, or use DDP."
             )
         model: Any = trainer.get_model(keep_torch_compile=False)
         classifier = model.get_classifier() if hasattr(model, "get_classifier") else ()

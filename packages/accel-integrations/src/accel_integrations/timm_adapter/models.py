@@ -8,8 +8,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from accel_core import ConfigurationError
-from accel_core.checks import check_whole_number
-from accel_core.run_history import did_you_mean
+from accel_core.extending import check_whole_number, did_you_mean
 
 from .import_timm import import_timm
 from .pretrained_weights import find_weights
@@ -40,7 +39,8 @@ def create_timm_model(
     """Return a model of timm with a classifier for `num_classes` classes.
 
     The weights come from the hub, and stay in its cache; without a network from the cache or from a file:
-    `pretrained_cfg_overlay=dict(file="weights.safetensors")`. `create_timm_transforms(model)` has the transforms.
+    `pretrained_cfg_overlay=dict(file="weights.safetensors")`. `create_timm_transforms(model)` has the
+    transforms.
 
     Args:
         name: such as `"resnet50.a1_in1k"`; `timm.list_models(pretrained=True)` has all.
@@ -51,7 +51,8 @@ def create_timm_model(
         kwargs: further arguments of `timm.create_model`, such as `in_chans`, `img_size` or `drop_path_rate`.
 
     Raises:
-        ConfigurationError: timm is missing, there is no such model, or its weights cannot be had; nothing was downloaded.
+        ConfigurationError: timm is missing, there is no such model, or its weights cannot be had; nothing was
+            downloaded.
     """
     timm = import_timm()
     check_whole_number("num_classes", num_classes, "timm.create_model makes models without a classifier.")
@@ -60,7 +61,12 @@ def create_timm_model(
     if pretrained:
         overlay |= find_weights(name, overlay, kwargs.get("pretrained_cfg"), cache_dir)
     return timm.create_model(  # type: ignore[no-any-return]
-        name, pretrained=pretrained, num_classes=num_classes, pretrained_cfg_overlay=overlay, cache_dir=cache_dir, **kwargs
+        name,
+        pretrained=pretrained,
+        num_classes=num_classes,
+        pretrained_cfg_overlay=overlay,
+        cache_dir=cache_dir,
+        **kwargs,
     )
 
 
@@ -72,8 +78,8 @@ def create_timm_transforms(
     Args:
         model: of timm, not wrapped.
         input_size: channels, height and width, if not those with which the model was created.
-        augmentation: further arguments of `timm.data.create_transform` for training, such as `auto_augment`, `re_prob`, `scale`,
-            `hflip` or `color_jitter`; `no_aug=True` for none.
+        augmentation: further arguments of `timm.data.create_transform` for training, such as `auto_augment`,
+            `re_prob`, `scale`, `hflip` or `color_jitter`; `no_aug=True` for none.
 
     Raises:
         ConfigurationError: timm is missing, the model is not timm's, or cannot take the size.
@@ -81,15 +87,16 @@ def create_timm_transforms(
     data = import_timm("timm.data")
     if not hasattr(model, "pretrained_cfg"):
         raise ConfigurationError(
-            f"model is a {type(model).__name__}, which says nothing about its images: it has no pretrained_cfg. Pass a model of "
-            f"create_timm_model as it is, before anything wraps it."
+            f"model is a {type(model).__name__}, which says nothing about its images: it has no "
+            "pretrained_cfg. Pass a model of create_timm_model as it is, before anything wraps it."
         )
     size = input_size or import_timm("timm.models").get_model_input_config(model)["input_size"]
     try:
         config = data.resolve_input_data_config(model, {"input_size": size})
     except ValueError as error:
         raise ConfigurationError(
-            f"input_size is {input_size}, but does not fit the model: {error} Create the model with in_chans or img_size."
+            f"input_size is {input_size}, but does not fit the model: {error} Create the model with in_chans "
+            "or img_size."
         ) from error
     return TimmTransforms(
         train=data.create_transform(**config, is_training=True, **augmentation),
@@ -109,7 +116,8 @@ def _check_name(name: Any) -> None:
     except (AttributeError, ValueError, RuntimeError) as error:
         tags = models.list_models(f"{str(name).partition('.')[0]}.*", pretrained=True)
         raise ConfigurationError(
-            f"name is {name!r}, but must be that of a model of timm: {error} " + (f"There are {tags}." if tags else _SEE)
+            f"name is {name!r}, but must be that of a model of timm: {error} "
+            + (f"There are {tags}." if tags else _SEE)
         ) from None
     if source is None and not models.is_model(architecture):
         hint = did_you_mean(architecture, models.list_models()) or f" {_SEE}"

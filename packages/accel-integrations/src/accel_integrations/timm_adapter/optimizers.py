@@ -10,8 +10,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from accel_core import ConfigurationError
-from accel_core.checks import check_not_negative, check_positive
-from accel_core.run_history import did_you_mean
+from accel_core.extending import check_not_negative, check_positive, did_you_mean
 
 from .import_timm import import_timm
 
@@ -24,14 +23,15 @@ def timm_parameter_groups(
 ) -> list[dict[str, Any]]:
     """Return parameter groups for any optimizer: without weight decay where it harms, with rates by layer if wanted.
 
-    No weight decay have biases, parameters of one dimension, and those that the model names in `no_weight_decay()`.
+    No weight decay have biases, parameters of one dimension, and those that the model names in
+    `no_weight_decay()`.
 
     Args:
         model: its parameters with `requires_grad` are grouped.
         lr: learning rate of the head, and of everything without `layer_decay`.
-        layer_decay: each layer learns with this times the rate of the layer above it. Every group has its own `lr`, so this
-            holds with any scheduler, and with none. Schedulers of timm also multiply their minimum and the start of their
-            warm-up by it, as in timm.
+        layer_decay: each layer learns with this times the rate of the layer above it. Every group has its own
+            `lr`, so this holds with any scheduler, and with none. Schedulers of timm also multiply their
+            minimum and the start of their warm-up by it, as in timm.
         kwargs: further arguments of timm's `param_groups_weight_decay` or `param_groups_layer_decay`.
 
     Raises:
@@ -46,7 +46,9 @@ def timm_parameter_groups(
     if layer_decay is None:
         groups = optim.param_groups_weight_decay(model, weight_decay=weight_decay, **kwargs)
     else:
-        groups = optim.param_groups_layer_decay(model, weight_decay=weight_decay, layer_decay=layer_decay, **kwargs)
+        groups = optim.param_groups_layer_decay(
+            model, weight_decay=weight_decay, layer_decay=layer_decay, **kwargs
+        )
     for group in groups:
         group["lr"] = lr
     _scale_rates(groups)
@@ -65,18 +67,22 @@ def create_timm_optimizer(
 
     Args:
         name: such as `"adamw"`, `"sgd"`, `"lamb"`, `"muon"`; `timm.optim.list_optimizers()` has all.
-        kwargs: further arguments of `timm.optim.create_optimizer_v2`, such as `momentum`, `betas` or `filter_bias_and_bn`.
+        kwargs: further arguments of `timm.optim.create_optimizer_v2`, such as `momentum`, `betas` or
+            `filter_bias_and_bn`.
 
     Raises:
-        ConfigurationError: timm is missing or has no such optimizer, a rate is not above 0, or `weight_decay` is
-            below it.
+        ConfigurationError: timm is missing or has no such optimizer, a rate is not above 0, or `weight_decay`
+            is below it.
     """
     _check_numbers(lr, weight_decay, layer_decay)
     optim = import_timm("timm.optim")
     try:
         optim.get_optimizer_info(str(name).lower().removeprefix("lookahead_"))
     except ValueError:
-        hint = did_you_mean(str(name), optim.list_optimizers()) or " timm.optim.list_optimizers() has all of them."
+        hint = (
+            did_you_mean(str(name), optim.list_optimizers())
+            or " timm.optim.list_optimizers() has all of them."
+        )
         raise ConfigurationError(f"name is {name!r}, which is no optimizer of timm.{hint}") from None
     optimizer: Optimizer = optim.create_optimizer_v2(
         model, name, lr=lr, weight_decay=weight_decay, layer_decay=layer_decay, **kwargs

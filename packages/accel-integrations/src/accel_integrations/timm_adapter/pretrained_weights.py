@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 import torch
 
 from accel_core import ConfigurationError
-from accel_core.checks import sentence
+from accel_core.extending import with_full_stop
 
 from .import_timm import import_timm
 
@@ -18,7 +18,9 @@ _WEIGHTS = ["model.safetensors", "pytorch_model.bin"]
 """The files in which timm looks for weights, where it does not know of others."""
 
 
-def find_weights(name: str, overlay: dict[str, Any], pretrained_cfg: Any, cache_dir: str | None) -> dict[str, Any]:
+def find_weights(
+    name: str, overlay: dict[str, Any], pretrained_cfg: Any, cache_dir: str | None
+) -> dict[str, Any]:
     """Return what `pretrained_cfg_overlay` needs besides for the weights to be found: nothing, or a file of the cache.
 
     Args:
@@ -27,13 +29,16 @@ def find_weights(name: str, overlay: dict[str, Any], pretrained_cfg: Any, cache_
         pretrained_cfg: the user's, in place of what timm knows.
 
     Raises:
-        ConfigurationError: there are none, a file is missing, or they would have to be downloaded and there is no network.
+        ConfigurationError: there are none, a file is missing, or they would have to be downloaded and there
+            is no network.
     """
     source, model_id = import_timm("timm.models").parse_model_name(name)
     if source == "local-dir":
         return {}
     if source == "hf-hub":
-        if not (_find_cached(model_id, ["config.json"], cache_dir) and _find_cached(model_id, _WEIGHTS, cache_dir)):
+        if not (
+            _find_cached(model_id, ["config.json"], cache_dir) and _find_cached(model_id, _WEIGHTS, cache_dir)
+        ):
             _check_reachable(name, import_timm("huggingface_hub").constants.ENDPOINT)
         return {}
     config = import_timm("timm.models").resolve_pretrained_cfg(model_id, pretrained_cfg, overlay)
@@ -42,7 +47,8 @@ def find_weights(name: str, overlay: dict[str, Any], pretrained_cfg: Any, cache_
     if config.file:
         if not Path(config.file).is_file():
             raise ConfigurationError(
-                f"pretrained_cfg_overlay has the file '{config.file}', which is not there. Pass the path of a file of weights."
+                f"pretrained_cfg_overlay has the file '{config.file}', which is not there. Pass the path of "
+                "a file of weights."
             )
         return {}
     if config.hf_hub_id:
@@ -53,8 +59,8 @@ def find_weights(name: str, overlay: dict[str, Any], pretrained_cfg: Any, cache_
             _check_reachable(name, config.url)
         return {}
     raise ConfigurationError(
-        f"pretrained is True, but there are no weights for {name!r}. Pass pretrained=False, or a file of your own by "
-        f"pretrained_cfg_overlay=dict(file='weights.safetensors')."
+        f"pretrained is True, but there are no weights for {name!r}. Pass pretrained=False, or a file of "
+        "your own by pretrained_cfg_overlay=dict(file='weights.safetensors')."
     )
 
 
@@ -91,13 +97,14 @@ def _why_unreachable(address: str) -> str | None:
     try:
         import_timm("huggingface_hub.utils").get_session().head(address, timeout=_SECONDS_TO_ANSWER)
     except Exception as error:  # of the client's library, which is another one in each of its versions
-        return sentence(error).rstrip(".") or type(error).__name__
+        return with_full_stop(error).rstrip(".") or type(error).__name__
     return None
 
 
 def _unreachable(name: str, address: str, reason: str) -> ConfigurationError:
     return ConfigurationError(
-        f"pretrained is True, but the weights of {name!r} are not on this machine, and {address} does not answer: {reason}. Pass "
-        f"pretrained=False, or a file by pretrained_cfg_overlay=dict(file='weights.safetensors'); or call this once with a "
-        f"network, which fills the cache."
+        f"pretrained is True, but the weights of {name!r} are not on this machine, and {address} does not "
+        f"answer: {reason}. Pass pretrained=False, or a file by "
+        "pretrained_cfg_overlay=dict(file='weights.safetensors'); or call this once with a network, which "
+        "fills the cache."
     )

@@ -18,22 +18,25 @@ from .optimizers import with_unscaled_base
 def timm_scheduler_fn(scheduler_class: type, **kwargs: Any) -> Callable[[Optimizer], Any]:
     """Return a `create_scheduler_fn` for `Trainer.train` that gives a scheduler of timm.
 
-    The rates are those of timm's own loop, update by update: `step_update` after every update with the updates completed, and
-    `step` at the end of every epoch, after the evaluation, with the epochs completed. Whether the schedule counts epochs or
-    updates is said by its `t_in_epochs`, as in timm; `scheduler_step_every` of `train` is not asked. An update that a gradient
-    scaler skipped is not counted.
+    The rates are those of timm's own loop, update by update: `step_update` after every update with the
+    updates completed, and `step` at the end of every epoch, after the evaluation, with the epochs completed.
+    Whether the schedule counts epochs or updates is said by its `t_in_epochs`, as in timm;
+    `scheduler_step_every` of `train` is not asked. An update that a gradient scaler skipped is not counted.
 
         timm_scheduler_fn(CosineLRScheduler, t_initial=TrainerPlaceholderValues.NUM_EPOCHS, warmup_t=5)
-        timm_scheduler_fn(CosineLRScheduler, t_initial=TrainerPlaceholderValues.NUM_UPDATE_STEPS, t_in_epochs=False)
+        timm_scheduler_fn(CosineLRScheduler, t_initial=TrainerPlaceholderValues.NUM_UPDATE_STEPS,
+        t_in_epochs=False)
 
     `PlateauLRScheduler` gets the metric that `train` is told by `scheduler_metric`.
 
     Args:
-        scheduler_class: a class of `timm.scheduler`, or one derived from `timm.scheduler.scheduler.Scheduler`.
+        scheduler_class: a class of `timm.scheduler`, or one derived from
+            `timm.scheduler.scheduler.Scheduler`.
         kwargs: its arguments without the optimizer; they may hold `TrainerPlaceholderValues`.
 
     Raises:
-        ConfigurationError: timm is missing, the class is none of its schedulers, or does not take these arguments.
+        ConfigurationError: timm is missing, the class is none of its schedulers, or does not take these
+            arguments.
     """
     base = import_timm("timm.scheduler.scheduler").Scheduler
     if not (isinstance(scheduler_class, type) and issubclass(scheduler_class, base)):
@@ -46,24 +49,32 @@ def timm_scheduler_fn(scheduler_class: type, **kwargs: Any) -> Callable[[Optimiz
         inspect.signature(scheduler_class).bind(None, **kwargs)
     except TypeError as error:
         known = list(inspect.signature(scheduler_class).parameters)[1:]
-        raise ConfigurationError(f"{name} cannot be built from {kwargs}: {error}. It takes {known}.") from None
+        raise ConfigurationError(
+            f"{name} cannot be built from {kwargs}: {error}. It takes {known}."
+        ) from None
     if issubclass(scheduler_class, import_timm("timm.scheduler").PlateauLRScheduler) and "mode" not in kwargs:
         raise ConfigurationError(
-            f"mode is not given, so {name} would wait for the metric to rise, but the metric of train is a loss unless "
-            f"scheduler_metric says otherwise. Pass mode='min' for a loss, mode='max' for an accuracy."
+            f"mode is not given, so {name} would wait for the metric to rise, but the metric of train is a "
+            "loss unless scheduler_metric says otherwise. Pass mode='min' for a loss, mode='max' for an "
+            "accuracy."
         )
     has_own_step = scheduler_class.step is not base.step  # type: ignore[attr-defined]
-    return functools.partial(_create_scheduler, TimmMetricScheduler if has_own_step else TimmScheduler, scheduler_class, **kwargs)
+    return functools.partial(
+        _create_scheduler, TimmMetricScheduler if has_own_step else TimmScheduler, scheduler_class, **kwargs
+    )
 
 
-def _create_scheduler(wrapper: type[TimmScheduler], scheduler_class: type, optimizer: Optimizer, **kwargs: Any) -> TimmScheduler:
+def _create_scheduler(
+    wrapper: type[TimmScheduler], scheduler_class: type, optimizer: Optimizer, **kwargs: Any
+) -> TimmScheduler:
     try:
         with with_unscaled_base(optimizer):
             return wrapper(scheduler_class(optimizer, **kwargs))
     except (AssertionError, TypeError, ValueError, KeyError) as error:
         where = f": {error}" if str(error) else ", which it refuses by an assertion"
         raise ConfigurationError(
-            f"{scheduler_class.__name__} could not be built from {kwargs}{where}. Give timm_scheduler_fn other arguments."
+            f"{scheduler_class.__name__} could not be built from {kwargs}{where}. Give timm_scheduler_fn "
+            "other arguments."
         ) from error
 
 
@@ -95,12 +106,19 @@ class TimmScheduler:
 
         timm's own `state_dict` of `PlateauLRScheduler` leaves out how many bad epochs there have been.
         """
-        fields = {name: value for name, value in vars(self.timm_scheduler).items() if name != "optimizer" and not callable(value)}
+        fields = {
+            name: value
+            for name, value in vars(self.timm_scheduler).items()
+            if name != "optimizer" and not callable(value)
+        }
         return {
             "scheduler_class": type(self.timm_scheduler).__name__,
             "updates_completed": self.updates_completed,
             "epochs_completed": self.epochs_completed,
-            "fields": {name: value.state_dict() if hasattr(value, "state_dict") else value for name, value in fields.items()},
+            "fields": {
+                name: value.state_dict() if hasattr(value, "state_dict") else value
+                for name, value in fields.items()
+            },
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -12,8 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from accel_core import DEFAULT_CALLBACKS, ConfigurationError, RunHistory, Trainer, TrainerCallback
-from accel_core.batches import call_loss, num_samples_in, unpack_batch
-from accel_core.checks import check_callable, check_choice, check_whole_number, shown
+from accel_core.extending import call_loss, check_callable, check_choice, check_whole_number, num_samples_in, preview, unpack_batch
 
 from .import_timm import import_timm
 
@@ -21,11 +20,12 @@ from .import_timm import import_timm
 class TimmTrainer(Trainer):
     """A `Trainer` for image classification with timm's mixup, cutmix, label smoothing and binary targets.
 
-    Batches are `(images, targets)`. Targets are class indices of shape `(batch,)`; with `binary_targets` they may also be rows
-    of zeros and ones of shape `(batch, classes)`, for images with any number of labels.
+    Batches are `(images, targets)`. Targets are class indices of shape `(batch,)`; with `binary_targets` they
+    may also be rows of zeros and ones of shape `(batch, classes)`, for images with any number of labels.
 
-    How images are mixed is drawn from numpy's global generator, which is part of the training state: a resumed run mixes the
-    same. The batch itself stays as it is, for callbacks. In a batch of odd size the last image is not mixed.
+    How images are mixed is drawn from numpy's global generator, which is part of the training state: a
+    resumed run mixes the same. The batch itself stays as it is, for callbacks. In a batch of odd size the
+    last image is not mixed.
     """
 
     def __init__(
@@ -51,27 +51,30 @@ class TimmTrainer(Trainer):
         """Hold the parts, and choose the losses.
 
         Args:
-            loss_func: of training. It gets targets of shape `(batch, classes)` where images are mixed, and the batch's own
-                otherwise. None takes cross entropy, or binary cross entropy with `binary_targets`.
+            loss_func: of training. It gets targets of shape `(batch, classes)` where images are mixed, and
+                the batch's own otherwise. None takes cross entropy, or binary cross entropy with
+                `binary_targets`.
             num_classes: classes of the targets.
             mixup_alpha: of the beta distribution of how much of another image is added; 0 for no mixup.
             cutmix_alpha: of that of how large a patch of another image is pasted; 0 for no cutmix.
             mixup_probability: of mixing at all.
             mixup_switch_probability: of cutmix where there is both.
             mixup_mode: one draw for the `"batch"`, for each `"pair"` of images, or for each image (`"elem"`).
-            label_smoothing: the part of a target that is spread over all classes; of rows of zeros and ones the part that is
-                replaced by a half.
+            label_smoothing: the part of a target that is spread over all classes; of rows of zeros and ones
+                the part that is replaced by a half.
             binary_targets: ask for each class whether it is there, whatever the others are.
-            binary_target_threshold: mixed targets above it count as 1, others as 0. None leaves them as they are.
-            eval_loss_func: of evaluation. None takes `loss_func` if there is one and nothing is mixed, else cross entropy, or
-                binary cross entropy for targets of shape `(batch, classes)`; both without smoothing.
+            binary_target_threshold: mixed targets above it count as 1, others as 0. None leaves them as they
+                are.
+            eval_loss_func: of evaluation. None takes `loss_func` if there is one and nothing is mixed, else
+                cross entropy, or binary cross entropy for targets of shape `(batch, classes)`; both without
+                smoothing.
             kwargs: `accelerator` and `seed` of `Trainer`.
 
         Raises:
             ConfigurationError: timm is missing, or an argument cannot be used.
 
-        Source: mixup https://arxiv.org/abs/1710.09412, cutmix https://arxiv.org/abs/1905.04899, binary targets
-        https://arxiv.org/abs/2110.00476, section 4.2.
+        Source: mixup https://arxiv.org/abs/1710.09412, cutmix https://arxiv.org/abs/1905.04899, binary
+            targets https://arxiv.org/abs/2110.00476, section 4.2.
         """
         import_timm()
         _check_arguments(locals())
@@ -81,7 +84,10 @@ class TimmTrainer(Trainer):
         self.label_smoothing = label_smoothing
         self.binary_targets = binary_targets
         self.mixup: Any = None
-        """timm's `Mixup`, or None where nothing is mixed. `mixup.mixup_enabled = False` ends the mixing, not the smoothing."""
+        """timm's `Mixup`, or None where nothing is mixed.
+
+        `mixup.mixup_enabled = False` ends the mixing, not the smoothing.
+        """
         if is_mixed:
             self.mixup = import_timm("timm.data").Mixup(
                 mixup_alpha=mixup_alpha,
@@ -94,13 +100,16 @@ class TimmTrainer(Trainer):
             )
         self.eval_loss_func = eval_loss_func or (plain_loss if is_mixed or loss_func is None else loss_func)
         if loss_func is None:
-            loss_func = _create_loss(0.0 if is_mixed else label_smoothing, is_mixed, binary_targets, binary_target_threshold)
+            loss_func = _create_loss(
+                0.0 if is_mixed else label_smoothing, is_mixed, binary_targets, binary_target_threshold
+            )
         super().__init__(model, loss_func, optimizer, callbacks, run_history, **kwargs)
 
     def mix(self, images: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return mixed copies of `images`, and targets of shape `(batch, classes)` that say what is in them.
 
-        Each image is mixed with its mirror image in the order of the batch, as timm does, which wants an even number of them.
+        Each image is mixed with its mirror image in the order of the batch, as timm does, which wants an even
+        number of them.
         """
         if self.mixup is None:
             return images, targets
@@ -108,11 +117,15 @@ class TimmTrainer(Trainer):
         num_mixed = len(images) - len(images) % 2
         images, parts = images.clone(), []
         if num_mixed:
-            parts.append(self.mixup(images[:num_mixed], targets[:num_mixed])[1])  # changes the images in place
+            parts.append(
+                self.mixup(images[:num_mixed], targets[:num_mixed])[1]
+            )  # changes the images in place
         if num_mixed < len(images):
             mixup_target = import_timm("timm.data.mixup").mixup_target
             rest = targets[num_mixed:]
-            parts.append(mixup_target(rest, self.num_classes, 1.0, self.label_smoothing, self.mixup.multi_label))
+            parts.append(
+                mixup_target(rest, self.num_classes, 1.0, self.label_smoothing, self.mixup.multi_label)
+            )
         return images, torch.cat(parts)
 
     def calculate_train_batch_loss(self, batch: Any) -> dict[str, Any]:
@@ -136,11 +149,13 @@ class TimmTrainer(Trainer):
         if len(shape) == 1 or (self.binary_targets and shape[1:] == (self.num_classes,)):
             return
         expected = (
-            f"of shape (batch,) or (batch, {self.num_classes})" if self.binary_targets else "class indices of shape (batch,)"
+            f"of shape (batch,) or (batch, {self.num_classes})"
+            if self.binary_targets
+            else "class indices of shape (batch,)"
         )
         raise ConfigurationError(
-            f"The targets of the batch have the shape {shape}, but must be {expected}. Pass binary_targets=True for rows of "
-            f"zeros and ones, and num_classes as there are columns."
+            f"The targets of the batch have the shape {shape}, but must be {expected}. Pass "
+            "binary_targets=True for rows of zeros and ones, and num_classes as there are columns."
         )
 
 
@@ -155,7 +170,9 @@ def _create_loss(smoothing: float, is_mixed: bool, binary: bool, threshold: floa
     """The loss of training; what is mixed has been smoothed already."""
     losses = import_timm("timm.loss")
     if binary:
-        return _BinaryLoss(losses.BinaryCrossEntropy(smoothing, target_threshold=threshold, smooth_dense=True))
+        return _BinaryLoss(
+            losses.BinaryCrossEntropy(smoothing, target_threshold=threshold, smooth_dense=True)
+        )
     if is_mixed:
         return losses.SoftTargetCrossEntropy()  # type: ignore[no-any-return]
     return losses.LabelSmoothingCrossEntropy(smoothing) if smoothing else nn.CrossEntropyLoss()
@@ -180,7 +197,8 @@ def _check_arguments(arguments: Mapping[str, Any]) -> None:
     num_outputs = getattr(arguments["model"], "num_classes", num_classes)
     if num_outputs != num_classes:
         raise ConfigurationError(
-            f"num_classes is {num_classes}, but the model was created for {num_outputs}. Give both the same number."
+            f"num_classes is {num_classes}, but the model was created for {num_outputs}. Give both the same "
+            "number."
         )
     for name, most, way_out in (
         ("mixup_alpha", math.inf, "Use 0 for no mixup, 0.8 for strong mixing."),
@@ -202,18 +220,20 @@ def _check_number(name: str, value: Any, most: float, way_out: str) -> None:
     is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
     if not (is_number and 0 <= float(value) <= most and float(value) < math.inf):
         limit = "of at least 0" if most == math.inf else f"from 0 to {most:g}"
-        raise ConfigurationError(f"{name} is {shown(value)}, but must be a number {limit}. {way_out}")
+        raise ConfigurationError(f"{name} is {preview(value)}, but must be a number {limit}. {way_out}")
 
 
-def _check_loss(loss_func: Any, smoothing: float, is_mixed: bool, binary: bool, threshold: float | None) -> None:
+def _check_loss(
+    loss_func: Any, smoothing: float, is_mixed: bool, binary: bool, threshold: float | None
+) -> None:
     """Raise if something was asked for that nothing would do."""
     if loss_func is not None and smoothing and not is_mixed:
         raise ConfigurationError(
-            f"label_smoothing is {smoothing}, but loss_func is your own and nothing is mixed, so it would have no effect. Smooth "
-            f"in the loss function, or leave loss_func out."
+            f"label_smoothing is {smoothing}, but loss_func is your own and nothing is mixed, so it would "
+            "have no effect. Smooth in the loss function, or leave loss_func out."
         )
     if threshold is not None and (loss_func is not None or not binary):
         raise ConfigurationError(
-            f"binary_target_threshold is {threshold}, but belongs to the loss of binary_targets=True. Pass that without a "
-            f"loss_func, or leave the threshold out."
+            f"binary_target_threshold is {threshold}, but belongs to the loss of binary_targets=True. Pass "
+            "that without a loss_func, or leave the threshold out."
         )

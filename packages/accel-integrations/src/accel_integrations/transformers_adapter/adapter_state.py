@@ -27,7 +27,9 @@ def load_adapter_state(model: torch.nn.Module, trained: torch.nn.Module, state: 
     missing, unexpected = model.load_state_dict(state, strict=False)
     lacking = sorted(set(missing) - _frozen_names(trained))
     if lacking or unexpected:
-        raise RuntimeError(f"it lacks {lacking[:3]}, and has {sorted(unexpected)[:3]}, which this model does not have.")
+        raise RuntimeError(
+            f"it lacks {lacking[:3]}, and has {sorted(unexpected)[:3]}, which this model does not have."
+        )
 
 
 def _frozen_names(model: torch.nn.Module) -> set[str]:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from accel_core import ConfigurationError
-from accel_core.checks import sentence
+from accel_core.extending import with_full_stop
 
 from .import_transformers import import_transformers
 from .model_facts import input_names, label_shift
@@ -19,9 +19,9 @@ _LABELS = frozenset(["labels", "label", "label_ids"])
 def create_collate_fn(model: torch.nn.Module, tokenizer: Any) -> Callable[[list[Any]], Any]:
     """Return what makes a batch of samples for `model`.
 
-    With a tokenizer the samples may differ in length and are padded to the longest of the batch, labels of tokens with -100;
-    without one, or with a processor of another kind, they have to be of one shape. Entries that the model does not take, such as
-    the text, are left out.
+    With a tokenizer the samples may differ in length and are padded to the longest of the batch, labels of
+    tokens with -100; without one, or with a processor of another kind, they have to be of one shape. Entries
+    that the model does not take, such as the text, are left out.
     """
     transformers = import_transformers()
     if not isinstance(tokenizer, transformers.PreTrainedTokenizerBase):
@@ -42,20 +42,23 @@ class CollateKnown:
         self.names = names
 
     def __call__(self, samples: list[Any]) -> Any:
-        """Return the batch. Raises `ConfigurationError` if the samples are no mappings, or do not fit each other."""
+        """Return the batch.
+
+        Raises `ConfigurationError` if the samples are no mappings, or do not fit each other.
+        """
         if not isinstance(samples[0], Mapping):
             raise ConfigurationError(
-                f"A sample is a {type(samples[0]).__name__}, but TransformersTrainer needs mappings from the names of the "
-                f"model's inputs to values, such as {{'input_ids': ..., 'labels': ...}}. Pass such a data set, or a collate_fn "
-                f"that makes mappings of the samples."
+                f"A sample is a {type(samples[0]).__name__}, but TransformersTrainer needs mappings from the "
+                "names of the model's inputs to values, such as {'input_ids': ..., 'labels': ...}. Pass "
+                "such a data set, or a collate_fn that makes mappings of the samples."
             )
         known = [{name: _as_list(value) for name, value in self._known(sample)} for sample in samples]
         try:
             return self.collate(known)
         except (ValueError, RuntimeError) as error:
             raise ConfigurationError(
-                f"{len(samples)} samples could not be put into one batch: {sentence(error)} Where they differ in length, pass "
-                f"tokenizer to TransformersTrainer, or a collate_fn that pads."
+                f"{len(samples)} samples could not be put into one batch: {with_full_stop(error)} Where they "
+                "differ in length, pass tokenizer to TransformersTrainer, or a collate_fn that pads."
             ) from error
 
     def _known(self, sample: Mapping[str, Any]) -> list[tuple[str, Any]]:

@@ -32,10 +32,13 @@ def input_names(model: torch.nn.Module) -> frozenset[str] | None:
 
 
 def label_shift(model: torch.nn.Module) -> int | None:
-    """Return how many labels at the beginning of a sequence the loss leaves out; None if it is no mean over tokens.
+    """Return how many labels at the beginning of a sequence the loss leaves out.
 
-    It is 1 for causal language models, where each token is predicted from those before it. It is 0 for encoder-decoders, which
-    shift the decoder's inputs instead, for masked language models and for classifying tokens.
+    None if it is no mean over tokens.
+
+    It is 1 for causal language models, where each token is predicted from those before it. It is 0 for
+    encoder-decoders, which shift the decoder's inputs instead, for masked language models and for classifying
+    tokens.
     """
     names = [kind.__name__ for kind in type(base_model(model)).__mro__]
     if any(name.endswith(_GENERATES) for name in names):

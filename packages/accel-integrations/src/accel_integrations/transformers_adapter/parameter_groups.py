@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from accel_core.checks import check_not_negative, check_positive
+from accel_core.extending import check_not_negative, check_positive
 
 
 def transformers_parameter_groups(
@@ -15,21 +15,22 @@ def transformers_parameter_groups(
     """Return parameter groups for any optimizer: without weight decay where it harms, with rates by layer if wanted.
 
     ```python
-    optimizer = torch.optim.AdamW(transformers_parameter_groups(model, lr=5e-5, weight_decay=0.01, layer_decay=0.9))
-    ```
+    optimizer = torch.optim.AdamW(transformers_parameter_groups(model, lr=5e-5, weight_decay=0.01,
+    layer_decay=0.9)) ```
 
     No weight decay have parameters of one dimension: biases, and the scales of norms.
 
     Args:
         model: its parameters with `requires_grad` are grouped.
         lr: learning rate of the head, and of everything without `layer_decay`.
-        layer_decay: each layer learns with this times the rate of the layer above it; the embeddings are the lowest. Encoder and
-            decoder each have their own lowest layer.
+        layer_decay: each layer learns with this times the rate of the layer above it; the embeddings are the
+            lowest. Encoder and decoder each have their own lowest layer.
 
     Raises:
         ConfigurationError: a rate is not above 0, or `weight_decay` below it.
 
-    Source: layer-wise rates, https://arxiv.org/abs/1801.06146, section 3.2, there called discriminative fine-tuning.
+    Source: layer-wise rates, https://arxiv.org/abs/1801.06146, section 3.2, there called discriminative
+        fine-tuning.
     """
     check_positive("lr", lr, "Use 5e-5, for example.")
     check_not_negative("weight_decay", weight_decay, "Use 0.01, or 0.0 for none.")
@@ -62,6 +63,17 @@ def _depths(model: torch.nn.Module) -> dict[str, int]:
 
 
 def _stacks(model: torch.nn.Module) -> dict[str, int]:
-    """The number of layers in each list of layers, by how the names of their parameters begin; lists within layers are none."""
-    lists = {f"{name}.": len(module) for name, module in model.named_modules() if isinstance(module, torch.nn.ModuleList)}
-    return {name: size for name, size in lists.items() if not any(name != other and name.startswith(other) for other in lists)}
+    """The number of layers in each list of layers, by how the names of their parameters begin.
+
+    Lists within layers are none.
+    """
+    lists = {
+        f"{name}.": len(module)
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.ModuleList)
+    }
+    return {
+        name: size
+        for name, size in lists.items()
+        if not any(name != other and name.startswith(other) for other in lists)
+    }

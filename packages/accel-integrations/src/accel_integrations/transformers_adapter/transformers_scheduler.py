@@ -11,9 +11,7 @@ from typing import Any
 from torch.optim import Optimizer
 
 from accel_core import ConfigurationError, TrainerPlaceholderValues
-from accel_core.checks import check_whole_number
-from accel_core.placeholders import Placeholder
-from accel_core.run_history import did_you_mean
+from accel_core.extending import Placeholder, check_whole_number, did_you_mean
 
 from ..schedulers.scheduler_base import check_argument
 from .import_transformers import import_transformers
@@ -28,18 +26,21 @@ def transformers_scheduler_fn(
     """Return a function to be given to `Trainer.train` as `create_scheduler_fn`, which builds a schedule of transformers.
 
     ```python
-    trainer.train(dataset, num_epochs=3, create_scheduler_fn=transformers_scheduler_fn("cosine", num_warmup_steps=0.1))
-    ```
+    trainer.train(dataset, num_epochs=3, create_scheduler_fn=transformers_scheduler_fn("cosine",
+    num_warmup_steps=0.1)) ```
 
     Args:
-        name: such as `"linear"`, `"cosine"`, `"constant_with_warmup"`, `"warmup_stable_decay"`, as transformers' `get_scheduler`
-            knows them. `"reduce_lr_on_plateau"` and `"greedy"` step once an epoch, with the metric that `train` is told.
+        name: such as `"linear"`, `"cosine"`, `"constant_with_warmup"`, `"warmup_stable_decay"`, as
+            transformers' `get_scheduler` knows them. `"reduce_lr_on_plateau"` and `"greedy"` step once an
+            epoch, with the metric that `train` is told.
         num_warmup_steps: updates of warm-up; a number below 1 is a share of the run, rounded up.
         num_training_steps: updates in which the schedule comes to its end; None is all that the run has.
-        kwargs: arguments of that schedule, such as `num_cycles` or `num_decay_steps`, which may be placeholders.
+        kwargs: arguments of that schedule, such as `num_cycles` or `num_decay_steps`, which may be
+            placeholders.
 
     Raises:
-        ConfigurationError: transformers is missing, has no such schedule, or a number of updates cannot be used.
+        ConfigurationError: transformers is missing, has no such schedule, or a number of updates cannot be
+            used.
     """
     known = [str(kind.value) for kind in import_transformers().SchedulerType]
     if name not in known:
@@ -48,7 +49,11 @@ def transformers_scheduler_fn(
     if not isinstance(num_warmup_steps, Placeholder):
         is_right = isinstance(num_warmup_steps, numbers.Real) and num_warmup_steps >= 0
         check_argument(
-            "num_warmup_steps", num_warmup_steps, is_right, "a number of at least 0", "Use 0.1 for a tenth of the run."
+            "num_warmup_steps",
+            num_warmup_steps,
+            is_right,
+            "a number of at least 0",
+            "Use 0.1 for a tenth of the run.",
         )
     if not isinstance(num_training_steps, Placeholder):
         way_out = "Leave it out to take all updates of the run."
@@ -63,7 +68,11 @@ def transformers_scheduler_fn(
 
 
 def _create_scheduler(
-    optimizer: Optimizer, name: str, num_warmup_steps: float, num_training_steps: int | None, kwargs: dict[str, Any]
+    optimizer: Optimizer,
+    name: str,
+    num_warmup_steps: float,
+    num_training_steps: int | None,
+    kwargs: dict[str, Any],
 ) -> Any:
     # Rounded first, since a tenth of 70 updates is 7.000000000000001.
     whole_steps = math.ceil(round(num_warmup_steps, 6))

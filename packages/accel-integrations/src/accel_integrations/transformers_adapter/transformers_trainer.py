@@ -11,10 +11,7 @@ import torch
 from accelerate import Accelerator
 
 from accel_core import DEFAULT_CALLBACKS, ConfigurationError, RunHistory, Trainer, TrainerCallback
-from accel_core.batches import call_loss, num_samples_in
-from accel_core.dataloaders import is_ready_loader
-from accel_core.distributed import together
-from accel_core.engines import check_finite, full_model_state, is_frozen
+from accel_core.extending import call_loss, check_finite, full_model_state, is_frozen, is_ready_loader, num_samples_in, run_on_main
 
 from . import adapter_state
 from .collating import create_collate_fn
@@ -26,12 +23,13 @@ from .pretrained_folder import write_pretrained_folder
 class TransformersTrainer(Trainer):
     """A trainer whose batches are mappings from the names of the model's inputs to tensors.
 
-    The loss is the model's own, which it returns for a batch with `labels`. For models that predict tokens the labels are
-    counted, so that an update is that of the one big batch however long the sequences are and however they are spread over
-    steps and processes. Entries that the model does not take, such as the number of a sample, stay in the batch for callbacks.
+    The loss is the model's own, which it returns for a batch with `labels`. For models that predict tokens
+    the labels are counted, so that an update is that of the one big batch however long the sequences are and
+    however they are spread over steps and processes. Entries that the model does not take, such as the number
+    of a sample, stay in the batch for callbacks.
 
-    With adapters of PEFT, exports and training states hold the adapters and whatever else is trained, but not the frozen base;
-    what engines that shard save is whole.
+    With adapters of PEFT, exports and training states hold the adapters and whatever else is trained, but not
+    the frozen base; what engines that shard save is whole.
     """
 
     prediction_padding = IGNORED_LABEL
@@ -51,16 +49,19 @@ class TransformersTrainer(Trainer):
         """Hold the parts; nothing is placed, wrapped or seeded before the first run.
 
         Args:
-            loss_func: from the model's outputs and `labels` to the mean loss; None takes the loss that the model returns. For
-                models that predict tokens it is the mean over the labels that count (see `count_labels`).
-            tokenizer: pads samples of different lengths where no `collate_fn` is given, and is saved by `save_pretrained`. A
-                processor of another kind, such as one of images, is only saved.
+            loss_func: from the model's outputs and `labels` to the mean loss; None takes the loss that the
+                model returns. For models that predict tokens it is the mean over the labels that count (see
+                `count_labels`).
+            tokenizer: pads samples of different lengths where no `collate_fn` is given, and is saved by
+                `save_pretrained`. A processor of another kind, such as one of images, is only saved.
 
         Raises:
             ConfigurationError: transformers is not installed, or an argument cannot be used.
         """
         import_transformers()
-        super().__init__(model, loss_func, optimizer, callbacks, run_history, accelerator=accelerator, seed=seed)
+        super().__init__(
+            model, loss_func, optimizer, callbacks, run_history, accelerator=accelerator, seed=seed
+        )
         self.tokenizer = tokenizer
         self._look_at_model()
 
@@ -72,11 +73,15 @@ class TransformersTrainer(Trainer):
 
     def create_train_dataloader(self, batch_size: int, train_dl_kwargs: dict[str, Any] | None = None) -> Any:
         """Return a loader of `self.train_dataset` as for a single process."""
-        return super().create_train_dataloader(batch_size, self._with_collate_fn(self.train_dataset, train_dl_kwargs))
+        return super().create_train_dataloader(
+            batch_size, self._with_collate_fn(self.train_dataset, train_dl_kwargs)
+        )
 
     def create_eval_dataloader(self, batch_size: int, eval_dl_kwargs: dict[str, Any] | None = None) -> Any:
         """Return a loader of `self.eval_dataset` as for a single process."""
-        return super().create_eval_dataloader(batch_size, self._with_collate_fn(self.eval_dataset, eval_dl_kwargs))
+        return super().create_eval_dataloader(
+            batch_size, self._with_collate_fn(self.eval_dataset, eval_dl_kwargs)
+        )
 
     def prepare(self) -> None:
         """Place and wrap model and optimizer, after a look at what the model takes."""
@@ -104,7 +109,9 @@ class TransformersTrainer(Trainer):
         elif "labels" in batch:
             loss = call_loss(self.loss_func, outputs, batch["labels"])
         else:
-            raise ConfigurationError(f"loss_func needs 'labels', but the batch has only {list(batch)}. Add them to the samples.")
+            raise ConfigurationError(
+                f"loss_func needs 'labels', but the batch has only {list(batch)}. Add them to the samples."
+            )
         output = {"loss": loss, "model_outputs": outputs, "batch_size": num_samples_in(batch)}
         num_labels = self.count_labels(batch)
         if num_labels is not None:
@@ -120,8 +127,8 @@ class TransformersTrainer(Trainer):
     def calculate_predictions(self, batch: Any) -> Any:
         """Return the model's outputs for a batch, without `loss` and caches.
 
-        Where their length varies by batch, `predict` fills them up with -100. For generated text, override this with
-        `self.get_model().generate(...)`.
+        Where their length varies by batch, `predict` fills them up with -100. For generated text, override
+        this with `self.get_model().generate(...)`.
         """
         outputs = self.model(**self._inputs_of(batch, with_labels=False))
         if not isinstance(outputs, Mapping):
@@ -130,10 +137,13 @@ class TransformersTrainer(Trainer):
         return kind(**{name: value for name, value in outputs.items() if _has_rows(value)})
 
     def count_labels(self, batch: Any) -> torch.Tensor | None:
-        """Return how many labels the loss of `batch` is the mean of, a scalar; None where it is the mean over samples.
+        """Return how many labels the loss of `batch` is the mean of, a scalar.
 
-        By default the `labels` other than -100 for models that predict tokens, of causal ones without the first of each
-        sequence. Engines that step inside backward need them earlier: let `count_items` return `int(self.count_labels(batch))`.
+        None where it is the mean over samples.
+
+        By default the `labels` other than -100 for models that predict tokens, of causal ones without the
+        first of each sequence. Engines that step inside backward need them earlier: let `count_items` return
+        `int(self.count_labels(batch))`.
         """
         labels = batch.get("labels")
         if self._label_shift is None or labels is None:
@@ -141,13 +151,20 @@ class TransformersTrainer(Trainer):
         return (labels[..., self._label_shift :] != IGNORED_LABEL).sum()
 
     def _inputs_of(self, batch: Any, with_labels: bool) -> dict[str, Any]:
-        """The entries of `batch` that the model takes; labels also where it makes the decoder's inputs of them."""
+        """The entries of `batch` that the model takes.
+
+        Labels also where it makes the decoder's inputs of them.
+        """
         if not isinstance(batch, Mapping):
             raise ConfigurationError(
-                f"The batch is a {type(batch).__name__}, but TransformersTrainer needs a mapping from the names of the model's "
-                f"inputs to tensors. Pass a collate_fn that makes one, or override calculate_train_batch_loss."
+                f"The batch is a {type(batch).__name__}, but TransformersTrainer needs a mapping from the "
+                "names of the model's inputs to tensors. Pass a collate_fn that makes one, or override "
+                "calculate_train_batch_loss."
             )
-        names, keeps_labels = self._input_names, with_labels or (self._makes_decoder_inputs and "decoder_input_ids" not in batch)
+        names, keeps_labels = (
+            self._input_names,
+            with_labels or (self._makes_decoder_inputs and "decoder_input_ids" not in batch),
+        )
         inputs = {name: value for name, value in batch.items() if names is None or name in names}
         if not keeps_labels:
             inputs.pop("labels", None)
@@ -176,16 +193,19 @@ class TransformersTrainer(Trainer):
     def save_pretrained(self, folder: str | Path) -> None:
         """Save model and tokenizer for `from_pretrained`: of adapters the adapters, which PEFT loads onto the base.
 
-        The folder is complete or absent; a model that was saved there before is replaced. Every process takes part; the main
-        one writes.
+        The folder is complete or absent; a model that was saved there before is replaced. Every process takes
+        part; the main one writes.
 
         Raises:
             ConfigurationError: the model has no `save_pretrained`, or something else is in the folder.
-            CheckpointError: it could not be written, or parameters are not finite; what was there is untouched.
+            CheckpointError: it could not be written, or parameters are not finite; what was there is
+                untouched.
         """
         model: Any = self.get_model(keep_torch_compile=False)
         if not hasattr(model, "save_pretrained"):
-            raise ConfigurationError(f"{type(model).__name__} has no save_pretrained. Use save_checkpoint instead.")
+            raise ConfigurationError(
+                f"{type(model).__name__} has no save_pretrained. Use save_checkpoint instead."
+            )
         check_finite(self.model)
         state = full_model_state(self.accelerator, self.model, torch.nn.Module.state_dict)
 
@@ -194,16 +214,22 @@ class TransformersTrainer(Trainer):
             if self.tokenizer is not None:
                 self.tokenizer.save_pretrained(path)
 
-        together(lambda: write_pretrained_folder(Path(folder), write), self.is_main_process)
+        run_on_main(lambda: write_pretrained_folder(Path(folder), write), self.is_main_process)
 
 
 def _loss_of(outputs: Any, batch: Mapping[str, Any]) -> torch.Tensor:
     """The loss that a model returned, as an entry or first in a tuple."""
-    loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs[0] if isinstance(outputs, tuple) else None
+    loss = (
+        outputs.get("loss")
+        if isinstance(outputs, Mapping)
+        else outputs[0]
+        if isinstance(outputs, tuple)
+        else None
+    )
     if loss is None:
         raise ConfigurationError(
-            f"The model returned no loss for a batch with the entries {list(batch)}. Add 'labels' to the samples, or pass a "
-            f"loss_func."
+            f"The model returned no loss for a batch with the entries {list(batch)}. Add 'labels' to the "
+            "samples, or pass a loss_func."
         )
     return loss  # type: ignore[no-any-return]
 

@@ -1,0 +1,207 @@
+"""The callbacks of a trainer: their order, the checks when they are added, the binding of events, their state."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from ..errors import ConfigurationError
+from ..foreign_names import FOREIGN_EVENTS
+from ..text import did_you_mean
+from .callback import TrainerCallback
+
+EVENTS: dict[str, tuple[str, ...]] = {
+    name: tuple(inspect.signature(method).parameters)[2:]
+    for name, method in vars(TrainerCallback).items()
+    if name.startswith("on_")
+}
+
+
+"""Each event with its arguments after the trainer.
+
+Read from `TrainerCallback`, so that there is one list only.
+"""
+
+
+_CLOSING_EVENTS = ("on_exception", "on_run_close")
+
+
+class CallbackList(TrainerCallback):
+    """Callbacks in the order in which they are called; itself a callback that passes each event on.
+
+    Events are bound once: one that nobody overrides stays the inherited no-op, a single listener is called
+    directly. Iterating gives the callbacks.
+    """
+
+    def __init__(self, callbacks: Iterable[Any], trainer: Any) -> None:
+        self.callback_list: list[TrainerCallback] = []
+        self._trainer = trainer
+        self.add_callbacks(callbacks)
+
+    def __iter__(self) -> Iterator[TrainerCallback]:
+        return iter(self.callback_list)
+
+    def add_callbacks(self, callbacks: Iterable[Any]) -> None:
+        """Add several, or none if one of them is refused."""
+        if isinstance(callbacks, (TrainerCallback, type)) or not isinstance(callbacks, Iterable):
+            example = "MyCallback()" if callbacks is None else _name(callbacks)
+            raise ConfigurationError(
+                f"callbacks is {callbacks!r}, but must be a sequence of callbacks. Pass "
+                f"callbacks=({example}, *DEFAULT_CALLBACKS), or callbacks=() for none."
+            )
+        ready = [_create_callback(callback) for callback in callbacks]
+        self.callback_list = sorted([*self.callback_list, *ready], key=lambda callback: callback.order)
+        self._bind()
+
+    def add_callback(self, callback: Any) -> None:
+        """Add a callback, or an instance of a class that needs no arguments.
+
+        Raises:
+            ConfigurationError: it is no callback, or has an `on_…` method that is no event or cannot take its
+                arguments.
+        """
+        self.add_callbacks([callback])
+
+    def clear_callbacks(self) -> None:
+        """Remove all callbacks."""
+        self.callback_list = []
+        self._bind()
+
+    def listeners(self, event: str) -> list[TrainerCallback]:
+        """Those that override `event`, in the order in which they are called."""
+        default = getattr(TrainerCallback, event)
+        return [
+            callback
+            for callback in self
+            if getattr(getattr(callback, event), "__func__", None) is not default
+        ]
+
+    def call_event(self, event: str, *, required: bool = False, **kwargs: Any) -> None:
+        """Call the method `event` of every callback that has it, with the trainer first.
+
+        For events of your own; their names do not begin with `on_`.
+
+        Args:
+            required: raise `ConfigurationError` if no callback has the method.
+        """
+        if event.startswith("on_"):
+            hint = (
+                f"Call trainer.callbacks.{event}(trainer, ...)" if event in EVENTS else "Choose another name"
+            )
+            raise ConfigurationError(
+                f"call_event got {event!r}, but names that begin with 'on_' are the trainer's own events. "
+                f"{hint}."
+            )
+        methods = [getattr(callback, event) for callback in self if hasattr(callback, event)]
+        if required and not methods:
+            raise ConfigurationError(
+                f"No callback has a method {event!r}, though call_event was told that one is required. Add a "
+                f"callback that has it to {[_name(callback) for callback in self]}."
+            )
+        for method in methods:
+            method(self._trainer, **kwargs)
+
+    def state_dict(self) -> dict[str, Any]:
+        """State of each callback that has any, by its name: the class, numbered from the second instance on."""
+        states = {name: callback.state_dict() for name, callback in self.named()}
+        return {name: state for name, state in states.items() if state}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Hand each callback its state; those without one stay as they are."""
+        for name, callback in self.named():
+            if name in state:
+                callback.load_state_dict(state[name])
+
+    def named(self) -> list[tuple[str, TrainerCallback]]:
+        """Callbacks with names that are unique here and the same in every run of the same script."""
+        count: Counter[str] = Counter()
+        names = []
+        for callback in self:
+            name = type(callback).__name__
+            count[name] += 1
+            names.append(name if count[name] == 1 else f"{name}#{count[name]}")
+        return list(zip(names, self, strict=True))
+
+    def _bind(self) -> None:
+        for event in EVENTS:
+            self.__dict__.pop(event, None)
+            methods = [getattr(callback, event) for callback in self.listeners(event)]
+            if event in _CLOSING_EVENTS:
+                setattr(self, event, functools.partial(_call_every, methods))
+            elif len(methods) == 1:
+                setattr(self, event, methods[0])
+            elif methods:
+                setattr(self, event, functools.partial(_call_in_order, methods))
+
+
+def _call_in_order(methods: list[Callable[..., None]], *args: Any, **kwargs: Any) -> None:
+    for method in methods:
+        method(*args, **kwargs)
+
+
+def _call_every(methods: list[Callable[..., None]], *args: Any, **kwargs: Any) -> None:
+    """Call all methods, also after one has failed, and then raise the first error."""
+    errors = []
+    for method in methods:
+        try:
+            method(*args, **kwargs)
+        except Exception as error:
+            errors.append(error)
+    if errors:
+        for another in errors[1:]:
+            errors[0].add_note(f"Another callback failed while closing: {another!r}")
+        raise errors[0]
+
+
+def _create_callback(callback: Any) -> TrainerCallback:
+    if isinstance(callback, type) and issubclass(callback, TrainerCallback):
+        try:
+            inspect.signature(callback).bind()
+        except TypeError as error:
+            raise ConfigurationError(
+                f"The callback class {callback.__name__} needs arguments ({error}). Pass an instance: "
+                f"{callback.__name__}(...)."
+            ) from None
+        callback = callback()
+    if not isinstance(callback, TrainerCallback):
+        is_nested = isinstance(callback, (tuple, list))
+        way_out = (
+            "Put a star before it, as in *DEFAULT_CALLBACKS"
+            if is_nested
+            else "Derive its class from accel_core.TrainerCallback"
+        )
+        raise ConfigurationError(f"callbacks has {callback!r}, which is no callback. {way_out}.")
+    if not isinstance(callback.order, (int, float)):
+        raise ConfigurationError(
+            f"{_name(callback)}.order is {callback.order!r}, but must be a number. Use 0 for the place in "
+            "the list, or more to be called later: those that save have 900 and above."
+        )
+    for name in dir(type(callback)):
+        if name.startswith("on_") and callable(getattr(callback, name)):
+            _check_event(callback, name)
+    return callback
+
+
+def _check_event(callback: TrainerCallback, name: str) -> None:
+    if name not in EVENTS:
+        known = FOREIGN_EVENTS.get(name)
+        hint = f" Use {known}." if known else did_you_mean(name, EVENTS)
+        raise ConfigurationError(
+            f"{_name(callback)}.{name} is no event of accel, so it would never be called.{hint} Events of "
+            "your own must not begin with 'on_'."
+        )
+    arguments = dict.fromkeys(EVENTS[name])
+    try:
+        inspect.signature(getattr(callback, name)).bind(None, **arguments)
+    except TypeError as error:
+        raise ConfigurationError(
+            f"{_name(callback)}.{name} cannot take the arguments of its event ({error}). Write it as "
+            f"def {name}({', '.join(['self', 'trainer', *arguments])}), or with **kwargs."
+        ) from None
+
+
+def _name(callback: Any) -> str:
+    return callback.__name__ if isinstance(callback, type) else type(callback).__name__

@@ -1,0 +1,121 @@
+"""Quick runs with a few batches: LimitBatchesCallback, LimitBatches and the environment variable ACCEL_LIMIT_BATCHES."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from types import TracebackType
+
+from ..checks.values import check_whole_number
+from ..data.loader import ShardedDataLoader
+from ..errors import ConfigurationError
+from .callback import TrainerCallback
+
+LIMIT_BATCHES_ENV_VAR = "ACCEL_LIMIT_BATCHES"
+
+
+"""A number of batches, such as `3`, or `3:overfit`."""
+
+
+_WAY_OUT = "Use 1 for a single batch an epoch."
+
+
+class LimitBatchesCallback(TrainerCallback):
+    """End each epoch of training and evaluation after `num_batches` batches of each process."""
+
+    def __init__(
+        self,
+        num_batches: int,
+        eval_only: bool = False,
+        intermediate_only: bool = False,
+        *,
+        overfit: bool = False,
+    ) -> None:
+        """Limit a run.
+
+        Args:
+            eval_only: leave training as it is.
+            intermediate_only: limit the evaluations in the middle of an epoch alone.
+            overfit: train on the same batches in every epoch, to see whether the model can learn them by
+                heart.
+        """
+        check_whole_number("num_batches", num_batches, _WAY_OUT)
+        if overfit and (eval_only or intermediate_only):
+            raise ConfigurationError(
+                "overfit is True, but eval_only or intermediate_only leave training as it is. Drop one."
+            )
+        self.num_batches = num_batches
+        self.eval_only = eval_only
+        self.intermediate_only = intermediate_only
+        self.overfit = overfit
+
+    def limit(self, train: ShardedDataLoader | None, evaluation: ShardedDataLoader | None) -> None:
+        """Limit the loaders of a run; of several limits the smallest counts."""
+        if train is not None and not (self.eval_only or self.intermediate_only):
+            train.max_steps = min(train.max_steps or self.num_batches, self.num_batches)
+            train.repeat_first_epoch = train.repeat_first_epoch or self.overfit
+        if evaluation is not None:
+            evaluation.max_intermediate_steps = min(
+                evaluation.max_intermediate_steps or self.num_batches, self.num_batches
+            )
+            if not self.intermediate_only:
+                evaluation.max_steps = min(evaluation.max_steps or self.num_batches, self.num_batches)
+
+    def __str__(self) -> str:
+        what = (
+            "evaluation in mid-epoch"
+            if self.intermediate_only
+            else "evaluation"
+            if self.eval_only
+            else "epoch"
+        )
+        batches = "1 batch" if self.num_batches == 1 else f"{self.num_batches} batches"
+        again = ", the same ones again and again" if self.overfit else ""
+        return f"Each {what} is limited to {batches} a process{again}."
+
+
+class LimitBatches:
+    """Context manager: runs within it are limited as by `LimitBatchesCallback(num_batches, overfit=overfit)`."""
+
+    def __init__(self, num_batches: int, *, overfit: bool = False) -> None:
+        check_whole_number("num_batches", num_batches, _WAY_OUT)
+        self.wanted = f"{num_batches}:overfit" if overfit else str(num_batches)
+
+    def __enter__(self) -> None:
+        self.before = os.environ.get(LIMIT_BATCHES_ENV_VAR)
+        os.environ[LIMIT_BATCHES_ENV_VAR] = self.wanted
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.before is None:
+            del os.environ[LIMIT_BATCHES_ENV_VAR]
+        else:
+            os.environ[LIMIT_BATCHES_ENV_VAR] = self.before
+
+
+def batch_limits(callbacks: Iterable[TrainerCallback]) -> list[LimitBatchesCallback]:
+    """The limits among `callbacks`, and the one that the environment asks for."""
+    limits = [callback for callback in callbacks if isinstance(callback, LimitBatchesCallback)]
+    wanted = os.environ.get(LIMIT_BATCHES_ENV_VAR)
+    if not wanted:
+        return limits
+    number, _, overfit = wanted.partition(":")
+    if not (number.isdecimal() and int(number) > 0 and overfit in ("", "overfit")):
+        raise ConfigurationError(
+            f"The environment variable {LIMIT_BATCHES_ENV_VAR} is {wanted!r}, but must be a whole number of "
+            "at least 1. Set it to 3, to 3:overfit to repeat the same batches, or unset it."
+        )
+    return [*limits, LimitBatchesCallback(int(number), overfit=bool(overfit))]
+
+
+def limit_loaders(
+    callbacks: Iterable[TrainerCallback],
+    train: ShardedDataLoader | None,
+    evaluation: ShardedDataLoader | None,
+) -> list[str]:
+    """Limit the loaders of a run as `callbacks` and the environment ask for, and return sentences that say so."""
+    limits = batch_limits(callbacks)
+    for limit in limits:
+        limit.limit(train, evaluation)
+    return [str(limit) for limit in limits]

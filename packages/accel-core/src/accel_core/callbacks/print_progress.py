@@ -1,0 +1,36 @@
+"""PrintProgressCallback: a line where an epoch begins and where the run ends."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .callback import TrainerCallback
+
+if TYPE_CHECKING:
+    from ..trainer import Trainer
+
+
+class PrintProgressCallback(TrainerCallback):
+    """Print on the main process which epoch begins and how the run ended."""
+
+    def on_train_epoch_start(self, trainer: Trainer) -> None:
+        """Say which epoch begins."""
+        num_epochs = trainer.run_config.num_epochs
+        of = f" of {num_epochs}" if num_epochs is not None else ""
+        trainer.print(f"Epoch {trainer.run_progress.current_epoch}{of}")
+
+    def on_training_run_end(self, trainer: Trainer) -> None:
+        """Say how the run ended."""
+        trainer.print(how_it_ended(trainer))
+
+
+def how_it_ended(trainer: Trainer) -> str:
+    """After how many updates and epochs the training of `trainer` ended, and why if it was stopped."""
+    updates = _counted(trainer.run_progress.updates_completed, "update")
+    epochs = _counted(trainer.run_progress.epochs_completed, "complete epoch")
+    reason = f": {trainer.stop_reason}" if trainer.stop_reason else ""
+    return f"Training ended after {updates} and {epochs}{reason}"
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -1,0 +1,53 @@
+"""TerminateOnNaNCallback: an agreed stop when the loss is no longer finite."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from .callback import TrainerCallback
+
+if TYPE_CHECKING:
+    from ..trainer import Trainer
+
+
+class TerminateOnNaNCallback(TrainerCallback):
+    """Ask all processes to stop when the loss of a batch is nan or infinite on any of them.
+
+    On a CPU the loss is looked at when it is there. An accelerator is not waited for: its answer is read one
+    step later.
+    """
+
+    def on_training_run_start(self, trainer: Trainer) -> None:
+        """Forget the run before."""
+        self._pending: tuple[torch.Tensor, torch.Event, int] | None = None
+
+    def on_train_step_end(
+        self, trainer: Trainer, batch: Any, batch_output: dict[str, Any], step: int
+    ) -> None:
+        """Look at the loss, or at the one before where it is on an accelerator."""
+        loss = batch_output["loss"]
+        if loss.is_cpu:
+            if not math.isfinite(loss.item()):
+                self._stop(trainer, loss.item(), step)
+            return
+        pending, self._pending = self._pending, self._copy(loss.detach(), step)
+        if pending is not None:
+            value, copied, step = pending
+            copied.synchronize()
+            if not math.isfinite(value.item()):
+                self._stop(trainer, value.item(), step)
+
+    def _copy(self, loss: torch.Tensor, step: int) -> tuple[torch.Tensor, torch.Event, int]:
+        value = torch.empty_like(loss, device="cpu", pin_memory=True)
+        value.copy_(loss, non_blocking=True)
+        copied = torch.Event(loss.device)
+        copied.record()
+        return value, copied, step
+
+    def _stop(self, trainer: Trainer, loss: float, step: int) -> None:
+        trainer.request_stop(
+            f"the loss is {loss} in epoch {trainer.run_progress.current_epoch}, batch {step}"
+        )

@@ -1,0 +1,133 @@
+"""Arguments."""
+
+from __future__ import annotations
+
+import numbers
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from ..errors import AccelWarning, ConfigurationError
+from ..run.run_history import RunHistory
+from ..text import preview
+from .values import check_callable
+
+
+# ------------------------------------------------------------------ the parts of a trainer
+def check_parts(
+    model: Any, loss_func: Any, optimizer: Any, run_history: Any, accelerator: Any, seed: Any
+) -> None:
+    """Raise unless a trainer can be made of these."""
+    if not isinstance(model, torch.nn.Module):
+        raise ConfigurationError(
+            f"model is {preview(model)}, but must be an instance of torch.nn.Module. Create it first: model "
+            "= Net()."
+        )
+    if isinstance(loss_func, type):
+        name = loss_func.__name__
+        raise ConfigurationError(
+            f"loss_func is the class {name}, but must be an instance or a function. Create it: {name}()."
+        )
+    check_callable(
+        "loss_func", loss_func, "Pass a function such as torch.nn.functional.cross_entropy, or a module."
+    )
+    if isinstance(optimizer, type):
+        raise ConfigurationError(
+            f"optimizer is the class {optimizer.__name__}, but must be an instance. Create it with the "
+            f"model's parameters: {optimizer.__name__}(model.parameters())."
+        )
+    if optimizer is not None and not (hasattr(optimizer, "param_groups") and hasattr(optimizer, "step")):
+        raise ConfigurationError(
+            f"optimizer is {preview(optimizer)}, but must be a torch.optim.Optimizer. Pass for example "
+            "SGD(model.parameters())."
+        )
+    for part, value, kind in (
+        ("run_history", run_history, RunHistory),
+        ("accelerator", accelerator, Accelerator),
+    ):
+        if value is not None and not isinstance(value, kind):
+            raise ConfigurationError(
+                f"{part} is {preview(value)}, but must be an instance of {kind.__name__}. Or leave it out."
+            )
+    is_number = isinstance(seed, numbers.Integral) and not isinstance(seed, bool)
+    if seed is not None and not (is_number and 0 <= int(seed) < 2**63):
+        raise ConfigurationError(
+            f"seed is {preview(seed)}, but must be a whole number from 0 to 2^63 - 1. Use None to seed "
+            "nothing."
+        )
+
+
+def check_trainable(model: torch.nn.Module, optimizer: Any, attributes: Mapping[str, Any]) -> None:
+    """Raise unless the optimizer can change the model.
+
+    Warn if it holds what neither model nor trainer `attributes` have.
+    """
+    if optimizer is None:
+        raise ConfigurationError(
+            "optimizer is None, but train needs one. Pass an optimizer to the Trainer, or call evaluate."
+        )
+    own = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
+    if not own:
+        raise ConfigurationError(
+            "The model has no parameter with requires_grad=True, so there is nothing to train. Unfreeze "
+            "some of it."
+        )
+    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    if not own & held:
+        raise ConfigurationError(
+            "The optimizer holds none of the model's trainable parameters, so training would change "
+            "nothing. Create the optimizer from the parameters of this very model, after replacing layers, "
+            "copying and moving it."
+        )
+    modules = [model, *(value for value in attributes.values() if isinstance(value, torch.nn.Module))]
+    known = {id(parameter) for module in modules for parameter in module.parameters()} | set(
+        map(id, attributes.values())
+    )
+    if held - known:
+        warnings.warn(
+            f"The optimizer holds {len(held - known)} parameters that are not the model's, as if layers had "
+            "been replaced after it was created. Create it afterwards, or let modules that belong to it be "
+            "attributes of the trainer.",
+            AccelWarning,
+            stacklevel=3,
+        )
+
+
+def check_attributes(attributes: Mapping[str, Any], model: torch.nn.Module) -> None:
+    """Raise if the model is an attribute of the trainer under a second name too."""
+    for name, value in attributes.items():
+        if value is model and name != "model":
+            raise ConfigurationError(
+                f"trainer.{name} is the model itself, which would bypass what wraps it on several processes. "
+                f"Use trainer.model, and delete trainer.{name}."
+            )
+
+
+def check_can_run(method: str, is_running: bool, needs_loss: str | None) -> None:
+    """Raise inside another run, or if the loss function is needed by the method `needs_loss` and missing."""
+    if is_running:
+        raise ConfigurationError(
+            f"{method} was called inside a run of the same trainer, but one run must end before the next. "
+            f"Call {method} afterwards, or run_eval_epoch to evaluate in the middle of training."
+        )
+    if needs_loss is not None:
+        raise ConfigurationError(
+            f"loss_func is None, but {needs_loss} needs it. Pass a loss function, or override {needs_loss}."
+        )
+
+
+def check_can_save(has_run: bool, is_in_update: bool) -> None:
+    """Raise unless there is a run between two updates, whose state can be saved."""
+    if not has_run:
+        raise ConfigurationError(
+            "save_training_state was called before training, so there is no run to resume. Use "
+            "save_checkpoint for the model."
+        )
+    if is_in_update:
+        raise ConfigurationError(
+            "save_training_state was called in the middle of an update, but gradients are not part of the "
+            "state. Call it in on_optimizer_step_end or later."
+        )

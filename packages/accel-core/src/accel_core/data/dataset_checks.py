@@ -1,0 +1,82 @@
+"""Dataset checks."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from accelerate.data_loader import DataLoaderStateMixin
+from torch.utils.data import DataLoader
+
+from ..checks.values import check_callable, check_whole_number
+from ..errors import ConfigurationError
+from ..text import did_you_mean, preview
+from .readers import is_map_style, is_ready_loader
+
+
+# ------------------------------------------------------------------ the arguments of a run
+def check_dataset(name: str, dataset: Any, num_passes: int | None = 1) -> None:
+    """Raise unless `dataset` is something to read samples or batches from `num_passes` times, and not known to be empty."""
+    kind = type(dataset).__name__
+    if isinstance(dataset, DataLoaderStateMixin):
+        raise ConfigurationError(
+            f"{name} is a {kind}, which Accelerate has prepared already, so it would be shared out twice. "
+            "Pass the loader as it was before accelerator.prepare."
+        )
+    is_scalar = isinstance(dataset, torch.Tensor) and dataset.ndim == 0
+    is_data = is_map_style(dataset) or isinstance(dataset, Iterable)
+    if isinstance(dataset, (Mapping, str, bytes, type)) or is_scalar or not is_data:
+        raise ConfigurationError(
+            f"{name} is {preview(dataset)}, but must be a data set (with __getitem__ and __len__, or "
+            "iterable) or a ready DataLoader. Put tensors into a torch.utils.data.TensorDataset."
+        )
+    if is_map_style(dataset) and len(dataset) == 0:
+        raise ConfigurationError(
+            f"{name} is empty: its length is 0, but it must have at least one sample. Check how it is read."
+        )
+    if isinstance(dataset, Iterator) and num_passes is not None and num_passes > 1:
+        raise ConfigurationError(
+            f"{name} is an iterator ({kind}), which can be read only once, but num_epochs is {num_passes}. "
+            "Use num_epochs=1, or pass an object whose __iter__ begins again."
+        )
+
+
+def check_dataloader_arguments(name: str, kwargs: Any, dataset: Any) -> None:
+    """Raise unless `kwargs` is None or a dictionary of arguments that torch's `DataLoader` knows, and `dataset` is none yet."""
+    if kwargs is None:
+        return
+    if not isinstance(kwargs, Mapping):
+        raise ConfigurationError(
+            f"{name} is {preview(kwargs)}, but must be a dictionary of arguments of torch's DataLoader. Pass "
+            "dict(num_workers=2)."
+        )
+    known = list(inspect.signature(DataLoader).parameters)[1:]
+    for key in kwargs:
+        if key not in known:
+            hint = did_you_mean(str(key), known) or f" It knows {known}."
+            raise ConfigurationError(
+                f"{name} has the key {key!r}, which torch's DataLoader does not know.{hint}"
+            )
+    check_whole_number(
+        f"{name}['batch_size']",
+        kwargs.get("batch_size"),
+        "Use 1 for batches of single samples.",
+        optional=True,
+    )
+    if kwargs and is_ready_loader(dataset):
+        raise ConfigurationError(
+            f"{name} is {preview(kwargs)}, but the data is a ready {type(dataset).__name__}, which keeps its "
+            f"own settings. Leave {name} out, or pass the data set inside the loader."
+        )
+
+
+def check_collate_fn(collate_fn: Any, *datasets: Any) -> None:
+    """Raise unless `collate_fn` is None, or a function that one of `datasets` has a use for."""
+    check_callable("collate_fn", collate_fn, "Pass a function from a list of samples to a batch.")
+    if collate_fn is not None and all(map(is_ready_loader, datasets)):
+        raise ConfigurationError(
+            f"collate_fn is {preview(collate_fn)}, but the data is a ready {type(datasets[0]).__name__}, "
+            "which makes its own batches. Give the loader its collate_fn, or pass the data set inside it."
+        )

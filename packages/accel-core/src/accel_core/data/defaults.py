@@ -1,0 +1,91 @@
+"""Data loaders as for a single process: their defaults, and which loaders are ready ones."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch.utils.data import DataLoader, IterableDataset
+
+from ..errors import ConfigurationError
+from .iterable import ShardedIterable
+from .readers import indexable_tensors, is_map_style, is_ready_loader
+
+MOST_WORKERS = 8
+
+
+def default_num_workers(dataset: Any, num_local_processes: int) -> int:
+    """The cores that this process may use over the processes of this machine, at most 8.
+
+    0 for what is in memory, for iterable data (each worker would repeat it) and where workers are not forked.
+    """
+    in_memory = (
+        isinstance(dataset, (list, tuple, torch.Tensor, np.ndarray)) or indexable_tensors(dataset) is not None
+    )
+    method = multiprocessing.get_start_method(allow_none=True) or multiprocessing.get_all_start_methods()[0]
+    if in_memory or not is_map_style(dataset) or method != "fork":
+        return 0
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores // num_local_processes, MOST_WORKERS)
+
+
+def default_dataloader_kwargs(
+    dataset: Any, batch_size: int, shuffle: bool, accelerator: Accelerator
+) -> dict[str, Any]:
+    """Arguments of a `DataLoader` over `dataset` where the user says nothing."""
+    num_local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))
+    return {
+        "batch_size": batch_size,
+        "shuffle": shuffle,
+        "num_workers": default_num_workers(dataset, num_local_processes),
+        "pin_memory": accelerator.device.type == "cuda",
+    }
+
+
+def create_dataloader(
+    dataset: Any, defaults: dict[str, Any], own: dict[str, Any] | None, collate_fn: Any
+) -> Any:
+    """A torch `DataLoader` over `dataset`; what the user gives wins over `defaults`.
+
+    A ready one is returned as it is.
+
+    Raises:
+        ConfigurationError: arguments that torch's `DataLoader` refuses.
+    """
+    if is_ready_loader(dataset):
+        return dataset
+    own = own or {}
+    kwargs = {**defaults, "collate_fn": collate_fn, **own}
+    replaced: tuple[str, ...] = ()
+    if kwargs.get("batch_sampler") is not None:
+        replaced = ("shuffle", "batch_size", "drop_last", "sampler")
+    elif kwargs.get("sampler") is not None or not is_map_style(dataset):
+        replaced = ("shuffle",)
+    kwargs = {key: value for key, value in kwargs.items() if key not in replaced or key in own}
+    kwargs.setdefault("persistent_workers", kwargs.get("num_workers", 0) > 0)
+    try:
+        return DataLoader(
+            dataset
+            if is_map_style(dataset) or isinstance(dataset, IterableDataset)
+            else ShardedIterable(dataset),
+            **kwargs,
+        )
+    except (ValueError, TypeError, AssertionError) as error:
+        told = str(error).rstrip(". ")
+        raise ConfigurationError(
+            f"The dataloader_kwargs {own} are refused by torch's DataLoader over a {type(dataset).__name__}: "
+            f"{told}. Leave out or change what it names."
+        ) from error
+
+
+def is_plain_loader(loader: Any) -> bool:
+    """Whether `loader` iterates as torch's own `DataLoader` does, whatever its constructor may be."""
+    if not isinstance(loader, DataLoader):
+        return False
+    return all(
+        getattr(type(loader), name) is getattr(DataLoader, name) for name in ("__iter__", "_get_iterator")
+    )

@@ -1,0 +1,46 @@
+"""What extensions of accel need beyond the public names: callbacks, adapters and trainers of your own.
+
+`accel_callbacks` and `accel_integrations` use nothing else of the core. The names here follow the same rules
+of versions as those of `accel_core`.
+"""
+
+from .callbacks.print_progress import how_it_ended as how_it_ended
+from .checks.arguments import check_can_run as check_can_run
+from .checks.arguments import check_trainable as check_trainable
+from .checks.values import check_callable as check_callable
+from .checks.values import check_choice as check_choice
+from .checks.values import check_not_negative as check_not_negative
+from .checks.values import check_positive as check_positive
+from .checks.values import check_whole_number as check_whole_number
+from .data.loader import ShardedDataLoader as ShardedDataLoader
+from .data.readers import is_ready_loader as is_ready_loader
+from .engines.sharded import is_sharded as is_sharded
+from .engines.weights import check_finite as check_finite
+from .engines.weights import full_model_state as full_model_state
+from .engines.weights import is_frozen as is_frozen
+from .errors import NotFiniteError as NotFiniteError
+from .processes.agreement import Agreement as Agreement
+from .processes.collectives import all_gather_object as all_gather_object
+from .processes.collectives import broadcast_tensors as broadcast_tensors
+from .processes.collectives import is_distributed as is_distributed
+from .processes.collectives import run_on_main as run_on_main
+from .processes.collectives import sum_over_processes as sum_over_processes
+from .run.batch_output import call_loss as call_loss
+from .run.batch_output import num_samples_in as num_samples_in
+from .run.batch_output import unpack_batch as unpack_batch
+from .run.loss_tracker import MeanTrackers as MeanTrackers
+from .run.placeholders import Placeholder as Placeholder
+from .run.run_history import MetricRecord as MetricRecord
+from .run.train_arguments import check_train_arguments as check_train_arguments
+from .run.update_groups import Step as Step
+from .run.update_groups import UpdateGroup as UpdateGroup
+from .state import files as files
+from .state.checkpoint import check_folder_of_run as check_folder_of_run
+from .state.checkpoint import complete_checkpoints as complete_checkpoints
+from .state.checkpoint import refuse_other_run as refuse_other_run
+from .state.checkpoint import remove_checkpoint as remove_checkpoint
+from .state.checkpoint import remove_leftovers as remove_leftovers
+from .state.random import preserving_random_state as preserving_random_state
+from .text import did_you_mean as did_you_mean
+from .text import preview as preview
+from .text import with_full_stop as with_full_stop

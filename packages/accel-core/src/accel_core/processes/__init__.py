@@ -1,0 +1,1 @@
+"""Several processes: who shares the data, what they do together, and how they end."""

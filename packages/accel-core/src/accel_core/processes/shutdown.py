@@ -1,0 +1,50 @@
+"""Shutdown."""
+
+from __future__ import annotations
+
+import atexit
+import gc
+import os
+import time
+
+import torch.distributed as dist
+
+from ..errors import ConfigurationError
+
+SECONDS_TO_LET_GO = 0.01
+
+
+def check_processes(num_processes: int) -> None:
+    """Check that the processes see each other, and let them end in peace: what every run begins with."""
+    check_processes_see_each_other(num_processes)
+    close_process_group_at_exit()
+
+
+def check_processes_see_each_other(num_processes: int) -> None:
+    """Raise `ConfigurationError` if a launcher started several processes that do not know of each other."""
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if launched > 1 and num_processes == 1:
+        raise ConfigurationError(
+            f"accelerate launch started {launched} processes, but this Accelerator does not see the others, "
+            "so each would train alone. On a CPU, set ACCELERATE_USE_CPU=true and launch with --multi_gpu, "
+            "or use the configs in examples/configs."
+        )
+
+
+def close_process_group_at_exit() -> None:
+    """Destroy the process group when the interpreter ends: gloo may abort the process otherwise."""
+    atexit.unregister(_destroy_process_group)
+    atexit.register(_destroy_process_group)
+
+
+def _destroy_process_group() -> None:
+    if dist.is_initialized():
+        # A wrapper that was replaced, as after unfreezing, is part of a circle and keeps the group's threads
+        # alive.
+        gc.collect()
+        dist.destroy_process_group()
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        # Also where the script has destroyed the group: a thread of gloo lets go of a tensor after it has
+        # woken us, and needs the interpreter for it. If that has begun to end meanwhile, the thread aborts
+        # the process, which has done all its work.
+        time.sleep(SECONDS_TO_LET_GO)

@@ -1,0 +1,172 @@
+"""What the default loss step makes of a batch, and checks of what a loss step returned."""
+
+from __future__ import annotations
+
+import numbers
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from ..errors import ConfigurationError
+from ..text import preview, with_full_stop
+
+_KEYS = {
+    "loss": "the mean loss of the batch as a scalar tensor",
+    "batch_size": "the number of samples in the batch, so that the epoch's loss can be averaged",
+    "model_outputs": "what the model gave, for callbacks and metrics",
+}
+
+
+_WAYS_OUT = {
+    "Expected more than 1 value per "
+    "channel when training": "Batch norm cannot train on a batch of one sample, which the last "
+    "batch of an epoch may be. Pass train_dataloader_kwargs={'drop_last': True}, or another per_device_batch_size.",
+    "stack expects each tensor "
+    "to be equal size": "The samples of a batch differ in shape, so they cannot be put into one "
+    "tensor. Pass a collate_fn that pads them, or give the samples one shape.",
+    "missing 1 required positional "
+    "argument: 'closure'": "The optimizer computes the loss several times an update, by a "
+    "closure. Override optimizer_step: define the closure there, and call self.optimizer.step(closure).",
+    "default_collate: "
+    "batch must "
+    "contain": "The default collate_fn cannot join what the data set returns. Pass a collate_fn of "
+    "your own, or return tensors, numbers, strings, tuples, lists or dictionaries.",
+}
+
+
+"""What to do about errors of torch that do not say it themselves."""
+
+
+def with_hint(error: BaseException) -> BaseException:
+    """The error to raise for `error`: with the way out, where torch does not name it."""
+    text, told = str(error).strip(), None
+    if isinstance(error, ConfigurationError) and text.startswith("Caught "):
+        # A worker of a loader sends its whole traceback as the message.
+        told = ConfigurationError(text.rpartition(f"{ConfigurationError.__name__}: ")[2])
+    for words, way_out in _WAYS_OUT.items():
+        if words in text and not isinstance(error, ConfigurationError):
+            told = ConfigurationError(f"{way_out} ({text.splitlines()[-1]})")
+    if told is None:
+        return error
+    told.__cause__ = error
+    return told
+
+
+def unpack_batch(batch: Any) -> tuple[Any, Any]:
+    """Inputs and targets of a batch that is a tuple or list of at least two.
+
+    Raises `ConfigurationError` for any other.
+    """
+    if isinstance(batch, (tuple, list)) and len(batch) >= 2:
+        return batch[0], batch[1]
+    what = (
+        f"{type(batch).__name__} with the keys {list(batch)}"
+        if isinstance(batch, Mapping)
+        else type(batch).__name__
+    )
+    size = f" of {len(batch)}" if isinstance(batch, (tuple, list)) else ""
+    raise ConfigurationError(
+        f"The batch is a {what}{size}, but the default loss step needs (inputs, targets). Override "
+        f"calculate_train_batch_loss and calculate_eval_batch_loss, or let the data set return pairs."
+    )
+
+
+def num_samples_in(batch: Any) -> int:
+    """Samples in a batch: the first dimension of the first tensor or list of values in it, however deep.
+
+    Raises:
+        ConfigurationError: there is none.
+    """
+    if isinstance(batch, torch.Tensor) and batch.ndim:
+        return batch.shape[0]
+    parts = (
+        list(batch.values())
+        if isinstance(batch, Mapping)
+        else batch
+        if isinstance(batch, (tuple, list))
+        else []
+    )
+    nested = [part for part in parts if isinstance(part, (torch.Tensor, Mapping, tuple, list))]
+    if nested:
+        return num_samples_in(nested[0])
+    if parts and not isinstance(batch, Mapping):
+        return len(parts)
+    raise ConfigurationError(
+        f"The number of samples in a batch of type {type(batch).__name__} is not known. Override "
+        "calculate_train_batch_loss and calculate_eval_batch_loss, and return it as 'batch_size'."
+    )
+
+
+def call_loss(loss_func: Any, outputs: Any, targets: Any) -> torch.Tensor:
+    """Return `loss_func(outputs, targets)`.
+
+    What it refuses is raised as `ConfigurationError` with what it was given.
+    """
+    try:
+        return loss_func(outputs, targets)  # type: ignore[no-any-return]
+    except (TypeError, AttributeError, ValueError, IndexError, RuntimeError) as error:
+        if isinstance(error, (torch.OutOfMemoryError, ConfigurationError)):
+            raise
+        raise ConfigurationError(
+            f"loss_func refused the model's outputs, {_kind(outputs)}, with the targets, {_kind(targets)}: "
+            f"{with_full_stop(error)} Fit them to each other, or override calculate_train_batch_loss."
+        ) from error
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, torch.Tensor):
+        return f"a tensor of shape {tuple(value.shape)} and {value.dtype}"
+    return f"a {type(value).__name__}"
+
+
+def check_batch_output(output: Any, method: str, needs_gradient: bool, is_first: bool) -> None:
+    """Raise unless `output` of `calculate_*_batch_loss` has all that is needed.
+
+    Once a run, since it waits for the device.
+    """
+    if not isinstance(output, Mapping):
+        raise ConfigurationError(
+            f"{method} returned {preview(output)}, but must return a dictionary. Return the keys 'loss', "
+            "'model_outputs' and 'batch_size'."
+        )
+    for key, what in _KEYS.items():
+        if key not in output:
+            raise ConfigurationError(
+                f"{method} returned the keys {list(output)}, but {key!r} is missing. Return {what}."
+            )
+    loss = output["loss"]
+    if not isinstance(loss, torch.Tensor) or loss.ndim != 0 or loss.is_complex():
+        raise ConfigurationError(
+            f"{method} returned {preview(loss)} as 'loss', but it must be a scalar tensor. Take the mean: "
+            "loss.mean()."
+        )
+    for key in ("batch_size", "num_items_in_batch"):
+        number = _number(output.get(key, 1))
+        if number is None or not number >= (key == "batch_size"):
+            raise ConfigurationError(
+                f"{method} returned {preview(output[key])} as {key!r}, but it must be a number above 0, such "
+                "as len(xb). Return the number of samples or items that the loss is the mean of."
+            )
+    log = output.get("log", {})
+    if not isinstance(log, Mapping) or any(_number(value) is None for value in log.values()):
+        raise ConfigurationError(
+            f"{method} returned {preview(log)} as 'log', but it must be a dictionary of numbers or tensors "
+            "of one element. Take the mean over the batch, or put what is no number under a key of its own."
+        )
+    if needs_gradient and not loss.requires_grad:
+        raise ConfigurationError(
+            f"{method} returned a 'loss' without a gradient, so nothing could be learned. Compute it from "
+            "the model's outputs without detach(), item() or torch.no_grad()."
+        )
+    if is_first and not torch.isfinite(loss):
+        raise ConfigurationError(
+            f"{method} returned the loss {loss.item()} for the first batch, but it must be finite. Look for "
+            "nan or inf in the data, and for log or division of zero in the loss function."
+        )
+
+
+def _number(value: Any) -> float | None:
+    """`value` as a number, or None if it is not a single one."""
+    value = value.item() if isinstance(value, torch.Tensor) and value.numel() == 1 else value
+    return float(value) if isinstance(value, numbers.Real) and not isinstance(value, bool) else None

@@ -1,0 +1,89 @@
+"""What a run will do, in words."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from accelerate import Accelerator
+from torch.utils.data import DataLoader
+
+from ..callbacks.callback import TrainerCallback
+from ..callbacks.callback_list import EVENTS, CallbackList
+from ..callbacks.limit_batches import batch_limits
+from ..engines.sharded import has_own_backward
+from .run_config import TrainerRunConfig
+
+
+def describe_callback(callback: TrainerCallback, callbacks: CallbackList) -> str:
+    """One line: the class, its place in the order, and the events that it listens to."""
+    events = [event for event in EVENTS if callback in callbacks.listeners(event)]
+    return f"{type(callback).__name__} (order {callback.order}): {', '.join(events) or 'no events'}"
+
+
+def describe_run(
+    model: Any,
+    optimizer: Any,
+    callbacks: CallbackList,
+    datasets: dict[str, Any],
+    accelerator: Accelerator,
+    config: TrainerRunConfig | None,
+) -> str:
+    """Data, batch sizes, updates, precision, processes, and the callbacks in order with what each listens to.
+
+    Args:
+        config: of the training run that goes on or was the latest; None before the first.
+    """
+    parameters = list(model.parameters())
+    trainable = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
+    total = sum(parameter.numel() for parameter in parameters)
+    lines = [
+        f"model: {type(model).__name__}, {total:,} parameters, {trainable:,} of them trainable",
+        f"optimizer: {'none' if optimizer is None else type(optimizer).__name__}",
+        f"processes: {accelerator.num_processes}, device: {accelerator.device}, precision: "
+        f"{accelerator.mixed_precision}",
+    ]
+    if has_own_backward(accelerator):
+        lines.append(
+            f"engine: {accelerator.distributed_type.value} steps inside backward, so at "
+            "on_optimizer_step_start the parameters have changed already, and it clips the gradients itself"
+        )
+    if config is None:
+        lines.append("training: not known before train")
+    else:
+        lines += [f"{name}: {_size(dataset)}" for name, dataset in datasets.items() if dataset is not None]
+        lines += _describe_training(config)
+    lines += [f"limit: {limit}" for limit in batch_limits(callbacks)]
+    lines.append("callbacks, in the order in which they are called:")
+    lines += [f"  {describe_callback(callback, callbacks)}" for callback in callbacks] or ["  none"]
+    return "\n".join(lines)
+
+
+def _describe_training(config: TrainerRunConfig) -> list[str]:
+    def known(number: int | None) -> str:
+        return "an unknown number" if number is None else f"{number:,}"
+
+    clipping = {"value": config.gradient_clip_value, "norm": config.gradient_clip_norm}
+    clipped = ", ".join(f"{how} {most}" for how, most in clipping.items() if most is not None)
+    lines = [
+        f"batches: {known(config.train_per_device_batch_size)} samples by process and step, "
+        f"{config.gradient_accumulation_steps} steps and {known(config.train_total_batch_size)} samples an "
+        "update",
+        f"updates: {known(config.num_update_steps)} in all, {known(config.num_update_steps_per_epoch)} an "
+        f"epoch, {known(config.num_epochs)} epochs",
+        f"gradients: {f'clipped by {clipped}' if clipped else 'not clipped'}",
+        f"seed of the order of the data: {config.seed}",
+    ]
+    if config.eval_total_batch_size is not None:
+        lines.insert(
+            1, f"evaluation batches: {known(config.eval_per_device_batch_size)} samples by process and step"
+        )
+    return lines
+
+
+def _size(dataset: Any) -> str:
+    source: Any = dataset.dataset if isinstance(dataset, DataLoader) else dataset
+    try:
+        size = f"{len(source):,} samples"
+    except (TypeError, NotImplementedError):
+        size = "an unknown number of samples"
+    return f"{type(dataset).__name__}, {size}"

@@ -1,0 +1,46 @@
+"""Rollback."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+
+from ..state.random import capture_random_state, restore_random_state
+from .run_history import RunHistory
+
+
+class Rollback:
+    """What a run found, to be put back if it fails before it has changed a parameter."""
+
+    def __init__(
+        self, model: torch.nn.Module, optimizer: Any, run_history: RunHistory, device: torch.device
+    ) -> None:
+        self.model, self.optimizer, self.run_history, self.device = model, optimizer, run_history, device
+        self.random = capture_random_state(device)
+        self.history = run_history.state_dict()
+        self.modes = [(module, module.training) for module in model.modules()]
+        self.buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+        groups = [] if optimizer is None else optimizer.param_groups
+        self.groups = [
+            {key: copy.copy(value) for key, value in group.items() if key != "params"} for group in groups
+        ]
+
+    def restore(self) -> None:
+        """Put back the random state, the history, buffers and modes of the model, and the settings of the optimizer."""
+        restore_random_state(self.random, self.device)
+        if self.run_history.state_dict() != self.history:
+            self.run_history.load_state_dict(self.history)
+        for module, training in self.modes:
+            module.training = training
+        with torch.no_grad():
+            for name, buffer in self.model.named_buffers():
+                if name in self.buffers:
+                    buffer.copy_(self.buffers[name])
+        # Preparing an optimizer may have exchanged its groups, so they are found by their number.
+        for number, before in enumerate(self.groups):
+            group = self.optimizer.param_groups[number]
+            parameters = group["params"]
+            group.clear()
+            group.update(before, params=parameters)

@@ -1,0 +1,147 @@
+"""All numbers of a training run that follow from the arguments, the data and the hardware."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from accelerate import Accelerator
+
+from ..data.loader import ShardedDataLoader
+from ..errors import ConfigurationError
+from ..processes.collectives import all_gather_object
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainerRunConfig:
+    """The run as it will be: numbers derived once, before the first update.
+
+    None where the data has no length.
+    """
+
+    num_epochs: int | None
+    train_per_device_batch_size: int | None
+    train_dl_kwargs: dict[str, Any] | None
+    eval_per_device_batch_size: int | None
+    eval_dl_kwargs: dict[str, Any] | None
+    gradient_accumulation_steps: int
+    gradient_clip_value: float | None
+    gradient_clip_norm: float | None
+    train_total_batch_size: int | None
+    """Samples of a full update, on all processes."""
+    eval_total_batch_size: int | None
+    num_update_steps_per_epoch: int | None
+    max_num_train_steps: int | None
+    """The limit of the run in updates, as it was given."""
+    num_update_steps: int | None
+    """Updates of the whole run."""
+    train_dataloader_len: int | None
+    """Batches of one process in an epoch."""
+    eval_dataloader_len: int | None
+    is_local_process_zero: bool
+    is_world_process_zero: bool
+    is_distributed: bool
+    mixed_precision: str
+    num_processes: int
+    seed: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields by name; the dictionaries among them are copies."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {name: dict(value) if isinstance(value, dict) else value for name, value in values.items()}
+
+
+COUNTED_BY_ALL = (
+    "num_epochs",
+    "max_num_train_steps",
+    "gradient_accumulation_steps",
+    "gradient_clip_value",
+    "gradient_clip_norm",
+)
+
+
+"""Arguments of `train` that have to be the same on all processes."""
+
+
+def check_same_on_all(arguments: Mapping[str, Any], **loaders: ShardedDataLoader | None) -> None:
+    """Raise on every process if the processes were given different data or numbers: they would wait for each other forever."""
+    own = {name: arguments.get(name) for name in COUNTED_BY_ALL}
+    for name, loader in loaders.items():
+        own[f"The number of samples in {name}"] = getattr(loader, "num_samples", None)
+        own[f"The batch size of {name}"] = getattr(loader, "batch_size", None)
+        own[f"The number of batches of {name}"] = getattr(loader, "num_steps", None)
+    by_process = all_gather_object(own)
+    for name in own:
+        given = [values[name] for values in by_process]
+        if any(value != given[0] for value in given):
+            raise ConfigurationError(
+                f"{name} is {given} on the {len(given)} processes, but must be the same on all. Pass the "
+                "whole data and the same arguments on every process: accel shares the samples out itself."
+            )
+
+
+def plan_updates(
+    num_steps_per_epoch: int | None,
+    gradient_accumulation_steps: int,
+    num_epochs: int | None,
+    max_num_train_steps: int | None,
+) -> tuple[int | None, int | None, int | None]:
+    """Return epochs, updates per epoch and updates of the run.
+
+    The smaller limit wins, and None is what is not known.
+
+    Raises:
+        ConfigurationError: an epoch has no update.
+    """
+    if num_steps_per_epoch is None:
+        return num_epochs, None, max_num_train_steps
+    per_epoch = math.ceil(num_steps_per_epoch / gradient_accumulation_steps)
+    if per_epoch == 0:
+        raise ConfigurationError(
+            "train_dataset gives no batch: it is empty, or smaller than one batch of all processes with "
+            "drop_last=True. Pass more data, a smaller per_device_batch_size, or leave out drop_last."
+        )
+    total = math.inf if num_epochs is None else num_epochs * per_epoch
+    total = int(min(total, math.inf if max_num_train_steps is None else max_num_train_steps))
+    epochs = math.ceil(total / per_epoch)
+    return epochs if num_epochs is None else min(num_epochs, epochs), per_epoch, total
+
+
+def plan_run(
+    arguments: dict[str, Any],
+    train_loader: ShardedDataLoader | None,
+    eval_loader: ShardedDataLoader | None,
+    accelerator: Accelerator,
+    seed: int,
+) -> TrainerRunConfig:
+    """The numbers of a run, from the arguments of `train` (none where there is only an evaluation) and this process's loaders."""
+    processes, accumulation = accelerator.num_processes, arguments.get("gradient_accumulation_steps", 1)
+    lengths = [None if loader is None else loader.num_steps for loader in (train_loader, eval_loader)]
+    sizes = [None if loader is None else loader.batch_size for loader in (train_loader, eval_loader)]
+    limits = (arguments.get("num_epochs"), arguments.get("max_num_train_steps"))
+    epochs, per_epoch, total = plan_updates(lengths[0], accumulation, *limits)
+    return TrainerRunConfig(
+        num_epochs=epochs,
+        train_per_device_batch_size=sizes[0],
+        train_dl_kwargs=arguments.get("train_dataloader_kwargs"),
+        eval_per_device_batch_size=sizes[1],
+        eval_dl_kwargs=arguments.get("eval_dataloader_kwargs"),
+        gradient_accumulation_steps=accumulation,
+        gradient_clip_value=arguments.get("gradient_clip_value"),
+        gradient_clip_norm=arguments.get("gradient_clip_norm"),
+        train_total_batch_size=None if sizes[0] is None else sizes[0] * processes * accumulation,
+        eval_total_batch_size=None if sizes[1] is None else sizes[1] * processes,
+        num_update_steps_per_epoch=per_epoch,
+        max_num_train_steps=arguments.get("max_num_train_steps"),
+        num_update_steps=total,
+        train_dataloader_len=lengths[0],
+        eval_dataloader_len=lengths[1],
+        is_local_process_zero=accelerator.is_local_main_process,
+        is_world_process_zero=accelerator.is_main_process,
+        is_distributed=processes > 1,
+        mixed_precision=str(accelerator.mixed_precision),
+        num_processes=processes,
+        seed=seed,
+    )

@@ -1,0 +1,201 @@
+"""The metrics of a run: each value with the epoch and the update at which it was recorded."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import importlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypedDict
+
+from ..errors import ConfigurationError
+from ..text import did_you_mean
+
+
+class MetricRecord(TypedDict):
+    """One value of one metric."""
+
+    name: str
+    value: float
+    epoch: int
+    """The epoch that went on when the value was recorded, from 1."""
+    update: int
+    """Updates completed by then."""
+
+
+class RunHistory(ABC):
+    """Where the metrics of a run are kept.
+
+    A subclass gives `add_record`, `get_records`, `delete_metric` and `clear`; everything else rests on them.
+    A value is a plain float.
+    """
+
+    def __init__(self) -> None:
+        self.metric_name_prefix: str = ""
+        """Put before each name by `update_metric`."""
+        self.current_epoch: int = 1
+        """The epoch that goes on, from 1; set by the trainer."""
+        self.current_update: int = 0
+        """Updates completed; set by the trainer."""
+
+    @abstractmethod
+    def add_record(self, record: MetricRecord) -> None:
+        """Keep `record`, behind those of the same name."""
+
+    @abstractmethod
+    def get_records(self) -> Sequence[MetricRecord]:
+        """All records, in the order in which they were added."""
+
+    @abstractmethod
+    def delete_metric(self, name: str) -> None:
+        """Forget all values of `name`. Raises `ConfigurationError` if there are none."""
+
+    @abstractmethod
+    def clear(self) -> None:
+        """Forget all records."""
+
+    def update_metric(self, name: str, value: Any) -> None:
+        """Record `value`, a number or a tensor of one element, under the prefix and `name`.
+
+        Raises:
+            ConfigurationError: `value` is not a number.
+        """
+        try:
+            number = float("no number" if isinstance(value, str) else value)
+        except (TypeError, ValueError, RuntimeError):
+            raise ConfigurationError(
+                f"The value of the metric {name!r} is {value!r}, but must be a number or a tensor of one "
+                "element. Record several numbers under several names."
+            ) from None
+        name = f"{self.metric_name_prefix}{name}"
+        self.add_record(
+            {"name": name, "value": number, "epoch": self.current_epoch, "update": self.current_update}
+        )
+
+    def get_metric_names(self) -> set[str]:
+        """Names that have at least one value."""
+        return {record["name"] for record in self.get_records()}
+
+    def get_metric_values(self, name: str) -> list[float]:
+        """All values of `name`, oldest first; the list is the caller's own.
+
+        Raises `ConfigurationError` if unknown.
+        """
+        values = [record["value"] for record in self.get_records() if record["name"] == name]
+        if not values:
+            raise self._unknown(name)
+        return values
+
+    def get_latest_metric(self, name: str) -> float:
+        """The newest value of `name`. Raises `ConfigurationError` if unknown."""
+        return self.get_metric_values(name)[-1]
+
+    def set_metric_name_prefix(self, prefix: str = "") -> None:
+        """Put `prefix` before each name that `update_metric` gets from now on."""
+        self.metric_name_prefix = prefix
+
+    @contextlib.contextmanager
+    def added_prefix(self, prefix: str) -> Iterator[None]:
+        """Put `prefix` too before each name that `update_metric` gets within the context."""
+        before = self.metric_name_prefix
+        self.set_metric_name_prefix(f"{before}{prefix}")
+        try:
+            yield
+        finally:
+            self.set_metric_name_prefix(before)
+
+    def reset(self) -> None:
+        """Forget everything and begin at epoch 1."""
+        self.clear()
+        self.metric_name_prefix, self.current_epoch, self.current_update = "", 1, 0
+
+    def to_records(self) -> list[MetricRecord]:
+        """A copy of all records, in the order in which they were added."""
+        return [record.copy() for record in self.get_records()]
+
+    def to_csv(self, path: str | Path) -> None:
+        """Write one line a record, with the columns name, value, epoch, update; floats are exact."""
+        with Path(path).open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, ["name", "value", "epoch", "update"])
+            writer.writeheader()
+            writer.writerows(self.get_records())
+
+    def to_dataframe(self) -> Any:
+        """A `pandas.DataFrame`: one row a record, with the columns name, value, epoch, update.
+
+        Needs pandas.
+        """
+        try:
+            pandas = importlib.import_module("pandas")
+        except ImportError:
+            raise ConfigurationError(
+                "to_dataframe needs the package 'pandas', which is not installed. Install it with: pip "
+                "install pandas, or use to_records() or to_csv(path)."
+            ) from None
+        return pandas.DataFrame(self.to_records(), columns=["name", "value", "epoch", "update"])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that `load_state_dict` needs, as plain values."""
+        return {"records": self.to_records(), "epoch": self.current_epoch, "update": self.current_update}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Replace everything by what `state` holds."""
+        self.reset()
+        for record in state["records"]:
+            self.add_record(record)
+        self.current_epoch, self.current_update = state["epoch"], state["update"]
+
+    def _unknown(self, name: str) -> ConfigurationError:
+        return ConfigurationError(
+            f"The run history has no metric {name!r}, only {sorted(self.get_metric_names())}."
+            f"{did_you_mean(name, self.get_metric_names())}"
+        )
+
+
+class InMemoryRunHistory(RunHistory):
+    """A run history in lists."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._records: list[MetricRecord] = []
+        self._values: dict[str, list[float]] = {}
+
+    def add_record(self, record: MetricRecord) -> None:
+        """Keep `record`, behind those of the same name."""
+        self._values.setdefault(record["name"], []).append(record["value"])
+        self._records.append(record)
+
+    def get_records(self) -> Sequence[MetricRecord]:
+        """All records, in the order in which they were added."""
+        return self._records
+
+    def get_metric_names(self) -> set[str]:
+        """Names that have at least one value."""
+        return set(self._values)
+
+    def get_metric_values(self, name: str) -> list[float]:
+        """All values of `name`, oldest first; the list is the caller's own.
+
+        Raises `ConfigurationError` if unknown.
+        """
+        if name not in self._values:
+            raise self._unknown(name)
+        return list(self._values[name])
+
+    def get_latest_metric(self, name: str) -> float:
+        """The newest value of `name`. Raises `ConfigurationError` if unknown."""
+        if name not in self._values:
+            raise self._unknown(name)
+        return self._values[name][-1]
+
+    def delete_metric(self, name: str) -> None:
+        """Forget all values of `name`. Raises `ConfigurationError` if there are none."""
+        if self._values.pop(name, None) is None:
+            raise self._unknown(name)
+        self._records = [record for record in self._records if record["name"] != name]
+
+    def clear(self) -> None:
+        """Forget all records."""
+        self._records, self._values = [], {}

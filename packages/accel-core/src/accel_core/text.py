@@ -1,0 +1,28 @@
+"""Text."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """A sentence that names the likeliest of `known`, or nothing."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def preview(value: Any) -> str:
+    """What `value` looks like, on one line and not too long."""
+    if isinstance(value, torch.Tensor) and value.numel() > 1:
+        return f"a tensor of shape {tuple(value.shape)} and {value.dtype}"
+    text = f"the class {value.__name__}" if isinstance(value, type) else " ".join(repr(value).split())
+    return text if len(text) <= 120 else f"{text[:117]}..."
+
+
+def with_full_stop(error: Exception) -> str:
+    """What `error` says, ended by one full stop."""
+    return f"{str(error).rstrip('. ')}."
