@@ -25,7 +25,8 @@ from torch.utils.data import (
 
 from accel_core import ConfigurationError, Trainer
 from accel_core.data.batch_sampler import ShardedBatchSampler
-from accel_core.data.order import EpochOrder, share_of
+from accel_core.data.order import EpochOrder, shard_of
+from accel_core.processes.group import DataGroup
 from accel_core.state.random import derive_seed
 from tiny import Seen
 
@@ -261,9 +262,9 @@ def test_batches_of_different_sizes_weigh_by_their_samples_in_an_update() -> Non
     assert gradients == pytest.approx([2 * (0 + 1 + 2 + 5 + 9 + 3) / 6])
 
 
-def test_a_sampler_that_shares_out_the_data_itself_is_refused() -> None:
+def test_a_sampler_that_shards_the_data_itself_is_refused() -> None:
     sampler = torch.utils.data.DistributedSampler(Numbers(), num_replicas=2, rank=0)
-    with pytest.raises(ConfigurationError, match="DistributedSampler, which shares out the data itself"):
+    with pytest.raises(ConfigurationError, match="DistributedSampler, which shards the data itself"):
         samples_of(Numbers(), train_dataloader_kwargs={"sampler": sampler})
 
 
@@ -294,19 +295,19 @@ def test_random_samples_depend_on_seed_epoch_and_index_alone_where_each_is_seede
 
 
 @pytest.mark.parametrize(("num_samples", "num_processes"), [(37, 2), (37, 3), (5, 3), (2, 3), (1, 2), (24, 2)])
-def test_each_sample_goes_to_one_process_once_and_the_rest_is_dealt_out_evenly(num_samples: int, num_processes: int) -> None:
+def test_each_sample_goes_to_one_process_once_and_the_rest_is_divided_evenly(num_samples: int, num_processes: int) -> None:
     order = EpochOrder(SequentialSampler(range(num_samples)), seed=0)
-    plans, dealt = [], []
+    plans, taken = [], []
     for process in range(num_processes):
-        sampler = ShardedBatchSampler(order, 4, False, num_processes, process)
+        sampler = ShardedBatchSampler(order, 4, False, DataGroup(num_processes, process))
         sampler.begin_epoch(0)
         plan = list(sampler.plan())
         own = list(sampler)
         sizes = [size for _, size in plan if size]
-        dealt += [index for batch, _ in zip(own, sizes, strict=False) for index in batch]
+        taken += [index for batch, _ in zip(own, sizes, strict=False) for index in batch]
         assert len(own) == max(len(sizes), 1), "a process without any sample gets one batch to take part with"
         plans.append(plan)
-    assert sorted(dealt) == list(range(num_samples))
+    assert sorted(taken) == list(range(num_samples))
     assert all(len(plan) == len(plans[0]) for plan in plans)
     last = [plan[-1][1] for plan in plans]
     assert max(last) - min(last) <= 1
@@ -324,21 +325,21 @@ def test_a_position_goes_on_with_the_next_sample_for_any_batch_size_and_number_o
 ) -> None:
     order = EpochOrder(RandomSampler(range(num_samples)), seed=5)
 
-    def dealt(batch_size: int, num_processes: int, position: int, most: int | None = None) -> list[int]:
+    def taken(batch_size: int, num_processes: int, position: int, most: int | None = None) -> list[int]:
         samples = []
         for process in range(num_processes):
-            sampler = ShardedBatchSampler(order, batch_size, False, num_processes, process)
+            sampler = ShardedBatchSampler(order, batch_size, False, DataGroup(num_processes, process))
             sampler.begin_epoch(3, position)
             own = [size for _, size in sampler.plan()][:most]
             samples += [index for size, batch in zip(own, sampler, strict=False) if size for index in batch]
         return samples
 
-    before = dealt(batch_sizes[0], processes[0], 0, num_steps)
-    after = dealt(batch_sizes[1], processes[1], position=len(before))
+    before = taken(batch_sizes[0], processes[0], 0, num_steps)
+    after = taken(batch_sizes[1], processes[1], position=len(before))
     assert sorted(before + after) == list(range(num_samples))
 
 
 def test_shares_are_contiguous_and_seeds_differ() -> None:
-    assert [share_of(7, 3, p) for p in range(3)] == [slice(0, 3), slice(3, 5), slice(5, 7)]
+    assert [shard_of(7, DataGroup(3, p)) for p in range(3)] == [slice(0, 3), slice(3, 5), slice(5, 7)]
     assert derive_seed(1, "order", 2) == derive_seed(1, "order", 2)
     assert len({derive_seed(seed, "order", epoch) for seed in range(9) for epoch in range(9)}) == 81

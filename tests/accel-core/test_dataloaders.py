@@ -26,6 +26,7 @@ from torch.utils.data import (
 from accel_core import ConfigurationError, Trainer
 from accel_core.data.defaults import MOST_WORKERS, default_num_workers
 from accel_core.data.loader import ShardedDataLoader
+from accel_core.processes.group import DataGroup
 
 SIZE = 11
 FEATURES = torch.arange(SIZE, dtype=torch.float32).reshape(SIZE, 1)
@@ -261,8 +262,8 @@ def test_a_ready_loader_keeps_its_settings() -> None:
         worker_init_fn=first_worker_settings,
         multiprocessing_context="fork",
     )
-    sharded = ShardedDataLoader(loader, 0, torch.device("cpu"), 1, 0, seed_each_sample=False)
-    used = sharded.torch_loader
+    sharded = ShardedDataLoader(loader, 0, torch.device("cpu"), DataGroup())
+    used = sharded.source.torch_loader
     for name in ("num_workers", "prefetch_factor", "persistent_workers", "timeout", "collate_fn", "pin_memory"):
         assert getattr(used, name) == getattr(loader, name), name
     assert used.multiprocessing_context.get_start_method() == "fork"
@@ -273,7 +274,7 @@ def test_a_ready_loader_keeps_its_settings() -> None:
 
 def test_workers_call_the_users_function_and_end_when_their_parent_says_so() -> None:
     loader = DataLoader(Settings(), batch_size=3, num_workers=1, worker_init_fn=first_worker_settings)
-    sharded = ShardedDataLoader(loader, 0, torch.device("cpu"), 1, 0, seed_each_sample=False)
+    sharded = ShardedDataLoader(loader, 0, torch.device("cpu"), DataGroup())
     sharded.begin_epoch(0)
     batches = iter(sharded)
     assert next(batches).all()
@@ -532,7 +533,7 @@ def shares(loader: Any, num_processes: int) -> list[list[list[float]]]:
     """The batches of each process, as each of them would read the loader."""
     parts = []
     for process in range(num_processes):
-        sharded = ShardedDataLoader(loader, 0, torch.device("cpu"), num_processes, process, seed_each_sample=False)
+        sharded = ShardedDataLoader(loader, 0, torch.device("cpu"), DataGroup(num_processes, process))
         sharded.begin_epoch(0)
         plan = sharded.plan()
         batches = [inputs_of(batch).flatten().tolist() for batch in sharded]
@@ -583,14 +584,14 @@ class Stateful(IterableDataset[Any]):
 
 def test_a_stream_with_a_state_goes_on_where_it_was_and_reads_nothing_twice() -> None:
     loader = DataLoader(Stateful(), batch_size=3)
-    first = ShardedDataLoader(loader, 0, torch.device("cpu"), 1, 0, seed_each_sample=False)
+    first = ShardedDataLoader(loader, 0, torch.device("cpu"), DataGroup())
     first.begin_epoch(0)
     batches = iter(first)
     seen = [inputs_of(next(batches)).flatten().tolist() for _ in range(3)]
     assert seen[1] == [3, 4, 5]
-    state = first.state_before_batch
+    state = first.source_state
     dataset = Stateful()
-    second = ShardedDataLoader(DataLoader(dataset, batch_size=3), 0, torch.device("cpu"), 1, 0, seed_each_sample=False)
+    second = ShardedDataLoader(DataLoader(dataset, batch_size=3), 0, torch.device("cpu"), DataGroup())
     second.begin_epoch(0, position=6)
     second.restore_source(state)
     rest = [inputs_of(batch).flatten().tolist() for batch in second]
@@ -599,7 +600,7 @@ def test_a_stream_with_a_state_goes_on_where_it_was_and_reads_nothing_twice() ->
 
 
 def test_a_stream_without_a_state_skips_to_where_it_was() -> None:
-    sharded = ShardedDataLoader(DataLoader(Unsized(), batch_size=3), 0, torch.device("cpu"), 1, 0, seed_each_sample=False)
+    sharded = ShardedDataLoader(DataLoader(Unsized(), batch_size=3), 0, torch.device("cpu"), DataGroup())
     sharded.begin_epoch(0, position=6, max_steps=3)
     assert [inputs_of(batch).flatten().tolist() for batch in sharded] == [[6, 7, 8]]
 
@@ -611,7 +612,7 @@ def test_a_stream_without_a_state_goes_on_with_the_next_sample_in_batches_of_ano
     first = []
     for index in range(processes):
         loader = DataLoader(Unsized(), batch_size=batch_size)
-        sharded = ShardedDataLoader(loader, 0, torch.device("cpu"), processes, index, seed_each_sample=False)
+        sharded = ShardedDataLoader(loader, 0, torch.device("cpu"), DataGroup(processes, index))
         sharded.begin_epoch(0, position=7)
         first += inputs_of(next(iter(sharded))).flatten().tolist()
         sharded.begin_epoch(1)
@@ -620,10 +621,10 @@ def test_a_stream_without_a_state_goes_on_with_the_next_sample_in_batches_of_ano
 
 
 def test_leaving_out_what_was_read_before_tells_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("accel_core.data.loader.SECONDS_BETWEEN_LINES", 0.0)
-    sharded = ShardedDataLoader(DataLoader(Unsized(), batch_size=3), 0, torch.device("cpu"), 1, 0, seed_each_sample=False)
-    told: list[str] = []
-    sharded.tell = told.append
+    monkeypatch.setattr("accel_core.data.source.SECONDS_BETWEEN_MESSAGES", 0.0)
+    sharded = ShardedDataLoader(DataLoader(Unsized(), batch_size=3), 0, torch.device("cpu"), DataGroup())
+    messages: list[str] = []
+    sharded.log = messages.append
     sharded.begin_epoch(0, position=6)
     assert len(list(sharded)) == 2
-    assert told == ["1 of 2 batches are read and left out.", "2 of 2 batches are read and left out."]
+    assert messages == ["1 of 2 batches are read and left out.", "2 of 2 batches are read and left out."]

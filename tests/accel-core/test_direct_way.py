@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from accel_core import Trainer, TrainerCallback
-from accel_core.engines import step_calls
+from accel_core.engines.single import SingleProcess
 from case_runner import compare, run_as_script
 
 OPTIMIZERS = {
@@ -36,7 +36,7 @@ def make_trainer(precision, optimizer="sgd", callbacks=()):
 
 
 def go_the_long_way(monkeypatch):
-    monkeypatch.setattr(step_calls, "bypasses_accelerate", lambda accelerator, optimizer: False)
+    monkeypatch.setattr(SingleProcess, "bypasses_accelerate", lambda engine, optimizer: False)
 
 
 def train(is_direct, setting, **kwargs):
@@ -56,7 +56,7 @@ def train(is_direct, setting, **kwargs):
             create_scheduler_fn=lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 5, gamma=0.5),
             **kwargs,
         )
-    is_torchs = type(trainer._way.optimizer).__module__.startswith("torch.optim")
+    is_torchs = type(trainer.engine.optimizer).__module__.startswith("torch.optim")
     return dict(trainer.model.state_dict()), history.to_records(), is_torchs
 
 

@@ -105,21 +105,21 @@ def agree(batch_size):
     read = []
 
     def next_word(wait=False):
-        agreement.read(wait)
+        agreement.collect(wait)
         read.append((dict(agreement.agreed), agreement.stop_reason, agreement.signal_number))
 
-    agreement.start()
+    agreement.launch()
     next_word()  # nobody has said anything
-    agreement.say("count", 5 + index())
-    agreement.say("count", 3)
-    agreement.start()
-    agreement.say("count", 1)  # goes with the word after this one
+    agreement.flag("count", 5 + index())
+    agreement.flag("count", 3)
+    agreement.launch()
+    agreement.flag("count", 1)  # goes with the word after this one
     next_word()
-    agreement.start()
+    agreement.launch()
     next_word()
     if not is_main():
-        agreement.say_stop(f"the reason of {index()}", signal_number=10 + index())
-        agreement.say_stop("a second reason")
+        agreement.flag_stop(f"the reason of {index()}", signal_number=10 + index())
+        agreement.flag_stop("a second reason")
     next_word(wait=True)
     next_word(wait=True)  # the reason stays
     return read
@@ -217,8 +217,8 @@ def test_one_process_needs_no_others():
 
 def test_on_one_process_a_word_is_read_at_once():
     agreement = Agreement(CPU)
-    agreement.say_stop("enough")
-    agreement.read()
+    agreement.flag_stop("enough")
+    agreement.collect()
     assert agreement.stop_reason == "enough"
 
 

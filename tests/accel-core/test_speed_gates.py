@@ -16,7 +16,8 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, Tenso
 
 from accel_core import Trainer, TrainerCallback
 from accel_core.data.loader import ShardedDataLoader
-from accel_core.engines import step_calls
+from accel_core.processes.group import DataGroup
+from accel_core.engines.single import SingleProcess
 
 NOT_NEEDED = ("torchmetrics", "transformers", "timm", "torchvision", "tqdm.notebook", "matplotlib", "pandas", "sklearn")
 
@@ -68,7 +69,7 @@ def test_no_step_searches_for_a_package_or_reads_a_signature(monkeypatch, owner,
     trainer = create_trainer(callbacks=[counter])
     trainer.train(TensorDataset(*data(80)), num_epochs=2, gradient_accumulation_steps=2, gradient_clip_norm=1.0)
     assert counter.calls == 0
-    monkeypatch.setattr(step_calls, "bypasses_accelerate", lambda accelerator, optimizer: False)
+    monkeypatch.setattr(SingleProcess, "bypasses_accelerate", lambda engine, optimizer: False)
     trainer.train(TensorDataset(*data(80)), num_epochs=2)
     assert counter.calls > 0, "the counter sees what the long way does"
 
@@ -163,7 +164,7 @@ def test_importing_a_package_imports_no_heavy_library(module):
 
 
 def batches_of(loader):
-    sharded = ShardedDataLoader(loader, 5, torch.device("cpu"), 1, 0, False)
+    sharded = ShardedDataLoader(loader, 5, torch.device("cpu"), DataGroup())
     sharded.begin_epoch(1)
     return sharded, [list(batch) for batch in sharded]
 
@@ -181,8 +182,8 @@ def test_batches_by_index_are_those_that_are_read_sample_by_sample(part, shuffle
     dataset = parts[part]()
     by_index, found = batches_of(DataLoader(dataset, batch_size=4, shuffle=shuffle))
     usual, expected = batches_of(DataLoader(list(dataset), batch_size=4, shuffle=shuffle))
-    assert type(by_index.torch_loader.dataset).__name__ == "IndexedTensors"
-    assert type(usual.torch_loader.dataset).__name__ == "SampleReader"
+    assert type(by_index.source.torch_loader.dataset).__name__ == "IndexedTensors"
+    assert type(usual.source.torch_loader.dataset).__name__ == "SampleReader"
     assert len(found) == len(expected) > 1
     for batch, wanted in zip(found, expected, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(batch, wanted, strict=True))
@@ -196,7 +197,7 @@ class Doubled(TensorDataset):
 
 def test_a_subclass_of_tensor_dataset_is_read_by_its_own_method():
     sharded, batches = batches_of(DataLoader(Doubled(*data(8)), batch_size=4))
-    assert type(sharded.torch_loader.dataset).__name__ == "SampleReader"
+    assert type(sharded.source.torch_loader.dataset).__name__ == "SampleReader"
     assert torch.equal(batches[0][0], data(8)[0][:4] * 2)
 
 
@@ -206,7 +207,7 @@ def collate_as_sum(samples):
 
 def test_a_collate_function_of_ones_own_gets_samples():
     sharded, batches = batches_of(DataLoader(TensorDataset(*data(8)), batch_size=4, collate_fn=collate_as_sum))
-    assert type(sharded.torch_loader.dataset).__name__ == "SampleReader"
+    assert type(sharded.source.torch_loader.dataset).__name__ == "SampleReader"
     assert torch.allclose(batches[0][0], data(8)[0][:4].sum(0))
 
 

@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from accel_core import ConfigurationError, TrainerCallback
-from accel_core.extending import all_gather_object, check_callable, check_choice, is_distributed, preview, run_on_main
+from accel_core.extending import (
+    all_gather_object,
+    check_callable,
+    check_choice,
+    is_distributed,
+    preview,
+    run_on_main,
+)
 
 if TYPE_CHECKING:
     from accel_core import Trainer

@@ -15,7 +15,13 @@ from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from accel_core import AccelWarning, ConfigurationError, LossTracker, TrainerCallback
-from accel_core.extending import NotFiniteError, broadcast_tensors, is_sharded, preserving_random_state, preview
+from accel_core.extending import (
+    NotFiniteError,
+    broadcast_tensors,
+    is_sharded,
+    preserving_random_state,
+    preview,
+)
 
 from .export_path import check_export_path
 from .watched_metric import WatchedMetric

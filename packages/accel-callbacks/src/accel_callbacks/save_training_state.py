@@ -14,7 +14,15 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from accel_core import AccelWarning, ConfigurationError, TrainerCallback
-from accel_core.extending import NotFiniteError, check_folder_of_run, check_whole_number, complete_checkpoints, remove_checkpoint, remove_leftovers, run_on_main
+from accel_core.extending import (
+    NotFiniteError,
+    check_folder_of_run,
+    check_whole_number,
+    complete_checkpoints,
+    remove_checkpoint,
+    remove_leftovers,
+    run_on_main,
+)
 
 from .periodic import Periodic
 from .watched_metric import WatchedMetric

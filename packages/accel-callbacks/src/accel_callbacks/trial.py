@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from accel_core import CallbackList, ConfigurationError, InMemoryRunHistory, RunProgress, TrainerCallback
-from accel_core.extending import check_can_run, check_train_arguments, check_trainable, is_sharded, preserving_random_state
+from accel_core.extending import (
+    check_can_run,
+    check_train_arguments,
+    check_trainable,
+    is_sharded,
+    preserving_random_state,
+)
 
 if TYPE_CHECKING:
     from accel_core import Trainer

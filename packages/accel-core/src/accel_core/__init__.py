@@ -1,7 +1,6 @@
 """accel: a readable PyTorch training loop on Hugging Face Accelerate."""
 
 from .__about__ import __version__ as __version__
-from .base_trainer import DEFAULT_CALLBACKS as DEFAULT_CALLBACKS
 from .callbacks.callback import TrainerCallback as TrainerCallback
 from .callbacks.callback_list import CallbackList as CallbackList
 from .callbacks.limit_batches import LIMIT_BATCHES_ENV_VAR as LIMIT_BATCHES_ENV_VAR
@@ -22,4 +21,5 @@ from .run.run_history import InMemoryRunHistory as InMemoryRunHistory
 from .run.run_history import RunHistory as RunHistory
 from .run.run_progress import RunProgress as RunProgress
 from .state.checkpoint import latest_checkpoint as latest_checkpoint
+from .trainer import DEFAULT_CALLBACKS as DEFAULT_CALLBACKS
 from .trainer import Trainer as Trainer

@@ -14,9 +14,8 @@ from .checks.values import check_positive as check_positive
 from .checks.values import check_whole_number as check_whole_number
 from .data.loader import ShardedDataLoader as ShardedDataLoader
 from .data.readers import is_ready_loader as is_ready_loader
-from .engines.sharded import is_sharded as is_sharded
+from .engines.engine import Engine as Engine
 from .engines.weights import check_finite as check_finite
-from .engines.weights import full_model_state as full_model_state
 from .engines.weights import is_frozen as is_frozen
 from .errors import NotFiniteError as NotFiniteError
 from .processes.agreement import Agreement as Agreement
@@ -31,7 +30,6 @@ from .run.batch_output import unpack_batch as unpack_batch
 from .run.loss_tracker import MeanTrackers as MeanTrackers
 from .run.placeholders import Placeholder as Placeholder
 from .run.run_history import MetricRecord as MetricRecord
-from .run.train_arguments import check_train_arguments as check_train_arguments
 from .run.update_groups import Step as Step
 from .run.update_groups import UpdateGroup as UpdateGroup
 from .state import files as files

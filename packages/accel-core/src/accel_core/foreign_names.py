@@ -27,8 +27,6 @@ FOREIGN_EVENTS = {
     "on_load_checkpoint": "load_state_dict",
     "on_evaluate": "on_eval_epoch_end",
 }
-
-
 """Names of pytorch-accelerated, Lightning and transformers, and what to use here."""
 
 
@@ -46,8 +44,6 @@ FOREIGN_METHODS = {
     "_update_loss_tracker": "calculate_train_batch_loss, and return the loss to track",
     "_add_epoch_loss_to_run_history": "train_epoch_end or eval_epoch_end",
 }
-
-
 """Methods of pytorch-accelerated's `Trainer` that its users override."""
 
 

@@ -18,8 +18,6 @@ EVENTS: dict[str, tuple[str, ...]] = {
     for name, method in vars(TrainerCallback).items()
     if name.startswith("on_")
 }
-
-
 """Each event with its arguments after the trainer.
 
 Read from `TrainerCallback`, so that there is one list only.

@@ -12,8 +12,6 @@ from ..errors import ConfigurationError
 from .callback import TrainerCallback
 
 LIMIT_BATCHES_ENV_VAR = "ACCEL_LIMIT_BATCHES"
-
-
 """A number of batches, such as `3`, or `3:overfit`."""
 
 

@@ -1,31 +1,38 @@
-"""Arguments."""
+"""Checks of the parts of a trainer, and of when its methods may be called."""
 
 from __future__ import annotations
 
 import numbers
+import operator
 import warnings
 from collections.abc import Mapping
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 
 from ..errors import AccelWarning, ConfigurationError
-from ..run.run_history import RunHistory
 from ..text import preview
 from .values import check_callable
 
 
-# ------------------------------------------------------------------ the parts of a trainer
-def check_parts(
-    model: Any, loss_func: Any, optimizer: Any, run_history: Any, accelerator: Any, seed: Any
-) -> None:
+def check_parts(model: Any, loss_func: Any, optimizer: Any) -> None:
     """Raise unless a trainer can be made of these."""
+    check_model(model)
+    check_loss_func(loss_func)
+    check_optimizer(optimizer)
+
+
+def check_model(model: Any) -> None:
+    """Raise unless `model` is a module."""
     if not isinstance(model, torch.nn.Module):
         raise ConfigurationError(
             f"model is {preview(model)}, but must be an instance of torch.nn.Module. Create it first: model "
             "= Net()."
         )
+
+
+def check_loss_func(loss_func: Any) -> None:
+    """Raise unless `loss_func` is None or a function of outputs and targets."""
     if isinstance(loss_func, type):
         name = loss_func.__name__
         raise ConfigurationError(
@@ -34,6 +41,10 @@ def check_parts(
     check_callable(
         "loss_func", loss_func, "Pass a function such as torch.nn.functional.cross_entropy, or a module."
     )
+
+
+def check_optimizer(optimizer: Any) -> None:
+    """Raise unless `optimizer` is None or like a `torch.optim.Optimizer`."""
     if isinstance(optimizer, type):
         raise ConfigurationError(
             f"optimizer is the class {optimizer.__name__}, but must be an instance. Create it with the "
@@ -44,20 +55,26 @@ def check_parts(
             f"optimizer is {preview(optimizer)}, but must be a torch.optim.Optimizer. Pass for example "
             "SGD(model.parameters())."
         )
-    for part, value, kind in (
-        ("run_history", run_history, RunHistory),
-        ("accelerator", accelerator, Accelerator),
-    ):
-        if value is not None and not isinstance(value, kind):
-            raise ConfigurationError(
-                f"{part} is {preview(value)}, but must be an instance of {kind.__name__}. Or leave it out."
-            )
-    is_number = isinstance(seed, numbers.Integral) and not isinstance(seed, bool)
-    if seed is not None and not (is_number and 0 <= int(seed) < 2**63):
+
+
+def check_instance(name: str, value: Any, kind: type) -> None:
+    """Raise unless `value` is None or of `kind`."""
+    if value is not None and not isinstance(value, kind):
         raise ConfigurationError(
-            f"seed is {preview(seed)}, but must be a whole number from 0 to 2^63 - 1. Use None to seed "
-            "nothing."
+            f"{name} is {preview(value)}, but must be an instance of {kind.__name__}. Or leave it out."
         )
+
+
+def check_seed(seed: Any) -> int | None:
+    """Return `seed` as an `int`. Raises unless it is one that torch accepts, or None."""
+    if seed is None:
+        return None
+    is_number = isinstance(seed, numbers.Integral) and not isinstance(seed, bool)
+    if not (is_number and 0 <= int(seed) < 2**63):
+        raise ConfigurationError(
+            f"seed is {preview(seed)}, but must be a whole number from 0 to 2^63 - 1. Use None to seed nothing."
+        )
+    return operator.index(seed)
 
 
 def check_trainable(model: torch.nn.Module, optimizer: Any, attributes: Mapping[str, Any]) -> None:
@@ -83,9 +100,8 @@ def check_trainable(model: torch.nn.Module, optimizer: Any, attributes: Mapping[
             "copying and moving it."
         )
     modules = [model, *(value for value in attributes.values() if isinstance(value, torch.nn.Module))]
-    known = {id(parameter) for module in modules for parameter in module.parameters()} | set(
-        map(id, attributes.values())
-    )
+    known = {id(parameter) for module in modules for parameter in module.parameters()}
+    known |= set(map(id, attributes.values()))
     if held - known:
         warnings.warn(
             f"The optimizer holds {len(held - known)} parameters that are not the model's, as if layers had "

@@ -1,55 +1,70 @@
-"""Checks of what users pass, made before anything is changed.
+"""Checks of single values that users pass, for accel's own classes and for those of extensions.
 
-Each error has the value, what was expected, the way out.
+Each returns the value, as a plain number of Python where it is one, and raises before anything has changed. Each
+error names the value, what was expected, and the way out.
 """
 
 from __future__ import annotations
 
 import math
 import numbers
+import operator
 from typing import Any
 
 from ..errors import ConfigurationError
 from ..text import did_you_mean, preview
 
 
-# ------------------------------------------------------------------ single values
-def check_whole_number(name: str, value: Any, way_out: str, optional: bool = False) -> None:
-    """Raise unless `value` is a whole number of at least 1, or None where that is allowed."""
+def check_whole_number(name: str, value: Any, way_out: str, optional: bool = False) -> Any:
+    """Return `value` as an `int`. Raises unless it is a whole number of at least 1, or None if that is allowed."""
     if optional and value is None:
-        return
+        return None
     if not isinstance(value, numbers.Integral) or isinstance(value, bool):
         raise ConfigurationError(
             f"{name} is {preview(value)}, but must be a whole number of at least 1. {way_out}"
         )
-    if int(value) < 1:
-        raise ConfigurationError(f"{name} is {value}, but must be at least 1. {way_out}")
+    number = operator.index(value)
+    if number < 1:
+        raise ConfigurationError(f"{name} is {number}, but must be at least 1. {way_out}")
+    return number
 
 
-def check_positive(name: str, value: Any, way_out: str, optional: bool = False) -> None:
-    """Raise unless `value` is a finite number above 0, or None where that is allowed."""
+def check_positive(name: str, value: Any, way_out: str, optional: bool = False) -> Any:
+    """Return `value` as a plain number. Raises unless it is finite and above 0, or None if that is allowed."""
     if optional and value is None:
-        return
-    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if not (is_number and 0 < float(value) < math.inf):
+        return None
+    if not (_is_finite(value) and float(value) > 0):
         raise ConfigurationError(f"{name} is {preview(value)}, but must be a number above 0. {way_out}")
+    return _plain(value)
 
 
-def check_not_negative(name: str, value: Any, way_out: str) -> None:
-    """Raise unless `value` is a finite number of at least 0."""
-    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if not (is_number and 0 <= float(value) < math.inf):
+def check_not_negative(name: str, value: Any, way_out: str) -> Any:
+    """Return `value` as a plain number. Raises unless it is finite and at least 0."""
+    if not (_is_finite(value) and float(value) >= 0):
         raise ConfigurationError(f"{name} is {preview(value)}, but must be a number of at least 0. {way_out}")
+    return _plain(value)
 
 
-def check_callable(name: str, value: Any, way_out: str) -> None:
-    """Raise unless `value` is None or can be called."""
+def check_callable(name: str, value: Any, way_out: str) -> Any:
+    """Return `value`. Raises unless it is None or can be called."""
     if value is not None and not callable(value):
         raise ConfigurationError(f"{name} is {preview(value)}, but must be a function. {way_out}")
+    return value
 
 
-def check_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
-    """Raise unless `value` is one of `choices`, and of the same type."""
+def check_choice(name: str, value: Any, choices: tuple[Any, ...]) -> Any:
+    """Return `value`. Raises unless it is one of `choices`, and of the same type."""
     if not any(type(value) is type(choice) and value == choice for choice in choices):
         hint = did_you_mean(str(value), map(str, choices))
         raise ConfigurationError(f"{name} is {preview(value)}, but must be one of {list(choices)}.{hint}")
+    return value
+
+
+def _is_finite(value: Any) -> bool:
+    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    return is_number and math.isfinite(float(value))
+
+
+def _plain(value: Any) -> int | float:
+    """Return a number of Python: libraries such as numpy bring their own, which JSON and `is` do not know."""
+    return operator.index(value) if isinstance(value, numbers.Integral) else float(value)

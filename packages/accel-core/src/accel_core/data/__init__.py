@@ -1,1 +1,1 @@
-"""The data of a run: its kinds, the order of the samples, and the share of each process."""
+"""The data of a run: its kinds, the order of the samples, and the shard of each process."""

@@ -1,4 +1,4 @@
-"""Batch sampler."""
+"""The indices of the batches of one process, as its shard of the order of an epoch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch.utils.data import BatchSampler, Sampler
 
-from .order import EpochOrder, share_of
+from ..processes.group import DataGroup
+from .order import EpochOrder, shard_of
 
 
 class ShardedBatchSampler(Sampler[Any]):
@@ -24,16 +25,15 @@ class ShardedBatchSampler(Sampler[Any]):
         order: EpochOrder,
         batch_size: int | None,
         drop_last: bool,
-        num_processes: int = 1,
-        process_index: int = 0,
+        group: DataGroup,
         convert: Callable[[list[Any], int], Any] | None = None,
         in_tensors: bool = False,
     ) -> None:
-        """Share out `order`.
+        """Shard `order`.
 
         Args:
-            batch_size: of one process, or None where `order` gives ready batches, of which each process takes
-                every W-th.
+            batch_size: of one process, or None if `order` gives ready batches, which are assigned
+                round-robin.
             convert: from the indices of a batch and the epoch to what the data set is asked for; None asks
                 for the indices.
             in_tensors: ask for the indices as an int64 tensor, not as a list.
@@ -41,48 +41,57 @@ class ShardedBatchSampler(Sampler[Any]):
         self.order = order
         self.batch_size = batch_size
         self.drop_last = drop_last
-        self.num_processes = num_processes
-        self.process_index = process_index
+        self.group = group
         self.convert = convert
         self.in_tensors = in_tensors
         self.max_steps: int | None = None
         """Global steps of an epoch, counted from its beginning, after which it ends early."""
-        self.step_size = (batch_size or 1) * num_processes
+        self.step_size = (batch_size or 1) * group.size
         """Items of the order in a full global step."""
         self.epoch = 0
         self.items: Any = ()
         self.start = 0
+        """Item of the order from which the epoch is read."""
+
+    @property
+    def num_steps(self) -> int:
+        """Global steps of a whole epoch without a limit."""
+        num_items = len(self.order)
+        return num_items // self.step_size if self.drop_last else -(-num_items // self.step_size)
 
     def begin_epoch(self, epoch: int, position: int = 0) -> None:
         """Go to the sample `position` (counted over all processes) of `epoch` (from 0)."""
-        self.epoch, self.items, self.start = epoch, self.order.of_epoch(epoch), position
+        self.epoch = epoch
+        self.items = self.order.of_epoch(epoch)
         if isinstance(self.items, torch.Tensor):
-            self.items = self.items.numpy()  # Slices of an array are had in a tenth of the time.
-        if self.batch_size is None:
-            skipped = 0
-            self.start = len(self.items)
-            for number, batch in enumerate(self.items):
-                if skipped >= position:
-                    self.start = number
-                    break
-                skipped += len(batch)
+            self.items = self.items.numpy()  # An array is sliced in a tenth of the time.
+        self.start = position if self.batch_size is not None else self._batch_at(position)
+
+    def _batch_at(self, position: int) -> int:
+        """Return the number of the ready batch that begins at the sample `position`, or after it."""
+        skipped = 0
+        for number, batch in enumerate(self.items):
+            if skipped >= position:
+                return number
+            skipped += len(batch)
+        return len(self.items)
 
     def plan(self) -> Iterator[tuple[int, int]]:
-        """For each global step of the epoch, the samples of all processes and of this one."""
+        """Yield the samples of all processes and of this one for each global step of the epoch."""
         latest = (0, 0)
         for first, stop, part in self._steps():
             if self.batch_size is None:
                 yield sum(map(len, self.items[first:stop])), sum(map(len, self.items[part]))
-            elif latest != (sizes := (stop - first, part.stop - part.start)):
-                latest = sizes
-                yield sizes
-            else:
-                yield latest  # One pair for all equal steps: a long plan stays small.
+                continue
+            sizes = (stop - first, part.stop - part.start)
+            # One pair for all equal steps: a long plan stays small.
+            latest = latest if latest == sizes else sizes
+            yield latest
 
     @property
-    def is_unequal(self) -> bool:
+    def last_step_lacks_batches(self) -> bool:
         """Whether a process is without a batch in the last step of the epoch begun."""
-        return any(stop - first < self.num_processes for first, stop, _ in list(self._steps())[-1:])
+        return any(stop - first < self.group.size for first, stop, _ in list(self._steps())[-1:])
 
     def __iter__(self) -> Iterator[Any]:
         has_batch = False
@@ -96,31 +105,36 @@ class ShardedBatchSampler(Sampler[Any]):
             if self.in_tensors:
                 batch = torch.as_tensor(batch, dtype=torch.int64)
             elif isinstance(batch, (np.ndarray, torch.Tensor)):
+                # Data sets expect the numbers of python, as torch's own samplers give them.
                 batch = batch.tolist()
             yield batch if self.convert is None else self.convert(batch, self.epoch)
 
     def _steps(self) -> Iterator[tuple[int, int, slice]]:
-        """First and last item of each global step from the position on, and where those of this process lie."""
-        num_items, step_size = len(self.items), self.step_size
-        steps = range(self.start, num_items, step_size)
+        """Yield first item, end and this process's slice of each global step, from the position on."""
+        num_items = len(self.items)
+        steps = range(self.start, num_items, self.step_size)
         if self.max_steps is not None:
-            steps = steps[: max(self.max_steps - -(-self.start // step_size), 0)]
-        part = share_of(step_size, self.num_processes, self.process_index)
+            # The limit counts from the beginning of the epoch; a step that the position cuts counts as one.
+            steps_before = -(-self.start // self.step_size)
+            steps = steps[: max(self.max_steps - steps_before, 0)]
+        part = shard_of(self.step_size, self.group)
         for first in steps:
-            stop = first + step_size
+            stop = first + self.step_size
             if stop > num_items:
                 if self.drop_last:
                     return
                 stop = num_items
-                part = share_of(stop - first, self.num_processes, self.process_index)
+                part = shard_of(stop - first, self.group)
             yield first, stop, slice(first + part.start, first + part.stop)
 
 
-def split_batch_sampler(batch_sampler: Any) -> tuple[Any, int | None, bool]:
-    """The sampler, batch size and drop_last of torch's own `BatchSampler`.
+def sampler_of(loader: Any) -> tuple[Any, int | None, bool]:
+    """Return the sampler, batch size and drop_last of a torch loader.
 
-    Of any other itself, None and False.
+    Of a batch sampler of the user's own, or of ready batches, itself, None and False.
     """
-    if type(batch_sampler) is BatchSampler:
-        return batch_sampler.sampler, batch_sampler.batch_size, batch_sampler.drop_last
-    return batch_sampler, None, False
+    sampler = loader.sampler if loader.batch_sampler is None else loader.batch_sampler
+    # Torch's own BatchSampler only groups what its sampler gives, which the order of accel replaces.
+    if type(sampler) is BatchSampler:
+        return sampler.sampler, sampler.batch_size, sampler.drop_last
+    return sampler, None, False

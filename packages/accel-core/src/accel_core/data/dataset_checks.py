@@ -1,4 +1,4 @@
-"""Dataset checks."""
+"""Checks of what the user passes as data, made before a run changes anything."""
 
 from __future__ import annotations
 
@@ -16,13 +16,15 @@ from ..text import did_you_mean, preview
 from .readers import is_map_style, is_ready_loader
 
 
-# ------------------------------------------------------------------ the arguments of a run
 def check_dataset(name: str, dataset: Any, num_passes: int | None = 1) -> None:
-    """Raise unless `dataset` is something to read samples or batches from `num_passes` times, and not known to be empty."""
+    """Raise unless samples or batches can be read from `dataset` `num_passes` times.
+
+    Data that is known to be empty is refused too.
+    """
     kind = type(dataset).__name__
     if isinstance(dataset, DataLoaderStateMixin):
         raise ConfigurationError(
-            f"{name} is a {kind}, which Accelerate has prepared already, so it would be shared out twice. "
+            f"{name} is a {kind}, which Accelerate has prepared already, so it would be sharded twice. "
             "Pass the loader as it was before accelerator.prepare."
         )
     is_scalar = isinstance(dataset, torch.Tensor) and dataset.ndim == 0
@@ -44,7 +46,10 @@ def check_dataset(name: str, dataset: Any, num_passes: int | None = 1) -> None:
 
 
 def check_dataloader_arguments(name: str, kwargs: Any, dataset: Any) -> None:
-    """Raise unless `kwargs` is None or a dictionary of arguments that torch's `DataLoader` knows, and `dataset` is none yet."""
+    """Raise unless `kwargs` is None or a dictionary of arguments that torch's `DataLoader` knows.
+
+    A `dataset` that is a loader already takes no arguments.
+    """
     if kwargs is None:
         return
     if not isinstance(kwargs, Mapping):

@@ -1,4 +1,4 @@
-"""Data loaders as for a single process: their defaults, and which loaders are ready ones."""
+"""Data loaders as for a single process, with default settings for what the user leaves open."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from accelerate import Accelerator
 from torch.utils.data import DataLoader, IterableDataset
 
 from ..errors import ConfigurationError
-from .iterable import ShardedIterable
-from .readers import indexable_tensors, is_map_style, is_ready_loader
+from ..text import with_full_stop
+from .readers import ShardedIterable, indexable_tensors, is_map_style, is_ready_loader
 
 MOST_WORKERS = 8
 
 
 def default_num_workers(dataset: Any, num_local_processes: int) -> int:
-    """The cores that this process may use over the processes of this machine, at most 8.
+    """Return the cores that this process may use over the processes of this machine, at most 8.
 
-    0 for what is in memory, for iterable data (each worker would repeat it) and where workers are not forked.
+    0 for what is in memory, for iterable data (each worker would repeat it) and if workers are not forked.
     """
     in_memory = (
         isinstance(dataset, (list, tuple, torch.Tensor, np.ndarray)) or indexable_tensors(dataset) is not None
@@ -36,7 +36,7 @@ def default_num_workers(dataset: Any, num_local_processes: int) -> int:
 def default_dataloader_kwargs(
     dataset: Any, batch_size: int, shuffle: bool, accelerator: Accelerator
 ) -> dict[str, Any]:
-    """Arguments of a `DataLoader` over `dataset` where the user says nothing."""
+    """Return the arguments of a `DataLoader` over `dataset` that hold if the user gives none."""
     num_local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))
     return {
         "batch_size": batch_size,
@@ -49,7 +49,7 @@ def default_dataloader_kwargs(
 def create_dataloader(
     dataset: Any, defaults: dict[str, Any], own: dict[str, Any] | None, collate_fn: Any
 ) -> Any:
-    """A torch `DataLoader` over `dataset`; what the user gives wins over `defaults`.
+    """Return a torch `DataLoader` over `dataset`; what the user gives wins over `defaults`.
 
     A ready one is returned as it is.
 
@@ -60,6 +60,7 @@ def create_dataloader(
         return dataset
     own = own or {}
     kwargs = {**defaults, "collate_fn": collate_fn, **own}
+    # Torch refuses these together with what the user gives.
     replaced: tuple[str, ...] = ()
     if kwargs.get("batch_sampler") is not None:
         replaced = ("shuffle", "batch_size", "drop_last", "sampler")
@@ -67,25 +68,11 @@ def create_dataloader(
         replaced = ("shuffle",)
     kwargs = {key: value for key, value in kwargs.items() if key not in replaced or key in own}
     kwargs.setdefault("persistent_workers", kwargs.get("num_workers", 0) > 0)
+    is_torchs = is_map_style(dataset) or isinstance(dataset, IterableDataset)
     try:
-        return DataLoader(
-            dataset
-            if is_map_style(dataset) or isinstance(dataset, IterableDataset)
-            else ShardedIterable(dataset),
-            **kwargs,
-        )
+        return DataLoader(dataset if is_torchs else ShardedIterable(dataset), **kwargs)
     except (ValueError, TypeError, AssertionError) as error:
-        told = str(error).rstrip(". ")
         raise ConfigurationError(
             f"The dataloader_kwargs {own} are refused by torch's DataLoader over a {type(dataset).__name__}: "
-            f"{told}. Leave out or change what it names."
+            f"{with_full_stop(error)} Leave out or change what it names."
         ) from error
-
-
-def is_plain_loader(loader: Any) -> bool:
-    """Whether `loader` iterates as torch's own `DataLoader` does, whatever its constructor may be."""
-    if not isinstance(loader, DataLoader):
-        return False
-    return all(
-        getattr(type(loader), name) is getattr(DataLoader, name) for name in ("__iter__", "_get_iterator")
-    )

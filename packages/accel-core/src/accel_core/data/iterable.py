@@ -1,32 +1,71 @@
-"""Iterable."""
+"""Iterable data sets in a loader of torch's own: each step of their samples is sharded over the processes."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
-from torch.utils.data import IterableDataset
+import torch
+from torch.utils.data import DataLoader, IterableDataset
 
-from .order import share_of
+from ..processes.group import DataGroup
+from .readers import ShardedIterable, unwrapped
+from .source import SequentialSource, is_plain_loader
+from .workers import end_workers, rebuild_loader, seed_workers
 
 
-class ShardedIterable(IterableDataset[Any]):
-    """Any iterable as an `IterableDataset`, of which a process keeps its part of each global step."""
+class IterableSource(SequentialSource):
+    """Every process reads all samples and joins its part of each step to a batch."""
 
-    def __init__(self, iterable: Iterable[Any], step: tuple[int, int, int, bool] | None = None) -> None:
-        self.iterable = iterable
-        self.step = step
-        """Batch size, number of processes, index of this process, drop_last; None to keep everything."""
-        self.num_skipped = 0
-        """Samples that are read and left out at the beginning."""
+    def __init__(self, loader: Any, seed: int, group: DataGroup, seed_each_sample: bool) -> None:
+        super().__init__(loader, seed, group)
+        self.generator = torch.Generator()
+        dataset = loader.dataset
+        # Workers may look at the data set, and divide it among themselves. Then it has to be the user's own.
+        if not loader.num_workers or not group.is_single:
+            dataset = ShardedIterable(dataset, loader.batch_size, loader.drop_last, group)
+        self.torch_loader: DataLoader[Any] | None = rebuild_loader(
+            loader, dataset, self.generator, batch_size=loader.batch_size, drop_last=loader.drop_last
+        )
 
-    def __iter__(self) -> Iterator[Any]:
-        samples = itertools.islice(self.iterable, self.num_skipped, None)
-        if self.step is None or self.step[1] == 1:
-            yield from samples
-            return
-        batch_size, num_processes, process_index, drop_last = self.step
-        while chunk := list(itertools.islice(samples, batch_size * num_processes)):
-            if len(chunk) == batch_size * num_processes or not drop_last:
-                yield from chunk[share_of(len(chunk), num_processes, process_index)]
+    @classmethod
+    def accepts(cls, loader: Any) -> bool:
+        """Return whether a loader of torch's own joins samples of an `IterableDataset` to batches."""
+        return (
+            is_plain_loader(loader)
+            and isinstance(loader.dataset, IterableDataset)
+            and loader.batch_size is not None
+        )
+
+    @property
+    def num_steps(self) -> int | None:
+        """Steps by the length of the data set, which counts its samples, or None if it has none."""
+        data: Any = unwrapped(self.dataset)
+        try:
+            num_samples = len(data)
+        except (TypeError, NotImplementedError):
+            return None
+        return num_samples // self.step_size if self.loader.drop_last else -(-num_samples // self.step_size)
+
+    def begin_epoch(self, epoch: int, position: int, max_steps: int | None) -> None:
+        """Go to `position`; workers draw their random numbers from (seed, epoch, process)."""
+        super().begin_epoch(epoch, position, max_steps)
+        seed_workers(self.generator, self.seed, epoch, self.group)
+
+    def open_batches(self) -> Iterator[Any]:
+        """Begin to read: the samples to skip are left out singly, with workers in whole batches."""
+        torch_loader: Any = self.torch_loader
+        if not self.loader.num_workers:
+            torch_loader.dataset.num_skipped = self.samples_to_skip
+            return iter(torch_loader)
+        return itertools.islice(iter(torch_loader), self.samples_to_skip // self.loader.batch_size, None)
+
+    def take_step(self, batches: Iterator[Any]) -> list[Any]:
+        """Return the next batch, which consists of this process's samples alone."""
+        return list(itertools.islice(batches, 1))
+
+    def close(self) -> None:
+        """End the workers."""
+        end_workers(self.torch_loader)
+        self.torch_loader = None

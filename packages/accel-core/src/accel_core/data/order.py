@@ -1,9 +1,14 @@
-"""Which sample comes when: a function of (seed, epoch), shared out over the processes.
+"""Which sample comes when: a function of (seed, epoch), sharded over the processes.
 
-The global step k of an epoch takes the samples [k·B·W, (k+1)·B·W) of the order, B being the batch size of one
-process and W the number of processes; each process takes its slice. What is left at the end is dealt out so
-that as many processes as possible have some. The position in an epoch is a number of samples, so another B or
-W goes on with the next sample.
+What surprises every reader: torch's own samplers are recognised and replaced by the order of accel, not
+iterated. `shuffle=True` is a permutation drawn from (seed, epoch); a sampler that draws with weights, from
+a subset or with replacement does so from a generator seeded by (seed, epoch), whatever generator it was
+made with. Only samplers of the user's own are iterated as they are.
+
+The global step k of an epoch takes the samples [k·B·W, (k+1)·B·W) of the order, B being the batch size of
+one process and W the number of processes; each process takes its slice. What is left at the end is divided
+so that as many processes as possible have some. The position in an epoch is a number of samples, so another
+B or W continues with the next sample.
 """
 
 from __future__ import annotations
@@ -16,24 +21,29 @@ import torch
 from torch.utils.data import RandomSampler, SequentialSampler, SubsetRandomSampler, WeightedRandomSampler
 
 from ..processes.collectives import broadcast_object, is_distributed
+from ..processes.group import DataGroup
 from ..state.random import derive_seed
+
+# Exactly these classes: a subclass may do anything in __iter__.
+SAMPLERS_THAT_DRAW = (RandomSampler, WeightedRandomSampler, SubsetRandomSampler)
+
+ORDER_VERSION = 1
+"""Version of the function from seed and epoch to the order of the samples; training states name it."""
 
 
 def random_order(num_samples: int, seed: int, epoch: int) -> torch.Tensor:
-    """A permutation of `range(num_samples)`, int64, that is a function of its arguments alone."""
-    return torch.randperm(
-        num_samples, generator=torch.Generator().manual_seed(derive_seed(seed, "order", epoch))
-    )
+    """Return a permutation of `range(num_samples)`, int64, that depends on nothing but its arguments."""
+    return torch.randperm(num_samples, generator=_generator_of(seed, epoch))
 
 
-def share_of(num_items: int, num_processes: int, process_index: int) -> slice:
-    """The contiguous part of `num_items` that falls to a process.
+def shard_of(num_items: int, group: DataGroup) -> slice:
+    """Return the contiguous part of `num_items` that falls to this process.
 
-    Sizes differ by one at most, the first have more.
+    Sizes differ by one at most, the first processes have more.
     """
-    size, extra = divmod(num_items, num_processes)
-    start = process_index * size + min(process_index, extra)
-    return slice(start, start + size + (process_index < extra))
+    size, extra = divmod(num_items, group.size)
+    start = group.index * size + min(group.index, extra)
+    return slice(start, start + size + (group.index < extra))
 
 
 class EpochOrder:
@@ -47,30 +57,37 @@ class EpochOrder:
         return len(self.sampler)  # type: ignore[arg-type]
 
     def of_epoch(self, epoch: int) -> Sequence[Any] | torch.Tensor | np.ndarray[Any, Any]:
-        """Indices in the order of `epoch` (from 0), the same on every process."""
+        """Return the indices in the order of `epoch` (from 0), the same on every process."""
         sampler: Any = self.sampler
         if type(sampler) is SequentialSampler:
             return np.arange(len(sampler))
-        if (
-            type(sampler) is RandomSampler
-            and not sampler.replacement
-            and len(sampler) == len(sampler.data_source)
-        ):
+        if _is_permutation(sampler):
             return random_order(len(sampler), self.seed, epoch)
         if hasattr(sampler, "set_epoch"):
             sampler.set_epoch(epoch)
-        if type(sampler) in (RandomSampler, WeightedRandomSampler, SubsetRandomSampler):
-            own = sampler.generator
-            sampler.generator = torch.Generator().manual_seed(derive_seed(self.seed, "order", epoch))
+        if type(sampler) in SAMPLERS_THAT_DRAW:
+            users_generator = sampler.generator
+            sampler.generator = _generator_of(self.seed, epoch)
             try:
                 return list(sampler)
             finally:
-                sampler.generator = own
+                sampler.generator = users_generator
         # Another's sampler may draw random numbers of its own, so only the main process's order counts.
         return broadcast_object(list(sampler)) if is_distributed() else list(sampler)
 
     @property
     def is_function_of_epoch(self) -> bool:
-        """Whether the order of an epoch can be had again after a restart."""
-        known = (SequentialSampler, RandomSampler, WeightedRandomSampler, SubsetRandomSampler)
-        return type(self.sampler) in known or hasattr(self.sampler, "set_epoch")
+        """Whether an epoch has the same order after a restart."""
+        is_torchs = type(self.sampler) in (SequentialSampler, *SAMPLERS_THAT_DRAW)
+        return is_torchs or hasattr(self.sampler, "set_epoch")
+
+
+def _is_permutation(sampler: Any) -> bool:
+    """Whether `sampler` is what `shuffle=True` makes: each sample once, in a random order."""
+    if type(sampler) is not RandomSampler or sampler.replacement:
+        return False
+    return len(sampler) == len(sampler.data_source)
+
+
+def _generator_of(seed: int, epoch: int) -> torch.Generator:
+    return torch.Generator().manual_seed(derive_seed(seed, "order", epoch))

@@ -1,18 +1,22 @@
-"""Data sets as they are read: in-memory tensors by index, samples that name the one that fails, shares of a stream."""
+"""Data sets as they are read: tensors in memory by index, single samples, and the shard of an iterable."""
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
 from ..errors import ConfigurationError
+from ..processes.group import DataGroup
 from ..state.random import SeededRandomness, derive_seed
+from .order import shard_of
 
 
 def is_map_style(dataset: Any) -> bool:
-    """Whether samples are had by index and their number is known."""
+    """Whether `dataset` has a length and gives samples by index."""
     return (
         hasattr(dataset, "__getitem__")
         and hasattr(dataset, "__len__")
@@ -21,7 +25,9 @@ def is_map_style(dataset: Any) -> bool:
 
 
 def indexable_tensors(dataset: Any) -> tuple[tuple[torch.Tensor, ...], torch.Tensor | None] | None:
-    """Tensors on the CPU that `dataset` consists of, and the indices that it selects (None for all), or None.
+    """Return the tensors on the CPU that `dataset` consists of, and the indices of a subset, or None.
+
+    The indices are None if it has all of the tensors.
 
     Only for exactly a `TensorDataset`, or `Subset`s of one: a subclass may do anything in `__getitem__`.
     """
@@ -103,8 +109,47 @@ class SeededSampleReader(SampleReader):
         return [self[epoch, index] for index in indices]
 
 
+class ShardedIterable(IterableDataset[Any]):
+    """Any iterable as an `IterableDataset`, of which this process keeps its part of each global step."""
+
+    def __init__(
+        self,
+        iterable: Iterable[Any],
+        batch_size: int = 1,
+        drop_last: bool = False,
+        group: DataGroup | None = None,
+    ) -> None:
+        """Wrap `iterable`; without a `group` everything is kept."""
+        self.iterable = iterable
+        self.batch_size = batch_size
+        self.drop_last = drop_last
+        self.group = group or DataGroup()
+        self.num_skipped = 0
+        """Samples that are read and left out at the beginning."""
+
+    def __iter__(self) -> Iterator[Any]:
+        samples = itertools.islice(self.iterable, self.num_skipped, None)
+        if self.group.is_single:
+            yield from samples
+            return
+        step_size = self.batch_size * self.group.size
+        while step := list(itertools.islice(samples, step_size)):
+            if len(step) == step_size or not self.drop_last:
+                yield from step[shard_of(len(step), self.group)]
+
+
+def unwrapped(dataset: Any) -> Any:
+    """Return what the user passed: the iterable in a `ShardedIterable`, or `dataset` itself."""
+    return dataset.iterable if isinstance(dataset, ShardedIterable) else dataset
+
+
+def name_of_data(dataset: Any) -> str:
+    """Return the class of what the user passed, for messages."""
+    return type(unwrapped(dataset)).__name__
+
+
 def is_ready_loader(dataset: Any) -> bool:
-    """Whether `dataset` is a loader: torch's, or one that says which `batch_size` its batches have."""
+    """Whether `dataset` is a loader: torch's, or an iterable with a `batch_size`."""
     is_like_one = (
         hasattr(dataset, "batch_size")
         and hasattr(dataset, "__iter__")

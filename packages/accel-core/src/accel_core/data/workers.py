@@ -1,28 +1,68 @@
-"""What every worker of a data loader does first."""
+"""Torch loaders made anew from the user's, and the workers that they start."""
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import threading
 from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+
+from ..processes.group import DataGroup
+from ..state.random import derive_seed
+
+
+def rebuild_loader(loader: Any, dataset: Any, generator: torch.Generator, **changed: Any) -> DataLoader[Any]:
+    """Return a torch loader over `dataset` with the settings of `loader` but for those `changed`.
+
+    Args:
+        generator: gives the seeds of the workers. A loader without one draws them from the global random
+            state at each `iter()`, so that reading would change the random numbers of the model.
+    """
+    kept = ["num_workers", "collate_fn", "pin_memory", "timeout", "multiprocessing_context"]
+    if loader.num_workers:
+        # Torch refuses these without workers.
+        kept += ["prefetch_factor", "persistent_workers"]
+        changed["worker_init_fn"] = functools.partial(start_worker, loader.worker_init_fn)
+    # Newer versions of torch have it.
+    kept += ["in_order"] if hasattr(loader, "in_order") else []
+    kwargs = {name: getattr(loader, name) for name in kept}
+    return DataLoader(dataset, **{**kwargs, **changed}, generator=generator)
+
+
+def seed_workers(generator: torch.Generator, seed: int, epoch: int, group: DataGroup) -> None:
+    """Let the workers of an epoch draw from (seed, epoch, process), whatever was drawn before."""
+    generator.manual_seed(derive_seed(seed, "workers", epoch, group.index))
+
+
+def end_workers(loader: DataLoader[Any] | None) -> None:
+    """End the workers of a rebuilt loader; persistent ones would wait for another epoch."""
+    iterator: Any = getattr(loader, "_iterator", None)
+    if hasattr(iterator, "_shutdown_workers"):
+        iterator._shutdown_workers()
 
 
 def start_worker(worker_init_fn: Callable[[int], None] | None, worker_id: int) -> None:
-    """Let the worker outlive a SIGTERM that is meant for the whole job, and call the user's own `worker_init_fn`.
+    """Let the worker outlive a SIGTERM meant for the whole job, and call the user's `worker_init_fn`.
 
     Launchers and schedulers send it to all processes of a job. The trainer then finishes its update and
-    saves, for which it needs its workers. One that its parent sends still ends the worker, as does the end of
-    the parent.
+    saves, for which it needs its workers. One that its parent sends still ends the worker, as does the end
+    of the parent.
     """
     if hasattr(signal, "sigwaitinfo"):
+        # Only a blocked signal waits for sigwaitinfo, which reports who has sent it.
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
-        threading.Thread(target=_end_when_the_parent_says_so, args=[os.getppid()], daemon=True).start()
+        threading.Thread(target=_end_on_signal_of_parent, args=[os.getppid()], daemon=True).start()
     if worker_init_fn is not None:
         worker_init_fn(worker_id)
 
 
-def _end_when_the_parent_says_so(parent: int) -> None:
+def _end_on_signal_of_parent(parent: int) -> None:
     while signal.sigwaitinfo([signal.SIGTERM]).si_pid != parent:
         pass
+    # Not sys.exit, which ends only this thread.
     os._exit(0)

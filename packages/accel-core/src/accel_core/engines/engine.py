@@ -1,51 +1,128 @@
-"""Engine."""
+"""What an engine is: how one process, or several together, run the steps of a run.
+
+The trainer asks its engine wherever engines differ, and never asks which engine it is. `choose.py` makes the engine;
+a further one is a class in a file of its own and a line in the table there.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from typing import Any
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
 
 import torch
-from accelerate import Accelerator
 
-from .sharded import is_sharded
-from .weights import is_frozen, place_frozen
+from ..processes.group import DataGroup
+
+CreateState = Callable[[torch.nn.Module], dict[str, Any]]
+LoadState = Callable[[torch.nn.Module, dict[str, Any]], None]
+Context = contextlib.AbstractContextManager[Any]
+
+LEFT_TO_ENGINE = ("optimizer_step", "optimizer_zero_grad", "clip_gradients")
+"""Methods of the trainer that engines which step in backward never call."""
 
 
 @dataclasses.dataclass
 class Prepared:
-    """The user's model and optimizer with what `prepare` made of them."""
+    """The user's model and optimizer, with what `prepare` made of them."""
 
     user_model: torch.nn.Module
     user_optimizer: Any
     model: torch.nn.Module
     optimizer: Any
 
-    def __post_init__(self) -> None:
-        self._remember_trainable()
-
     def is_of(self, model: torch.nn.Module, optimizer: Any) -> bool:
         """Whether these are the very objects that were prepared."""
         return self.user_model is model and self.user_optimizer is optimizer
 
-    def _remember_trainable(self) -> None:
-        self._parameters = list(self.model.parameters())
-        self._trainable = [parameter.requires_grad for parameter in self._parameters]
 
-    def model_to_train(self, accelerator: Accelerator) -> torch.nn.Module:
-        """Return the model, wrapped anew if parameters were frozen or unfrozen. Every process takes part.
+class Engine(Protocol):
+    """The things in which engines differ. Every process takes part in each method, unless it says otherwise."""
 
-        DDP would not synchronise those that it did not know.
+    name: str
+    """For messages."""
+    group: DataGroup
+    shards_parameters: bool
+    """Parameters are spread over the processes, and the engine saves and loads them itself."""
+    steps_in_backward: bool
+    """The parameters change inside backward, so nothing can be done to the gradients before."""
+    has_collective_forward: bool
+    """A forward pass communicates, so every process has to make the same number of them."""
+    may_skip_updates: bool
+    """An update whose float16 gradients are not finite changes nothing."""
+    prepared: Prepared | None
+    """What was prepared last; kept, so that a second run trains the same objects."""
+
+    # What a step calls, bound by `bind`: attributes, so that a step makes no call more than by hand.
+    backward: Callable[[torch.Tensor], None]
+    optimizer: Any
+    """The object whose `step` is called; its `step` is looked up at each update, since schedulers replace it."""
+    zero_grad: Callable[[], None]
+    clip_norm: Callable[..., Any]
+    """From parameters and the largest norm."""
+    synchronize: Callable[[torch.nn.Module, bool], Context]
+    """From the model, and whether a step is the last of its update, to the context of that step."""
+
+    # ---------------------------------------------------------------- before a run
+
+    def check(self, overridden: list[str], clip_value: Any, clip_norm: Any, has_plan: bool) -> None:
+        """Raise `ConfigurationError` if the run asks for what this engine does not do.
+
+        Args:
+            overridden: those of `LEFT_TO_ENGINE` that the trainer's class overrides.
+            clip_value: `gradient_clip_value` of the run.
+            clip_norm: `gradient_clip_norm` of the run.
+            has_plan: the items of an update are known before its first backward.
         """
-        if accelerator.num_processes == 1 or self._trainable == [
-            parameter.requires_grad for parameter in self._parameters
-        ]:
-            return self.model
-        if not is_sharded(accelerator):
-            inner = accelerator.unwrap_model(self.model, keep_fp32_wrapper=False, keep_torch_compile=False)
-            accelerator._models[:] = [model for model in accelerator._models if model is not self.model]
-            self.model = (
-                place_frozen(accelerator, inner) if is_frozen(inner) else accelerator.prepare_model(inner)
-            )
-        self._remember_trainable()
-        return self.model
+
+    def completed_config(self, per_device_batch_size: int) -> Context:
+        """Return a context in which the engine's own configuration has what preparing needs."""
+
+    def prepare(self, model: torch.nn.Module, optimizer: Any) -> tuple[torch.nn.Module, Any]:
+        """Return model and optimizer, placed on the device and wrapped."""
+
+    def keep(self, prepared: Prepared) -> None:
+        """Keep what the trainer's `prepare`, which a user may override, has made. No communication."""
+
+    def bypasses_accelerate(self, optimizer: Any) -> bool:
+        """Whether steps call torch itself, since Accelerate has nothing to add. The weights are the same."""
+
+    def bind(self, optimizer: Any) -> None:
+        """Choose what a step calls, for the prepared `optimizer`, or for None if nothing is trained."""
+
+    def set_clipping(self, gradient_clip_norm: float | None) -> None:
+        """Tell an engine that clips by itself what `train` was told."""
+
+    # ---------------------------------------------------------------- in the loop
+
+    def model_to_train(self) -> torch.nn.Module:
+        """Return the prepared model, wrapped anew if parameters were frozen or unfrozen since."""
+
+    def module_to_evaluate(self, model: torch.nn.Module) -> torch.nn.Module:
+        """Return what an evaluation calls. No communication."""
+
+    def scale_gradients(self, model: torch.nn.Module, factor: float | torch.Tensor) -> None:
+        """Multiply all gradients of the update by `factor`."""
+
+    # ---------------------------------------------------------------- weights and files
+
+    def full_weights(self, model: torch.nn.Module, create_state: CreateState) -> dict[str, Any]:
+        """Return the state of the whole model, with the main process's buffers, as `create_state` makes it."""
+
+    def load_full_weights(self, load: LoadState) -> LoadState:
+        """Return the function that loads the state of the whole model: `load`, unless the parameters are spread."""
+
+    def main_files(self, scheduler: Any, create_state: CreateState) -> dict[str, Any]:
+        """Return the contents of the files that the main process writes into a training state, by name."""
+
+    @property
+    def write_own_files(self) -> Callable[[Path], None] | None:
+        """Writes the engine's own files into a folder, or None if it has none."""
+
+    def load_files(self, folder: Path, scheduler: Any, load: LoadState) -> None:
+        """Load what `main_files` and the engine itself have written."""
+
+    def check_files(self, folder: Path, saved_processes: int, trust_engine_files: bool) -> None:
+        """Raise if this engine cannot go on from a training state, or is not trusted to read it. No communication."""

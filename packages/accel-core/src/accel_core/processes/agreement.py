@@ -1,4 +1,4 @@
-"""Agreement."""
+"""What the processes agree on between two updates: stops, signals, and what callbacks add."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from .collectives import all_gather_object, is_distributed
 
 
 class Agreement:
-    """What the processes have to tell each other about an update, in one small all-reduce that nobody waits for.
+    """Flags that every process may raise, and that all of them act on at the same update.
 
-    Each topic is a whole number; the largest one said by any process is what all of them read. Words said up
-    to `start` are read by everyone at the next `read`, which is why all processes act on them at the same
-    update. On one process there is nothing to wait for: what was said is read at once.
+    They travel in one small all-reduce an update that nobody waits for. Each topic is a whole number, and the largest
+    one that any process has flagged is what all of them collect. What is flagged up to `launch` is collected by
+    everyone at the next `collect`. On one process there is nothing to wait for: flags are collected at once.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.topics = ["stop", "signal"]
-        self.said: dict[str, int] = {}
-        """What this process has said since the last word was started."""
+        self.flagged: dict[str, int] = {}
+        """What this process has flagged since the last message was launched."""
         self.agreed: dict[str, int] = {}
-        """What was read last, without the topics of which nobody said anything."""
+        """What was collected last, without the topics that nobody has flagged."""
         self.stop_reason: str | None = None
-        """Why to stop, the same on every process once one of them has said so."""
+        """Why to stop, the same on every process once one of them has asked for it."""
         self.signal_number = 0
         self._own_reason: str | None = None
-        self._is_alone = not is_distributed()
-        self._word: torch.Tensor | None = None
+        self._is_single_process = not is_distributed()
+        self._message: torch.Tensor | None = None
         self._work: Any = None
 
     def register(self, topic: str) -> None:
@@ -38,38 +38,38 @@ class Agreement:
         if topic not in self.topics:
             self.topics.append(topic)
 
-    def say(self, topic: str, value: int = 1) -> None:
-        """Tell the others; they read it once the next word is through."""
+    def flag(self, topic: str, value: int = 1) -> None:
+        """Let all processes know; they collect it once the next message is through."""
         if value:
-            self.said[topic] = max(value, self.said.get(topic, 0))
+            self.flagged[topic] = max(value, self.flagged.get(topic, 0))
 
-    def say_stop(self, reason: str, signal_number: int = 0) -> None:
+    def flag_stop(self, reason: str, signal_number: int = 0) -> None:
         """Ask all processes to stop; the first reason counts."""
         self._own_reason = self._own_reason or reason
-        self.say("signal", signal_number)
-        self.say("stop")
+        self.flag("signal", signal_number)
+        self.flag("stop")
 
-    def start(self) -> None:
-        """Send what was said, without waiting. Every process takes part."""
-        if self._is_alone:
+    def launch(self) -> None:
+        """Send what was flagged, without waiting. Every process takes part."""
+        if self._is_single_process:
             return
-        # Taken before it is read: a signal handler may speak at any moment, and what it says then goes with
-        # the next word.
-        said, self.said = self.said, {}
-        self._word = torch.tensor(
-            [said.get(t, 0) for t in self.topics], dtype=torch.int64, device=self.device
+        # Taken before it is sent: a signal handler may flag at any moment, and that goes with the next message.
+        flagged, self.flagged = self.flagged, {}
+        self._message = torch.tensor(
+            [flagged.get(t, 0) for t in self.topics], dtype=torch.int64, device=self.device
         )
-        self._work = dist.all_reduce(self._word, op=dist.ReduceOp.MAX, async_op=True)
+        self._work = dist.all_reduce(self._message, op=dist.ReduceOp.MAX, async_op=True)
 
-    def read(self, wait: bool = False) -> None:
-        """Set `agreed` to the word on its way, or with `wait` to all that was said until now.
+    def collect(self, blocking: bool = False) -> None:
+        """Set `agreed` to the message on its way. Every process takes part.
 
-        Every process takes part.
+        Args:
+            blocking: collect all that was flagged until now, on any process.
         """
         self.agreed = self._receive()
-        if wait:
-            self._is_alone = not is_distributed()
-            self.start()
+        if blocking:
+            self._is_single_process = not is_distributed()
+            self.launch()
             for topic, value in self._receive().items():
                 self.agreed[topic] = max(value, self.agreed.get(topic, 0))
         if "stop" in self.agreed and self.stop_reason is None:
@@ -77,11 +77,13 @@ class Agreement:
             self.signal_number = self.agreed.get("signal", 0)
 
     def _receive(self) -> dict[str, int]:
-        if self._is_alone:
-            said, self.said = self.said, {}
-            return said
-        if self._word is None:
+        if self._is_single_process:
+            flagged, self.flagged = self.flagged, {}
+            return flagged
+        if self._message is None:
             return {}
         self._work.wait()
-        values, self._word, self._work = self._word.tolist(), None, None
+        values = self._message.tolist()
+        self._message = None
+        self._work = None
         return {topic: value for topic, value in zip(self.topics, values, strict=True) if value}

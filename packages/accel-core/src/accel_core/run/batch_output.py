@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from ..errors import ConfigurationError
-from ..text import preview, with_full_stop
+from ..errors import AccelError, ConfigurationError
+from ..text import preview
 
 _KEYS = {
     "loss": "the mean loss of the batch as a scalar tensor",
@@ -17,40 +17,35 @@ _KEYS = {
     "model_outputs": "what the model gave, for callbacks and metrics",
 }
 
-
 _WAYS_OUT = {
-    "Expected more than 1 value per "
-    "channel when training": "Batch norm cannot train on a batch of one sample, which the last "
-    "batch of an epoch may be. Pass train_dataloader_kwargs={'drop_last': True}, or another per_device_batch_size.",
-    "stack expects each tensor "
-    "to be equal size": "The samples of a batch differ in shape, so they cannot be put into one "
-    "tensor. Pass a collate_fn that pads them, or give the samples one shape.",
-    "missing 1 required positional "
-    "argument: 'closure'": "The optimizer computes the loss several times an update, by a "
-    "closure. Override optimizer_step: define the closure there, and call self.optimizer.step(closure).",
-    "default_collate: "
-    "batch must "
-    "contain": "The default collate_fn cannot join what the data set returns. Pass a collate_fn of "
-    "your own, or return tensors, numbers, strings, tuples, lists or dictionaries.",
+    "Expected more than 1 value per channel when training": (
+        "Batch norm cannot train on a batch of one sample, which the last batch of an epoch may be. Pass "
+        "train_dataloader_kwargs={'drop_last': True}, or another per_device_batch_size."
+    ),
+    "stack expects each tensor to be equal size": (
+        "The samples of a batch differ in shape, so they cannot be put into one tensor. Pass a collate_fn that pads "
+        "them, or give the samples one shape."
+    ),
+    "missing 1 required positional argument: 'closure'": (
+        "The optimizer computes the loss several times an update, by a closure. Override optimizer_step: define the "
+        "closure there, and call self.optimizer.step(closure)."
+    ),
+    "default_collate: batch must contain": (
+        "The default collate_fn cannot join what the data set returns. Pass a collate_fn of your own, or return "
+        "tensors, numbers, strings, tuples, lists or dictionaries."
+    ),
 }
-
-
 """What to do about errors of torch that do not say it themselves."""
 
 
-def with_hint(error: BaseException) -> BaseException:
-    """The error to raise for `error`: with the way out, where torch does not name it."""
-    text, told = str(error).strip(), None
-    if isinstance(error, ConfigurationError) and text.startswith("Caught "):
-        # A worker of a loader sends its whole traceback as the message.
-        told = ConfigurationError(text.rpartition(f"{ConfigurationError.__name__}: ")[2])
+def add_way_out(error: BaseException) -> None:
+    """Add a note to an error of torch that does not name the way out. The error stays what it is."""
+    if isinstance(error, AccelError):
+        return
+    text = str(error)
     for words, way_out in _WAYS_OUT.items():
-        if words in text and not isinstance(error, ConfigurationError):
-            told = ConfigurationError(f"{way_out} ({text.splitlines()[-1]})")
-    if told is None:
-        return error
-    told.__cause__ = error
-    return told
+        if words in text:
+            error.add_note(way_out)
 
 
 def unpack_batch(batch: Any) -> tuple[Any, Any]:
@@ -99,19 +94,16 @@ def num_samples_in(batch: Any) -> int:
 
 
 def call_loss(loss_func: Any, outputs: Any, targets: Any) -> torch.Tensor:
-    """Return `loss_func(outputs, targets)`.
-
-    What it refuses is raised as `ConfigurationError` with what it was given.
-    """
+    """Return `loss_func(outputs, targets)`; an error gets a note on what the function was given."""
     try:
         return loss_func(outputs, targets)  # type: ignore[no-any-return]
     except (TypeError, AttributeError, ValueError, IndexError, RuntimeError) as error:
-        if isinstance(error, (torch.OutOfMemoryError, ConfigurationError)):
-            raise
-        raise ConfigurationError(
-            f"loss_func refused the model's outputs, {_kind(outputs)}, with the targets, {_kind(targets)}: "
-            f"{with_full_stop(error)} Fit them to each other, or override calculate_train_batch_loss."
-        ) from error
+        if not isinstance(error, (torch.OutOfMemoryError, AccelError)):
+            error.add_note(
+                f"loss_func was given the model's outputs, {_kind(outputs)}, with the targets, {_kind(targets)}. Fit "
+                "them to each other, or override calculate_train_batch_loss."
+            )
+        raise
 
 
 def _kind(value: Any) -> str:

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 from ..callbacks.callback import TrainerCallback
 from ..callbacks.callback_list import EVENTS, CallbackList
 from ..callbacks.limit_batches import batch_limits
-from ..engines.sharded import has_own_backward
+from ..engines.engine import Engine
 from .run_config import TrainerRunConfig
 
 
@@ -26,6 +26,7 @@ def describe_run(
     callbacks: CallbackList,
     datasets: dict[str, Any],
     accelerator: Accelerator,
+    engine: Engine,
     config: TrainerRunConfig | None,
 ) -> str:
     """Data, batch sizes, updates, precision, processes, and the callbacks in order with what each listens to.
@@ -39,12 +40,12 @@ def describe_run(
     lines = [
         f"model: {type(model).__name__}, {total:,} parameters, {trainable:,} of them trainable",
         f"optimizer: {'none' if optimizer is None else type(optimizer).__name__}",
-        f"processes: {accelerator.num_processes}, device: {accelerator.device}, precision: "
+        f"processes: {engine.group.size}, device: {accelerator.device}, precision: "
         f"{accelerator.mixed_precision}",
     ]
-    if has_own_backward(accelerator):
+    if engine.steps_in_backward:
         lines.append(
-            f"engine: {accelerator.distributed_type.value} steps inside backward, so at "
+            f"engine: {engine.name} steps inside backward, so at "
             "on_optimizer_step_start the parameters have changed already, and it clips the gradients itself"
         )
     if config is None:

@@ -1,8 +1,30 @@
-"""Evaluation kind."""
+"""The kinds of evaluation: what each is called in the run history."""
 
 from __future__ import annotations
 
+import dataclasses
 
-def name_prefix(metric_prefix: str) -> str:
-    """From the prefix of an evaluation to that of its metrics: `"intermediate_eval"` gives `"intermediate_"`."""
-    return "evaluation_" if metric_prefix == "evaluation" else metric_prefix.removesuffix("eval")
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationKind:
+    """An evaluation after an epoch, in the middle of one, of averaged weights, or by `evaluate`."""
+
+    prefix: str
+    """Begins the names of losses: `"eval"`, `"intermediate_eval"`, `"ema_model_eval"`, `"evaluation"`."""
+    is_intermediate: bool = False
+    """It happens between two updates of an epoch."""
+
+    @property
+    def suffix(self) -> str:
+        """End of the names of losses: they are those of an epoch, but for `evaluate`."""
+        return "" if self.prefix == "evaluation" else "_epoch"
+
+    @property
+    def metric_prefix(self) -> str:
+        """Beginning of the names of other metrics: `"intermediate_eval"` gives `"intermediate_"`, `"eval"` nothing."""
+        return "evaluation_" if self.prefix == "evaluation" else self.prefix.removesuffix("eval")
+
+    @property
+    def completes_epoch(self) -> bool:
+        """Whether it is the evaluation that belongs to the end of an epoch."""
+        return self.prefix == "eval" and not self.is_intermediate

@@ -7,6 +7,8 @@ from typing import Any, TypedDict
 import torch
 
 from ..processes.collectives import all_gather_object, sum_over_processes
+from .evaluation_kind import EvaluationKind
+from .run_history import RunHistory
 
 
 class LossTrackerState(TypedDict):
@@ -107,3 +109,12 @@ class MeanTrackers:
         self.trackers = {name: LossTracker(self.device) for name in state}
         for name, tracker in self.trackers.items():
             tracker.load_state_dict(state[name])
+
+
+def record_losses(
+    run_history: RunHistory, kind: EvaluationKind, loss: LossTracker, logs: MeanTrackers
+) -> None:
+    """Record the mean loss and the means of what was logged. Every process takes part."""
+    run_history.update_metric(f"{kind.prefix}_loss{kind.suffix}", loss.reduce())
+    for name, value in logs.reduce().items():
+        run_history.update_metric(f"{kind.prefix}_{name}{kind.suffix}", value)

@@ -1,4 +1,4 @@
-"""Rollback."""
+"""What a run found, to be put back if it fails before it has changed a parameter."""
 
 from __future__ import annotations
 
@@ -12,14 +12,29 @@ from .run_history import RunHistory
 
 
 class Rollback:
-    """What a run found, to be put back if it fails before it has changed a parameter."""
+    """Random state and run history: all that an evaluation changes."""
+
+    def __init__(self, run_history: RunHistory, device: torch.device) -> None:
+        self.run_history = run_history
+        self.device = device
+        self.history = run_history.snapshot()
+        self.random = capture_random_state(device)
+
+    def restore(self) -> None:
+        """Put everything back."""
+        restore_random_state(self.random, self.device)
+        self.run_history.restore(self.history)
+
+
+class TrainingRollback(Rollback):
+    """Buffers and modes of the model, and settings of the optimizer, too."""
 
     def __init__(
         self, model: torch.nn.Module, optimizer: Any, run_history: RunHistory, device: torch.device
     ) -> None:
-        self.model, self.optimizer, self.run_history, self.device = model, optimizer, run_history, device
-        self.random = capture_random_state(device)
-        self.history = run_history.state_dict()
+        super().__init__(run_history, device)
+        self.model = model
+        self.optimizer = optimizer
         self.modes = [(module, module.training) for module in model.modules()]
         self.buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
         groups = [] if optimizer is None else optimizer.param_groups
@@ -28,10 +43,8 @@ class Rollback:
         ]
 
     def restore(self) -> None:
-        """Put back the random state, the history, buffers and modes of the model, and the settings of the optimizer."""
-        restore_random_state(self.random, self.device)
-        if self.run_history.state_dict() != self.history:
-            self.run_history.load_state_dict(self.history)
+        """Put everything back."""
+        super().restore()
         for module, training in self.modes:
             module.training = training
         with torch.no_grad():

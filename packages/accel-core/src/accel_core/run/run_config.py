@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from ..data.loader import ShardedDataLoader
 from ..errors import ConfigurationError
 from ..processes.collectives import all_gather_object
+from ..processes.group import DataGroup
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,13 +61,14 @@ COUNTED_BY_ALL = (
     "gradient_clip_value",
     "gradient_clip_norm",
 )
-
-
 """Arguments of `train` that have to be the same on all processes."""
 
 
 def check_same_on_all(arguments: Mapping[str, Any], **loaders: ShardedDataLoader | None) -> None:
-    """Raise on every process if the processes were given different data or numbers: they would wait for each other forever."""
+    """Raise on every process if the processes were given different data or numbers.
+
+    They would wait for each other forever.
+    """
     own = {name: arguments.get(name) for name in COUNTED_BY_ALL}
     for name, loader in loaders.items():
         own[f"The number of samples in {name}"] = getattr(loader, "num_samples", None)
@@ -114,10 +116,19 @@ def plan_run(
     train_loader: ShardedDataLoader | None,
     eval_loader: ShardedDataLoader | None,
     accelerator: Accelerator,
+    group: DataGroup,
     seed: int,
 ) -> TrainerRunConfig:
-    """The numbers of a run, from the arguments of `train` (none where there is only an evaluation) and this process's loaders."""
-    processes, accumulation = accelerator.num_processes, arguments.get("gradient_accumulation_steps", 1)
+    """Return the numbers of a run.
+
+    Args:
+        arguments: those of `train` by name; none of them if there is only an evaluation.
+        train_loader: that of this process.
+        eval_loader: that of this process.
+        seed: that of the order of the data.
+    """
+    processes = group.size
+    accumulation = arguments.get("gradient_accumulation_steps", 1)
     lengths = [None if loader is None else loader.num_steps for loader in (train_loader, eval_loader)]
     sizes = [None if loader is None else loader.batch_size for loader in (train_loader, eval_loader)]
     limits = (arguments.get("num_epochs"), arguments.get("max_num_train_steps"))

@@ -147,6 +147,17 @@ class RunHistory(ABC):
             self.add_record(record)
         self.current_epoch, self.current_update = state["epoch"], state["update"]
 
+    def snapshot(self) -> Any:
+        """Return what `restore` needs to undo all that is recorded, deleted or reset from now on."""
+        return self.state_dict(), self.metric_name_prefix
+
+    def restore(self, snapshot: Any) -> None:
+        """Go back to what a `snapshot` has seen."""
+        state, prefix = snapshot
+        if self.state_dict() != state:
+            self.load_state_dict(state)
+        self.set_metric_name_prefix(prefix)
+
     def _unknown(self, name: str) -> ConfigurationError:
         return ConfigurationError(
             f"The run history has no metric {name!r}, only {sorted(self.get_metric_names())}."
@@ -199,3 +210,21 @@ class InMemoryRunHistory(RunHistory):
     def clear(self) -> None:
         """Forget all records."""
         self._records, self._values = [], {}
+
+    def snapshot(self) -> Any:
+        """Return the list of records and its length: what is deleted or reset later leaves this very list as it is."""
+        return (
+            self._records,
+            len(self._records),
+            self.current_epoch,
+            self.current_update,
+            self.metric_name_prefix,
+        )
+
+    def restore(self, snapshot: Any) -> None:
+        """Go back to what a `snapshot` has seen; nothing is copied if nothing was recorded since."""
+        records, length, epoch, update, prefix = snapshot
+        if self._records is not records or len(records) != length:
+            self.load_state_dict({"records": records[:length], "epoch": epoch, "update": update})
+        self.current_epoch, self.current_update = epoch, update
+        self.set_metric_name_prefix(prefix)

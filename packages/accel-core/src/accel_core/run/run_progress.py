@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import cast
+
+from ..state.checkpoint import ProgressState
 
 
 @dataclasses.dataclass
@@ -53,3 +56,7 @@ class RunProgress:
         if self.epoch_cut_by_limit:
             self.train_epoch_completed = self.eval_epoch_completed = False
             self.epoch_cut_by_limit = self.run_completed = False
+
+    def state_dict(self) -> ProgressState:
+        """Return the counters as a training state holds them."""
+        return cast(ProgressState, dataclasses.asdict(self))

@@ -2,67 +2,104 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
-from collections.abc import Mapping
 from typing import Any
 
-from ..errors import ConfigurationError
-from ..text import preview, with_full_stop
+from ..errors import AccelError, ConfigurationError
+from ..text import preview
+from .run_history import RunHistory
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """When a scheduler steps, and what its step at the end of an epoch needs."""
+
+    after_update: bool = True
+    after_epoch: bool = False
+    has_step_epoch: bool = False
+    """It has a method `step_epoch` for the end of an epoch, besides its `step`."""
+    metric: str | None = None
+    """Name of the metric that the step at the end of an epoch needs."""
+
+    def step_after_update(self, scheduler: Any) -> None:
+        """Step after an update."""
+        scheduler.step()
+
+    def step_after_epoch(self, scheduler: Any, run_history: RunHistory) -> None:
+        """Step at the end of an epoch, by the newest value of the metric if one is needed."""
+        step = scheduler.step_epoch if self.has_step_epoch else scheduler.step
+        if self.metric is None:
+            step()
+        else:
+            step(run_history.get_latest_metric(self.metric))
 
 
 def build_scheduler(create_scheduler_fn: Any, optimizer: Any) -> Any:
-    """Return `create_scheduler_fn(optimizer)`.
-
-    Raises `ConfigurationError` if that fails or gives no scheduler of it.
-    """
+    """Return `create_scheduler_fn(optimizer)`. Raises `ConfigurationError` if that is no scheduler of `optimizer`."""
     name = getattr(getattr(create_scheduler_fn, "func", create_scheduler_fn), "__name__", "the scheduler")
     try:
         scheduler = create_scheduler_fn(optimizer)
     except (TypeError, ValueError) as error:
-        if isinstance(error, ConfigurationError):
-            raise
-        raise ConfigurationError(
-            f"create_scheduler_fn could not build {name} from the optimizer alone: {with_full_stop(error)} "
-            f"Pass functools.partial({name}, ...) with all other arguments."
-        ) from error
+        if not isinstance(error, AccelError):
+            error.add_note(
+                f"create_scheduler_fn could not build {name} from the optimizer alone. Pass "
+                f"functools.partial({name}, ...) with all other arguments."
+            )
+        raise
     if not callable(getattr(scheduler, "step", None)):
         raise ConfigurationError(
-            f"create_scheduler_fn returned {preview(scheduler)}, which has no step(). Return a scheduler "
-            "over the given optimizer."
+            f"create_scheduler_fn returned {preview(scheduler)}, which has no step(). Return a scheduler over the given "
+            "optimizer."
         )
     if getattr(scheduler, "optimizer", optimizer) is not optimizer:
         raise ConfigurationError(
-            f"create_scheduler_fn returned a {type(scheduler).__name__} over another optimizer than the "
-            "trainer's, so it would change nothing. Build it over the optimizer that the function is given."
+            f"create_scheduler_fn returned a {type(scheduler).__name__} over another optimizer than the trainer's, so it "
+            "would change nothing. Build it over the optimizer that the function is given."
         )
     return scheduler
 
 
-def scheduler_interval(scheduler: Any, arguments: Mapping[str, Any], eval_dataset: Any) -> tuple[str, bool]:
-    """When a scheduler steps, and whether it needs a metric at the end of an epoch.
+def plan_schedule(scheduler: Any, step_every: str, metric: str, has_evaluation: bool) -> Schedule:
+    """Return when `scheduler` steps.
 
-    Raises if it needs what there will not be.
+    Args:
+        step_every: `"update"` or `"epoch"`, as `train` was told.
+        metric: the metric of the run history for a scheduler that needs one.
+        has_evaluation: the run has evaluation data.
 
-    `"update"`, `"epoch"`, or `"both"` where it has a `step_epoch` besides its `step`.
+    Raises:
+        ConfigurationError: its step needs what there will not be.
     """
-    wanted: str = arguments["scheduler_step_every"]
     if scheduler is None:
-        return wanted, False
+        return Schedule()
     step_epoch = getattr(scheduler, "step_epoch", None)
-    parameters = list(inspect.signature(step_epoch or scheduler.step).parameters.values())
-    needs_metric = (
-        bool(parameters) and parameters[0].default is parameters[0].empty and parameters[0].kind < 2
+    needed = _first_needed_argument(step_epoch or scheduler.step)
+    if needed == "epoch":
+        raise ConfigurationError(
+            f"create_scheduler_fn returned a {type(scheduler).__name__}, whose step needs the epoch, as those of timm do. "
+            "Pass create_scheduler_fn=accel_integrations.timm_adapter.timm_scheduler_fn("
+            f"{type(scheduler).__name__}, ...)."
+        )
+    if needed and metric == "eval_loss_epoch" and not has_evaluation:
+        raise ConfigurationError(
+            f"scheduler_metric is 'eval_loss_epoch', which {type(scheduler).__name__} needs in every epoch, but "
+            "eval_dataset is None. Pass eval_dataset, or scheduler_metric='train_loss_epoch'."
+        )
+    has_both = step_epoch is not None
+    is_by_epoch = bool(needed) or step_every == "epoch"
+    return Schedule(
+        after_update=has_both or not is_by_epoch,
+        after_epoch=has_both or is_by_epoch,
+        has_step_epoch=has_both,
+        metric=metric if needed else None,
     )
-    if needs_metric and parameters[0].name == "epoch":
-        raise ConfigurationError(
-            f"create_scheduler_fn returned a {type(scheduler).__name__}, whose step needs the epoch, as "
-            "those of timm do. Pass "
-            f"create_scheduler_fn=accel_integrations.timm_adapter.timm_scheduler_fn({type(scheduler).__name__}, "
-            "...)."
-        )
-    if needs_metric and arguments["scheduler_metric"] == "eval_loss_epoch" and eval_dataset is None:
-        raise ConfigurationError(
-            f"scheduler_metric is 'eval_loss_epoch', which {type(scheduler).__name__} needs in every epoch, "
-            "but eval_dataset is None. Pass eval_dataset, or scheduler_metric='train_loss_epoch'."
-        )
-    return "both" if step_epoch else "epoch" if needs_metric else wanted, needs_metric
+
+
+def _first_needed_argument(step: Any) -> str | None:
+    """Return the name of the first positional argument if it has no default."""
+    parameters = list(inspect.signature(step).parameters.values())
+    if not parameters or parameters[0].default is not parameters[0].empty:
+        return None
+    is_positional = parameters[0].kind in (parameters[0].POSITIONAL_ONLY, parameters[0].POSITIONAL_OR_KEYWORD)
+    return parameters[0].name if is_positional else None

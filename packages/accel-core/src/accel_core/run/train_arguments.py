@@ -1,8 +1,11 @@
-"""Train arguments."""
+"""The arguments of `train`, `evaluate` and `predict`, with their checks."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from ..checks.values import check_callable, check_choice, check_positive, check_whole_number
@@ -12,70 +15,121 @@ from ..errors import ConfigurationError
 from ..text import preview
 
 
-def check_train_arguments(train_dataset: Any, eval_dataset: Any, arguments: Mapping[str, Any]) -> None:
-    """Raise unless each argument of `train` can be used, and all of them together."""
-    num_epochs, steps = arguments["num_epochs"], arguments["gradient_accumulation_steps"]
-    check_whole_number("num_epochs", num_epochs, "Use 1 for a single pass over the data.", optional=True)
-    name = "max_num_train_steps"
-    check_whole_number(name, arguments[name], "It counts updates; use 1 for a single one.", optional=True)
-    if num_epochs is None and arguments[name] is None:
-        raise ConfigurationError(
-            "num_epochs and max_num_train_steps are both None, but one must say when to end. Pass "
-            "num_epochs=1."
-        )
-    check_dataset("train_dataset", train_dataset, num_epochs)
-    if eval_dataset is not None:
-        check_dataset("eval_dataset", eval_dataset, num_epochs)
-    check_whole_number(
-        "per_device_batch_size", arguments["per_device_batch_size"], "Use 1 for single samples."
-    )
-    name = "eval_per_device_batch_size"
-    check_whole_number(name, arguments[name], "Leave it out to take per_device_batch_size.", optional=True)
-    check_whole_number("gradient_accumulation_steps", steps, "Use 1 to update after every batch.")
-    for name in ("gradient_clip_value", "gradient_clip_norm"):
-        check_positive(name, arguments[name], "Use None to leave gradients as they are.", optional=True)
-    for name, dataset in (
-        ("train_dataloader_kwargs", train_dataset),
-        ("eval_dataloader_kwargs", eval_dataset),
-    ):
-        check_dataloader_arguments(name, arguments[name], dataset)
-    check_collate_fn(
-        arguments["collate_fn"], train_dataset, *([] if eval_dataset is None else [eval_dataset])
-    )
-    check_scheduler_fn(arguments["create_scheduler_fn"])
-    check_choice("scheduler_step_every", arguments["scheduler_step_every"], ("update", "epoch"))
-    for name in ("reset_run_history", "seed_each_sample"):
-        check_choice(name, arguments[name], (True, False))
-    if not isinstance(arguments["scheduler_metric"], str):
-        raise ConfigurationError(
-            f"scheduler_metric is {preview(arguments['scheduler_metric'])}, but must be a string. Pass the "
-            "name of a metric of the run history, such as 'eval_loss_epoch'."
-        )
-    if arguments["seed_each_sample"] and not is_map_style(getattr(train_dataset, "dataset", train_dataset)):
-        raise ConfigurationError(
-            f"seed_each_sample is True, but the samples of {type(train_dataset).__name__} have no index to "
-            "seed them by. Leave it out, or pass a data set with __getitem__ and __len__."
-        )
-    resume_from = arguments["resume_from"]
-    if isinstance(resume_from, bool) or resume_from == "":
-        raise ConfigurationError(
-            f"resume_from is {resume_from!r}, but must be the folder of a training state. Use "
-            "latest_checkpoint('checkpoints'), which is None, to start afresh, where there is none yet."
-        )
+def _checked(check: Callable[..., Any], default: Any = dataclasses.MISSING, **options: Any) -> Any:
+    """A field whose value goes through `check(name, value, **options)`, which returns what is kept."""
+    return dataclasses.field(default=default, metadata={"check": partial(check, **options)})
 
 
-def check_scheduler_fn(create_scheduler_fn: Any) -> None:
-    """Raise unless it is None or a factory."""
-    is_scheduler = hasattr(create_scheduler_fn, "step") and hasattr(create_scheduler_fn, "state_dict")
-    if is_scheduler and not isinstance(create_scheduler_fn, type):
-        name = type(create_scheduler_fn).__name__
+def _check_scheduler_fn(name: str, value: Any) -> Any:
+    is_scheduler = hasattr(value, "step") and hasattr(value, "state_dict")
+    if is_scheduler and not isinstance(value, type):
+        kind = type(value).__name__
         raise ConfigurationError(
-            f"create_scheduler_fn is a {name}, which is a scheduler, but must be a function from an "
-            f"optimizer to one. Pass functools.partial({name}, ...) without the optimizer."
+            f"{name} is a {kind}, which is a scheduler, but must be a function from an optimizer to one. Pass "
+            f"functools.partial({kind}, ...) without the optimizer."
         )
-    check_callable(
-        "create_scheduler_fn", create_scheduler_fn, "Pass a function from an optimizer to a scheduler."
+    return check_callable(name, value, "Pass a function from an optimizer to a scheduler.")
+
+
+def _check_metric_name(name: str, value: Any) -> Any:
+    if not isinstance(value, str):
+        raise ConfigurationError(
+            f"{name} is {preview(value)}, but must be a string. Pass the name of a metric of the run history, such as "
+            "'eval_loss_epoch'."
+        )
+    return value
+
+
+def _check_resume_from(name: str, value: Any) -> Any:
+    if value is not None and (not isinstance(value, (str, Path)) or value == ""):
+        raise ConfigurationError(
+            f"{name} is {preview(value)}, but must be the folder of a training state. Use "
+            "latest_checkpoint('checkpoints'), which is None, to start afresh, if there is none yet."
+        )
+    return value
+
+
+_KEEP_GRADIENTS = "Use None to leave gradients as they are."
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainArguments:
+    """What `train` was asked for. Making one raises `ConfigurationError` unless everything in it can be used."""
+
+    train_dataset: Any
+    eval_dataset: Any = None
+    num_epochs: int | None = _checked(
+        check_whole_number, None, way_out="Use 1 for a single pass over the data.", optional=True
     )
+    per_device_batch_size: int = _checked(check_whole_number, 8, way_out="Use 1 for single samples.")
+    max_num_train_steps: int | None = _checked(
+        check_whole_number, None, way_out="It counts updates; use 1 for a single one.", optional=True
+    )
+    gradient_accumulation_steps: int = _checked(
+        check_whole_number, 1, way_out="Use 1 to update after every batch."
+    )
+    gradient_clip_value: float | None = _checked(check_positive, None, way_out=_KEEP_GRADIENTS, optional=True)
+    create_scheduler_fn: Callable[[Any], Any] | None = _checked(_check_scheduler_fn, None)
+    train_dataloader_kwargs: dict[str, Any] | None = None
+    eval_dataloader_kwargs: dict[str, Any] | None = None
+    reset_run_history: bool = _checked(check_choice, True, choices=(True, False))
+    collate_fn: Callable[[list[Any]], Any] | None = None
+    resume_from: str | Path | None = _checked(_check_resume_from, None)
+    gradient_clip_norm: float | None = _checked(check_positive, None, way_out=_KEEP_GRADIENTS, optional=True)
+    eval_per_device_batch_size: int | None = _checked(
+        check_whole_number, None, way_out="Leave it out to take per_device_batch_size.", optional=True
+    )
+    scheduler_step_every: str = _checked(check_choice, "update", choices=("update", "epoch"))
+    scheduler_metric: str = _checked(_check_metric_name, "eval_loss_epoch")
+    seed_each_sample: bool = _checked(check_choice, False, choices=(True, False))
+
+    def __post_init__(self) -> None:
+        """Check each field, then all of them together."""
+        for field in dataclasses.fields(self):
+            if "check" in field.metadata:
+                value = field.metadata["check"](field.name, getattr(self, field.name))
+                # The instance is frozen for everybody else.
+                object.__setattr__(self, field.name, value)
+        self._check_limits()
+        self._check_data()
+
+    def _check_limits(self) -> None:
+        if self.num_epochs is None and self.max_num_train_steps is None:
+            raise ConfigurationError(
+                "num_epochs and max_num_train_steps are both None, but one must say when to end. Pass num_epochs=1."
+            )
+
+    def _check_data(self) -> None:
+        datasets = {"train_dataset": self.train_dataset, "eval_dataset": self.eval_dataset}
+        given = {
+            name: dataset
+            for name, dataset in datasets.items()
+            if dataset is not None or name == "train_dataset"
+        }
+        for name, dataset in given.items():
+            check_dataset(name, dataset, self.num_epochs)
+        check_dataloader_arguments(
+            "train_dataloader_kwargs", self.train_dataloader_kwargs, self.train_dataset
+        )
+        check_dataloader_arguments("eval_dataloader_kwargs", self.eval_dataloader_kwargs, self.eval_dataset)
+        check_collate_fn(self.collate_fn, *given.values())
+        if self.seed_each_sample and not is_map_style(
+            getattr(self.train_dataset, "dataset", self.train_dataset)
+        ):
+            raise ConfigurationError(
+                f"seed_each_sample is True, but the samples of {type(self.train_dataset).__name__} have no index to seed "
+                "them by. Leave it out, or pass a data set with __getitem__ and __len__."
+            )
+
+    @property
+    def eval_batch_size(self) -> int:
+        """Samples in a step of an evaluation on one process."""
+        return self.eval_per_device_batch_size or self.per_device_batch_size
+
+    def as_keywords(self) -> dict[str, Any]:
+        """Return the arguments by name, but for the data sets: what `create_run_config` gets."""
+        names = [field.name for field in dataclasses.fields(self) if not field.name.endswith("_dataset")]
+        return {name: getattr(self, name) for name in names}
 
 
 def check_evaluation_arguments(dataset: Any, batch_size: Any, kwargs: Any, collate_fn: Any) -> None:

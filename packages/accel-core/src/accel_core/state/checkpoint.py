@@ -19,36 +19,31 @@ import re
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypedDict, cast, get_type_hints
+from typing import Any, TypedDict, cast
 
 import accelerate
 import torch
 
 from ..__about__ import __version__
 from ..errors import CheckpointError
-from ..run.run_progress import RunProgress
 from . import files
 
 FORMAT_VERSION = 1
 
-
 STATE_FILE = "trainer_state.json"
-
 
 _OWN_NAMES = re.compile(
     r"trainer_state\.json|model\.safetensors|(model_extra|optimizer|scheduler|scaler|extra|process_\d{5,})\.pt|engine"
     r"|\.(tmp|nfs)\w+"  # what safetensors leaves when it is killed, and a network disk for an open file
 )
 
-
-_ORDER = (
+_ORDER: tuple[Any, ...] = (
     "updates_completed",
     "epochs_completed",
     "train_epoch_completed",
     "eval_epoch_completed",
     "run_completed",
 )
-
 
 _logger = logging.getLogger("accel_core")
 
@@ -57,14 +52,30 @@ class RunState(TypedDict):
     """What the trainer tells about a run."""
 
     run_id: str
-    run_progress: dict[str, Any]  # the fields of RunProgress
+    run_progress: ProgressState
     run_history: dict[str, Any]
     seed: int
+    order_version: int  # of the function from seed and epoch to the order of the samples
     num_samples: (
         int | None
     )  # of the training data, None where unknown; to notice other data, as `launched` is to compare
     launched: Launched
     callbacks: list[str]
+
+
+class ProgressState(TypedDict):
+    """The fields of `RunProgress`."""
+
+    epochs_completed: int
+    updates_completed: int
+    updates_skipped: int
+    updates_completed_in_epoch: int
+    steps_completed_in_epoch: int
+    samples_completed_in_epoch: int
+    train_epoch_completed: bool
+    eval_epoch_completed: bool
+    epoch_cut_by_limit: bool
+    run_completed: bool
 
 
 class Launched(TypedDict):
@@ -121,13 +132,13 @@ def remove_checkpoint(path: Path) -> None:
 
     What the disk refuses is left to the next save.
     """
-    aside = path if path.name.endswith(".incomplete") else sibling(path, ".incomplete")
+    staging = path if path.name.endswith(".incomplete") else sibling(path, ".incomplete")
     try:
-        if aside.exists():
-            files.remove_folder(aside)
+        if staging.exists():
+            files.remove_folder(staging)
         if path.exists():
-            files.rename(path, aside)
-            files.remove_folder(aside)
+            files.rename(path, staging)
+            files.remove_folder(staging)
     except OSError as error:
         _logger.warning("'%s' could not be removed: %s", path, error)
 
@@ -146,7 +157,7 @@ def complete_checkpoints(folder: str | Path) -> dict[Path, TrainerState]:
 
     def age(path: Path) -> tuple[object, ...]:
         return (
-            *(found[path]["run_progress"][key] for key in _ORDER),
+            *(dict(found[path]["run_progress"])[key] for key in _ORDER),
             not path.name.endswith(".replaced"),
             path.name,
         )
@@ -184,7 +195,7 @@ def is_same_state(path: str | Path, run_id: str, run_progress: Mapping[str, Any]
     state = examine(Path(path))
     if isinstance(state, str) or state["run_id"] != run_id:
         return False
-    return all(state["run_progress"][key] == run_progress[key] for key in _ORDER)
+    return all(dict(state["run_progress"])[key] == run_progress[key] for key in _ORDER)
 
 
 def check_folder_of_run(save_dir: str | Path, run_id: str, updates_completed: int | None = None) -> None:
@@ -227,10 +238,11 @@ def examine(path: Path) -> TrainerState | str:
     if not os.path.isfile(path / STATE_FILE):  # False too for what this user may not look into.
         entries = sorted(entry.name for entry in path.glob("*"))
         return f"has no {STATE_FILE}, but {entries[:5]}" if entries else f"has no {STATE_FILE}"
-    state, form = _read(path), {**get_type_hints(TrainerState), "run_progress": get_type_hints(RunProgress)}
+    # States of the first versions do not name the order of the data: there was one only.
+    state = {"order_version": 1, **_read(path)}
     if state.get("format_version", FORMAT_VERSION) != FORMAT_VERSION:
         return f"has the format {state['format_version']}, not {FORMAT_VERSION}; use the version of accel that wrote it"
-    if flaw := files.find_flaw(state, form):
+    if flaw := files.find_flaw(state, TrainerState):
         return f"has a damaged {STATE_FILE}: {flaw}"
     for name, size in state["files"].items():
         if not (path / name).is_file() or (path / name).stat().st_size != size:

@@ -12,9 +12,9 @@ from . import files
 def write_export(path: Path, content: dict[str, Any]) -> None:
     """Write an export to one file, atomically; `.safetensors` holds the model's tensors only."""
     if path.suffix == ".safetensors":
-        files.replace_file(path, lambda aside: files.write_tensors(aside, content["model_state_dict"]))
+        files.replace_file(path, lambda staging: files.write_tensors(staging, content["model_state_dict"]))
     else:
-        files.replace_file(path, lambda aside: files.write_object(aside, content))
+        files.replace_file(path, lambda staging: files.write_object(staging, content))
 
 
 def read_export(path: Path) -> dict[str, Any]:

@@ -21,9 +21,7 @@ from ..errors import AccelError, CheckpointError, ConfigurationError
 
 _COLLECTIONS: set[type] = {dict, OrderedDict, Counter, list, tuple, set}
 
-
 _NUMBERS_AND_TEXT: set[type] = {type(None), bool, int, float, complex, str, bytes}
-
 
 _PLAIN = (
     _COLLECTIONS
@@ -139,20 +137,20 @@ def find_flaw(value: Any, form: Any, name: str = "the content") -> str | None:
 
 def replace_file(path: Path, write: Callable[[Path], None]) -> None:
     """Let `write` fill a file and give it the name `path`: there is the old content or the new."""
-    aside = path.with_name(
+    staging = path.with_name(
         f"{path.name}.incomplete"
     )  # A folder, so that what safetensors writes beside goes with it.
     with raising_checkpoint_error(path, "could not be written; what was there is untouched"):
-        if aside.exists():
-            remove_folder(aside)
+        if staging.exists():
+            remove_folder(staging)
         try:
-            make_folder(aside)
-            write(aside / path.name)
-            sync(aside / path.name)
-            rename(aside / path.name, path)
+            make_folder(staging)
+            write(staging / path.name)
+            sync(staging / path.name)
+            rename(staging / path.name, path)
         finally:
             with contextlib.suppress(OSError):
-                remove_folder(aside)
+                remove_folder(staging)
 
 
 def make_folder(path: Path) -> None:

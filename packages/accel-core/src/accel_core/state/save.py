@@ -56,47 +56,52 @@ def save_folder(
         CheckpointError: what failed and on which process; the checkpoints before are as they were.
         ConfigurationError: the same for a state that cannot be saved.
     """
-    path, is_main = Path(path).absolute(), process_index == 0
-    aside: Path | None = None
+    path = Path(path).absolute()
+    is_main = process_index == 0
+    staging: Path | None = None
 
-    def together(action: Callable[[], Any], takes_part: bool = True) -> list[Any]:
-        outcome, cause = None, None
+    def run_on_all(action: Callable[[], Any], takes_part: bool = True) -> list[Any]:
+        """Act on this process if it takes part, and return what all have returned; a failure is raised on all."""
+        outcome = None
+        cause = None
         try:
             outcome = action() if takes_part else None
         except Exception as error:
             cause = error
-        told = cause and (str(cause) if isinstance(cause, AccelError) else f"{type(cause).__name__}: {cause}")
-        gathered = gather((outcome, told, isinstance(cause, ConfigurationError)))
+        message = cause and (
+            str(cause) if isinstance(cause, AccelError) else f"{type(cause).__name__}: {cause}"
+        )
+        gathered = gather((outcome, message, isinstance(cause, ConfigurationError)))
         failed = {
-            f"Process {i}: {text}": is_users
-            for i, (_, text, is_users) in enumerate(gathered)
+            f"Process {index}: {text}": is_users
+            for index, (_, text, is_users) in enumerate(gathered)
             if text is not None
         }
         if not failed:
             return [outcome for outcome, _, _ in gathered]
-        if is_main and aside is not None:
-            remove_checkpoint(aside)
+        if is_main and staging is not None:
+            remove_checkpoint(staging)
         kind = ConfigurationError if all(failed.values()) else CheckpointError
         raise kind(f"The training state was not saved to '{path}'. {' '.join(failed)}") from cause
 
-    def write_own_files(aside: Path) -> None:
-        if not aside.is_dir():
+    def write_own_files(staging: Path) -> None:
+        if not staging.is_dir():
             raise CheckpointError(
-                f"'{aside}' is not there. On several machines it has to be on a disk that they share."
+                f"'{staging}' is not there. On several machines it has to be on a disk that they share."
             )
         for name, content in (create_main_files() if is_main else {}).items():
-            is_tensors = name.endswith(".safetensors")
-            (files.write_tensors if is_tensors else files.write_object)(aside / name, content)
-        files.write_object(aside / process_file(process_index), create_process_state())
+            write = files.write_tensors if name.endswith(".safetensors") else files.write_object
+            write(staging / name, content)
+        files.write_object(staging / process_file(process_index), create_process_state())
 
-    name = together(partial(_prepare, path, state, is_known), is_main)[0]
+    name = run_on_all(partial(_prepare, path, state, is_known), is_main)[0]
     if name is None:
         return False
-    aside = folder = path.with_name(name)
-    num_processes = len(together(partial(write_own_files, folder)))
+    staging = folder = path.with_name(name)
+    num_processes = len(run_on_all(partial(write_own_files, folder)))
     if write_engine is not None:
-        together(partial(write_engine, folder / "engine"))
-    together(partial(_publish, folder, path, state, num_processes), is_main)
+        run_on_all(partial(write_engine, folder / "engine"))
+    run_on_all(partial(_publish, folder, path, state, num_processes), is_main)
     return True
 
 
@@ -117,32 +122,32 @@ def _prepare(path: Path, state: RunState, is_known: bool) -> str | None:
     refuse_other_run(path, state["run_id"])
     files.make_folder(path.parent)
     remove_leftovers(path.parent)
-    aside = sibling(path, f".{secrets.token_hex(4)}.incomplete")
-    files.make_folder(aside)
-    return aside.name
+    staging = sibling(path, f".{secrets.token_hex(4)}.incomplete")
+    files.make_folder(staging)
+    return staging.name
 
 
-def _publish(aside: Path, path: Path, state: RunState, num_processes: int) -> None:
+def _publish(staging: Path, path: Path, state: RunState, num_processes: int) -> None:
     replaced = sibling(path, ".replaced")
-    if missing := [name for name in map(process_file, range(num_processes)) if not (aside / name).exists()]:
+    if missing := [name for name in map(process_file, range(num_processes)) if not (staging / name).exists()]:
         raise CheckpointError(
-            f"'{aside}' has no {missing}. On several machines it has to be on a disk that they share."
+            f"'{staging}' has no {missing}. On several machines it has to be on a disk that they share."
         )
-    entries = sorted(aside.rglob("*"))
+    entries = sorted(staging.rglob("*"))
     for entry in entries:
-        if entry.relative_to(aside).parts[0] == "engine":
+        if entry.relative_to(staging).parts[0] == "engine":
             files.sync(entry)
     sizes = {
-        entry.relative_to(aside).as_posix(): entry.stat().st_size for entry in entries if entry.is_file()
+        entry.relative_to(staging).as_posix(): entry.stat().st_size for entry in entries if entry.is_file()
     }
-    files.write_json(aside / STATE_FILE, {"format_version": FORMAT_VERSION, **state, "files": sizes})
-    files.sync(aside)
+    files.write_json(staging / STATE_FILE, {"format_version": FORMAT_VERSION, **state, "files": sizes})
+    files.sync(staging)
     try:
         if isinstance(examine(path), dict):
             files.rename(path, replaced)
         elif path.exists():
             files.remove_folder(path)
-        files.rename(aside, path)
+        files.rename(staging, path)
     except OSError:
         if replaced.exists() and not path.exists():
             files.rename(replaced, path)

@@ -12,7 +12,15 @@ from torch import nn
 from torch.nn import functional as F
 
 from accel_core import DEFAULT_CALLBACKS, ConfigurationError, RunHistory, Trainer, TrainerCallback
-from accel_core.extending import call_loss, check_callable, check_choice, check_whole_number, num_samples_in, preview, unpack_batch
+from accel_core.extending import (
+    call_loss,
+    check_callable,
+    check_choice,
+    check_whole_number,
+    num_samples_in,
+    preview,
+    unpack_batch,
+)
 
 from .import_timm import import_timm
 

@@ -11,7 +11,15 @@ import torch
 from accelerate import Accelerator
 
 from accel_core import DEFAULT_CALLBACKS, ConfigurationError, RunHistory, Trainer, TrainerCallback
-from accel_core.extending import call_loss, check_finite, full_model_state, is_frozen, is_ready_loader, num_samples_in, run_on_main
+from accel_core.extending import (
+    call_loss,
+    check_finite,
+    full_model_state,
+    is_frozen,
+    is_ready_loader,
+    num_samples_in,
+    run_on_main,
+)
 
 from . import adapter_state
 from .collating import create_collate_fn

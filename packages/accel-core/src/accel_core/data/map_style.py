@@ -1,0 +1,153 @@
+"""Map-style data in a loader of torch's own: planned beforehand, and read in the order of accel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, IterableDataset, default_collate
+
+from ..errors import ConfigurationError
+from ..processes.group import DataGroup
+from .batch_sampler import ShardedBatchSampler, sampler_of
+from .order import EpochOrder
+from .readers import IndexedTensors, SampleReader, SeededSampleReader, indexable_tensors
+from .source import is_plain_loader
+from .workers import end_workers, rebuild_loader, seed_workers
+
+
+class MapStyleSource:
+    """Every process knows the order of the whole epoch, and reads its samples of each step by index."""
+
+    is_sized = True
+    state = None
+
+    def __init__(self, loader: Any, seed: int, group: DataGroup, seed_each_sample: bool) -> None:
+        sampler, batch_size, drop_last = sampler_of(loader)
+        _check_covers_the_data(sampler)
+        self.seed = seed
+        self.group = group
+        self.batch_size = batch_size
+        self.generator = torch.Generator()
+        order = EpochOrder(sampler, seed)
+        dataset = loader.dataset
+        reader = SeededSampleReader(dataset, seed) if seed_each_sample else SampleReader(dataset)
+        self.torch_loader: DataLoader[Any] | None
+        if loader.batch_sampler is None:
+            # Each "sample" of the data set is a ready batch: a step has one index, and torch must not batch
+            # again.
+            convert: Any = _first_with_epoch if seed_each_sample else _first
+            self.sampler = ShardedBatchSampler(order, 1, drop_last, group, convert)
+            self.torch_loader = rebuild_loader(
+                loader, reader, self.generator, batch_size=None, sampler=self.sampler
+            )
+            return
+        tensors = _tensors_in_memory(loader)
+        if tensors is not None:
+            # Tensors draw no random numbers, so seeding each sample would change nothing.
+            self.sampler = ShardedBatchSampler(order, batch_size, drop_last, group, in_tensors=True)
+            self.torch_loader = rebuild_loader(
+                loader,
+                IndexedTensors(*tensors),
+                self.generator,
+                batch_sampler=self.sampler,
+                collate_fn=_identity,
+            )
+            return
+        convert = _with_epoch if seed_each_sample else None
+        self.sampler = ShardedBatchSampler(order, batch_size, drop_last, group, convert)
+        self.torch_loader = rebuild_loader(loader, reader, self.generator, batch_sampler=self.sampler)
+
+    @classmethod
+    def accepts(cls, loader: Any) -> bool:
+        """Return whether a loader of torch's own reads by index, from a sampler that knows its length."""
+        if not is_plain_loader(loader) or isinstance(loader.dataset, IterableDataset):
+            return False
+        return hasattr(sampler_of(loader)[0], "__len__")
+
+    @property
+    def num_samples(self) -> int | None:
+        """Samples of the order, or None if a batch sampler of the user's own gives batches of any size."""
+        return None if self.sampler.batch_size is None else len(self.sampler.order)
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of an epoch."""
+        return self.sampler.num_steps
+
+    @property
+    def may_lack_batches(self) -> bool:
+        """Whether the last step of the epoch begun is too small for all processes."""
+        return not self.group.is_single and self.sampler.last_step_lacks_batches
+
+    def begin_epoch(self, epoch: int, position: int, max_steps: int | None) -> None:
+        """Go to `position`, without reading what comes before it."""
+        seed_workers(self.generator, self.seed, epoch, self.group)
+        self.sampler.max_steps = max_steps
+        self.sampler.begin_epoch(epoch, position)
+
+    def plan(self) -> list[tuple[int, int]]:
+        """Return the samples on all processes and on this one for each step of the epoch begun."""
+        return list(self.sampler.plan())
+
+    def read(self, log: Callable[[str], object]) -> Iterator[Any]:
+        """Return torch's own iterator, so that a step costs no call more."""
+        loader: Any = self.torch_loader
+        return iter(loader)
+
+    def restore(self, state: Any) -> None:
+        """Do nothing: the position is enough."""
+
+    def limits_of_exactness(self, saved_position: int, saved_num_processes: int) -> list[str]:
+        """Return a sentence if the sampler may give another order after a restart."""
+        order = self.sampler.order
+        if order.is_function_of_epoch:
+            return []
+        return [
+            f"The order is the business of {type(order.sampler).__name__}: it has no set_epoch, so samples "
+            "may come twice or not at all."
+        ]
+
+    def close(self) -> None:
+        """End the workers."""
+        end_workers(self.torch_loader)
+        self.torch_loader = None
+
+
+def _check_covers_the_data(sampler: Any) -> None:
+    """Raise if `sampler` gives a shard of the data, of which accel would take a shard again."""
+    if getattr(sampler, "num_replicas", 1) > 1:
+        raise ConfigurationError(
+            f"The sampler is a {type(sampler).__name__}, which shards the data itself, as accel does too. "
+            "Pass the data set alone, or a sampler over all of it."
+        )
+
+
+def _tensors_in_memory(loader: Any) -> tuple[tuple[torch.Tensor, ...], torch.Tensor | None] | None:
+    """Return tensors from which whole batches can be indexed, and the indices of a subset, or None."""
+    # Another collate function needs single samples, and a copy of the tensors in each worker gains nothing.
+    if loader.collate_fn is not default_collate or loader.num_workers:
+        return None
+    return indexable_tensors(loader.dataset)
+
+
+# From the indices of a batch to what the reader is asked for. Functions of the module and no lambdas, since a
+# trainer is pickled with its loader.
+
+
+def _identity(batch: Any) -> Any:
+    return batch
+
+
+def _first(indices: list[Any], epoch: int) -> Any:
+    return indices[0]
+
+
+def _with_epoch(indices: list[Any], epoch: int) -> tuple[int, list[Any]]:
+    # The epoch travels with the indices, since persistent workers never see a changed attribute.
+    return epoch, indices
+
+
+def _first_with_epoch(indices: list[Any], epoch: int) -> tuple[int, Any]:
+    return epoch, indices[0]

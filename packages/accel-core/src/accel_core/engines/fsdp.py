@@ -1,0 +1,103 @@
+"""FSDP: parameters, gradients and optimizer states are spread over the processes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+
+from ..errors import CheckpointError, ConfigurationError
+from ..processes.group import DataGroup
+from .ddp import DDP
+from .engine import CreateState, LoadState
+from .weights import share_buffers
+
+
+class Sharded(DDP):
+    """What the engines have in common that spread a model over the processes: they write and read it themselves."""
+
+    shards_parameters = True
+
+    def __init__(self, accelerator: Accelerator, group: DataGroup) -> None:
+        super().__init__(accelerator, group)
+        self.has_collective_forward = not group.is_single
+
+    def check(self, overridden: list[str], clip_value: Any, clip_norm: Any, has_plan: bool) -> None:
+        """Refuse to clip single elements."""
+        if clip_value is not None:
+            raise ConfigurationError(
+                f"gradient_clip_value is {clip_value}, but {self.name} clips by norm only. Pass gradient_clip_norm instead."
+            )
+
+    def prepare(self, model: torch.nn.Module, optimizer: Any) -> tuple[torch.nn.Module, Any]:
+        """Wrap by Accelerate, also a model that has nothing to train."""
+        if optimizer is None:
+            return self.accelerator.prepare_model(model), None
+        model, optimizer = self.accelerator.prepare(model, optimizer)
+        return model, optimizer
+
+    def model_to_train(self) -> torch.nn.Module:
+        """Return the prepared model: it follows what is frozen and unfrozen."""
+        return self._parts().model
+
+    def module_to_evaluate(self, model: torch.nn.Module) -> torch.nn.Module:
+        """Return the wrapped model: its parameters have to be gathered."""
+        return model
+
+    def full_weights(self, model: torch.nn.Module, create_state: CreateState) -> dict[str, Any]:
+        """Gather the parameters of all processes."""
+        share_buffers(model)
+        # Outside of a run the model is the user's own, which DeepSpeed keeps inside of what can gather it.
+        wrappers = (
+            wrapper for wrapper in self.accelerator._models if getattr(wrapper, "module", None) is model
+        )
+        return self.accelerator.get_state_dict(next(wrappers, model))  # type: ignore[no-any-return]
+
+    def load_full_weights(self, load: LoadState) -> LoadState:
+        """Return a function that hands each process its part."""
+        return load if self.prepared is None else partial(self._load_shards, self.prepared.model)
+
+    def _load_shards(self, wrapper: Any, model: torch.nn.Module, state: dict[str, Any]) -> None:
+        set_model_state_dict(model, state, options=StateDictOptions(full_state_dict=True))
+
+    def main_files(self, scheduler: Any, create_state: CreateState) -> dict[str, Any]:
+        """Return the files of scheduler and scaler; Accelerate writes the rest."""
+        return self._small_files(scheduler)
+
+    @property
+    def write_own_files(self) -> Callable[[Path], None] | None:
+        """Accelerate's `save_state`."""
+        return self.accelerator.save_state  # type: ignore[no-any-return]
+
+    def load_files(self, folder: Path, scheduler: Any, load: LoadState) -> None:
+        """Let Accelerate load the shards, then load the rest."""
+        self.accelerator.load_state(str(folder / "engine"))
+        self._load_small_files(folder, scheduler)
+        prepared = self._parts()
+        if prepared.optimizer is not None:
+            # It has stepped before. Else torch warns of a scheduler that steps first, as at the end of an epoch.
+            prepared.user_optimizer._opt_called = True
+
+    def check_files(self, folder: Path, saved_processes: int, trust_engine_files: bool) -> None:
+        """Raise unless an engine that shards the model has saved the state, and is trusted to unpickle it."""
+        if not (folder / "engine").is_dir():
+            raise CheckpointError(
+                f"'{folder}' was saved without an engine that shards the model, and this run is with one ({self.name}). "
+                "Resume as it was saved, or begin a new run from an export."
+            )
+        if not trust_engine_files:
+            raise ConfigurationError(
+                f"'{folder}' has sharded files, which {self.name} unpickles: code in them would run. If you trust them, "
+                "set trainer.trust_engine_files = True."
+            )
+
+
+class FSDP(Sharded):
+    """Runs the steps of several processes that hold a part of each parameter."""
+
+    name = "FSDP"

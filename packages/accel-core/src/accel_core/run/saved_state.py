@@ -1,0 +1,201 @@
+"""What a trainer saves and loads again: exports of the model, and all that resuming needs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..data.loader import RANDOM_NUMBERS_OF_WORKERS
+from ..data.order import ORDER_VERSION
+from ..engines.weights import check_finite, load_into, load_together, share_buffers
+from ..processes.collectives import all_gather_object, run_on_main
+from ..state import files
+from ..state.checkpoint import STATE_FILE, RunState, TrainerState, library_versions, open_training_state
+from ..state.export import read_export, write_export
+from ..state.random import capture_random_state, restore_random_state
+from ..state.resume import compare, read_resume_point
+from ..state.save import save_folder
+from .preparing import begin_run, prepare_parts
+from .run import Run
+from .run_progress import RunProgress
+from .train_arguments import TrainArguments
+from .trainer_parts import TrainerParts
+
+
+def save_export(
+    trainer: TrainerParts,
+    path: Path,
+    values: dict[str, Any] | None,
+    with_optimizer: bool,
+    with_scheduler: bool,
+    model: torch.nn.Module,
+) -> None:
+    """Write what `Trainer.save_checkpoint` promises. Every process takes part."""
+    check_finite(model)
+    content = {
+        "model_state_dict": trainer.engine.full_weights(model, trainer.create_model_state),
+        **(values or {}),
+    }
+    if with_optimizer and trainer.optimizer is not None and not trainer.engine.shards_parameters:
+        content["optimizer_state_dict"] = trainer.optimizer.state_dict()
+    if with_scheduler and trainer.scheduler is not None:
+        content["scheduler_state_dict"] = trainer.scheduler.state_dict()
+    run_on_main(lambda: write_export(path, content), trainer.is_main_process)
+
+
+def load_export(
+    trainer: TrainerParts, path: Path, with_optimizer: bool, with_scheduler: bool
+) -> dict[str, Any]:
+    """Load an export, all of it or nothing, and return what is in it. Every process takes part."""
+    content: dict[str, Any] = run_on_main(lambda: read_export(path), trainer.is_main_process)
+    model = trainer.get_model(keep_torch_compile=False)
+    optimizer = trainer.optimizer if with_optimizer and "optimizer_state_dict" in content else None
+    load = trainer.engine.load_full_weights(trainer.load_model_state)
+    with load_together(model, content["model_state_dict"], path, load, optimizer):
+        if optimizer is not None:
+            load_into(optimizer, path, content["optimizer_state_dict"])
+        if with_scheduler and trainer.scheduler is not None and "scheduler_state_dict" in content:
+            load_into(trainer.scheduler, path, content["scheduler_state_dict"])
+    return content
+
+
+def save_run(trainer: TrainerParts, run: Run, path: Path, values: dict[str, Any] | None) -> None:
+    """Write what `Trainer.save_training_state` promises. Every process takes part."""
+    engine = run.engine
+    check_finite(run.prepared.model)
+    share_buffers(run.prepared.model)
+    extra = {"extra.pt": values or {}}
+    state = create_run_state(trainer)
+    progress = dict(state["run_progress"])
+    if save_folder(
+        path,
+        state,
+        lambda: {**engine.main_files(trainer.scheduler, trainer.create_model_state), **extra},
+        lambda: create_process_state(trainer, run),
+        process_index=engine.group.index,
+        gather=all_gather_object,
+        write_engine=engine.write_own_files,
+        is_known=run.known_states.get(path) == progress,
+    ):
+        run.known_states[path] = progress
+        trainer.callbacks.on_checkpoint_saved(trainer, path=path)  # type: ignore[arg-type]
+    trainer.last_checkpoint = path
+
+
+def create_run_state(trainer: TrainerParts) -> RunState:
+    """Return what `trainer_state.json` holds, but for the files: the same on every process."""
+    config = trainer.run_config
+    loader = trainer.train_dataloader
+    return {
+        "run_id": str(trainer.run_id),
+        "run_progress": trainer.run_progress.state_dict(),
+        "run_history": trainer.run_history.state_dict(),
+        "seed": trainer.data_seed,
+        "order_version": ORDER_VERSION,
+        "num_samples": None if loader is None else loader.num_samples,
+        "launched": {
+            "num_processes": config.num_processes,
+            "per_device_batch_size": config.train_per_device_batch_size,
+            "gradient_accumulation_steps": config.gradient_accumulation_steps,
+            "num_update_steps": config.num_update_steps,
+            "versions": library_versions(),
+        },
+        "callbacks": list(trainer.callbacks.state_dict()),
+    }
+
+
+def create_process_state(trainer: TrainerParts, run: Run) -> dict[str, Any]:
+    """Return what differs between processes, as `ProcessState`."""
+    loader = trainer.train_dataloader
+    return {
+        "random": capture_random_state(trainer.device),
+        "train_loss": trainer.train_loss.state_dict(),
+        "train_logs": run.train_logs.state_dict(),
+        "callbacks": trainer.callbacks.state_dict(),
+        "trainer": trainer.state_dict(),
+        "data": None if loader is None else loader.source_state,
+    }
+
+
+def print_differences(trainer: TrainerParts, arguments: TrainArguments, state: TrainerState) -> None:
+    """Print what cannot be carried over, before anything is changed.
+
+    Raises:
+        ConfigurationError: the position in the data means nothing for the data of this run.
+    """
+    names = [name for name, _ in trainer.callbacks.named()]
+    messages = compare(state, create_run_state(trainer), names, trainer.scheduler is not None)
+    position = state["run_progress"]["samples_completed_in_epoch"]
+    saved_processes = state["launched"]["num_processes"]
+    train_loader, eval_loader = trainer.train_dataloader, trainer.eval_dataloader
+    if train_loader is not None:
+        messages += train_loader.limits_of_exactness(position, saved_processes, arguments.seed_each_sample)
+    has_own_workers = train_loader is None or not train_loader.has_workers
+    if (
+        has_own_workers
+        and eval_loader is not None
+        and eval_loader.has_workers
+        and not arguments.seed_each_sample
+    ):
+        messages.append(RANDOM_NUMBERS_OF_WORKERS)
+    for message in messages:
+        trainer.print(message)
+
+
+def load_run(trainer: TrainerParts, run: Run, path: str | Path) -> dict[str, Any]:
+    """Restore a training state, and return the values that were saved with it. Every process takes part."""
+    # The main process's choice counts, and what it finds there.
+    folder, state = run_on_main(lambda: (Path(path), open_training_state(path)), trainer.is_main_process)
+    values: dict[str, Any] = files.read_object(folder / "extra.pt", dict)
+    begin_run(trainer, run, state)
+    prepare_parts(trainer, run)
+    restore_objects(trainer, run, folder, state)
+    restore_resume_point(trainer, run)
+    return values
+
+
+def begin_resuming(
+    trainer: TrainerParts, run: Run, arguments: TrainArguments, folder: Path, state: TrainerState
+) -> None:
+    """Print what cannot be carried over, then restore what is restored before the loop."""
+    print_differences(trainer, arguments, state)
+    restore_objects(trainer, run, folder, state)
+
+
+def restore_objects(trainer: TrainerParts, run: Run, folder: Path, state: TrainerState) -> None:
+    """Restore model, optimizer, scheduler, progress and history; what the loop itself changes comes later."""
+    trainer.run_id = state["run_id"]
+    run.known_states = {folder.absolute(): dict(state["run_progress"])}
+    saved_processes = state["launched"]["num_processes"]
+    run.engine.check_files(folder, saved_processes, trainer.trust_engine_files)
+    point = read_resume_point(folder, run.engine.group, saved_processes)
+    run.resume_point = point
+    trainer.callbacks.load_state_dict(point.process_state["callbacks"])
+    trainer.load_state_dict(point.process_state["trainer"])
+    with files.raising_checkpoint_error(folder / STATE_FILE, "is damaged; use another checkpoint"):
+        progress = RunProgress(**state["run_progress"])
+        trainer.run_history.load_state_dict(state["run_history"])
+    run.engine.load_files(folder, trainer.scheduler, trainer.load_model_state)
+    trainer.run_progress = progress
+    run.rollback = None
+
+
+def restore_resume_point(trainer: TrainerParts, run: Run) -> None:
+    """Restore what the loop has changed since `restore_objects`, once it is where the state was saved."""
+    if run.resume_point is None:
+        return
+    folder = run.resume_point.folder
+    state = run.resume_point.process_state
+    run.resume_point = None
+    trainer.callbacks.load_state_dict(state["callbacks"])
+    trainer.load_state_dict(state["trainer"])
+    trainer.train_loss.load_state_dict(state["train_loss"])
+    run.train_logs.load_state_dict(state["train_logs"])
+    if run.loaders and state["data"] is not None and trainer.train_dataloader is not None:
+        trainer.train_dataloader.restore_source(state["data"])
+    if state["random"] is not None:
+        restore_random_state(state["random"], trainer.device)
+    trainer.callbacks.on_checkpoint_loaded(trainer, path=folder)  # type: ignore[arg-type]
+    trainer.agreement.collect(blocking=True)

@@ -1,0 +1,77 @@
+"""What the modules `preparing` and `saved_state` see of a trainer.
+
+They are given the trainer itself, since its users may override what they call and exchange what they read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from accelerate import Accelerator
+
+from ..callbacks.callback_list import CallbackList
+from ..data.loader import ShardedDataLoader
+from ..engines.engine import Engine
+from ..processes.agreement import Agreement
+from .loss_tracker import LossTracker
+from .run import Run
+from .run_config import TrainerRunConfig
+from .run_history import RunHistory
+from .run_progress import RunProgress
+
+
+class TrainerParts(Protocol):
+    """Attributes and methods of `Trainer`, which documents them."""
+
+    model: torch.nn.Module
+    optimizer: Any
+    scheduler: Any
+    callbacks: CallbackList
+    run_history: RunHistory
+    run_progress: RunProgress
+    run_id: str | None
+    last_checkpoint: Path | None
+    agreement: Agreement
+    train_loss: LossTracker
+    seed: int | None
+    is_seeded: bool
+    data_seed: int
+    eval_loss: LossTracker
+    trust_engine_files: bool
+    train_dataset: Any
+    eval_dataset: Any
+    collate_fn: Callable[[list[Any]], Any] | None
+    train_dataloader: ShardedDataLoader | None
+    eval_dataloader: ShardedDataLoader | None
+
+    _run: Run | None
+
+    @property
+    def run_config(self) -> TrainerRunConfig: ...
+
+    @property
+    def accelerator(self) -> Accelerator: ...
+    @property
+    def engine(self) -> Engine: ...
+    @property
+    def device(self) -> torch.device: ...
+    @property
+    def is_main_process(self) -> bool: ...
+    def print(self, *args: Any, **kwargs: Any) -> None: ...
+    def prepare(self) -> None: ...
+    def create_train_dataloader(
+        self, batch_size: int, train_dl_kwargs: dict[str, Any] | None = None
+    ) -> Any: ...
+    def create_eval_dataloader(
+        self, batch_size: int, eval_dl_kwargs: dict[str, Any] | None = None
+    ) -> Any: ...
+    def create_run_config(self, **arguments: Any) -> TrainerRunConfig: ...
+    def create_scheduler(self) -> Any: ...
+    def create_model_state(self, model: torch.nn.Module) -> dict[str, Any]: ...
+    def load_model_state(self, model: torch.nn.Module, state: dict[str, Any]) -> None: ...
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+    def get_model(self, keep_torch_compile: bool = True) -> torch.nn.Module: ...
