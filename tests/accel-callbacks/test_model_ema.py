@@ -2,6 +2,7 @@
 
 import copy
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -303,7 +304,7 @@ def test_a_state_without_averages_begins_with_its_weights(tmp_path: Path, capsys
     whole = train(values := Remember(), SaveAt(13, tmp_path / "state"))
     ema = ModelEmaCallback(decay=0.0, save_path=None)
     train(ema, max_num_train_steps=13, resume_from=tmp_path / "state", model=Normed())
-    assert "has no averages, so ModelEmaCallback begins with its weights" in capsys.readouterr().out
+    assert re.search("no averages.*ModelEmaCallback.*weights", capsys.readouterr().out)
     average: Any = ema.ema_model
     assert torch.equal(average.inner[0].weight, values.states[13]["inner.0.weight"])
     assert not torch.equal(average.inner[0].weight, whole.model.inner[0].weight)
@@ -345,20 +346,20 @@ def test_under_mixed_precision_the_average_computes_with_its_own_weights() -> No
 
 @pytest.mark.parametrize("decay", [1.0, -0.1, "0.9", True, None, math.nan])
 def test_a_decay_that_is_none_is_told(decay: Any) -> None:
-    with pytest.raises(ConfigurationError, match=r"decay is .*, but must be a number from 0 to below 1. Use 0.999"):
+    with pytest.raises(ConfigurationError, match=r"^decay is .*number from 0 to below 1.*Use 0\.999 "):
         ModelEmaCallback(decay)
 
 
 def test_an_unknown_metric_is_told_with_those_that_there_are() -> None:
     ema = ModelEmaCallback(watch_metric="ema_accuracy")
-    with pytest.raises(ConfigurationError, match=r"ModelEmaCallback watches 'ema_accuracy', but .*'ema_model_eval_loss_epoch'"):
+    with pytest.raises(ConfigurationError, match=r"ModelEmaCallback.*'ema_accuracy'.*\['ema_model_eval_loss_epoch', "):
         train(ema)
 
 
 def test_parameters_of_half_precision_are_told() -> None:
     data = tiny_data(8, torch.bfloat16)
     trainer = tiny_trainer(callbacks=[ModelEmaCallback(save_path=None)], model=nn.Linear(5, 2).bfloat16())
-    with pytest.warns(AccelWarning, match="half precision.*Keep the parameters in float32"):
+    with pytest.warns(AccelWarning, match="ModelEmaCallback.*half precision.*float32.*mixed_precision"):
         trainer.train(data, num_epochs=1)
 
 
@@ -366,7 +367,7 @@ def test_a_model_that_cannot_be_copied_is_told() -> None:
     model = tiny_network()
     model.lock = (value for value in ())
     before = weights_of(trainer := tiny_trainer(callbacks=[ModelEmaCallback()], model=model))
-    with pytest.raises(ConfigurationError, match="ModelEmaCallback needs a copy of the model, but a Sequential cannot be copied"):
+    with pytest.raises(ConfigurationError, match=r"ModelEmaCallback.* Sequential.*__deepcopy__.*leave ModelEmaCallback out"):
         trainer.train(tiny_data(), num_epochs=1)
     assert torch.equal(weights_of(trainer), before)
 
@@ -374,7 +375,7 @@ def test_a_model_that_cannot_be_copied_is_told() -> None:
 def test_sharded_models_are_refused() -> None:
     trainer = train(model=tiny_network())
     trainer.accelerator.state.distributed_type = DistributedType.FSDP
-    with pytest.raises(ConfigurationError, match=r"FSDP has spread over the processes.* Use DDP"):
+    with pytest.raises(ConfigurationError, match=r"ModelEmaCallback.* FSDP .*Use DDP"):
         ModelEmaCallback().on_training_run_start(trainer)
 
 

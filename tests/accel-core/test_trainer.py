@@ -33,7 +33,7 @@ def test_model_and_optimizer_are_the_users_own_before_and_after_every_run() -> N
 def test_a_trainer_without_optimizer_evaluates_and_does_not_train() -> None:
     trainer = Trainer(tiny_network(), nn.functional.cross_entropy, None, callbacks=[])
     assert set(trainer.evaluate(tiny_data())) == {"evaluation_loss"}
-    with pytest.raises(ConfigurationError, match="optimizer is None"):
+    with pytest.raises(ConfigurationError, match=r"optimizer is None.*Pass an optimizer.*evaluate"):
         trainer.train(tiny_data(), num_epochs=1)
 
 
@@ -249,7 +249,7 @@ def test_a_loss_function_is_not_needed_where_the_loss_steps_are_overridden() -> 
     trainer = tiny_trainer(Own, loss_func=None)
     assert trainer.train(tiny_data(), num_epochs=1).get_metric_names() == {"train_loss_epoch"}
     updates = trainer.run_progress.updates_completed
-    with pytest.raises(ConfigurationError, match="loss_func is None, but calculate_eval_batch_loss needs it"):
+    with pytest.raises(ConfigurationError, match=r"loss_func is None.*Pass a loss function.*override calculate_eval_batch_loss"):
         trainer.train(tiny_data(), num_epochs=1, eval_dataset=tiny_data())
     assert trainer.run_progress.updates_completed == updates, "it was noticed before training"
 
@@ -502,7 +502,7 @@ def test_a_stop_ends_its_run_only() -> None:
 
 
 def test_a_stop_cannot_be_asked_for_outside_of_a_run() -> None:
-    with pytest.raises(ConfigurationError, match="outside of a run"):
+    with pytest.raises(ConfigurationError, match=r"request_stop\('enough'\).*outside .*event of a callback"):
         tiny_trainer().request_stop("enough")
 
 
@@ -585,7 +585,7 @@ def test_a_run_inside_a_run_is_refused(method: str) -> None:
         def on_train_epoch_end(self, trainer: Trainer) -> None:
             getattr(trainer, method)(tiny_data())
 
-    with pytest.raises(ConfigurationError, match=f"{method} was called inside a run of the same trainer"):
+    with pytest.raises(ConfigurationError, match=f"{method} was called inside.*Call {method} afterwards.*run_eval_epoch"):
         tiny_trainer(callbacks=[Nesting]).train(tiny_data(), num_epochs=1)
 
 
@@ -601,7 +601,7 @@ def test_a_history_is_begun_anew_unless_it_is_to_be_kept() -> None:
 
 def test_evaluate_without_data_takes_that_of_training() -> None:
     trainer = tiny_trainer()
-    with pytest.raises(ConfigurationError, match="dataset is None"):
+    with pytest.raises(ConfigurationError, match=r"dataset is None.*eval_dataset.*Pass the data"):
         trainer.evaluate()
     trainer.train(tiny_data(), num_epochs=1, eval_dataset=tiny_data(13))
     assert trainer.evaluate()["evaluation_loss"] == trainer.run_history.get_latest_metric("eval_loss_epoch")

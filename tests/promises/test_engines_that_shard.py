@@ -7,6 +7,7 @@ into which `hatch run install-deepspeed` puts it: in the environment itself, Acc
 import contextlib
 import io
 import os
+import re
 import runpy
 import sys
 import tempfile
@@ -393,7 +394,7 @@ def test_a_resumed_run_equals_the_one_that_was_not_stopped(outcome, engine):
 
 def test_files_of_an_engine_are_loaded_only_where_they_are_trusted(outcome):
     for result in outcome.of("resume"):
-        assert "set trainer.trust_engine_files = True" in result["refused"]
+        assert "trainer.trust_engine_files = True" in result["refused"]
 
 
 def test_an_export_holds_whole_weights_and_can_be_gone_on_from(outcome):
@@ -406,14 +407,14 @@ def test_an_export_holds_whole_weights_and_can_be_gone_on_from(outcome):
 
 def test_parameters_that_are_not_finite_on_one_process_are_saved_by_nobody(outcome):
     for result in outcome.of("poison"):
-        assert "is not finite, so the state was not saved" in result["error"]
+        assert re.search("is not finite.*not saved", result["error"])
         assert result["saved"] == ["update_1", "update_2"]
 
 
 def test_a_loss_that_is_nan_on_one_process_stops_all(outcome):
     first, second = outcome.of("nan")
     assert first == second
-    assert first["updates"] == 4 and "the loss is nan" in first["reason"]
+    assert first["updates"] == 4 and re.search("loss.* nan", first["reason"])
 
 
 def test_batch_statistics_of_the_main_process_are_evaluated_and_exported(outcome):
@@ -425,12 +426,12 @@ def test_batch_statistics_of_the_main_process_are_evaluated_and_exported(outcome
 
 def test_what_the_engine_cannot_do_is_refused_with_the_way_out(outcome, engine):
     for told in outcome.of("refusals"):
-        assert "Pass gradient_clip_norm instead" in told.pop("clipping by value")
+        assert "Pass gradient_clip_norm" in told.pop("clipping by value")
         if engine == "fsdp2":
             assert told == {}
         else:
             assert set(told) == {"own step", "stream", "tokens"}
-            assert "['optimizer_step'] are overridden, but DEEPSPEED does that inside backward" in told["own step"]
+            assert re.search(r"\['optimizer_step'\].*DEEPSPEED.*backward", told["own step"])
             assert "Override count_items(batch)" in told["stream"] and "Override count_items(batch)" in told["tokens"]
 
 

@@ -1,5 +1,6 @@
 """Promise 3: metrics and predictions on any number of processes are those of one, for any number of samples."""
 
+import re
 from functools import partial
 
 import pytest
@@ -344,11 +345,8 @@ def test_gather_in_a_step_joins_all_samples_or_is_refused_before_it_hangs(outcom
     last = outcome.processes - 1
     for result in outcome.of(f"gather {num_samples} {kind}"):
         if has_idle_process(kind, num_samples, outcome.processes):
-            assert result == (
-                f"gather was called inside an evaluation step, but process {last} of {outcome.processes} has no batch there and "
-                f"would never answer. Update the metric on each process and compute it in on_eval_epoch_end, or use "
-                f"MetricsCallback."
-            )
+            where = f"gather .*evaluation step.* process {last} of {outcome.processes} has no batch"
+            assert re.search(f"{where}.*on_eval_epoch_end.*MetricsCallback", result)
         else:
             assert result == list(range(num_samples))
 

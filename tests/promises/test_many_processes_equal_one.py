@@ -1,6 +1,7 @@
 """Promise 4 across processes: training on several is training on one with the global batch."""
 
 import random
+import re
 import tempfile
 from functools import partial
 from pathlib import Path
@@ -100,7 +101,7 @@ def train_on_unlike_data(batch_size):
     for num_samples, num_epochs in [(25 - is_last, 1), (25, 1 + is_last)]:
         with pytest.raises(ConfigurationError) as raised:
             train(batch_size, make_data(num_samples), num_epochs=num_epochs)
-        told.append(str(raised.value).partition(", but")[0])
+        told.append(str(raised.value))
     return told
 
 
@@ -422,22 +423,18 @@ def test_every_process_makes_as_many_updates_as_were_asked_for(outcome):
 def test_gathering_in_a_step_joins_the_samples_or_is_refused_before_it_hangs(outcome):
     last = outcome.processes - 1
     for with_tail, without_tail, dropped in outcome.of("gather in steps"):
-        assert with_tail == (
-            [],
-            f"gather was called inside a training step, but process {last} of {outcome.processes} has no batch there and would "
-            f"never answer. Gather in on_optimizer_step_end, or pass train_dataloader_kwargs={{'drop_last': True}}.",
-        )
+        where = f"gather .*training step.* process {last} of {outcome.processes} has no batch"
+        way_out = "on_optimizer_step_end.*train_dataloader_kwargs={'drop_last': True}"
+        assert with_tail[0] == [] and re.search(f"{where}.*{way_out}", with_tail[1])
         assert without_tail == dropped == (list(range(24)), None)
 
 
 def test_unlike_data_or_numbers_are_refused_on_every_process_before_they_hang(outcome):
     processes = outcome.processes
     samples, epochs = [*[25] * (processes - 1), 24], [*[1] * (processes - 1), 2]
-    for told in outcome.of("unlike data"):
-        assert told == [
-            f"The number of samples in train_dataset is {samples} on the {processes} processes",
-            f"num_epochs is {epochs} on the {processes} processes",
-        ]
+    for of_samples, of_epochs in outcome.of("unlike data"):
+        assert re.search(rf"samples.* train_dataset is {re.escape(str(samples))} .*\b{processes} processes", of_samples)
+        assert re.search(rf"num_epochs is {re.escape(str(epochs))} .*\b{processes} processes", of_epochs)
 
 
 def test_old_states_are_removed_by_one_process(outcome):

@@ -149,12 +149,14 @@ def test_the_stateless_base_changes_nothing_until_it_is_told_the_number_of_updat
 
 
 def test_a_field_that_is_missing_is_told_with_those_that_are_there():
-    with pytest.raises(ConfigurationError, match=r"'momentum' is missing in parameter group 0 of AdamW.*'weight_decay'"):
+    with pytest.raises(ConfigurationError, match=r"'momentum'.* group 0 of AdamW.*\['eps', 'lr', 'weight_decay'\]"):
         Halving(build_optimizer(1.0), param_group_field="momentum")
 
 
 def test_a_field_that_is_no_number_is_told():
-    with pytest.raises(ConfigurationError, match=r"'betas' is \(0.9, 0.999\) in parameter group 0, but must be a number"):
+    with pytest.raises(
+        ConfigurationError, match=r"'betas' is \(0\.9, 0\.999\).* group 0.*number.*\['eps', 'lr', 'weight_decay'\]"
+    ):
         Halving(build_optimizer(1.0), param_group_field="betas")
 
 
@@ -166,7 +168,9 @@ def test_a_wrong_number_of_values_is_told_before_any_group_changes(returned):
 
     optimizer = build_optimizer(1.0, 2.0)
     scheduler = Wrong(optimizer)
-    with pytest.raises(ConfigurationError, match=r"Wrong.get_updated_values\(1\) returned .* each of the 2 parameter groups"):
+    with pytest.raises(
+        ConfigurationError, match=r"Wrong\.get_updated_values\(1\) returned .*list.* 2 parameter groups.*self\.base_values"
+    ):
         scheduler.step()
     assert values(optimizer) == [1.0, 2.0]
 
@@ -190,12 +194,15 @@ def test_a_state_of_another_class_is_told_and_changes_nothing():
     state = torch.optim.lr_scheduler.StepLR(torch_optimizer, 1).state_dict()
     optimizer = build_optimizer(1.0)
     scheduler = Halving(optimizer)
-    with pytest.raises(ConfigurationError, match=r"Halving also needs \['base_values', 'every_n_updates', 'num_updates'\]"):
+    with pytest.raises(
+        ConfigurationError,
+        match=r"'base_lrs'.*Halving.*\['base_values', 'every_n_updates', 'num_updates'\].*load_scheduler=False",
+    ):
         scheduler.load_state_dict(state)
     assert values(optimizer) == [1.0]
 
 
 def test_a_state_of_another_number_of_groups_is_told():
     state = Halving(build_optimizer(1.0, 2.0)).state_dict()
-    with pytest.raises(ConfigurationError, match="The state is for 2 parameter groups, but the optimizer has 1"):
+    with pytest.raises(ConfigurationError, match=r" 2 parameter groups.* 1.*load_scheduler=False"):
         Halving(build_optimizer(1.0)).load_state_dict(state)

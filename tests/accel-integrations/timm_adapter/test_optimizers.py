@@ -95,7 +95,7 @@ class TestFactory:
         [
             ({"name": "adamww"}, ("name is 'adamww'", "Did you mean", "adamw")),
             ({"lr": 0.0}, ("lr is 0.0", "above 0")),
-            ({"lr": None}, ("lr is None",)),
+            ({"lr": None}, ("lr is None", "above 0")),
             ({"weight_decay": -0.1}, ("weight_decay is -0.1", "at least 0")),
             ({"layer_decay": -1}, ("layer_decay is -1", "Use None")),
         ],

@@ -257,7 +257,7 @@ def test_the_saved_plan_wins_over_a_new_one(tmp_path: Path) -> None:
 
 def test_the_state_of_another_schedule_is_refused(tmp_path: Path) -> None:
     train(timm_scheduler_fn(CosineLRScheduler, t_initial=6), callbacks=[StopAfter(7, tmp_path / "state")])
-    with pytest.raises(CheckpointError, match="it is the state of a CosineLRScheduler, not of a TanhLRScheduler"):
+    with pytest.raises(CheckpointError, match=r"scheduler\.pt' .*CosineLRScheduler.*TanhLRScheduler.*Build it"):
         train(timm_scheduler_fn(TanhLRScheduler, t_initial=6), resume_from=tmp_path / "state")
 
 
@@ -293,10 +293,14 @@ class TestMistakesOfCallers:
         ("scheduler_class", "kwargs", "words"),
         [
             ("cosine", {}, ("scheduler_class is 'cosine'", "timm.scheduler.CosineLRScheduler")),
-            (torch.optim.lr_scheduler.StepLR, {"step_size": 1}, ("must be a scheduler of timm", "as they are")),
-            (CosineLRScheduler, {}, ("CosineLRScheduler cannot be built", "t_initial")),
-            (CosineLRScheduler, {"t_initial": 3, "t_max": 3}, ("unexpected keyword argument 't_max'", "It takes ['t_initial'")),
-            (PlateauLRScheduler, {}, ("mode is not given", "mode='min' for a loss")),
+            (
+                torch.optim.lr_scheduler.StepLR,
+                {"step_size": 1},
+                ("scheduler_class is", "StepLR", "scheduler of timm", "create_scheduler_fn"),
+            ),
+            (CosineLRScheduler, {}, ("CosineLRScheduler", "{}", "argument: 't_initial'", "['t_initial', ")),
+            (CosineLRScheduler, {"t_initial": 3, "t_max": 3}, ("CosineLRScheduler", "argument 't_max'", "['t_initial', ")),
+            (PlateauLRScheduler, {}, ("mode", "PlateauLRScheduler", "mode='min' for a loss")),
         ],
     )
     def test_is_told_at_once(self, scheduler_class: Any, kwargs: dict[str, Any], words: tuple[str, ...]) -> None:
@@ -307,7 +311,7 @@ class TestMistakesOfCallers:
     @pytest.mark.parametrize(
         ("scheduler_class", "kwargs", "words"),
         [
-            (CosineLRScheduler, {"t_initial": 0}, "CosineLRScheduler could not be built from {'t_initial': 0}"),
+            (CosineLRScheduler, {"t_initial": 0}, "{'t_initial': 0}"),
             (WSDLRScheduler, {"t_initial": 3, "decay_t": 9}, "Invalid decay_t (9)"),
         ],
     )

@@ -115,11 +115,11 @@ def test_it_resumes_in_mid_epoch(tmp_path: Any) -> None:
 
 
 def test_what_cannot_be_built_is_told() -> None:
-    with pytest.raises(ConfigurationError, match=r"no schedule of transformers\. Did you mean 'cosine'"):
+    with pytest.raises(ConfigurationError, match=r"name is 'cosin'.*Did you mean 'cosine'"):
         transformers_scheduler_fn("cosin")
-    with pytest.raises(ConfigurationError, match="num_warmup_steps is -1, but must be a number of at least 0"):
+    with pytest.raises(ConfigurationError, match=r"num_warmup_steps is -1.*at least 0.*Use 0.1 "):
         transformers_scheduler_fn("linear", num_warmup_steps=-1)
-    with pytest.raises(ConfigurationError, match="num_training_steps is 0, but must be at least 1"):
+    with pytest.raises(ConfigurationError, match=r"num_training_steps is 0.*at least 1.*Leave it out"):
         transformers_scheduler_fn("linear", num_training_steps=0)
-    with pytest.raises(ConfigurationError, match="got an unexpected keyword argument 'cycles'"):
+    with pytest.raises(ConfigurationError, match=r"create_scheduler_fn .*argument 'cycles'"):
         train(transformers_scheduler_fn("cosine", cycles=3))
