@@ -1,4 +1,4 @@
-"""What holds for every test: one thread for each process, and no state of accelerate left behind."""
+"""What holds for every test: one thread for each process, no state of accelerate left behind, and whether it is quick."""
 
 import os
 from collections.abc import Iterator
@@ -10,7 +10,17 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
 
+from quick import is_quick
+
 torch.set_num_threads(1)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what belongs to the inner loop, before `-m` chooses."""
+    for item in items:
+        if isinstance(item, pytest.Function) and is_quick(item):
+            item.add_marker("quick")
 
 
 @pytest.fixture(autouse=True)

@@ -10,6 +10,9 @@ from accel_callbacks import BatchSize, find_batch_size
 from accel_core import ConfigurationError, Trainer
 from tiny import largest_difference, tiny_data, tiny_network, tiny_trainer, weights_of
 
+# What does not fit is followed by a collection of garbage, which takes the longer, the more has been imported.
+pytestmark = pytest.mark.seconds
+
 
 class OutOfMemoryInBackward(torch.autograd.Function):
     @staticmethod

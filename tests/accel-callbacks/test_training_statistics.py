@@ -113,6 +113,7 @@ def test_waiting_for_data_is_told_from_computing() -> None:
     assert share(SlowStep, 0.0) < 0.2
 
 
+@pytest.mark.seconds
 def test_speed_counts_training_alone() -> None:
     """Not the evaluations in between, nor what comes between epochs."""
 

@@ -119,6 +119,7 @@ def everything_of(trainer: Trainer) -> dict[str, Any]:
 
 @pytest.mark.parametrize("seed", [3, None])
 @pytest.mark.parametrize("runs_before", [0, 1])
+@pytest.mark.seconds
 def test_a_run_that_follows_is_the_same_to_the_last_bit(find: Finder, seed: int | None, runs_before: int) -> None:
     data = Augmented(*tiny_data(30, torch.float32).tensors)
     outcomes = []
