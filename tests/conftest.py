@@ -10,6 +10,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
 
+from case_runner import Outcome, compare
 from quick import is_quick
 
 torch.set_num_threads(1)
@@ -29,3 +30,9 @@ def fresh_accelerate() -> Iterator[None]:
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
+
+
+@pytest.fixture(scope="module")
+def outcome(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+    """What the CASES of the test file give on two processes: see case_runner."""
+    return compare(request.module.CASES, request.module.__file__, 2, tmp_path_factory.mktemp("cases"))

@@ -9,7 +9,7 @@ from torch import nn
 
 from accel_callbacks import ConvertSyncBatchNormCallback, ModelFreezer, UnfreezeCallback
 from accel_core import ConfigurationError, Trainer, TrainerCallback
-from case_runner import compare, run_as_script
+from case_runner import run_as_script
 from tiny import tiny_data, tiny_network, tiny_trainer
 
 
@@ -73,11 +73,6 @@ def convert_first(batch_size: int) -> list[str]:
 
 
 CASES = {"convert": convert, "train_on_cpu": train_on_cpu, "convert_first": convert_first}
-
-
-@pytest.fixture(scope="module")
-def outcome(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    return compare(CASES, __file__, 2, tmp_path_factory.mktemp("cases"))
 
 
 @pytest.mark.slow

@@ -8,23 +8,22 @@ from torch.utils.data import TensorDataset
 
 from accel_callbacks import EarlyStoppingCallback
 from accel_core import ConfigurationError, Trainer, TrainerCallback
+from tiny import RecordWanted
 
 DATA = TensorDataset(torch.ones(8, 2), torch.ones(8, 1))
 NAN = float("nan")
 
 
-class Record(TrainerCallback):
-    """Records given values, one an epoch, and the epochs that were seen."""
+class Record(RecordWanted):
+    """Keeps the epochs that were seen too."""
 
     def __init__(self, *values):
-        self.values = values
+        super().__init__(*values)
         self.epochs = []
 
     def on_training_run_epoch_end(self, trainer):
-        epoch = trainer.run_history.current_epoch
-        self.epochs.append(epoch)
-        if self.values[epoch - 1] is not None:
-            trainer.run_history.update_metric("wanted", self.values[epoch - 1])
+        self.epochs.append(trainer.run_history.current_epoch)
+        super().on_training_run_epoch_end(trainer)
 
 
 def create_trainer(*callbacks):

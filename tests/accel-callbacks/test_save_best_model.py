@@ -8,28 +8,25 @@ from torch.utils.data import TensorDataset
 
 from accel_callbacks import EarlyStoppingCallback, ModelEmaCallback, SaveBestModelCallback, SaveTrainingStateCallback
 from accel_core import AccelWarning, ConfigurationError, Trainer, TrainerCallback, latest_checkpoint
+from tiny import RecordWanted, linear_of_constants
 
 DATA = TensorDataset(torch.randn(8, 2, generator=torch.Generator().manual_seed(0)), torch.ones(8, 1))
 
 
-class Record(TrainerCallback):
-    """Records given values, one an epoch, and keeps the weights of each epoch."""
+class Record(RecordWanted):
+    """Keeps the weights of each epoch too."""
 
     def __init__(self, *values):
-        self.values = values
+        super().__init__(*values)
         self.weights = {}
 
     def on_training_run_epoch_end(self, trainer):
-        epoch = trainer.run_history.current_epoch
-        self.weights[epoch] = trainer.get_model().weight.detach().clone()
-        trainer.run_history.update_metric("wanted", self.values[epoch - 1])
+        self.weights[trainer.run_history.current_epoch] = trainer.get_model().weight.detach().clone()
+        super().on_training_run_epoch_end(trainer)
 
 
 def create_trainer(*callbacks):
-    model = torch.nn.Linear(2, 1)
-    with torch.no_grad():
-        model.weight.fill_(0.1)
-        model.bias.fill_(0.0)
+    model = linear_of_constants(2)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     return Trainer(model, torch.nn.functional.mse_loss, optimizer, callbacks, seed=1)
 

@@ -21,16 +21,14 @@ from accel_core import (
 )
 from accel_core.durable_files import read_json
 from launching import start, wait_until
+from tiny import linear_of_constants
 
 POINTS = torch.randn(24, 3, generator=torch.Generator().manual_seed(0))
 DATA = TensorDataset(POINTS, POINTS.sum(1, keepdim=True))
 
 
 def create_trainer(*callbacks):
-    model = torch.nn.Linear(3, 1)
-    with torch.no_grad():
-        model.weight.fill_(0.1)
-        model.bias.fill_(0.0)
+    model = linear_of_constants(3)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
     return Trainer(model, torch.nn.functional.mse_loss, optimizer, callbacks, seed=1)
 

@@ -7,26 +7,12 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import Dataset
 from torchmetrics.classification import MulticlassAccuracy
 
 from accel_callbacks import MetricsCallback, SaveTrainingStateCallback, StepBasedEvaluationCallback
 from accel_core import ConfigurationError, LimitBatchesCallback, Trainer, TrainerCallback
-from case_runner import compare, run_as_script
-from tiny import tiny_data, tiny_network, tiny_trainer
-
-
-class Drawing(Dataset[Any]):
-    """Draws from the global random state whenever it is read."""
-
-    def __init__(self, size: int) -> None:
-        self.size = size
-
-    def __len__(self) -> int:
-        return self.size
-
-    def __getitem__(self, index: int) -> Any:
-        return torch.randn(5, dtype=torch.float64) + index, index % 2
+from case_runner import run_as_script
+from tiny import Drawing, tiny_data, tiny_network, tiny_trainer
 
 
 def accuracy() -> MetricsCallback:
@@ -168,11 +154,6 @@ def records(batch_size: int) -> list[Any]:
 
 
 CASES = {"with_and_without": with_and_without, "records": records}
-
-
-@pytest.fixture(scope="module")
-def outcome(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    return compare(CASES, __file__, 2, tmp_path_factory.mktemp("cases"))
 
 
 @pytest.mark.slow

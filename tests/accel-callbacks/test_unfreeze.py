@@ -12,7 +12,7 @@ from torch import nn
 from accel_callbacks import ModelFreezer, UnfreezeCallback
 from accel_core import ConfigurationError, Trainer, TrainerCallback
 from accel_integrations.schedulers import CosineLrScheduler
-from case_runner import compare, run_as_script
+from case_runner import run_as_script
 from tiny import SaveAt, tiny_data
 
 
@@ -277,11 +277,6 @@ def resume(batch_size: int) -> list[Any]:
 
 STATES = ""
 CASES = {"unfreeze": unfreeze, "resume": resume}
-
-
-@pytest.fixture(scope="module")
-def outcome(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    return compare(CASES, __file__, 2, tmp_path_factory.mktemp("cases"))
 
 
 @pytest.mark.slow

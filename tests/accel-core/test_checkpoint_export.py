@@ -9,6 +9,7 @@ import torch
 from torch.utils.data import TensorDataset
 
 from accel_core import CheckpointError, ConfigurationError, Trainer, TrainerCallback, durable_files
+from tiny import assert_same_tensors
 
 DATA = TensorDataset(torch.randn(12, 3, generator=torch.Generator().manual_seed(0)), torch.ones(12, 1))
 
@@ -27,8 +28,7 @@ def train(trainer, num_epochs=1):
 
 
 def assert_same_weights(model, other):
-    assert model.state_dict().keys() == other.state_dict().keys()
-    assert all(map(torch.equal, model.state_dict().values(), other.state_dict().values()))
+    assert_same_tensors(model.state_dict(), other.state_dict())
 
 
 class TestPt:

@@ -20,7 +20,7 @@ from accel_core.distributed import (
     sum_over_processes,
     together,
 )
-from case_runner import compare, run_as_script
+from case_runner import run_as_script
 from launching import launch
 
 CPU = torch.device("cpu")
@@ -137,11 +137,6 @@ CASES = {
     "broadcast": broadcast,
     "agree": agree,
 }
-
-
-@pytest.fixture(scope="module")
-def outcome(tmp_path_factory):
-    return compare(CASES, __file__, 2, tmp_path_factory.mktemp("cases"))
 
 
 def same_on_every_process(outcome, case):

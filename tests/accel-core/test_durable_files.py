@@ -28,6 +28,7 @@ from accel_core.durable_files import (
     write_tensors,
 )
 from accel_core.errors import CheckpointError, ConfigurationError
+from tiny import Malicious
 
 
 def is_equal(left: Any, right: Any) -> bool:
@@ -167,14 +168,6 @@ def test_json_keeps_every_float_to_the_bit_and_is_indented(tmp_path: Path) -> No
 
 
 # ---------------------------------------------------------------------- damaged and malicious files
-
-
-class Malicious:
-    def __init__(self, marker: Path) -> None:
-        self.marker = marker
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (Path.touch, (self.marker,))
 
 
 READERS = {"object.pt": read_object, "model.safetensors": read_tensors, "state.json": read_json}

@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 from torch.utils.data import TensorDataset
 
 from accel_core import ConfigurationError, Trainer, TrainerCallback
-from tiny import largest_difference, tiny_data, tiny_network, tiny_trainer, weights_of
+from tiny import Rates, largest_difference, tiny_data, tiny_network, tiny_trainer, weights_of
 
 # ---------------------------------------------------------------------- the user's own objects
 
@@ -330,16 +330,6 @@ def test_values_are_clipped_before_the_norm_and_gradients_within_the_limits_stay
 # ---------------------------------------------------------------------- schedules
 
 
-class Rates(TrainerCallback):
-    """Keeps the learning rate of each update."""
-
-    def __init__(self) -> None:
-        self.rates: list[float] = []
-
-    def on_optimizer_step_start(self, trainer: Trainer) -> None:
-        self.rates.append(trainer.optimizer.param_groups[0]["lr"])
-
-
 def harmonic(optimizer: Any) -> LambdaLR:
     return LambdaLR(optimizer, lambda number: 1 / (number + 1))
 
@@ -348,7 +338,7 @@ def test_a_schedule_by_update_steps_once_an_update_under_accumulation() -> None:
     rates = Rates()
     trainer = tiny_trainer(callbacks=[rates])
     trainer.train(tiny_data(), num_epochs=2, per_device_batch_size=4, gradient_accumulation_steps=3, create_scheduler_fn=harmonic)
-    assert rates.rates == pytest.approx([0.1 / n for n in range(1, 9)])
+    assert rates.of_first_group == pytest.approx([0.1 / n for n in range(1, 9)])
     assert trainer.scheduler.last_epoch == 8
 
 
@@ -365,7 +355,7 @@ def test_a_schedule_by_epoch_steps_after_the_evaluation_of_a_complete_epoch_only
     arguments = {"create_scheduler_fn": harmonic, "scheduler_step_every": "epoch", "eval_dataset": tiny_data(5)}
     trainer.train(tiny_data(), max_num_train_steps=12, per_device_batch_size=8, **arguments)  # type: ignore[arg-type]
     assert stepped_at == [(5, True), (10, True)]
-    assert rates.rates == pytest.approx([0.1] * 5 + [0.05] * 5 + [0.1 / 3] * 2)
+    assert rates.of_first_group == pytest.approx([0.1] * 5 + [0.05] * 5 + [0.1 / 3] * 2)
 
 
 def test_a_plateau_schedule_is_given_the_metric_that_was_named() -> None:
@@ -404,7 +394,7 @@ def test_an_update_that_a_gradient_scaler_skips_is_counted_and_steps_no_schedule
     trainer = tiny_trainer(Scaling, callbacks=[rates])
     trainer.train(tiny_data(), num_epochs=1, per_device_batch_size=8, create_scheduler_fn=harmonic)
     assert (trainer.run_progress.updates_completed, trainer.run_progress.updates_skipped) == (5, 1)
-    assert rates.rates == pytest.approx([0.1, 0.1 / 2, 0.1 / 3, 0.1 / 3, 0.1 / 4])
+    assert rates.of_first_group == pytest.approx([0.1, 0.1 / 2, 0.1 / 3, 0.1 / 3, 0.1 / 4])
     plain.train(tiny_data(), max_num_train_steps=2, per_device_batch_size=8, create_scheduler_fn=harmonic)
     trainer = tiny_trainer(Scaling)
     trainer.train(tiny_data(), max_num_train_steps=3, per_device_batch_size=8, create_scheduler_fn=harmonic)

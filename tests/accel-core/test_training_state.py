@@ -37,6 +37,7 @@ from accel_core.training_state import (
     restore_random_state,
 )
 from launching import launch
+from tiny import Malicious
 
 FILES = ["model.safetensors", "model_extra.pt", "optimizer.pt", "extra.pt", "process_00000.pt"]
 
@@ -436,14 +437,6 @@ def test_asking_for_the_latest_in_a_state_itself_says_so(tmp_path: Path, caplog:
 
 
 # ---------------------------------------------------------------------- damaged and malicious contents
-
-
-class Malicious:
-    def __init__(self, marker: Path) -> None:
-        self.marker = marker
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (Path.touch, (self.marker,))
 
 
 @pytest.mark.parametrize("name", FILES)

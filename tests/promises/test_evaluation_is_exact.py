@@ -8,7 +8,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import nn
-from torch.utils.data import BatchSampler, DataLoader, IterableDataset, SequentialSampler, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, SequentialSampler, TensorDataset
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 from torchmetrics.regression import MeanSquaredError
@@ -16,7 +16,8 @@ from torchmetrics.utilities import dim_zero_cat
 
 from accel_callbacks import MetricsCallback
 from accel_core import ConfigurationError, Trainer, TrainerCallback, engines
-from case_runner import compare, run_as_script
+from case_runner import run_as_script
+from tiny import Stream
 
 SIZES = (61, 13, 5, 3, 1)
 GATHERED = [(n, kind) for n in (61, 13, 9) for kind in ("tensors", "batches", "iterable")]
@@ -26,14 +27,6 @@ KINDS = ("tensors", "samples", "iterable", "batches", "foreign batches")
 
 class Samples(list):
     """A data set that is read sample by sample."""
-
-
-class Stream(IterableDataset):
-    def __init__(self, samples):
-        self.samples = samples
-
-    def __iter__(self):
-        return iter(self.samples)
 
 
 class ForeignLoader:
@@ -278,11 +271,6 @@ CASES = {
     "strange buffers": evaluate_with_strange_buffers,
     "compiled": evaluate_compiled,
 }
-
-
-@pytest.fixture(scope="module", params=[2, pytest.param(3, marks=pytest.mark.slow)], ids="{} processes".format)
-def outcome(request, tmp_path_factory):
-    return compare(CASES, __file__, request.param, tmp_path_factory.mktemp("cases"))
 
 
 def assert_equal(actual, expected):

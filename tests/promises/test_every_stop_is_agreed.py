@@ -3,20 +3,19 @@
 import os
 import re
 import signal
-import tempfile
 import time
 from functools import partial
 
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, compare_versions
+from accelerate.utils import compare_versions
 from torch import nn
 from torch.utils.data import TensorDataset
 
 from accel_callbacks import EarlyStoppingCallback, MaxTimeCallback, SaveTrainingStateCallback
 from accel_core import RunInterrupted, TerminateOnNaNCallback, Trainer, TrainerCallback
-from case_runner import compare, run_as_script
+from case_runner import run_as_script, shared_folder
 from launching import launch
 
 NUM_EPOCHS, UPDATES_OF_EPOCH = 3, 5
@@ -188,7 +187,7 @@ def receive_signal(batch_size, event, update, times=1):
         for _ in range(times if is_last() else 0):
             os.kill(os.getpid(), signal.SIGUSR1)
 
-    folder = broadcast_object_list([tempfile.mkdtemp()])[0]
+    folder = shared_folder()
     result = train(batch_size, Listener(event, update, send), [SaveTrainingStateCallback(save_dir=folder)])
     return {**result, "saved": sorted(os.listdir(folder))}
 
@@ -204,11 +203,6 @@ CASES = {
     **{f"signal {name}": partial(receive_signal, event=event, update=update) for name, (event, update) in SIGNALLED.items()},
     "signal and its echo": partial(receive_signal, event="on_train_step_end", update=7, times=2),
 }
-
-
-@pytest.fixture(scope="module", params=[2, pytest.param(3, marks=pytest.mark.slow)], ids="{} processes".format)
-def outcome(request, tmp_path_factory):
-    return compare(CASES, __file__, request.param, tmp_path_factory.mktemp("cases"))
 
 
 def agreed(outcome, case):

@@ -2,20 +2,16 @@
 
 import random
 import re
-import tempfile
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 from torch import nn
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
-    IterableDataset,
     Sampler,
     SequentialSampler,
     Subset,
@@ -24,14 +20,12 @@ from torch.utils.data import (
 )
 
 from accel_callbacks import SaveTrainingStateCallback
-from accel_core import ConfigurationError, Trainer, TrainerCallback, TrainerPlaceholderValues
+from accel_core import ConfigurationError, Trainer, TrainerCallback
 from accel_core.durable_files import read_tensors
-from case_runner import BATCH_SIZE, compare, run_as_script
+from case_runner import BATCH_SIZE, run_as_script, shared_folder
+from tiny import ONE_CYCLE, EvaluateInMidEpoch, Stream
 
 NUM_TOKENS = 6
-ONE_CYCLE = partial(
-    torch.optim.lr_scheduler.OneCycleLR, max_lr=0.3, total_steps=TrainerPlaceholderValues.NUM_UPDATE_STEPS, base_momentum=0.5
-)
 
 
 def make_data(num_samples, num_targets=()):
@@ -89,7 +83,7 @@ def gather_in_steps(batch_size):
 
 def rotate(batch_size):
     """Lesson A20: every process used to remove the old states, and the job died."""
-    folder = Path(broadcast_object_list([tempfile.mkdtemp()])[0])
+    folder = shared_folder()
     train(batch_size, callbacks=[SaveTrainingStateCallback(folder, save_every_n_updates=1, keep_last=2)], accumulation=1)
     Accelerator().wait_for_everyone()
     return sorted(path.name for path in folder.iterdir())
@@ -103,16 +97,6 @@ def train_on_unlike_data(batch_size):
             train(batch_size, make_data(num_samples), num_epochs=num_epochs)
         told.append(str(raised.value))
     return told
-
-
-class Stream(IterableDataset):
-    """Samples in order; of no known number."""
-
-    def __init__(self, data):
-        self.data = data
-
-    def __iter__(self):
-        return iter([self.data[index] for index in range(len(self.data))])
 
 
 class DrawingSampler(Sampler):
@@ -218,14 +202,6 @@ def train_tokens(batch_size):
     return train(batch_size, make_data(37, (NUM_TOKENS,)), trainer_class=TokenTrainer, model=model, eval_dataset=None)
 
 
-class EvaluateInMidEpoch(TrainerCallback):
-    """Evaluates after each update; the model has to be in train mode again afterwards."""
-
-    def on_optimizer_step_end(self, trainer):
-        trainer.run_eval_epoch(is_intermediate=True, metric_prefix="intermediate_eval")
-        assert all(module.training for module in trainer.model.modules())
-
-
 class Unfreeze(TrainerCallback):
     """Unfreezes the first layer before an epoch, in its first event, or in the middle of it."""
 
@@ -308,7 +284,7 @@ def train_with_and_without_idle_steps(batch_size):
 
 def save_and_export(batch_size):
     """What is saved, exported, evaluated and predicted with, and the buffers that each process had."""
-    folder = broadcast_object_list([tempfile.mkdtemp()])[0]
+    folder = shared_folder()
 
     class Save(TrainerCallback):
         order = 1
@@ -387,11 +363,6 @@ CASES = {
     "rotate": rotate,
     "unlike data": train_on_unlike_data,
 }
-
-
-@pytest.fixture(scope="module", params=[2, pytest.param(3, marks=pytest.mark.slow)], ids="{} processes".format)
-def outcome(request, tmp_path_factory):
-    return compare(CASES, __file__, request.param, tmp_path_factory.mktemp("cases"))
 
 
 def assert_equal(actual, expected):

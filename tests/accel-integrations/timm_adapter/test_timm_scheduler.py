@@ -2,7 +2,6 @@
 
 import functools
 import inspect
-import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -24,9 +23,8 @@ from torch import nn
 
 from accel_core import CheckpointError, ConfigurationError, Trainer, TrainerCallback
 from accel_core import TrainerPlaceholderValues as Values
-from accel_core.distributed import share_from_main
 from accel_integrations.timm_adapter import timm_scheduler_fn
-from case_runner import BATCH_SIZE, compare, run_as_script
+from case_runner import BATCH_SIZE, compare, run_as_script, shared_folder
 from tiny import Rates, tiny_data, tiny_network
 
 pytestmark = pytest.mark.filterwarnings("ignore:PlateauLRScheduler is deprecated")
@@ -341,7 +339,7 @@ def rates_on_processes(batch_size: int, scheduler_class: type, counts: str) -> A
 
 
 def resumed_on_processes(batch_size: int, scheduler_class: type, counts: str) -> Any:
-    folder = Path(share_from_main(tempfile.mkdtemp()))
+    folder = shared_folder()
     create = timm_scheduler_fn(scheduler_class, **kwargs_of(scheduler_class, counts, warmup=True))
     arguments = {"eval_dataset": EVAL_DATA, "per_device_batch_size": batch_size}
     stop_after = 8  # of three updates an epoch

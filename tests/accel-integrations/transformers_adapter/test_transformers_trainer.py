@@ -17,13 +17,7 @@ from accel_callbacks import MetricsCallback, SaveBestModelCallback
 from accel_core import ConfigurationError, TrainerCallback
 from accel_integrations.transformers_adapter import TransformersTrainer
 from accel_integrations.transformers_adapter.model_facts import input_names, label_shift
-from sms_spam import MINILM
 from tiny_transformers import VOCABULARY, collate, create_model, create_samples, state_of
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> Any:
-    return transformers.AutoTokenizer.from_pretrained(MINILM)
 
 
 def create_trainer(kind: str, callbacks: Any = (), **kwargs: Any) -> TransformersTrainer:
