@@ -4,10 +4,6 @@ A test file has a dictionary of cases, functions from the batch size of one proc
 
     CASES = {"evaluation": evaluate}
 
-    @pytest.fixture(scope="module", params=[2, 3])
-    def outcome(request, tmp_path_factory):
-        return compare(CASES, __file__, request.param, tmp_path_factory.mktemp("cases"))
-
     def test_evaluation_equals_one_process(outcome):
         for result in outcome.of("evaluation"):
             assert result == outcome.alone("evaluation")
@@ -15,11 +11,13 @@ A test file has a dictionary of cases, functions from the batch size of one proc
     if __name__ == "__main__":
         run_as_script(CASES)
 
-The file is its own script: a launch costs seconds, so it runs all cases of the file, in the order of the dictionary.
+The fixture `outcome` of conftest.py compares them. The file is its own script: a launch costs seconds, so it runs all cases of
+the file, in the order of the dictionary.
 """
 
 import dataclasses
 import sys
+import tempfile
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -27,6 +25,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedType
+from accelerate.utils import broadcast_object_list
 
 from accel_core.processes.shutdown import close_process_group_at_exit
 from launching import launch
@@ -54,6 +53,14 @@ class Outcome:
         if case not in self._alone:
             self._alone[case] = self._cases[case](BATCH_SIZE * self.processes)
         return self._alone[case]
+
+
+def shared_folder() -> Path:
+    """A new folder, the same on every process."""
+    names = [tempfile.mkdtemp(prefix="accel-test-")]
+    if torch.distributed.is_initialized():
+        broadcast_object_list(names)
+    return Path(names[0])
 
 
 def compare(

@@ -1,4 +1,4 @@
-"""What holds for every test: one thread for each process, and no state of accelerate left behind."""
+"""What holds for every test: one thread for each process, no state of accelerate left behind, and whether it is quick."""
 
 import os
 from collections.abc import Iterator
@@ -10,7 +10,18 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
 
+from case_runner import Outcome, compare
+from quick import is_quick
+
 torch.set_num_threads(1)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what belongs to the inner loop, before `-m` chooses."""
+    for item in items:
+        if isinstance(item, pytest.Function) and is_quick(item):
+            item.add_marker("quick")
 
 
 @pytest.fixture(autouse=True)
@@ -19,3 +30,9 @@ def fresh_accelerate() -> Iterator[None]:
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
+
+
+@pytest.fixture(scope="module")
+def outcome(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+    """What the CASES of the test file give on two processes: see case_runner."""
+    return compare(request.module.CASES, request.module.__file__, 2, tmp_path_factory.mktemp("cases"))

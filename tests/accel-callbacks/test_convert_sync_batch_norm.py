@@ -1,5 +1,6 @@
 """Batch norms are converted before the model is wrapped, and keep their parameters."""
 
+import re
 from typing import Any
 
 import pytest
@@ -8,7 +9,7 @@ from torch import nn
 
 from accel_callbacks import ConvertSyncBatchNormCallback, ModelFreezer, UnfreezeCallback
 from accel_core import ConfigurationError, Trainer, TrainerCallback
-from case_runner import compare, run_as_script
+from case_runner import run_as_script
 from tiny import tiny_data, tiny_network, tiny_trainer
 
 
@@ -74,11 +75,6 @@ def convert_first(batch_size: int) -> list[str]:
 CASES = {"convert": convert, "train_on_cpu": train_on_cpu, "convert_first": convert_first}
 
 
-@pytest.fixture(scope="module")
-def outcome(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    return compare(CASES, __file__, 2, tmp_path_factory.mktemp("cases"))
-
-
 @pytest.mark.slow
 def test_lesson_15_batch_norms_are_converted_before_the_model_is_wrapped(outcome: Any) -> None:
     for result in outcome.of("convert"):
@@ -95,7 +91,7 @@ def test_parameters_and_statistics_stay(outcome: Any) -> None:
 @pytest.mark.slow
 def test_on_a_cpu_the_user_is_told_before_anything_has_changed(outcome: Any) -> None:
     for message, kind in outcome.of("train_on_cpu"):
-        assert "needs an accelerator, but this run is on the CPU" in message
+        assert re.search("ConvertSyncBatchNormCallback.*accelerator.*CPU", message)
         assert kind == "BatchNorm1d"
 
 

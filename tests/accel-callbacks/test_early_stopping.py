@@ -1,28 +1,29 @@
 """EarlyStoppingCallback: when it stops, and that its patience survives a resume."""
 
+import re
+
 import pytest
 import torch
 from torch.utils.data import TensorDataset
 
 from accel_callbacks import EarlyStoppingCallback
 from accel_core import ConfigurationError, Trainer, TrainerCallback
+from tiny import RecordWanted
 
 DATA = TensorDataset(torch.ones(8, 2), torch.ones(8, 1))
 NAN = float("nan")
 
 
-class Record(TrainerCallback):
-    """Records given values, one an epoch, and the epochs that were seen."""
+class Record(RecordWanted):
+    """Keeps the epochs that were seen too."""
 
     def __init__(self, *values):
-        self.values = values
+        super().__init__(*values)
         self.epochs = []
 
     def on_training_run_epoch_end(self, trainer):
-        epoch = trainer.run_history.current_epoch
-        self.epochs.append(epoch)
-        if self.values[epoch - 1] is not None:
-            trainer.run_history.update_metric("wanted", self.values[epoch - 1])
+        self.epochs.append(trainer.run_history.current_epoch)
+        super().on_training_run_epoch_end(trainer)
 
 
 def create_trainer(*callbacks):
@@ -62,7 +63,7 @@ def test_the_run_stops_after_the_epochs_without_improvement(values, kwargs, last
 
 def test_the_reason_names_metric_epochs_and_best_value():
     _, reason = epochs_trained([3, 2, 4, 5], early_stopping_patience=2)
-    assert reason == "'wanted' has not improved for 2 epochs in a row; the best value is 2"
+    assert re.search(r"'wanted'.* 2 epochs.* best .*\b2$", reason)
 
 
 def test_a_metric_that_a_callback_listed_later_records_is_seen_in_the_same_epoch():
@@ -72,23 +73,20 @@ def test_a_metric_that_a_callback_listed_later_records_is_seen_in_the_same_epoch
 
 
 def test_a_metric_that_is_not_there_is_told_with_those_that_are():
-    with pytest.raises(ConfigurationError) as caught:
+    told = r"EarlyStoppingCallback.*'val_loss'.*\['eval_loss_epoch', 'train_loss_epoch'\].*Did you mean 'eval_loss_epoch'\?$"
+    with pytest.raises(ConfigurationError, match=told):
         create_trainer(EarlyStoppingCallback(watch_metric="val_loss")).train(DATA, 1, eval_dataset=DATA)
-    assert str(caught.value) == (
-        "EarlyStoppingCallback watches 'val_loss', but the run history has only ['eval_loss_epoch', 'train_loss_epoch']. Did you "
-        "mean 'eval_loss_epoch'?"
-    )
 
 
 def test_without_evaluation_data_the_default_is_refused_before_training():
     trainer = create_trainer(EarlyStoppingCallback())
-    with pytest.raises(ConfigurationError, match=r"train got no eval_dataset.*'train_loss_epoch'"):
+    with pytest.raises(ConfigurationError, match=r"'eval_loss_epoch'.*no eval_dataset.*watch_metric='train_loss_epoch'"):
         trainer.train(DATA, 1)
     assert trainer.run_progress.updates_completed == 0
 
 
 def test_a_patience_of_zero_is_refused():
-    with pytest.raises(ConfigurationError, match="early_stopping_patience is 0"):
+    with pytest.raises(ConfigurationError, match=r"early_stopping_patience is 0.*at least 1.*Use 1 "):
         EarlyStoppingCallback(0)
 
 
@@ -120,7 +118,7 @@ def test_patience_goes_on_where_it_was_and_is_no_fresh_one(tmp_path):
     resumed = create_trainer(record, EarlyStoppingCallback(3, watch_metric="wanted"))
     resumed.train(DATA, 6, resume_from=tmp_path / "4")
     assert record.epochs == [5]
-    assert "for 3 epochs in a row; the best value is 1" in resumed.stop_reason
+    assert re.search(r"\b3 epochs.* best .*\b1$", resumed.stop_reason)
 
 
 def test_an_exhausted_patience_stops_a_resumed_run_before_its_first_update(tmp_path):
@@ -131,12 +129,10 @@ def test_an_exhausted_patience_stops_a_resumed_run_before_its_first_update(tmp_p
     resumed.train(DATA, 4, resume_from=tmp_path / "2")
     assert record.epochs == []
     assert resumed.run_progress.updates_completed == 2
-    assert "has not improved" in resumed.stop_reason
+    assert "'wanted'" in resumed.stop_reason
 
 
 @pytest.mark.parametrize("threshold", [-0.1, "0.1", None, float("nan"), True])
 def test_a_threshold_that_is_none_is_told(threshold):
-    with pytest.raises(
-        ConfigurationError, match=r"^early_stopping_threshold is .*, but must be a number of at least 0\. Use 0.0"
-    ):
+    with pytest.raises(ConfigurationError, match=r"^early_stopping_threshold is .*number.*at least 0.*Use 0\.0 "):
         EarlyStoppingCallback(early_stopping_threshold=threshold)

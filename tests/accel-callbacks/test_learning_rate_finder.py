@@ -102,7 +102,7 @@ def test_training_with_the_suggestion_learns() -> None:
 @pytest.mark.parametrize("losses", [[1.0, 1.1, 1.2, 5.0], [1.0, 1.0, 1.0], [1.0]])
 def test_without_a_fall_there_is_no_suggestion_but_a_picture(losses: list[float]) -> None:
     found = range_of(losses)
-    with pytest.raises(ConfigurationError, match=r"The loss did not fall with any learning rate from 1e-05 to"):
+    with pytest.raises(ConfigurationError, match=r"loss did not fall.* 1e-05 to .*plot\(path\).*another min_lr"):
         _ = found.suggestion
     assert found.plot().axes[0].get_title(loc="left") == "The loss did not fall"
 
@@ -120,10 +120,10 @@ def test_the_picture_has_a_logarithmic_axis_and_the_suggestion(tmp_path: Any) ->
 @pytest.mark.parametrize(
     ("arguments", "match"),
     [
-        ({"min_lr": 0}, "min_lr is 0, but must be a number above 0"),
-        ({"min_lr": 1.0, "max_lr": 0.1}, r"min_lr is 1\.0, max_lr 0\.1.*min_lr must be below max_lr"),
-        ({"num_updates": 2}, "num_updates at least 3"),
-        ({"stop_factor": 1}, "stop_factor above 1"),
+        ({"min_lr": 0}, "min_lr is 0.*above 0.*Use 1e-7"),
+        ({"min_lr": 1.0, "max_lr": 0.1}, r"min_lr is 1\.0, max_lr 0\.1.*min_lr .*below max_lr.*defaults"),
+        ({"num_updates": 2}, "num_updates 2.*num_updates at least 3"),
+        ({"stop_factor": 1}, "stop_factor 1 .*stop_factor above 1"),
         ({"per_device_batch_size": 0}, "per_device_batch_size is 0"),
         ({"gradient_accumulation_steps": 0}, "gradient_accumulation_steps is 0"),
     ],

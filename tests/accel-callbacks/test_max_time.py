@@ -25,7 +25,7 @@ def test_a_run_stops_when_its_time_is_over_and_says_so():
     began = time.monotonic()
     trainer = train([MaxTimeCallback(minutes=0.2 / 60)], num_epochs=100_000)
     assert 0.2 <= time.monotonic() - began < 10
-    assert trainer.stop_reason == "the time limit of 0.00333333 minutes is reached"
+    assert "time limit of 0.00333333 minutes" in trainer.stop_reason
     assert trainer.run_progress.updates_completed > 0
 
 
@@ -56,5 +56,5 @@ def test_each_run_has_all_the_time():
 
 @pytest.mark.parametrize("minutes", [0, -1, "5", None, float("nan"), True])
 def test_a_limit_that_is_no_time_is_refused(minutes):
-    with pytest.raises(ConfigurationError, match=r"^minutes is .*, but must be a number above 0\. Leave the callback out"):
+    with pytest.raises(ConfigurationError, match=r"^minutes is .*number.*above 0.*Leave the callback out"):
         MaxTimeCallback(minutes)

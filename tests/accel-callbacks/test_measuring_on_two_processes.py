@@ -14,7 +14,7 @@ from torch.utils.data import TensorDataset
 from accel_callbacks import TrackerCallback, TrainingStatisticsCallback, find_batch_size, find_learning_rate
 from accel_core import Trainer, TrainerCallback
 from accel_integrations.schedulers import CosineLrScheduler
-from case_runner import BATCH_SIZE, Outcome, compare, run_as_script
+from case_runner import BATCH_SIZE, Outcome, run_as_script
 from tiny import Seen, tiny_data, tiny_network, tiny_trainer, weights_of
 
 
@@ -189,11 +189,6 @@ CASES = {
     "unequal waiting": unequal_waiting,
     "tracker": tracker,
 }
-
-
-@pytest.fixture(scope="module")
-def outcome(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
-    return compare(CASES, __file__, 2, tmp_path_factory.mktemp("cases"))
 
 
 @pytest.mark.slow

@@ -66,7 +66,8 @@ def test_an_update_of_ones_own_sees_batch_and_output() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "match"), [({"metrics": 3}, "metrics is 3"), ({"metrics": {}, "on": "test"}, "on is 'test'")]
+    ("arguments", "match"),
+    [({"metrics": 3}, "metrics is 3.*Metric"), ({"metrics": {}, "on": "test"}, r"on is 'test'.*\['train', 'eval', 'both'\]")],
 )
 def test_arguments_that_cannot_be_used_are_refused(arguments: dict[str, Any], match: str) -> None:
     with pytest.raises(ConfigurationError, match=match):
@@ -143,18 +144,18 @@ def test_a_metric_of_each_class_is_recorded_by_class() -> None:
 def test_a_batch_without_targets_in_second_place_is_told() -> None:
     callback = MetricsCallback({"accuracy": accuracy()})
     trainer: Any = None
-    with pytest.raises(ConfigurationError, match=r"A batch is a dict.*update=lambda"):
+    with pytest.raises(ConfigurationError, match=r"batch is a dict.*batch\[1\].*update=lambda"):
         callback.on_eval_step_end(trainer, batch={"x": 1}, batch_output={"model_outputs": torch.eye(2)})
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"metrics": {"accuracy": 3}}, r"metrics is \{'accuracy': 3\}, but must be a torchmetrics Metric"),
-        ({"metrics": MulticlassAccuracy}, "metrics is the class MulticlassAccuracy, but must be"),
-        ({"metrics": accuracy(), "update": 3}, "update is 3, but must be a function"),
-        ({"metrics": accuracy(), "prefix": 3}, "prefix is 3, but must be a string"),
-        ({"metrics": accuracy(), "on": "evaluation"}, r"on is 'evaluation', but must be one of \['train', 'eval', 'both'\]"),
+        ({"metrics": {"accuracy": 3}}, r"metrics is \{'accuracy': 3\}.*torchmetrics Metric.*MulticlassAccuracy\("),
+        ({"metrics": MulticlassAccuracy}, "metrics is .*class MulticlassAccuracy.*torchmetrics Metric.*Pass "),
+        ({"metrics": accuracy(), "update": 3}, "update is 3.*function.*update=lambda"),
+        ({"metrics": accuracy(), "prefix": 3}, "prefix is 3.*string.*'test_'"),
+        ({"metrics": accuracy(), "on": "evaluation"}, r"on is 'evaluation'.*\['train', 'eval', 'both'\].*Did you mean 'eval'"),
     ],
 )
 def test_arguments_that_cannot_be_used_are_told(arguments: dict[str, Any], message: str) -> None:
@@ -165,7 +166,7 @@ def test_arguments_that_cannot_be_used_are_told(arguments: dict[str, Any], messa
 def test_two_callbacks_may_not_record_under_one_name() -> None:
     collection = MetricCollection({"accuracy": accuracy()})
     trainer = create_trainer(MetricsCallback({"accuracy": accuracy()}, on="both"), MetricsCallback(collection))
-    with pytest.raises(ConfigurationError, match=r"Two MetricsCallbacks record 'accuracy'.*prefix"):
+    with pytest.raises(ConfigurationError, match=r"MetricsCallback.*'accuracy'.*prefix"):
         trainer.train(data(), 1, data())
     trainer = create_trainer(MetricsCallback({"accuracy": accuracy()}, on="train"), MetricsCallback(collection))
     assert trainer.train(data(), 1, data()).get_metric_names() >= {"accuracy", "train_accuracy"}

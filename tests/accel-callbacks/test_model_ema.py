@@ -2,6 +2,7 @@
 
 import copy
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,12 @@ import torch
 from accelerate import Accelerator, DistributedType
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.data import Dataset
 from torchmetrics.classification import MulticlassAccuracy
 
 from accel_callbacks import EarlyStoppingCallback, MetricsCallback, ModelEmaCallback, SaveTrainingStateCallback
 from accel_core import AccelWarning, ConfigurationError, Trainer, TrainerCallback
-from case_runner import compare, run_as_script
-from tiny import SaveAt, tiny_data, tiny_network, tiny_trainer, weights_of
+from case_runner import run_as_script
+from tiny import Drawing, RecordWanted, SaveAt, assert_same_tensors, tiny_data, tiny_network, tiny_trainer, weights_of
 
 
 class Normed(nn.Module):
@@ -62,12 +62,6 @@ def train(*callbacks: Any, model: nn.Module | None = None, epochs: int = 2, **kw
     return trainer
 
 
-def assert_equal(one: Any, other: Any) -> None:
-    assert one.keys() == other.keys()
-    for name, value in one.items():
-        assert torch.equal(value, other[name]), name
-
-
 # ---------------------------------------------------------------------- the average
 
 
@@ -101,20 +95,10 @@ def test_a_table_that_grows_grows_in_the_average_too() -> None:
     assert torch.equal(ema.ema_model.table, trainer.model.table)
 
 
-class Drawing(Dataset[Any]):
-    """Draws from the global random state whenever it is read."""
-
-    def __len__(self) -> int:
-        return 13
-
-    def __getitem__(self, index: int) -> Any:
-        return torch.randn(5, dtype=torch.float64), index % 2
-
-
 def test_training_is_not_changed_by_one_bit() -> None:
     def outcome(*callbacks: Any) -> tuple[Any, ...]:
         metrics = MetricsCallback({"accuracy": MulticlassAccuracy(2).double()}, on="both")
-        arguments = {"eval_dataset": Drawing(), "eval_dataloader_kwargs": {"num_workers": 0}}
+        arguments = {"eval_dataset": Drawing(13), "eval_dataloader_kwargs": {"num_workers": 0}}
         trainer = train(metrics, *callbacks, epochs=3, **arguments)
         records = [record for record in trainer.run_history.to_records() if not record["name"].startswith("ema_model_")]
         return records, trainer.model.state_dict(), torch.get_rng_state().tolist(), trainer.eval_loss.state_dict()
@@ -122,7 +106,7 @@ def test_training_is_not_changed_by_one_bit() -> None:
     records, state, random, eval_loss = outcome()
     ema_records, ema_state, ema_random, ema_eval_loss = outcome(ModelEmaCallback(0.5, save_path=None))
     assert ema_records == records
-    assert_equal(ema_state, state)
+    assert_same_tensors(ema_state, state)
     assert ema_random == random
     assert ema_eval_loss == eval_loss
 
@@ -169,7 +153,7 @@ def test_a_second_run_begins_with_the_weights_that_it_begins_with() -> None:
     trainer = train(ema, averages := Remember(ema))
     before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
     trainer.train(tiny_data(), num_epochs=1)
-    assert_equal(averages.states[21], before)
+    assert_same_tensors(averages.states[21], before)
     assert ema.num_updates == 5
 
 
@@ -199,27 +183,17 @@ def test_it_is_evaluated_after_each_epoch_with_the_same_metrics() -> None:
     assert len(history.get_metric_values("accuracy")) == 3
 
 
-class Values(TrainerCallback):
-    """Gives the watched metric a value at the end of each epoch."""
-
-    def __init__(self, *values: float) -> None:
-        self.values = values
-
-    def on_training_run_epoch_end(self, trainer: Trainer) -> None:
-        trainer.run_history.update_metric("wanted", self.values[trainer.run_history.current_epoch - 1])
-
-
 @pytest.mark.parametrize(("greater_is_better", "best"), [(False, 2), (True, 3)])
 def test_it_is_exported_when_its_watched_metric_is_best(tmp_path: Path, greater_is_better: bool, best: int) -> None:
     path = tmp_path / "ema.pt"
     ema = ModelEmaCallback(save_path=path, watch_metric="wanted", greater_is_better=greater_is_better)
     averages = Remember(ema)
-    train(ema, averages, Values(3.0, 1.0, 4.0, 2.0), epochs=4)
+    train(ema, averages, RecordWanted(3.0, 1.0, 4.0, 2.0), epochs=4)
     content = torch.load(path)
     assert content.keys() == {"model_state_dict", "wanted"}
     assert content["wanted"] == ema.best_metric == {2: 1.0, 3: 4.0}[best]
     assert ema.best_metric_epoch == best
-    assert_equal(content["model_state_dict"], averages.states[10 * best])
+    assert_same_tensors(content["model_state_dict"], averages.states[10 * best])
     assert tiny_trainer(model=Normed()).load_checkpoint(path)["wanted"] == ema.best_metric
 
 
@@ -232,7 +206,7 @@ def test_where_it_is_not_evaluated_it_is_exported_at_the_end(tmp_path: Path, arg
     assert not any(name.startswith("ema_model") for name in history.get_metric_names())
     trainer = tiny_trainer(model=Normed())
     trainer.load_checkpoint(path)
-    assert_equal(trainer.model.state_dict(), ema.ema_model.state_dict())
+    assert_same_tensors(trainer.model.state_dict(), ema.ema_model.state_dict())
 
 
 def test_without_a_path_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -242,7 +216,7 @@ def test_without_a_path_nothing_is_written(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_an_average_that_is_not_finite_is_told_and_not_written(tmp_path: Path) -> None:
-    class Poisoned(Values):
+    class Poisoned(RecordWanted):
         def on_training_run_epoch_end(self, trainer: Trainer) -> None:
             super().on_training_run_epoch_end(trainer)
             with torch.no_grad():
@@ -272,7 +246,7 @@ def test_who_watches_its_metric_or_saves_may_be_listed_before_it(tmp_path: Path)
     assert "ema_model_eval_loss_epoch" in str(trainer.stop_reason)
     saved = torch.load(tmp_path / "update_00000014/process_00000.pt")["callbacks"]["ModelEmaCallback"]
     assert saved["num_updates"] == 14
-    assert_equal(saved["ema_model"], averages.states[14])
+    assert_same_tensors(saved["ema_model"], averages.states[14])
 
 
 # ---------------------------------------------------------------------- resuming
@@ -284,18 +258,20 @@ def test_lesson_7_a_resumed_run_has_the_same_averages_metrics_and_best_value(tmp
     whole = train(ema, SaveAt(update, tmp_path / "state"), epochs=4)
     resumed_ema = ModelEmaCallback(0.9, save_path=tmp_path / "resumed.pt")
     resumed = train(resumed_ema, epochs=4, resume_from=tmp_path / "state")
-    assert_equal(resumed_ema.ema_model.state_dict(), ema.ema_model.state_dict())
+    assert_same_tensors(resumed_ema.ema_model.state_dict(), ema.ema_model.state_dict())
     assert resumed.run_history.to_records() == whole.run_history.to_records()
     assert (resumed_ema.num_updates, resumed_ema.best_metric) == (ema.num_updates, ema.best_metric)
-    assert_equal(torch.load(tmp_path / "resumed.pt")["model_state_dict"], torch.load(tmp_path / "whole.pt")["model_state_dict"])
+    assert_same_tensors(
+        torch.load(tmp_path / "resumed.pt")["model_state_dict"], torch.load(tmp_path / "whole.pt")["model_state_dict"]
+    )
 
 
 def test_a_resumed_run_exports_nothing_worse_than_before(tmp_path: Path) -> None:
     path = tmp_path / "ema.pt"
     arguments = {"save_path": path, "watch_metric": "wanted"}
-    train(ModelEmaCallback(**arguments), Values(1.0, 2.0, 3.0), SaveAt(15, tmp_path / "state"))
+    train(ModelEmaCallback(**arguments), RecordWanted(1.0, 2.0, 3.0), SaveAt(15, tmp_path / "state"))
     before = path.read_bytes()
-    train(ModelEmaCallback(**arguments), Values(1.0, 2.0, 3.0), epochs=3, resume_from=tmp_path / "state")
+    train(ModelEmaCallback(**arguments), RecordWanted(1.0, 2.0, 3.0), epochs=3, resume_from=tmp_path / "state")
     assert path.read_bytes() == before
 
 
@@ -303,7 +279,7 @@ def test_a_state_without_averages_begins_with_its_weights(tmp_path: Path, capsys
     whole = train(values := Remember(), SaveAt(13, tmp_path / "state"))
     ema = ModelEmaCallback(decay=0.0, save_path=None)
     train(ema, max_num_train_steps=13, resume_from=tmp_path / "state", model=Normed())
-    assert "has no averages, so ModelEmaCallback begins with its weights" in capsys.readouterr().out
+    assert re.search("no averages.*ModelEmaCallback.*weights", capsys.readouterr().out)
     average: Any = ema.ema_model
     assert torch.equal(average.inner[0].weight, values.states[13]["inner.0.weight"])
     assert not torch.equal(average.inner[0].weight, whole.model.inner[0].weight)
@@ -319,7 +295,7 @@ def test_a_compiled_model_is_averaged_evaluated_and_exported_under_its_own_names
     history = train(compiled, model=torch.compile(tiny_network(), backend="eager")).run_history
     assert history.to_records() == expected.to_records()
     found, wanted = (torch.load(tmp_path / name)["model_state_dict"] for name in ("compiled.pt", "plain.pt"))
-    assert_equal(found, wanted)
+    assert_same_tensors(found, wanted)
 
 
 def test_under_mixed_precision_the_average_computes_with_its_own_weights() -> None:
@@ -345,20 +321,20 @@ def test_under_mixed_precision_the_average_computes_with_its_own_weights() -> No
 
 @pytest.mark.parametrize("decay", [1.0, -0.1, "0.9", True, None, math.nan])
 def test_a_decay_that_is_none_is_told(decay: Any) -> None:
-    with pytest.raises(ConfigurationError, match=r"decay is .*, but must be a number from 0 to below 1. Use 0.999"):
+    with pytest.raises(ConfigurationError, match=r"^decay is .*number from 0 to below 1.*Use 0\.999 "):
         ModelEmaCallback(decay)
 
 
 def test_an_unknown_metric_is_told_with_those_that_there_are() -> None:
     ema = ModelEmaCallback(watch_metric="ema_accuracy")
-    with pytest.raises(ConfigurationError, match=r"ModelEmaCallback watches 'ema_accuracy', but .*'ema_model_eval_loss_epoch'"):
+    with pytest.raises(ConfigurationError, match=r"ModelEmaCallback.*'ema_accuracy'.*\['ema_model_eval_loss_epoch', "):
         train(ema)
 
 
 def test_parameters_of_half_precision_are_told() -> None:
     data = tiny_data(8, torch.bfloat16)
     trainer = tiny_trainer(callbacks=[ModelEmaCallback(save_path=None)], model=nn.Linear(5, 2).bfloat16())
-    with pytest.warns(AccelWarning, match="half precision.*Keep the parameters in float32"):
+    with pytest.warns(AccelWarning, match="ModelEmaCallback.*half precision.*float32.*mixed_precision"):
         trainer.train(data, num_epochs=1)
 
 
@@ -366,7 +342,7 @@ def test_a_model_that_cannot_be_copied_is_told() -> None:
     model = tiny_network()
     model.lock = (value for value in ())
     before = weights_of(trainer := tiny_trainer(callbacks=[ModelEmaCallback()], model=model))
-    with pytest.raises(ConfigurationError, match="ModelEmaCallback needs a copy of the model, but a Sequential cannot be copied"):
+    with pytest.raises(ConfigurationError, match=r"ModelEmaCallback.* Sequential.*__deepcopy__.*leave ModelEmaCallback out"):
         trainer.train(tiny_data(), num_epochs=1)
     assert torch.equal(weights_of(trainer), before)
 
@@ -374,7 +350,7 @@ def test_a_model_that_cannot_be_copied_is_told() -> None:
 def test_sharded_models_are_refused() -> None:
     trainer = train(model=tiny_network())
     trainer.accelerator.state.distributed_type = DistributedType.FSDP
-    with pytest.raises(ConfigurationError, match=r"FSDP has spread over the processes.* Use DDP"):
+    with pytest.raises(ConfigurationError, match=r"ModelEmaCallback.* FSDP .*Use DDP"):
         ModelEmaCallback().on_training_run_start(trainer)
 
 
@@ -412,16 +388,11 @@ RESUMES = ""
 CASES = {"average": train_with_average, "resume": resume_with_average}
 
 
-@pytest.fixture(scope="module")
-def outcome(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    return compare(CASES, __file__, 2, tmp_path_factory.mktemp("cases"))
-
-
 @pytest.mark.slow
 def test_two_processes_have_the_average_and_the_metrics_of_one(outcome: Any) -> None:
     alone = outcome.alone("average")
     first, second = outcome.of("average")
-    assert_equal(first["state"], second["state"])
+    assert_same_tensors(first["state"], second["state"])
     assert first["records"] == second["records"]
     assert first["records"] == pytest.approx(alone["records"], rel=1e-12)
     for name, value in alone["state"].items():
@@ -432,9 +403,9 @@ def test_two_processes_have_the_average_and_the_metrics_of_one(outcome: Any) -> 
 def test_two_processes_resume_to_the_bit_and_save_the_parameters_once(outcome: Any) -> None:
     results = outcome.of("resume")
     for result in results:
-        assert_equal(result["resumed"][0], result["whole"][0])
+        assert_same_tensors(result["resumed"][0], result["whole"][0])
         assert result["resumed"][1] == result["whole"][1]
-        assert_equal(result["exported"], results[0]["exported"])
+        assert_same_tensors(result["exported"], results[0]["exported"])
     saved = results[0]["saved"]
     assert "inner.0.weight" in saved[0]
     assert saved[1] == ["mask", "norm.running_mean", "norm.running_var", "norm.num_batches_tracked"]

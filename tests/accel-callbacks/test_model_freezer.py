@@ -232,18 +232,18 @@ def test_quantised_weights_are_left_frozen():
 
 @pytest.mark.parametrize(("from_index", "to_index"), [(0, 4), (-5, 0), ("embed", 0), (0, None)])
 def test_a_group_that_does_not_exist_is_told(model, from_index, to_index):
-    with pytest.raises(ConfigurationError, match=r"must be between -4 and 3, as TinyTransformer has the layer groups \['embed'"):
+    with pytest.raises(ConfigurationError, match=r"_index is .* -4 and 3.*TinyTransformer.*\['embed', .*freeze_parameters"):
         ModelFreezer(model).freeze(from_index, to_index)
     assert len(trainable(model)) == len(list(model.parameters()))
 
 
 def test_a_model_that_is_none_is_told():
-    with pytest.raises(ConfigurationError, match=r"model is 'resnet18', but must be a torch.nn.Module"):
+    with pytest.raises(ConfigurationError, match=r"model is 'resnet18'.*torch\.nn\.Module.*Pass the model"):
         ModelFreezer("resnet18")
 
 
 def test_a_name_that_matches_nothing_is_told(model):
-    with pytest.raises(ConfigurationError, match=r"'head.weigth' matches no parameter.* Did you mean 'head.weight'"):
+    with pytest.raises(ConfigurationError, match=r"'head\.weigth'.*TinyTransformer.*Did you mean 'head\.weight'\?"):
         ModelFreezer(model).freeze_parameters(["*.bias", "head.weigth"])
     assert "head.bias" in trainable(model)
 

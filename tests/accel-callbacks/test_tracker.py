@@ -267,13 +267,10 @@ def test_loading_and_predicting_open_nothing(store: Store, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("name", "match"),
     [
-        (
-            "tensorbord",
-            r"name is 'tensorbord', but must be one of the trackers that Accelerate knows: .*Did you mean 'tensorboard'",
-        ),
-        (None, "name is None, but must be one of"),
-        ("aim", r"needs the package 'aim', which is not installed\. Install it with: pip install aim"),
-        ("comet", r"TrackerCallback\('comet', \.\.\.\) needs .* pip install comet-ml"),
+        ("tensorbord", r"name is 'tensorbord'.*Accelerate.*\['aim', .*Did you mean 'tensorboard'"),
+        (None, r"name is None.*\['aim', "),
+        ("aim", r"TrackerCallback\('aim', \.\.\.\) .*'aim'.*pip install aim"),
+        ("comet", r"TrackerCallback\('comet', \.\.\.\) .*'comet_ml'.*pip install comet-ml"),
     ],
 )
 def test_a_name_that_cannot_be_used_is_told(name: Any, match: str) -> None:
@@ -282,7 +279,7 @@ def test_a_name_that_cannot_be_used_is_told(name: Any, match: str) -> None:
 
 
 def test_a_period_that_is_none_is_refused() -> None:
-    with pytest.raises(ConfigurationError, match=r"log_every_n_updates is 0, but must be at least 1"):
+    with pytest.raises(ConfigurationError, match=r"log_every_n_updates is 0.*at least 1.*Use 1 "):
         TrackerCallback("tensorboard", "project", log_every_n_updates=0)
 
 

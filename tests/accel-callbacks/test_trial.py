@@ -119,6 +119,7 @@ def everything_of(trainer: Trainer) -> dict[str, Any]:
 
 @pytest.mark.parametrize("seed", [3, None])
 @pytest.mark.parametrize("runs_before", [0, 1])
+@pytest.mark.seconds
 def test_a_run_that_follows_is_the_same_to_the_last_bit(find: Finder, seed: int | None, runs_before: int) -> None:
     data = Augmented(*tiny_data(30, torch.float32).tensors)
     outcomes = []
@@ -250,7 +251,7 @@ def test_callbacks_with_files_and_metrics_stay_out_of_it(find: Finder, tmp_path:
 @pytest.mark.parametrize("name", ["eval_dataset", "num_epochs", "max_num_train_steps", "resume_from", "create_scheduler_fn"])
 def test_arguments_of_train_that_a_trial_has_no_use_for_are_told(name: str) -> None:
     for function in (find_learning_rate, find_batch_size):
-        with pytest.raises(ConfigurationError, match=rf"got \['{name}'\], but takes only .*Leave out the rest"):
+        with pytest.raises(ConfigurationError, match=rf"{function.__name__} .*\['{name}'\].*\['collate_fn', .*Leave out"):
             function(tiny_trainer(), tiny_data(), 4, **{name: None})
 
 
@@ -259,12 +260,12 @@ def test_a_call_in_the_middle_of_a_run_is_refused(find: Finder) -> None:
         def on_optimizer_step_end(self, trainer: Trainer) -> None:
             find(trainer, tiny_data())
 
-    with pytest.raises(ConfigurationError, match="was called inside a run of the same trainer"):
+    with pytest.raises(ConfigurationError, match=r"called inside a run.*afterwards.*run_eval_epoch"):
         tiny_trainer(callbacks=[Calls()]).train(tiny_data(), num_epochs=1)
 
 
 def test_a_model_that_cannot_be_copied_is_told(find: Finder) -> None:
     model = tiny_network()
     model.cached = model[0].weight * 2  # type: ignore[assignment]
-    with pytest.raises(ConfigurationError, match=r"trainer\.model, a Sequential, cannot be copied.*Make copy\.deepcopy"):
+    with pytest.raises(ConfigurationError, match=r"trainer\.model.*Sequential.*copied.*copy\.deepcopy"):
         find(tiny_trainer(model=model), tiny_data())

@@ -1,6 +1,7 @@
 """What is frozen stays to the bit, what is unfrozen trains, with its rate, on every process and after a resume."""
 
 import copy
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import nn
 from accel_callbacks import ModelFreezer, UnfreezeCallback
 from accel_core import ConfigurationError, Trainer, TrainerCallback
 from accel_integrations.schedulers import CosineLrScheduler
-from case_runner import compare, run_as_script
+from case_runner import run_as_script
 from tiny import SaveAt, tiny_data
 
 
@@ -84,10 +85,8 @@ def test_what_is_named_twice_is_trained_from_the_first_of_its_epochs_on() -> Non
 
 def test_the_number_of_parameters_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     train(create(UnfreezeCallback({2: "head.*", 3: "body.scale"})))
-    assert capsys.readouterr().out.splitlines() == [
-        "14 more parameters are trained from epoch 2 on.",
-        "6 more parameters are trained from epoch 3 on.",
-    ]
+    first, second = capsys.readouterr().out.splitlines()
+    assert re.search(r"\b14 .*parameters.* epoch 2\b", first) and re.search(r"\b6 .*parameters.* epoch 3\b", second)
 
 
 def test_what_the_schedule_does_not_name_stays_as_it_is() -> None:
@@ -210,14 +209,14 @@ def test_a_resumed_run_gives_the_same_weights(tmp_path: Path, update: int) -> No
 @pytest.mark.parametrize(
     ("schedule", "message"),
     [
-        ({}, r"schedule is \{\}, but must be a dictionary of parts by epoch. Pass \{2: -2"),
-        ([2, 3], r"schedule is \[2, 3\], but must be a dictionary"),
-        ({0: -2}, "An epoch in schedule is 0, but must be at least 1"),
-        ({"2": -2}, "An epoch in schedule is '2', but must be a whole number"),
-        ({1: -2}, "schedule has -2 for epoch 1, in which all that it names is frozen. Begin with epoch 2"),
-        ({2: [None]}, "schedule has None for epoch 2, but must have the index of a layer group or the name"),
-        ({2: 0.5}, "schedule has 0.5 for epoch 2, but must have the index"),
-        ({2: {-2: 0}}, "The learning rate of -2 in schedule is 0, but must be a number above 0"),
+        ({}, r"schedule is \{\}.*dictionary.*\{2: -2, "),
+        ([2, 3], r"schedule is \[2, 3\].*dictionary.*\{2: -2, "),
+        ({0: -2}, "epoch in schedule is 0.*at least 1"),
+        ({"2": -2}, "epoch in schedule is '2'.*whole number"),
+        ({1: -2}, "schedule has -2 for epoch 1.*Begin with epoch 2"),
+        ({2: [None]}, "schedule has None for epoch 2.*index of a layer group.*name of parameters"),
+        ({2: 0.5}, "schedule has 0.5 for epoch 2.*index of a layer group"),
+        ({2: {-2: 0}}, "learning rate of -2 in schedule is 0.*above 0"),
     ],
 )
 def test_a_schedule_that_cannot_be_used_is_told(schedule: Any, message: str) -> None:
@@ -228,9 +227,9 @@ def test_a_schedule_that_cannot_be_used_is_told(schedule: Any, message: str) -> 
 @pytest.mark.parametrize(
     ("schedule", "message"),
     [
-        ({2: 1, 3: 7}, r"from_index is 7, but must be between -4 and 3, as Network has the layer groups \['embed'"),
-        ({2: 1, 3: "haed.*"}, "'haed.\\*' matches no parameter of Network. Did you mean"),
-        ({2: "*"}, "freezes all of Network, so there is nothing to train in the first epoch. Leave out"),
+        ({2: 1, 3: 7}, r"from_index is 7.*between -4 and 3.*Network.*\['embed', .*freeze_parameters"),
+        ({2: 1, 3: "haed.*"}, r"'haed\.\*'.*Network.*Did you mean 'head\.bias'"),
+        ({2: "*"}, "UnfreezeCallback freezes all of Network.*Leave out"),
         ({2: [0, 1], 3: [2, 3]}, "freezes all of Network"),
     ],
 )
@@ -245,7 +244,7 @@ def test_a_schedule_that_does_not_fit_the_model_is_told_and_changes_nothing(sche
 
 def test_an_epoch_with_nothing_but_modules_without_parameters_is_told() -> None:
     model = nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 2)).double()
-    with pytest.raises(ConfigurationError, match="schedule has 1 for epoch 3, but it holds no parameters"):
+    with pytest.raises(ConfigurationError, match=r"schedule has 1 for epoch 3.*no parameters.*get_layer_groups"):
         train(create(UnfreezeCallback({2: [0, 1], 3: 1}), model=model))
     train(create(UnfreezeCallback({2: [0, 1]}), model=model), epochs=2)
     assert all(parameter.requires_grad for parameter in model.parameters())
@@ -254,7 +253,7 @@ def test_an_epoch_with_nothing_but_modules_without_parameters_is_told() -> None:
 def test_a_callback_that_comes_too_late_is_told() -> None:
     trainer = train(create(), epochs=1)
     trainer.callbacks.add_callback(UnfreezeCallback({2: 1}))
-    with pytest.raises(ConfigurationError, match=r"was added after the trainer had prepared its model.*Pass it to Trainer"):
+    with pytest.raises(ConfigurationError, match=r"UnfreezeCallback.*after.*prepared.*Pass it to Trainer\("):
         train(trainer)
 
 
@@ -278,11 +277,6 @@ def resume(batch_size: int) -> list[Any]:
 
 STATES = ""
 CASES = {"unfreeze": unfreeze, "resume": resume}
-
-
-@pytest.fixture(scope="module")
-def outcome(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    return compare(CASES, __file__, 2, tmp_path_factory.mktemp("cases"))
 
 
 @pytest.mark.slow

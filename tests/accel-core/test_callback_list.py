@@ -64,7 +64,7 @@ def test_a_higher_order_comes_later_and_equal_ones_stay_as_listed() -> None:
 
 
 def test_an_order_that_is_no_number_is_refused() -> None:
-    with pytest.raises(ConfigurationError, match=r"Listener\.order is 'last', but must be a number\. Use 0"):
+    with pytest.raises(ConfigurationError, match=r"Listener\.order is 'last'.*number.*Use 0 "):
         CallbackList([Listener("save", [], "last")], None)  # type: ignore[arg-type]
 
 
@@ -87,17 +87,17 @@ def test_a_list_can_be_gone_through_added_to_and_cleared() -> None:
     ("name", "hint"),
     [
         ("on_train_epoch_ends", "Did you mean 'on_train_epoch_end'"),
-        ("on_stop_training_error", "Use on_training_run_end, and read trainer.stop_reason"),
+        ("on_stop_training_error", "Use on_training_run_end.*trainer.stop_reason"),
         ("on_train_batch_end", "Use on_train_step_end"),
         ("on_validation_epoch_end", "Use on_eval_epoch_end"),
-        ("on_batch_verified", "Events of your own must not begin with 'on_'"),
+        ("on_batch_verified", "must not begin with 'on_'"),
     ],
 )
 def test_an_event_that_does_not_exist_is_refused_with_the_likely_one(name: str, hint: str) -> None:
     callback = type("Mistaken", (TrainerCallback,), {name: lambda self, trainer: None})
     with pytest.raises(ConfigurationError, match=hint) as caught:
         CallbackList([callback], None)
-    assert f"Mistaken.{name} is no event" in str(caught.value)
+    assert f"Mistaken.{name} " in str(caught.value)
 
 
 def test_every_name_of_another_library_leads_to_something_that_exists() -> None:
@@ -111,7 +111,10 @@ def test_an_event_that_cannot_take_its_arguments_is_refused() -> None:
         def on_train_step_end(self, trainer: Trainer, batch: Any) -> None:  # type: ignore[override]
             pass
 
-    with pytest.raises(ConfigurationError, match=r"def on_train_step_end\(self, trainer, batch, batch_output, step\)"):
+    with pytest.raises(
+        ConfigurationError,
+        match=r"^Narrow\.on_train_step_end .*def on_train_step_end\(self, trainer, batch, batch_output, step\)",
+    ):
         CallbackList([Narrow], None)
 
 
@@ -135,12 +138,12 @@ def test_events_may_name_the_arguments_that_they_use_and_take_the_rest_as_kwargs
 @pytest.mark.parametrize(
     ("callbacks", "message"),
     [
-        ([object()], "which is no callback. Derive its class from accel_core.TrainerCallback"),
-        ([object], "which is no callback"),
-        ([()], r"Put a star before it, as in \*DEFAULT_CALLBACKS"),
-        (Counter(), "must be a sequence of callbacks. Pass callbacks="),
-        (Counter, "must be a sequence of callbacks. Pass callbacks="),
-        ([Listener], r"Listener needs arguments .* Pass an instance"),
+        ([object()], r"callbacks has <object object .*no callback.*accel_core\.TrainerCallback"),
+        ([object], r"callbacks has <class 'object'>.*no callback.*accel_core\.TrainerCallback"),
+        ([()], r"callbacks has \(\).*star.*\*DEFAULT_CALLBACKS"),
+        (Counter(), r"callbacks is <.*Counter object .*sequence.*callbacks=\(Counter, "),
+        (Counter, r"callbacks is <class .*Counter'>.*sequence.*callbacks=\(Counter, "),
+        ([Listener], r"Listener needs arguments.*'name'.*Listener\(\.\.\.\)"),
     ],
 )
 def test_what_is_no_callback_is_refused(callbacks: Any, message: str) -> None:
@@ -228,13 +231,13 @@ def test_custom_events_reach_those_that_have_them_with_the_trainer_first() -> No
 def test_a_custom_event_that_nobody_hears_is_an_error_only_where_it_is_required() -> None:
     callbacks = CallbackList([Counter()], None)
     callbacks.call_event("batch_verified", size=3)
-    with pytest.raises(ConfigurationError, match=r"No callback has a method 'batch_verified'.*\['Counter'\]"):
+    with pytest.raises(ConfigurationError, match=r"'batch_verified'.*required.*Add a callback.*\['Counter'\]"):
         callbacks.call_event("batch_verified", required=True, size=3)
 
 
 @pytest.mark.parametrize("event", ["on_train_step_end", "on_batch_verified"])
 def test_custom_events_have_names_that_the_trainer_does_not_use(event: str) -> None:
-    with pytest.raises(ConfigurationError, match="names that begin with 'on_' are the trainer's own events"):
+    with pytest.raises(ConfigurationError, match=rf"'{event}'.*begin with 'on_'.*(trainer\.callbacks\.{event}\(|another name)"):
         CallbackList([], None).call_event(event)
 
 

@@ -3,6 +3,7 @@
 import functools
 import json
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,7 @@ def test_a_key_missing_in_the_file_of_a_process_is_told(key: str, state: Path) -
     content = torch.load(state / "process_00000.pt", weights_only=True)
     del content[key]
     exchange(state, "process_00000.pt", content)
-    assert_refused(state, f"process_00000.pt' is damaged.*'{key}' is missing")
+    assert_refused(state, f"process_00000.pt' .*damaged.*'{key}' is missing")
 
 
 @pytest.mark.parametrize("name", ["process_00000.pt", "model_extra.pt", "optimizer.pt", "scheduler.pt"])
@@ -108,7 +109,7 @@ def test_a_callback_without_a_saved_state_is_told(state: Path, capsys: pytest.Ca
     trainer = adam_trainer()
     trainer.callbacks.add_callback(Counter())
     trainer.train(DATA, 2, resume_from=state)
-    assert "The callbacks ['Counter'] begin anew, since the saved run had no state of theirs." in capsys.readouterr().out
+    assert re.search(r"\['Counter'\].*begin.*no state", capsys.readouterr().out)
 
 
 @pytest.mark.parametrize("content", [{"model_state_dict": 3}, {"optimizer_state_dict": {"a": 1}}])
@@ -124,7 +125,7 @@ def test_an_export_that_holds_something_else_is_told_and_changes_nothing(content
 
 def test_run_config_says_when_it_is_known() -> None:
     trainer = tiny_trainer()
-    with pytest.raises(AttributeError, match="known from the first run on"):
+    with pytest.raises(AttributeError, match=r"run_config .*first run.*Call train or evaluate"):
         trainer.run_config  # noqa: B018
     assert getattr(trainer, "run_config", None) is None
     trainer.evaluate(DATA)
@@ -143,5 +144,5 @@ def test_a_trainer_is_pickled_after_a_run_and_trains_on() -> None:
 def test_an_optimizer_that_wants_a_closure_is_told_how_to_get_it() -> None:
     model = tiny_network()
     trainer = Trainer(model, torch.nn.functional.cross_entropy, torch.optim.LBFGS(model.parameters()), callbacks=())
-    with pytest.raises(ConfigurationError, match=r"Override optimizer_step: .*self\.optimizer\.step\(closure\)"):
+    with pytest.raises(ConfigurationError, match=r"closure.*Override optimizer_step.*self\.optimizer\.step\(closure\)"):
         trainer.train(DATA, 1)

@@ -1,5 +1,6 @@
 """`describe()`: what will happen, in words."""
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -40,10 +41,10 @@ def create(*callbacks: Any) -> Trainer:
 
 def test_before_a_run_it_tells_what_is_known() -> None:
     text = create(Late(), Early()).describe()
-    assert "model: Linear, 3 parameters, 2 of them trainable" in text
+    assert re.search(r"model: Linear, 3 parameters.*\b2\b.* trainable", text)
     assert "optimizer: SGD" in text
     assert "processes: 1, device: cpu, precision: no" in text
-    assert "training: not known before train" in text
+    assert re.search("training: .*before train", text)
 
 
 def test_callbacks_stand_in_their_order_with_what_they_listen_to() -> None:
@@ -68,15 +69,15 @@ def test_in_a_run_it_tells_data_batches_updates_and_clipping() -> None:
         gradient_clip_norm=0.5,
     )
     for words in (
-        "train_dataset: TensorDataset, 1,000 samples",
-        "eval_dataset: DataLoader, 7 samples",
-        "batches: 10 samples by process and step, 3 steps and 30 samples an update",
-        "evaluation batches: 4 samples by process and step",
-        "updates: 60 in all, 34 an epoch, 2 epochs",
-        "gradients: clipped by norm 0.5",
-        "seed of the order of the data: 8",
+        "train_dataset: TensorDataset, 1,000 ",
+        "eval_dataset: DataLoader, 7 ",
+        r"\bbatches: 10 samples.*\b3 steps.*\b30 samples",
+        "evaluation batches: 4 samples",
+        r"updates: 60\b.*\b34\b.*\b2 epochs",
+        "gradients: .*norm 0.5",
+        "seed.*data: 8",
     ):
-        assert words in describing.text
+        assert re.search(words, describing.text), words
 
 
 def test_what_is_not_known_is_told_as_unknown() -> None:
@@ -86,8 +87,8 @@ def test_what_is_not_known_is_told_as_unknown() -> None:
 
     describing = Describing()
     create(describing).train(Unsized(), max_num_train_steps=2)
-    assert "train_dataset: Unsized, an unknown number of samples" in describing.text
-    assert "updates: 2 in all, an unknown number an epoch, an unknown number epochs" in describing.text
+    assert re.search("train_dataset: Unsized, .*unknown", describing.text)
+    assert re.search(r"updates: 2\b.*unknown.* epoch, .*unknown.* epochs", describing.text)
     assert "gradients: not clipped" in describing.text
 
 
@@ -95,15 +96,15 @@ def test_limits_are_told_whoever_sets_them() -> None:
     assert "limit" not in create().describe()
     with LimitBatches(2, overfit=True):
         text = create(LimitBatchesCallback(3, eval_only=True)).describe()
-    assert "limit: Each evaluation is limited to 3 batches a process." in text
-    assert "limit: Each epoch is limited to 2 batches a process, the same ones again and again." in text
+    assert re.search("limit: .*evaluation.* 3 batches", text)
+    assert re.search("limit: .*epoch.* 2 batches.*same ones", text)
 
 
 def test_a_trainer_that_only_evaluates_describes_itself() -> None:
     trainer = Trainer(nn.Linear(2, 1), nn.functional.mse_loss, None, callbacks=[])
     trainer.evaluate(DATA)
     assert "optimizer: none" in trainer.describe()
-    assert "training: not known before train" in trainer.describe()
+    assert re.search("training: .*before train", trainer.describe())
 
 
 def test_a_part_of_a_data_set_has_its_own_size() -> None:

@@ -1,6 +1,7 @@
 """What several processes do run_on_main, without a trainer; the same calls are valid on one process."""
 
 import os
+import re
 
 import pytest
 import torch
@@ -18,8 +19,7 @@ from accel_core.processes.collectives import (
     run_on_main,
     sum_over_processes,
 )
-from accel_core.processes.shutdown import check_processes_see_each_other
-from case_runner import compare, run_as_script
+from case_runner import run_as_script
 from launching import launch
 
 CPU = torch.device("cpu")
@@ -138,11 +138,6 @@ CASES = {
 }
 
 
-@pytest.fixture(scope="module")
-def outcome(tmp_path_factory):
-    return compare(CASES, __file__, 2, tmp_path_factory.mktemp("cases"))
-
-
 def same_on_every_process(outcome, case):
     first, second = outcome.of(case)
     torch.testing.assert_close(second, first, rtol=0, atol=0)
@@ -168,10 +163,7 @@ def test_gathering_takes_what_comes_from_a_graph_or_is_not_contiguous(outcome):
 
 def test_gathering_other_dimensions_needs_a_value_to_fill_them_up(outcome):
     for result in outcome.of("other dimensions"):
-        assert result["error"] == (
-            "gather was called with the shapes [(1, 1), (1, 2)] on the 2 processes, which differ beyond the first dimension. "
-            "Pass padding_value to fill the shorter ones up."
-        )
+        assert re.search(r"gather .*\[\(1, 1\), \(1, 2\)\].* 2 processes.*first dimension.*Pass padding_value", result["error"])
         assert result["padded"].tolist() == [[1, -100], [1, 1]]
 
 
@@ -232,7 +224,9 @@ def test_processes_that_know_of_each_other_are_accepted(monkeypatch, launched, n
 
 def test_processes_that_do_not_know_of_each_other_are_refused_with_their_number(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "3")
-    with pytest.raises(ConfigurationError, match=r"^accelerate launch started 3 processes, but this Accelerator does not see"):
+    with pytest.raises(
+        ConfigurationError, match=r"accelerate launch.* 3 processes.*ACCELERATE_USE_CPU=true.*--multi_gpu.*examples/configs"
+    ):
         check_processes_see_each_other(1)
 
 

@@ -28,6 +28,8 @@ from accel_core.state.files import (
     write_object,
     write_tensors,
 )
+from accel_core.errors import CheckpointError, ConfigurationError
+from tiny import Malicious
 
 
 def is_equal(left: Any, right: Any) -> bool:
@@ -76,14 +78,13 @@ class MyModel:
     ],
 )
 def test_what_cannot_be_loaded_safely_is_refused_by_name(value: Any, told: str) -> None:
-    with pytest.raises(ConfigurationError, match=r"^The state of 'MyCallback' cannot be saved: ") as caught:
+    with pytest.raises(ConfigurationError, match=r"^The state of 'MyCallback' .*Keep tensors, .*state_dict\(\)") as caught:
         as_plain(value, "The state of 'MyCallback'")
     assert told in str(caught.value)
-    assert "Keep tensors, numbers, strings, lists and dicts in state_dict()." in str(caught.value)
 
 
 def test_a_refused_value_leaves_no_file(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match=r"'object\.pt' cannot be saved"):
+    with pytest.raises(ConfigurationError, match=r"'object\.pt' .*MyModel.*Keep tensors"):
         write_object(tmp_path / "object.pt", MyModel())
     assert not list(tmp_path.iterdir())
 
@@ -170,14 +171,6 @@ def test_json_keeps_every_float_to_the_bit_and_is_indented(tmp_path: Path) -> No
 # ---------------------------------------------------------------------- damaged and malicious files
 
 
-class Malicious:
-    def __init__(self, marker: Path) -> None:
-        self.marker = marker
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (Path.touch, (self.marker,))
-
-
 READERS = {"object.pt": read_object, "model.safetensors": read_tensors, "state.json": read_json}
 
 
@@ -224,7 +217,7 @@ def test_a_damaged_file_is_an_error_that_names_it_and_runs_nothing(name: str, da
             "archive": malicious_archive(marker),
         }
         path.write_bytes(damaged[damage])
-    with pytest.raises(CheckpointError, match="use another checkpoint") as caught:
+    with pytest.raises(CheckpointError, match="another checkpoint") as caught:
         READERS[name](path)
     assert f"'{path}'" in str(caught.value)
     assert "weights_only" not in str(caught.value)
@@ -291,9 +284,9 @@ def test_replace_file_leaves_the_old_content_when_the_disk_fails(
     def fail(*_: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(files, operation, fail)
-    with pytest.raises(CheckpointError, match=r"file\.json' could not be written; what was there is untouched"):
-        replace_file(path, lambda aside: files.write_json(aside, "new"))
+    monkeypatch.setattr(durable_files, operation, fail)
+    with pytest.raises(CheckpointError, match=r"file\.json' .*not be written.*untouched.*No space left"):
+        replace_file(path, lambda aside: durable_files.write_json(aside, "new"))
     assert read_json(path) == "old"
     assert [entry.name for entry in tmp_path.iterdir()] == ["file.json"]
 

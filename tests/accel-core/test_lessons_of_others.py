@@ -101,7 +101,7 @@ def test_lesson_11_accelerate_does_not_divide_a_second_time(monkeypatch: pytest.
     for accelerator in accelerators:
         trainer = tiny_trainer(accelerator=accelerator)
         before = weights_of(trainer)
-        with pytest.raises(ConfigurationError, match="Pass gradient_accumulation_steps=4 to train instead"):
+        with pytest.raises(ConfigurationError, match=r"Accelerator .*Pass gradient_accumulation_steps=4 to train"):
             trainer.train(tiny_data(), num_epochs=1)
         assert torch.equal(weights_of(trainer), before)
 
@@ -269,7 +269,7 @@ def test_lesson_31_a_stop_skips_neither_the_later_callbacks_nor_the_count_of_the
 def test_lesson_33_asking_for_an_unknown_metric_raises_and_creates_nothing() -> None:
     history = tiny_trainer().train(tiny_data(), num_epochs=1)
     for ask in (history.get_metric_values, history.get_latest_metric):
-        with pytest.raises(ConfigurationError, match="no metric 'eval_loss_epoch', only"):
+        with pytest.raises(ConfigurationError, match=r"'eval_loss_epoch'.*\['train_loss_epoch'\].*Did you mean"):
             ask("eval_loss_epoch")
     assert history.get_metric_names() == {"train_loss_epoch"}
 

@@ -1,7 +1,6 @@
 """The loop on random sizes of data, batches, accumulation, limits and epochs, against plain Python."""
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -9,22 +8,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
-from torch.utils.data import IterableDataset, TensorDataset
+from torch.utils.data import TensorDataset
 
 from accel_core import LimitBatchesCallback, Trainer
-from accel_core.data.batch_sampler import ShardedBatchSampler
-from accel_core.data.order import random_order
-from accel_core.processes.group import DataGroup
+from accel_core.data_order import ShardedBatchSampler, random_order
+from tiny import Stream
 
 SMALL = settings(max_examples=40, deadline=None)
-
-
-class Stream(IterableDataset[Any]):
-    def __init__(self, data: TensorDataset) -> None:
-        self.data = data
-
-    def __iter__(self) -> Iterator[Any]:
-        return (self.data[index] for index in range(len(self.data)))
 
 
 class Observed(Trainer):

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 from functools import partial
 
 import numpy as np
@@ -255,7 +256,7 @@ def test_augmentation_that_workers_will_not_repeat_is_told(of, tmp_path, capsys)
     }
     create_trainer(SaveEverywhere(tmp_path)).train(AugmentedPoints(), **arguments)
     create_trainer().train(AugmentedPoints(), **arguments, resume_from=tmp_path / "000")
-    assert "Use seed_each_sample=True to repeat them" in capsys.readouterr().out
+    assert "Use seed_each_sample=True" in capsys.readouterr().out
 
 
 class TestTheOldWay:
@@ -322,7 +323,7 @@ def test_another_batch_size_goes_on_with_the_next_sample(changed, tmp_path, caps
     assert resumed.run_progress.epochs_completed == 1
     told = capsys.readouterr().out
     for name, number in changed.items():
-        assert f"goes on with {number} instead of" in told, name
+        assert f" {number} instead of " in told, name
 
 
 class Stream(IterableDataset):
@@ -372,8 +373,7 @@ def test_a_stream_goes_on_with_the_next_batch(stream, begins_at, accumulation, t
     data = stream()
     create_trainer().train(data, **arguments, resume_from=tmp_path / f"{updates[4 // accumulation - 1]:03d}")
     assert data.read[0] == begins_at
-    told = "Reading and leaving out 4 batches of Stream, on which it has trained" in capsys.readouterr().out
-    assert told == (stream is Stream)
+    assert ("4 batches of Stream" in capsys.readouterr().out) == (stream is Stream)
 
 
 @pytest.mark.parametrize("stream", [Stream, StatefulStream])
@@ -440,7 +440,7 @@ def test_a_sampler_that_shuffles_as_it_likes_is_told(tmp_path, capsys):
     arguments = {"num_epochs": 1, "train_dataloader_kwargs": {"sampler": Own()}}
     create_trainer(SaveEverywhere(tmp_path)).train(DATA, **arguments)
     create_trainer().train(DATA, **arguments, resume_from=tmp_path / "001")
-    assert "The order is the business of Own" in capsys.readouterr().out
+    assert re.search(r"\bOwn\b.*set_epoch", capsys.readouterr().out)
 
 
 class TestLimits:
@@ -453,7 +453,7 @@ class TestLimits:
         assert seen.batches == []
         assert_same_end(resumed, finished)
         assert history.to_records() == finished.run_history.to_records()
-        assert "is finished after 8 updates: nothing to do" in capsys.readouterr().out
+        assert re.search("finished after 8 updates.*nothing to do", capsys.readouterr().out)
 
     def test_more_epochs_go_on_and_the_scheduler_keeps_its_plan(self, tmp_path, capsys):
         scheduler = partial(torch.optim.lr_scheduler.LinearLR, total_iters=TrainerPlaceholderValues.NUM_UPDATE_STEPS)
@@ -462,12 +462,13 @@ class TestLimits:
         resumed.train(DATA, 2, create_scheduler_fn=scheduler, resume_from=latest_checkpoint(tmp_path))
         assert resumed.run_progress.epochs_completed == 2
         assert resumed.scheduler.total_iters == 4
-        assert "goes on with 8 instead of 4 updates in all (the saved scheduler keeps its own plan)" in capsys.readouterr().out
+        assert re.search("8 instead of 4 updates.*saved scheduler", capsys.readouterr().out)
 
     def test_without_a_scheduler_none_keeps_its_plan(self, tmp_path, capsys):
         create_trainer(SaveEverywhere(tmp_path)).train(DATA, 1)
         create_trainer().train(DATA, 2, resume_from=latest_checkpoint(tmp_path))
-        assert "goes on with 8 instead of 4 updates in all.\n" in capsys.readouterr().out
+        told = capsys.readouterr().out
+        assert "8 instead of 4 updates" in told and "scheduler" not in told
 
     def test_a_run_that_a_limit_cut_goes_on_in_the_same_epoch_when_it_is_raised(self, tmp_path):
         create_trainer(SaveEverywhere(tmp_path)).train(DATA, max_num_train_steps=2, eval_dataset=EVAL_DATA)
@@ -500,7 +501,7 @@ class TestWhatDoesNotFit:
         return trainer
 
     def test_a_missing_folder_is_an_error_that_names_the_newest_there_is(self, saved):
-        with pytest.raises(CheckpointError, match=r"777' does not exist.*Did you mean '"):
+        with pytest.raises(CheckpointError, match=r"777' .*not exist.*Did you mean '"):
             self.resume(saved.parent / "777")
         assert self.is_unchanged
 
@@ -511,13 +512,13 @@ class TestWhatDoesNotFit:
     def test_an_export_is_told_apart(self, saved, tmp_path):
         trainer = create_trainer()
         trainer.save_checkpoint(tmp_path / "model.pt")
-        with pytest.raises(CheckpointError, match="load_checkpoint reads an export"):
+        with pytest.raises(CheckpointError, match=r"model\.pt' is a file.*folder.*load_checkpoint"):
             self.resume(tmp_path / "model.pt")
-        with pytest.raises(CheckpointError, match="an export is a file"):
+        with pytest.raises(CheckpointError, match=r"001' is a folder.*file.*train\(\.\.\., resume_from='"):
             trainer.load_checkpoint(saved)
 
     def test_data_of_another_length_is_refused_in_the_middle_of_an_epoch(self, saved):
-        with pytest.raises(ConfigurationError, match=r"train_dataset has 20 samples, but .* after 16 of 29 samples"):
+        with pytest.raises(ConfigurationError, match=r"train_dataset .* 20 samples.* 16 of 29 samples.*load_checkpoint"):
             self.resume(saved, data=TensorDataset(POINTS[:20], TARGETS[:20]))
         assert self.is_unchanged
 
@@ -525,12 +526,12 @@ class TestWhatDoesNotFit:
         newest = latest_checkpoint(saved.parent)
         trainer = create_trainer()
         trainer.train(TensorDataset(POINTS[:20], TARGETS[:20]), 2, resume_from=newest)
-        assert "The data has changed from 29 to 20 samples" in capsys.readouterr().out
+        assert "from 29 to 20 samples" in capsys.readouterr().out
         assert trainer.run_progress.epochs_completed == 2
 
     def test_another_model_is_refused_and_both_are_named(self, saved):
         model = torch.nn.Sequential(torch.nn.Linear(4, 7), torch.nn.Linear(7, 2))
-        with pytest.raises(CheckpointError, match=r"(?s)001' holds the state of another model than Sequential: .*size mismatch"):
+        with pytest.raises(CheckpointError, match=r"(?s)001' .*another model than Sequential.*size mismatch"):
             self.resume(saved, create_trainer(model=model))
         assert self.is_unchanged
 
@@ -546,18 +547,18 @@ class TestWhatDoesNotFit:
     @pytest.mark.parametrize(("optimizer", "missing"), [(torch.optim.SGD, "momentum"), (torch.optim.RMSprop, "alpha")])
     def test_another_class_of_optimizer_is_refused(self, optimizer, missing, tmp_path):
         create_trainer(SaveEverywhere(tmp_path)).train(DATA, 1)
-        with pytest.raises(CheckpointError, match=rf"optimizer\.pt' does not fit the .*{optimizer.__name__}.*'{missing}'"):
+        with pytest.raises(CheckpointError, match=rf"optimizer\.pt' .*{optimizer.__name__}.*'{missing}'.*Build it"):
             create_trainer(optimizer=optimizer).train(DATA, 1, resume_from=tmp_path / "001")
 
     def test_a_scheduler_that_is_left_out_is_told(self, saved, capsys):
         self.resume(saved, create_scheduler_fn=None)
-        assert "The state of the scheduler is dropped, since this run has none" in capsys.readouterr().out
+        assert re.search("scheduler is dropped.*none", capsys.readouterr().out)
 
     def test_another_optimizer_is_refused(self, saved):
         def only_some(parameters, lr):
             return torch.optim.AdamW(list(parameters)[:2], lr=lr)
 
-        with pytest.raises(CheckpointError, match=r"optimizer.pt' does not fit the .*AdamW.* of this run"):
+        with pytest.raises(CheckpointError, match=r"optimizer\.pt' .*AdamW of this run.*Build it"):
             self.resume(saved, create_trainer(optimizer=only_some))
 
     def test_a_scheduler_where_there_was_none_is_refused(self, tmp_path):
@@ -567,7 +568,7 @@ class TestWhatDoesNotFit:
 
     def test_a_missing_callback_is_told(self, saved, capsys):
         self.resume(saved, create_trainer())
-        assert "The state of ['Counter'] is dropped" in capsys.readouterr().out
+        assert re.search(r"\['Counter'\] .*dropped", capsys.readouterr().out)
 
     def test_a_callback_that_is_new_starts_afresh(self, saved, capsys):
         self.resume(saved, create_trainer(Counter(), new := Counter()))
@@ -579,7 +580,7 @@ class TestWhatDoesNotFit:
         content["launched"]["versions"]["torch"] = "1.0"
         (saved / "trainer_state.json").write_text(json.dumps(content))
         self.resume(saved)
-        assert f"Versions have changed, so the last bits may differ: torch 1.0 → {torch.__version__}" in capsys.readouterr().out
+        assert f"torch 1.0 → {torch.__version__}" in capsys.readouterr().out
 
     def test_a_resumed_run_keeps_the_name_of_the_run_and_its_seed(self, saved):
         before = json.loads((saved / "trainer_state.json").read_text())
@@ -629,7 +630,7 @@ def test_saving_in_the_middle_of_an_update_is_refused(tmp_path):
         def on_train_step_end(self, trainer, batch, batch_output, step):
             trainer.save_training_state(tmp_path / "state")
 
-    with pytest.raises(ConfigurationError, match="in the middle of an update"):
+    with pytest.raises(ConfigurationError, match=r"save_training_state.*middle of an update.*on_optimizer_step_end"):
         create_trainer(Save()).train(DATA, 1)
     assert not (tmp_path / "state").exists()
 
@@ -678,5 +679,5 @@ def test_loading_a_state_leaves_the_data_of_the_latest_run_where_it_is(tmp_path)
 def test_saving_before_any_training_is_refused(tmp_path):
     trainer = create_trainer()
     trainer.evaluate(EVAL_DATA)
-    with pytest.raises(ConfigurationError, match="called before training, so there is no run to resume"):
+    with pytest.raises(ConfigurationError, match=r"save_training_state.*before training.*Use save_checkpoint"):
         trainer.save_training_state(tmp_path / "state")

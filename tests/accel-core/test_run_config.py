@@ -6,16 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch.utils.data import DataLoader, IterableDataset, SequentialSampler
+from torch.utils.data import DataLoader, SequentialSampler
 
 from accel_core import ConfigurationError, Trainer, TrainerCallback
-from accel_core.run.run_config import plan_updates
-from tiny import tiny_data, tiny_trainer
-
-
-class Stream(IterableDataset[Any]):
-    def __iter__(self) -> Any:
-        return iter(tiny_data())
+from accel_core.run_config import plan_updates
+from tiny import Stream, tiny_data, tiny_trainer
 
 
 def config_of(data: Any = None, **kwargs: Any) -> Any:
@@ -82,14 +77,14 @@ def test_what_the_loader_is_told_wins_over_the_batch_size() -> None:
 
 
 def test_a_stream_has_no_number_of_updates_but_that_of_the_limit() -> None:
-    config = config_of(Stream(), max_num_train_steps=2)
+    config = config_of(Stream(tiny_data()), max_num_train_steps=2)
     assert (config.train_dataloader_len, config.num_update_steps_per_epoch, config.num_update_steps) == (None, None, 2)
-    config = config_of(Stream(), num_epochs=2, max_num_train_steps=None)
+    config = config_of(Stream(tiny_data()), num_epochs=2, max_num_train_steps=None)
     assert (config.num_epochs, config.num_update_steps) == (2, None)
 
 
 def test_data_without_a_single_batch_is_refused() -> None:
-    with pytest.raises(ConfigurationError, match="no batch"):
+    with pytest.raises(ConfigurationError, match=r"train_dataset .*no batch.*per_device_batch_size.*drop_last"):
         config_of(tiny_data(5), per_device_batch_size=8, train_dataloader_kwargs={"drop_last": True})
 
 

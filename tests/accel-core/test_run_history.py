@@ -31,7 +31,7 @@ def test_an_unknown_name_raises_and_is_not_created() -> None:
     """Lesson A33."""
     run_history = history()
     for ask in (run_history.get_metric_values, run_history.get_latest_metric, run_history.delete_metric):
-        with pytest.raises(ConfigurationError, match=r"\['accuracy', 'loss'\]. Did you mean 'loss'"):
+        with pytest.raises(ConfigurationError, match=r"'los'.*\['accuracy', 'loss'\].*Did you mean 'loss'"):
             ask("los")
     assert run_history.get_metric_names() == {"loss", "accuracy"}
 
@@ -103,7 +103,7 @@ def test_values_are_plain_floats() -> None:
 
 @pytest.mark.parametrize("value", ["0.5", None, [1.0], torch.ones(2)])
 def test_a_value_that_is_no_single_number_is_refused_with_its_name(value: Any) -> None:
-    with pytest.raises(ConfigurationError, match="The value of the metric 'loss' is"):
+    with pytest.raises(ConfigurationError, match=r"'loss' is .*number.*several names"):
         InMemoryRunHistory().update_metric("loss", value)
 
 
@@ -131,7 +131,7 @@ def test_a_third_partys_history_gives_four_methods_and_has_all_the_others(tmp_pa
     assert own.to_records() == built_in.to_records()
     assert own.get_metric_names() == {"train_loss_epoch", "eval_loss_epoch"}
     assert own.get_latest_metric("eval_loss_epoch") == own.get_metric_values("eval_loss_epoch")[2]
-    with pytest.raises(ConfigurationError, match="no metric 'no such'"):
+    with pytest.raises(ConfigurationError, match=r"'no such'.*\['eval_loss_epoch', 'train_loss_epoch'\]"):
         own.get_latest_metric("no such")
     own.to_csv(tmp_path / "own.csv")
     built_in.to_csv(tmp_path / "built_in.csv")

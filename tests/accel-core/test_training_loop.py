@@ -7,30 +7,9 @@ import pytest
 import torch
 from accelerate import Accelerator
 from torch import nn
-from torch.utils.data import TensorDataset
 
 from accel_core import ConfigurationError, Trainer, TrainerCallback, TrainerPlaceholderValues
-
-
-def data(size: int = 37, dtype: torch.dtype = torch.float64) -> TensorDataset:
-    generator = torch.Generator().manual_seed(1)
-    inputs = torch.randn(size, 5, generator=generator, dtype=dtype)
-    return TensorDataset(inputs, (inputs.sum(1) > 0).long())
-
-
-def network(dtype: torch.dtype = torch.float64) -> nn.Module:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 2)).to(dtype)
-
-
-def create_trainer(trainer_class: type[Trainer] = Trainer, lr: float = 0.1, **kwargs: Any) -> Trainer:
-    model = kwargs.pop("model", None) or network()
-    kwargs.setdefault("callbacks", [])
-    return trainer_class(model, nn.functional.cross_entropy, torch.optim.SGD(model.parameters(), lr=lr), seed=3, **kwargs)
-
-
-def weights(trainer: Trainer) -> torch.Tensor:
-    return torch.cat([parameter.detach().flatten() for parameter in trainer.model.parameters()])
+from tiny import tiny_data, tiny_network, tiny_trainer, weights_of
 
 
 class Recorder(TrainerCallback):
@@ -51,34 +30,34 @@ class Recorder(TrainerCallback):
 
 
 def test_the_loop_gives_the_weights_of_the_loop_one_writes_by_hand() -> None:
-    trainer = create_trainer()
-    trainer.train(data(), num_epochs=2, per_device_batch_size=8)
-    model, order = network(), trainer.train_dataloader.sampler.order  # type: ignore[union-attr]
+    trainer = tiny_trainer()
+    trainer.train(tiny_data(), num_epochs=2, per_device_batch_size=8)
+    model, order = tiny_network(), trainer.train_dataloader.sampler.order  # type: ignore[union-attr]
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     for epoch in range(2):
         for indices in order.of_epoch(epoch).split(8):  # type: ignore[union-attr]
-            inputs, targets = data()[indices]
+            inputs, targets = tiny_data()[indices]
             nn.functional.cross_entropy(model(inputs), targets).backward()
             optimizer.step()
             optimizer.zero_grad()
     by_hand = torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
-    assert torch.equal(weights(trainer), by_hand)
+    assert torch.equal(weights_of(trainer), by_hand)
 
 
 @pytest.mark.parametrize(("batch_size", "steps"), [(4, 3), (2, 6), (1, 12), (6, 2), (3, 4)])
 def test_accumulation_equals_the_big_batch_also_in_short_windows(batch_size: int, steps: int) -> None:
     """37 samples: the last window is short and its last batch smaller (lesson A9)."""
-    whole, parts = create_trainer(), create_trainer()
-    whole.train(data(), num_epochs=3, per_device_batch_size=12)
-    parts.train(data(), num_epochs=3, per_device_batch_size=batch_size, gradient_accumulation_steps=steps)
-    assert torch.allclose(weights(whole), weights(parts), atol=1e-12)
+    whole, parts = tiny_trainer(), tiny_trainer()
+    whole.train(tiny_data(), num_epochs=3, per_device_batch_size=12)
+    parts.train(tiny_data(), num_epochs=3, per_device_batch_size=batch_size, gradient_accumulation_steps=steps)
+    assert torch.allclose(weights_of(whole), weights_of(parts), atol=1e-12)
 
 
 def test_loss_is_logged_unscaled_under_accumulation() -> None:
     """Lesson A1: the logged loss is that of the unaccumulated run."""
-    whole, parts = create_trainer(), create_trainer()
+    whole, parts = tiny_trainer(), tiny_trainer()
     losses = [
-        trainer.train(data(), num_epochs=2, per_device_batch_size=12 // steps, gradient_accumulation_steps=steps)
+        trainer.train(tiny_data(), num_epochs=2, per_device_batch_size=12 // steps, gradient_accumulation_steps=steps)
         for trainer, steps in ((whole, 1), (parts, 4))
     ]
     assert losses[0].get_metric_values("train_loss_epoch") == pytest.approx(losses[1].get_metric_values("train_loss_epoch"))
@@ -111,12 +90,12 @@ class CountingTokenTrainer(TokenTrainer):
 @pytest.mark.parametrize("trainer_class", [TokenTrainer, TensorTokenTrainer, CountingTokenTrainer])
 def test_losses_per_token_are_weighted_by_their_tokens(trainer_class: type[Trainer]) -> None:
     """Lesson A10 on one process."""
-    whole, parts = create_trainer(TokenTrainer), create_trainer(trainer_class)
+    whole, parts = tiny_trainer(TokenTrainer), tiny_trainer(trainer_class)
     histories = [
-        trainer.train(data(), num_epochs=3, per_device_batch_size=12 // steps, gradient_accumulation_steps=steps)
+        trainer.train(tiny_data(), num_epochs=3, per_device_batch_size=12 // steps, gradient_accumulation_steps=steps)
         for trainer, steps in ((whole, 1), (parts, 3))
     ]
-    assert torch.allclose(weights(whole), weights(parts), atol=1e-12)
+    assert torch.allclose(weights_of(whole), weights_of(parts), atol=1e-12)
     assert histories[0].get_latest_metric("train_loss_epoch") == pytest.approx(histories[1].get_latest_metric("train_loss_epoch"))
 
 
@@ -138,16 +117,16 @@ def test_a_collate_function_that_drops_samples_leaves_the_mean_over_those_that_a
             gradient = torch.autograd.grad(loss, trainer.model[0].weight)[0]  # type: ignore[index]
             by_hand.append(gradient - trainer.model[0].weight.grad)  # type: ignore[index]
 
-    trainer = create_trainer(callbacks=[Watcher()])
-    trainer.train(data(), num_epochs=1, per_device_batch_size=4, gradient_accumulation_steps=3, collate_fn=keep_positive)
+    trainer = tiny_trainer(callbacks=[Watcher()])
+    trainer.train(tiny_data(), num_epochs=1, per_device_batch_size=4, gradient_accumulation_steps=3, collate_fn=keep_positive)
     assert len(by_hand) == 4
     assert all(difference.abs().max() < 1e-12 for difference in by_hand)
 
 
 def test_bfloat16_through_the_users_accelerator_trains_with_accumulation() -> None:
-    model = network(torch.float32)
-    trainer = create_trainer(model=model, accelerator=Accelerator(mixed_precision="bf16", cpu=True))
-    history = trainer.train(data(dtype=torch.float32), num_epochs=4, per_device_batch_size=4, gradient_accumulation_steps=3)
+    model = tiny_network(torch.float32)
+    trainer = tiny_trainer(model=model, accelerator=Accelerator(mixed_precision="bf16", cpu=True))
+    history = trainer.train(tiny_data(dtype=torch.float32), num_epochs=4, per_device_batch_size=4, gradient_accumulation_steps=3)
     losses = history.get_metric_values("train_loss_epoch")
     assert losses[-1] < losses[0]
     assert trainer.run_config.mixed_precision == "bf16"
@@ -155,55 +134,62 @@ def test_bfloat16_through_the_users_accelerator_trains_with_accumulation() -> No
 
 def test_gradients_are_clipped_once_an_update() -> None:
     """Lesson A8: by norm and by value, on the whole gradient and not on its parts."""
-    by_norm, by_value = create_trainer(lr=1.0), create_trainer(lr=1.0)
-    before = weights(by_norm)
+    by_norm, by_value = tiny_trainer(lr=1.0), tiny_trainer(lr=1.0)
+    before = weights_of(by_norm)
     arguments = {"max_num_train_steps": 1, "per_device_batch_size": 4, "gradient_accumulation_steps": 3}
-    by_norm.train(data(), gradient_clip_norm=0.01, **arguments)
-    assert float((weights(by_norm) - before).norm()) == pytest.approx(0.01, rel=1e-3)
-    by_value.train(data(), gradient_clip_value=0.001, **arguments)
-    assert float((weights(by_value) - before).abs().max()) == pytest.approx(0.001)
+    by_norm.train(tiny_data(), gradient_clip_norm=0.01, **arguments)
+    assert float((weights_of(by_norm) - before).norm()) == pytest.approx(0.01, rel=1e-3)
+    by_value.train(tiny_data(), gradient_clip_value=0.001, **arguments)
+    assert float((weights_of(by_value) - before).abs().max()) == pytest.approx(0.001)
 
 
 def test_an_accelerator_that_accumulates_is_refused() -> None:
     """Lesson A11."""
-    trainer = create_trainer(accelerator=Accelerator(gradient_accumulation_steps=4, cpu=True))
+    trainer = tiny_trainer(accelerator=Accelerator(gradient_accumulation_steps=4, cpu=True))
     with pytest.raises(ConfigurationError, match="gradient_accumulation_steps=4 to train"):
-        trainer.train(data(), num_epochs=1)
+        trainer.train(tiny_data(), num_epochs=1)
 
 
 def test_schedulers_step_every_update_or_every_epoch() -> None:
     schedule = partial(torch.optim.lr_scheduler.LambdaLR, lr_lambda=lambda n: 1 / (n + 1))
     for every, expected in (("update", [0.1 / (n + 1) for n in range(10)]), ("epoch", [0.1] * 5 + [0.05] * 5)):
         recorder = Recorder()
-        trainer = create_trainer(callbacks=[recorder])
-        trainer.train(data(), num_epochs=2, per_device_batch_size=8, create_scheduler_fn=schedule, scheduler_step_every=every)
+        trainer = tiny_trainer(callbacks=[recorder])
+        trainer.train(
+            tiny_data(), num_epochs=2, per_device_batch_size=8, create_scheduler_fn=schedule, scheduler_step_every=every
+        )
         assert recorder.learning_rates == pytest.approx(expected)
 
 
 def test_a_scheduler_that_needs_a_metric_gets_it_each_epoch() -> None:
     recorder = Recorder()
-    trainer = create_trainer(callbacks=[recorder], lr=1e-6)
+    trainer = tiny_trainer(callbacks=[recorder], lr=1e-6)
     schedule = partial(torch.optim.lr_scheduler.ReduceLROnPlateau, patience=0, factor=0.5)
     trainer.train(
-        data(), num_epochs=3, eval_dataset=data(), per_device_batch_size=37, create_scheduler_fn=schedule, gradient_clip_norm=1e-9
+        tiny_data(),
+        num_epochs=3,
+        eval_dataset=tiny_data(),
+        per_device_batch_size=37,
+        create_scheduler_fn=schedule,
+        gradient_clip_norm=1e-9,
     )
     assert recorder.learning_rates == [1e-6, 1e-6, 5e-7]
 
 
 def test_placeholders_are_resolved_without_arithmetic_from_the_user() -> None:
-    trainer = create_trainer()
+    trainer = tiny_trainer()
     total = TrainerPlaceholderValues.NUM_EPOCHS * TrainerPlaceholderValues.NUM_UPDATE_STEPS_PER_EPOCH + 1
     schedule = partial(torch.optim.lr_scheduler.OneCycleLR, max_lr=0.1, total_steps=total)
-    trainer.train(data(), num_epochs=3, per_device_batch_size=8, create_scheduler_fn=schedule)
+    trainer.train(tiny_data(), num_epochs=3, per_device_batch_size=8, create_scheduler_fn=schedule)
     assert trainer.scheduler.total_steps == 3 * 5 + 1
 
 
 def test_the_smaller_limit_ends_the_run_and_a_cut_epoch_is_closed() -> None:
-    trainer = create_trainer()
-    history = trainer.train(data(), num_epochs=9, max_num_train_steps=7, eval_dataset=data(), per_device_batch_size=8)
+    trainer = tiny_trainer()
+    history = trainer.train(tiny_data(), num_epochs=9, max_num_train_steps=7, eval_dataset=tiny_data(), per_device_batch_size=8)
     assert trainer.run_progress.updates_completed == 7
     assert [record["update"] for record in history.to_records()] == [5, 5, 7, 7]
-    trainer.train(data(), num_epochs=1, max_num_train_steps=7, per_device_batch_size=8)
+    trainer.train(tiny_data(), num_epochs=1, max_num_train_steps=7, per_device_batch_size=8)
     assert trainer.run_progress.updates_completed == 5
 
 
@@ -224,8 +210,8 @@ class Stopper(TrainerCallback):
 
 @pytest.mark.parametrize(("event", "ends_after"), [("on_train_step_end", 2), ("on_optimizer_step_end", 3)])
 def test_a_stop_takes_effect_at_the_next_safe_point(event: str, ends_after: int) -> None:
-    trainer = create_trainer(callbacks=[Stopper(event, 2)])
-    history = trainer.train(data(), num_epochs=2, eval_dataset=data(), per_device_batch_size=8)
+    trainer = tiny_trainer(callbacks=[Stopper(event, 2)])
+    history = trainer.train(tiny_data(), num_epochs=2, eval_dataset=tiny_data(), per_device_batch_size=8)
     assert trainer.stop_reason == "enough"
     assert trainer.run_progress.updates_completed == ends_after
     assert history.get_metric_names() == set()
@@ -242,8 +228,8 @@ def test_a_nan_stops_the_run_without_ending_the_interpreter() -> None:
                 output["loss"] = output["loss"] * float("nan")
             return output
 
-    trainer = create_trainer(PoisonedTrainer, callbacks=[TerminateOnNaNCallback])
-    trainer.train(data(), num_epochs=3, per_device_batch_size=8)
+    trainer = tiny_trainer(PoisonedTrainer, callbacks=[TerminateOnNaNCallback])
+    trainer.train(tiny_data(), num_epochs=3, per_device_batch_size=8)
     assert "nan" in str(trainer.stop_reason)
     assert trainer.run_progress.updates_completed == 4
 
@@ -267,17 +253,17 @@ def test_an_exception_closes_everything_and_leaves_a_usable_trainer(error: BaseE
             heard.append("closed")
 
     failing = Failing()
-    model = network()
-    trainer = create_trainer(model=model, callbacks=[failing])
+    model = tiny_network()
+    trainer = tiny_trainer(model=model, callbacks=[failing])
     optimizer = trainer.optimizer
     with pytest.raises(type(error)):
-        trainer.train(data(), num_epochs=1, per_device_batch_size=4)
+        trainer.train(tiny_data(), num_epochs=1, per_device_batch_size=4)
     assert heard == [type(error).__name__, "closed"]
     assert trainer.model is model
     assert trainer.optimizer is optimizer
     assert all(parameter.grad is None for parameter in model.parameters())
     failing.fails = False
-    trainer.train(data(), num_epochs=1, per_device_batch_size=4)
+    trainer.train(tiny_data(), num_epochs=1, per_device_batch_size=4)
     assert trainer.run_progress.epochs_completed == 1
 
 
@@ -293,18 +279,18 @@ def test_a_closing_callback_that_fails_keeps_no_other_from_closing() -> None:
             closed.append("closed")
 
     with pytest.raises(ValueError, match="stuck"):
-        create_trainer(callbacks=[Broken(), Closer()]).train(data(), num_epochs=1)
+        tiny_trainer(callbacks=[Broken(), Closer()]).train(tiny_data(), num_epochs=1)
     assert closed == ["closed"]
 
 
 def test_evaluate_returns_its_metrics_and_keeps_the_history_and_the_mode() -> None:
     """Lesson A35."""
-    trainer = create_trainer()
-    trainer.train(data(), num_epochs=1)
+    trainer = tiny_trainer()
+    trainer.train(tiny_data(), num_epochs=1)
     trainer.model.train()
-    metrics = trainer.evaluate(data(13))
+    metrics = trainer.evaluate(tiny_data(13))
     model = trainer.get_model()
-    inputs, targets = data(13).tensors
+    inputs, targets = tiny_data(13).tensors
     assert metrics == {"evaluation_loss": pytest.approx(nn.functional.cross_entropy(model(inputs), targets).item())}
     assert trainer.run_history.get_metric_names() == {"train_loss_epoch", "evaluation_loss"}
     assert trainer.model.training
@@ -314,34 +300,34 @@ def test_a_user_seed_counts_and_none_seeds_nothing() -> None:
     """Lesson A26: the seed of the data order is read from torch where none is given, and nothing is drawn."""
     runs = []
     for seed in (1, 1, 2):
-        model = network()
+        model = tiny_network()
         torch.manual_seed(seed)
         before = torch.get_rng_state()
         trainer = Trainer(model, nn.functional.cross_entropy, torch.optim.SGD(model.parameters(), lr=0.1), callbacks=[])
-        trainer.train(data(), num_epochs=1)
+        trainer.train(tiny_data(), num_epochs=1)
         assert torch.equal(before, torch.get_rng_state())
-        runs.append(weights(trainer))
+        runs.append(weights_of(trainer))
     assert torch.equal(runs[0], runs[1])
     assert not torch.equal(runs[0], runs[2])
 
 
 def test_predictions_come_in_the_order_of_the_data_in_eval_mode() -> None:
-    model = nn.Sequential(nn.Dropout(0.9), network())
-    trainer = create_trainer(model=model)
-    predictions = trainer.predict(data(13), per_device_batch_size=4)
+    model = nn.Sequential(nn.Dropout(0.9), tiny_network())
+    trainer = tiny_trainer(model=model)
+    predictions = trainer.predict(tiny_data(13), per_device_batch_size=4)
     model.eval()
-    assert torch.allclose(predictions, model(data(13).tensors[0]), atol=1e-12)
+    assert torch.allclose(predictions, model(tiny_data(13).tensors[0]), atol=1e-12)
 
 
 def test_a_compiled_model_is_trained_and_unwrapped() -> None:
-    model = network()
+    model = tiny_network()
     compiled = torch.compile(model, backend="eager")
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     trainer = Trainer(compiled, nn.functional.cross_entropy, optimizer, callbacks=[], seed=3)
-    trainer.train(data(), num_epochs=1, per_device_batch_size=8)
-    plain = create_trainer()
-    plain.train(data(), num_epochs=1, per_device_batch_size=8)
-    assert torch.allclose(weights(trainer), weights(plain), atol=1e-12)
+    trainer.train(tiny_data(), num_epochs=1, per_device_batch_size=8)
+    plain = tiny_trainer()
+    plain.train(tiny_data(), num_epochs=1, per_device_batch_size=8)
+    assert torch.allclose(weights_of(trainer), weights_of(plain), atol=1e-12)
     assert trainer.get_model(keep_torch_compile=False) is model
 
 
@@ -350,5 +336,5 @@ def test_logged_values_are_averaged_over_the_samples() -> None:
         def calculate_train_batch_loss(self, batch: Any) -> dict[str, Any]:
             return {**super().calculate_train_batch_loss(batch), "log": {"size": float(len(batch[0]))}}
 
-    history = create_trainer(LoggingTrainer).train(data(10), num_epochs=1, per_device_batch_size=8)
+    history = tiny_trainer(LoggingTrainer).train(tiny_data(10), num_epochs=1, per_device_batch_size=8)
     assert history.get_latest_metric("train_size_epoch") == pytest.approx((8 * 8 + 2 * 2) / 10)

@@ -4,6 +4,7 @@ import logging
 import os
 import pickle
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -36,6 +37,7 @@ from accel_core.state.checkpoint import (
 from accel_core.state.random import capture_random_state, restore_random_state
 from accel_core.state.save import save_folder
 from launching import launch
+from tiny import Malicious
 
 FILES = ["model.safetensors", "model_extra.pt", "optimizer.pt", "extra.pt", "process_00000.pt"]
 
@@ -212,14 +214,14 @@ def test_an_empty_folder_can_be_saved_to(tmp_path: Path) -> None:
 def test_a_folder_of_other_files_is_never_replaced(content: str, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / content).write_text("precious")
-    with pytest.raises(CheckpointError, match=r"mine' is no folder of a training state\. Choose an empty or a new folder"):
+    with pytest.raises(CheckpointError, match=r"mine' is no folder .*empty or a new folder"):
         save(tmp_path / "mine", 3)
     assert names(tmp_path) == {"mine"} and names(tmp_path / "mine") == {content}
 
 
 def test_a_file_is_never_replaced(tmp_path: Path) -> None:
     (tmp_path / "mine").write_text("precious")
-    with pytest.raises(CheckpointError, match="mine' is no folder of a training state"):
+    with pytest.raises(CheckpointError, match=r"mine' is no folder .*empty or a new folder"):
         save(tmp_path / "mine", 3)
     assert (tmp_path / "mine").read_text() == "precious"
 
@@ -229,9 +231,9 @@ def test_the_state_of_another_run_is_refused_with_both_names(is_damaged: bool, t
     save(tmp_path / "state", 3, run_id="first")
     if is_damaged:
         (tmp_path / "state" / "optimizer.pt").unlink()
-    with pytest.raises(CheckpointError, match="the run 'first', but this is the run 'second'") as caught:
+    with pytest.raises(CheckpointError, match=r"the run 'first'.* the run 'second'") as caught:
         save(tmp_path / "state", 4, run_id="second")
-    assert "Choose another folder" in str(caught.value) and "resume_from=" in str(caught.value)
+    assert "another folder" in str(caught.value) and "resume_from=" in str(caught.value)
     assert names(tmp_path) == {"state"}
     assert (tmp_path / "state" / "process_00000.pt").exists()
 
@@ -241,9 +243,9 @@ def test_a_folder_with_states_of_another_run_or_of_a_later_update_is_refused(tmp
     save(tmp_path / "a", 5, run_id="first")
     check_folder_of_run(tmp_path, "first")
     check_folder_of_run(tmp_path, "first", updates_completed=5)
-    with pytest.raises(CheckpointError, match="a' is a state of the run 'first', but this is the run 'second'"):
+    with pytest.raises(CheckpointError, match=r"a' .* run 'first'.* run 'second'.*another folder.*resume_from="):
         check_folder_of_run(tmp_path, "second")
-    with pytest.raises(CheckpointError, match=r"a' holds 5 updates of this run, which has gone on from 4: .* Remove it"):
+    with pytest.raises(CheckpointError, match=r"a' .* 5 updates.* from 4\b.*Remove it"):
         check_folder_of_run(tmp_path, "first", updates_completed=4)
 
 
@@ -289,7 +291,7 @@ def test_what_a_user_puts_into_a_state_does_not_keep_it_from_being_replaced(tmp_
 
 @pytest.mark.parametrize("name", ["state.incomplete", "state.replaced"])
 def test_the_names_of_leftovers_are_refused(name: str, tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match=f"'{name}' is a name for what a crash leaves behind"):
+    with pytest.raises(ConfigurationError, match=f"'{name}' is a name .*another one"):
         save(tmp_path / name, 1)
     assert not names(tmp_path)
 
@@ -415,35 +417,26 @@ def test_a_path_that_is_no_state_is_an_error_that_says_what_is_there(tmp_path: P
     save(tmp_path / "checkpoints" / "update_2", 2)
     change(tmp_path / "checkpoints" / "update_1", format_version=7)
     (tmp_path / "best.pt").touch()
-    newest = f"Did you mean '{tmp_path / 'checkpoints' / 'update_2'}'?"
+    newest = f".*Did you mean '{re.escape(str(tmp_path / 'checkpoints' / 'update_2'))}'"
     told = {
-        "missing": "does not exist.",
-        "checkpoints": f"has no trainer_state.json, but ['update_1', 'update_2']. {newest}",
-        "checkpoints/update_3": f"does not exist. {newest}",
-        "checkpoints/update_1": f"has the format 7, not 1; use the version of accel that wrote it. {newest}",
-        "best.pt": "is a file, but a training state is a folder; load_checkpoint reads an export.",
+        "missing": "not exist.*complete training state.*None to start afresh",
+        "checkpoints": rf"no trainer_state\.json.*\['update_1', 'update_2'\]{newest}",
+        "checkpoints/update_3": f"not exist{newest}",
+        "checkpoints/update_1": f"format 7, not 1.*version of accel{newest}",
+        "best.pt": "is a file.*folder.*load_checkpoint",
     }
-    for name, sentence in told.items():
-        with pytest.raises(CheckpointError) as caught:
+    for name, words in told.items():
+        with pytest.raises(CheckpointError, match=f"^'{re.escape(str(tmp_path / name))}' .*{words}"):
             open_training_state(str(tmp_path / name))
-        assert str(caught.value).startswith(f"'{tmp_path / name}' {sentence}")
 
 
 def test_asking_for_the_latest_in_a_state_itself_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     save(tmp_path / "state", 1)
     assert latest_checkpoint(tmp_path / "state") is None
-    assert "is itself a training state" in caplog.text
+    assert re.search("state' is itself a training state.*resume_from", caplog.text)
 
 
 # ---------------------------------------------------------------------- damaged and malicious contents
-
-
-class Malicious:
-    def __init__(self, marker: Path) -> None:
-        self.marker = marker
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (Path.touch, (self.marker,))
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -586,7 +579,7 @@ def test_a_disk_that_stays_full_leaves_the_state_before(scene: str, tmp_path: Pa
         for name in ("write_object", "write_tensors", "write_json", "make_folder", "sync"):
             patch.setattr(files, name, full)
         for _ in range(2):
-            with pytest.raises(CheckpointError, match="No space left on device"):
+            with pytest.raises(CheckpointError, match=r"not saved to .*No space left on device"):
                 save(path, 2)
     assert names(tmp_path) == {"update_1" if scene == "beside" else "state"}
     check_after_fault(path, False, scene)
@@ -658,13 +651,13 @@ WELL = (None, None, False)
 
 
 def test_the_main_process_does_not_publish_without_the_files_of_all(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"has no \['process_00001\.pt'\]. On several machines it has to be on a disk"):
+    with pytest.raises(CheckpointError, match=r"has no \['process_00001\.pt'\].*several machines.*disk"):
         save_as(0, tmp_path / "state", {}, [WELL, WELL, WELL])
     assert not names(tmp_path)
 
 
 def test_a_process_without_the_folder_of_the_main_process_says_that_the_disk_has_to_be_shared(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"Process 1: .* On several machines it has to be on a disk that they share"):
+    with pytest.raises(CheckpointError, match=r"Process 1: .*several machines.*disk.*share"):
         save_as(1, tmp_path / "state", {}, [("state.ab12.incomplete", None, False), WELL])
 
 
@@ -677,13 +670,13 @@ def test_an_engine_writes_its_files_into_the_folder_and_they_are_checked(tmp_pat
     save_folder(path, run_state(1), dict, dict, process_index=0, gather=lambda value: [value], write_engine=write_engine)
     assert open_training_state(path)["files"]["engine/shards/0.bin"] == 5
     (path / "engine" / "shards" / "0.bin").write_bytes(b"half")
-    with pytest.raises(CheckpointError, match=r"engine/shards/0\.bin is missing or has another size"):
+    with pytest.raises(CheckpointError, match=r"damaged.*engine/shards/0\.bin .*(missing|size).*complete training state"):
         open_training_state(path)
 
 
 def test_what_cannot_be_kept_is_the_mistake_of_the_caller(tmp_path: Path) -> None:
     save(tmp_path / "a", 1)
-    with pytest.raises(ConfigurationError, match=r"not saved to .*b'. Process 0: .*'extra\.pt' cannot be saved: 'f' is a "):
+    with pytest.raises(ConfigurationError, match=r"not saved to .*b'.*Process 0: .*'extra\.pt' .*'f' is a "):
         save_folder(
             tmp_path / "b",
             run_state(2),

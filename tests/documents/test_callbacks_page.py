@@ -73,7 +73,7 @@ class Late(TrainerCallback):
 def test_a_metric_that_is_recorded_behind_the_callback_that_watches_it_is_told(kind: Any, tmp_path: Path) -> None:
     arguments = {} if kind is EarlyStoppingCallback else {"save_path": tmp_path / "model.pt"}
     trainer = tiny_trainer(callbacks=[Late, kind(watch_metric="late", **arguments)])
-    with pytest.raises(ConfigurationError, match=f"{kind.__name__} watches 'late', but the run history has only"):
+    with pytest.raises(ConfigurationError, match=rf"{kind.__name__}.*'late'.*\['"):
         trainer.train(tiny_data(), num_epochs=2, eval_dataset=tiny_data(5))
 
 

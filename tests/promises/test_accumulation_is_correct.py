@@ -6,11 +6,10 @@ import pytest
 import torch
 from accelerate import Accelerator
 from torch import nn
-from torch.utils.data import IterableDataset
 
 from accel_core import Trainer
 from case_runner import compare, run_as_script
-from tiny import tiny_data, tiny_network
+from tiny import Stream, tiny_data, tiny_network
 
 UPDATE = 24
 """Samples of a full update. Each of the sizes leaves a short window or a smaller last batch, or fewer samples than processes."""
@@ -38,14 +37,6 @@ class TensorTokens(Tokens):
 class CountedTokens(Tokens):
     def count_items(self, batch: Any) -> int:
         return int((batch[0][:, 0].abs() * 10).long().sum())
-
-
-class Stream(IterableDataset[Any]):
-    def __init__(self, size: int) -> None:
-        self.size = size
-
-    def __iter__(self) -> Any:
-        return iter(tiny_data(self.size))
 
 
 def collate(samples: list[Any]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -82,7 +73,7 @@ def few_samples(batch_size: int) -> Any:
 
 
 def streams(batch_size: int) -> Any:
-    return [train(Trainer, Stream(size), batch_size) for size in SIZES[:-2]]
+    return [train(Trainer, Stream(tiny_data(size)), batch_size) for size in SIZES[:-2]]
 
 
 def in_float32(batch_size: int) -> Any:
@@ -158,7 +149,7 @@ BIG_BATCHES = {
     "tokens": (Tokens, tiny_data, torch.float64, 1e-14),
     "tokens as tensors": (Tokens, tiny_data, torch.float64, 1e-14),
     "tokens counted ahead": (Tokens, tiny_data, torch.float64, 1e-14),
-    "streams": (Trainer, Stream, torch.float64, 1e-14),
+    "streams": (Trainer, lambda size: Stream(tiny_data(size)), torch.float64, 1e-14),
     "float32": (Trainer, lambda size: tiny_data(size, torch.float32), torch.float32, 1e-6),
 }
 

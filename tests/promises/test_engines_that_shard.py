@@ -7,9 +7,9 @@ into which `hatch run install-deepspeed` puts it: in the environment itself, Acc
 import contextlib
 import io
 import os
+import re
 import runpy
 import sys
-import tempfile
 from functools import partial
 from pathlib import Path
 
@@ -17,9 +17,8 @@ import pytest
 import torch
 from accelerate import Accelerator, DeepSpeedPlugin, DistributedType, FullyShardedDataParallelPlugin, InitProcessGroupKwargs
 from accelerate.state import PartialState
-from accelerate.utils import broadcast_object_list
 from torch import nn
-from torch.utils.data import IterableDataset, TensorDataset
+from torch.utils.data import TensorDataset
 
 from accel_callbacks import SaveBestModelCallback
 from accel_core import (
@@ -28,20 +27,17 @@ from accel_core import (
     TerminateOnNaNCallback,
     Trainer,
     TrainerCallback,
-    TrainerPlaceholderValues,
 )
-from accel_core.engines.sharded import local_shard
-from accel_core.state.files import read_tensors
-from case_runner import compare, run_as_script
+from accel_core.durable_files import read_tensors
+from accel_core.sharded_engines import own_part
+from case_runner import compare, run_as_script, shared_folder
+from tiny import ONE_CYCLE, EvaluateInMidEpoch, SaveAt, Stream
 
 ROOT = Path(__file__).parents[2]
 DEEPSPEED = Path(os.environ.get("ACCEL_TEST_DEEPSPEED", ROOT / ".venv-deepspeed"))
 ENGINES = {"fsdp2": DistributedType.FSDP, "zero1": DistributedType.DEEPSPEED}
 ENGINES |= {"zero2": DistributedType.DEEPSPEED, "zero3": DistributedType.DEEPSPEED}
 NUM_TOKENS = 6
-ONE_CYCLE = partial(
-    torch.optim.lr_scheduler.OneCycleLR, max_lr=0.3, total_steps=TrainerPlaceholderValues.NUM_UPDATE_STEPS, base_momentum=0.5
-)
 
 
 def create_accelerator(engine):
@@ -76,10 +72,6 @@ def make_trainer(callbacks=(), trainer_class=Trainer, model=None, optimizer_clas
     model = make_model() if model is None else model
     optimizer = optimizer_class(model.parameters(), lr=0.05)
     return trainer_class(model, nn.CrossEntropyLoss(), optimizer, callbacks, seed=7)
-
-
-def shared_folder():
-    return Path(broadcast_object_list([tempfile.mkdtemp()])[0])
 
 
 def exported(trainer):
@@ -124,11 +116,6 @@ def evaluate_and_predict(batch_size):
     return before, after, [trainer.predict(make_data(n), per_device_batch_size=batch_size) for n in (13, 1)]
 
 
-class EvaluateInMidEpoch(TrainerCallback):
-    def on_optimizer_step_end(self, trainer):
-        trainer.run_eval_epoch(is_intermediate=True, metric_prefix="intermediate_eval")
-
-
 class StopAt(TrainerCallback):
     """Asks on the last process only, in the last update of an epoch, from within a step."""
 
@@ -171,32 +158,15 @@ def train_tokens(batch_size, trainer_class):
     return train(batch_size, data, trainer_class=trainer_class, model=model, eval_dataset=None)
 
 
-class Stream(IterableDataset):
-    def __init__(self, data):
-        self.data = data
-
-    def __iter__(self):
-        return iter([self.data[index] for index in range(len(self.data))])
-
-
 def keep_all(samples):
     return torch.utils.data.default_collate(samples)
-
-
-class SaveAt(TrainerCallback):
-    def __init__(self, folder):
-        self.folder = folder
-
-    def on_optimizer_step_end(self, trainer):
-        if trainer.run_progress.updates_completed == 7:
-            trainer.save_training_state(self.folder / "state")
 
 
 def save_and_resume(batch_size):
     """From the middle of an epoch, with a scheduler, in another trainer whose weights are others."""
     folder = shared_folder()
     kwargs = {"per_device_batch_size": batch_size, "eval_dataset": make_data(13), "create_scheduler_fn": ONE_CYCLE}
-    whole, rest = make_trainer([SaveAt(folder)]), make_trainer()
+    whole, rest = make_trainer([SaveAt(7, folder / "state")]), make_trainer()
     with torch.no_grad():
         rest.model[0].weight.zero_()
     whole.train(make_data(37), 3, **kwargs)
@@ -393,7 +363,7 @@ def test_a_resumed_run_equals_the_one_that_was_not_stopped(outcome, engine):
 
 def test_files_of_an_engine_are_loaded_only_where_they_are_trusted(outcome):
     for result in outcome.of("resume"):
-        assert "set trainer.trust_engine_files = True" in result["refused"]
+        assert "trainer.trust_engine_files = True" in result["refused"]
 
 
 def test_an_export_holds_whole_weights_and_can_be_gone_on_from(outcome):
@@ -406,14 +376,14 @@ def test_an_export_holds_whole_weights_and_can_be_gone_on_from(outcome):
 
 def test_parameters_that_are_not_finite_on_one_process_are_saved_by_nobody(outcome):
     for result in outcome.of("poison"):
-        assert "is not finite, so the state was not saved" in result["error"]
+        assert re.search("is not finite.*not saved", result["error"])
         assert result["saved"] == ["update_1", "update_2"]
 
 
 def test_a_loss_that_is_nan_on_one_process_stops_all(outcome):
     first, second = outcome.of("nan")
     assert first == second
-    assert first["updates"] == 4 and "the loss is nan" in first["reason"]
+    assert first["updates"] == 4 and re.search("loss.* nan", first["reason"])
 
 
 def test_batch_statistics_of_the_main_process_are_evaluated_and_exported(outcome):
@@ -425,12 +395,12 @@ def test_batch_statistics_of_the_main_process_are_evaluated_and_exported(outcome
 
 def test_what_the_engine_cannot_do_is_refused_with_the_way_out(outcome, engine):
     for told in outcome.of("refusals"):
-        assert "Pass gradient_clip_norm instead" in told.pop("clipping by value")
+        assert "Pass gradient_clip_norm" in told.pop("clipping by value")
         if engine == "fsdp2":
             assert told == {}
         else:
             assert set(told) == {"own step", "stream", "tokens"}
-            assert "['optimizer_step'] are overridden, but DEEPSPEED does that inside backward" in told["own step"]
+            assert re.search(r"\['optimizer_step'\].*DEEPSPEED.*backward", told["own step"])
             assert "Override count_items(batch)" in told["stream"] and "Override count_items(batch)" in told["tokens"]
 
 

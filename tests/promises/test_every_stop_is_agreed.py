@@ -1,21 +1,21 @@
 """Promise 5: a stop asked for on one process stops all of them after the same update, for a reason that all know."""
 
 import os
+import re
 import signal
-import tempfile
 import time
 from functools import partial
 
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, compare_versions
+from accelerate.utils import compare_versions
 from torch import nn
 from torch.utils.data import TensorDataset
 
 from accel_callbacks import EarlyStoppingCallback, MaxTimeCallback, SaveTrainingStateCallback
 from accel_core import RunInterrupted, TerminateOnNaNCallback, Trainer, TrainerCallback
-from case_runner import compare, run_as_script
+from case_runner import run_as_script, shared_folder
 from launching import launch
 
 NUM_EPOCHS, UPDATES_OF_EPOCH = 3, 5
@@ -187,7 +187,7 @@ def receive_signal(batch_size, event, update, times=1):
         for _ in range(times if is_last() else 0):
             os.kill(os.getpid(), signal.SIGUSR1)
 
-    folder = broadcast_object_list([tempfile.mkdtemp()])[0]
+    folder = shared_folder()
     result = train(batch_size, Listener(event, update, send), [SaveTrainingStateCallback(save_dir=folder)])
     return {**result, "saved": sorted(os.listdir(folder))}
 
@@ -203,11 +203,6 @@ CASES = {
     **{f"signal {name}": partial(receive_signal, event=event, update=update) for name, (event, update) in SIGNALLED.items()},
     "signal and its echo": partial(receive_signal, event="on_train_step_end", update=7, times=2),
 }
-
-
-@pytest.fixture(scope="module", params=[2, pytest.param(3, marks=pytest.mark.slow)], ids="{} processes".format)
-def outcome(request, tmp_path_factory):
-    return compare(CASES, __file__, request.param, tmp_path_factory.mktemp("cases"))
 
 
 def agreed(outcome, case):
@@ -260,18 +255,18 @@ def test_one_of_several_reasons_is_known_to_all(outcome):
 def test_a_loss_that_is_nan_on_one_process_stops_all(outcome):
     """Lesson A14: the others used to wait for ever."""
     result = agreed(outcome, "nan")
-    assert result["updates"] == 4 and "the loss is nan" in result["reason"]
+    assert result["updates"] == 4 and re.search("loss.* nan", result["reason"])
 
 
 def test_an_early_stop_that_only_one_process_wants_stops_all(outcome):
     """Lesson A14 again."""
     result = agreed(outcome, "early stop")
-    assert result["updates"] == 2 * UPDATES_OF_EPOCH and "'doubtful' has not improved" in result["reason"]
+    assert result["updates"] == 2 * UPDATES_OF_EPOCH and "'doubtful'" in result["reason"]
 
 
 def test_the_time_of_one_process_is_the_time_of_all(outcome):
     result = agreed(outcome, "time")
-    assert result["updates"] == 8 and result["reason"] == "the time limit of 60 minutes is reached"
+    assert result["updates"] == 8 and "time limit of 60 minutes" in result["reason"]
 
 
 @pytest.mark.parametrize("case", ["signal in an update", "signal and its echo"])
@@ -336,10 +331,8 @@ def test_processes_that_do_not_see_each_other_are_refused():
     """Without ACCELERATE_USE_CPU, the launcher starts two trainings on a CPU that do not know of each other."""
     finished = launch(FAILING, processes=2, args=["never", 0], env={"ACCELERATE_USE_CPU": "false"}, check=False)
     assert finished.returncode != 0
-    assert (
-        "accelerate launch started 2 processes, but this Accelerator does not see the others, so each would train alone. On a "
-        "CPU, set ACCELERATE_USE_CPU=true and launch with --multi_gpu, or use the configs in examples/configs."
-    ) in finished.stderr
+    told = "accelerate launch.* 2 processes.*ACCELERATE_USE_CPU=true.*--multi_gpu.*examples/configs"
+    assert re.search(told, finished.stderr)
 
 
 if __name__ == "__main__":

@@ -1,20 +1,17 @@
 """Promise 4 across processes: training on several is training on one with the global batch."""
 
 import random
-import tempfile
+import re
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 from torch import nn
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
-    IterableDataset,
     Sampler,
     SequentialSampler,
     Subset,
@@ -23,14 +20,12 @@ from torch.utils.data import (
 )
 
 from accel_callbacks import SaveTrainingStateCallback
-from accel_core import ConfigurationError, Trainer, TrainerCallback, TrainerPlaceholderValues
-from accel_core.state.files import read_tensors
-from case_runner import BATCH_SIZE, compare, run_as_script
+from accel_core import ConfigurationError, Trainer, TrainerCallback
+from accel_core.durable_files import read_tensors
+from case_runner import BATCH_SIZE, run_as_script, shared_folder
+from tiny import ONE_CYCLE, EvaluateInMidEpoch, Stream
 
 NUM_TOKENS = 6
-ONE_CYCLE = partial(
-    torch.optim.lr_scheduler.OneCycleLR, max_lr=0.3, total_steps=TrainerPlaceholderValues.NUM_UPDATE_STEPS, base_momentum=0.5
-)
 
 
 def make_data(num_samples, num_targets=()):
@@ -88,7 +83,7 @@ def gather_in_steps(batch_size):
 
 def rotate(batch_size):
     """Lesson A20: every process used to remove the old states, and the job died."""
-    folder = Path(broadcast_object_list([tempfile.mkdtemp()])[0])
+    folder = shared_folder()
     train(batch_size, callbacks=[SaveTrainingStateCallback(folder, save_every_n_updates=1, keep_last=2)], accumulation=1)
     Accelerator().wait_for_everyone()
     return sorted(path.name for path in folder.iterdir())
@@ -100,18 +95,8 @@ def train_on_unlike_data(batch_size):
     for num_samples, num_epochs in [(25 - is_last, 1), (25, 1 + is_last)]:
         with pytest.raises(ConfigurationError) as raised:
             train(batch_size, make_data(num_samples), num_epochs=num_epochs)
-        told.append(str(raised.value).partition(", but")[0])
+        told.append(str(raised.value))
     return told
-
-
-class Stream(IterableDataset):
-    """Samples in order; of no known number."""
-
-    def __init__(self, data):
-        self.data = data
-
-    def __iter__(self):
-        return iter([self.data[index] for index in range(len(self.data))])
 
 
 class DrawingSampler(Sampler):
@@ -217,14 +202,6 @@ def train_tokens(batch_size):
     return train(batch_size, make_data(37, (NUM_TOKENS,)), trainer_class=TokenTrainer, model=model, eval_dataset=None)
 
 
-class EvaluateInMidEpoch(TrainerCallback):
-    """Evaluates after each update; the model has to be in train mode again afterwards."""
-
-    def on_optimizer_step_end(self, trainer):
-        trainer.run_eval_epoch(is_intermediate=True, metric_prefix="intermediate_eval")
-        assert all(module.training for module in trainer.model.modules())
-
-
 class Unfreeze(TrainerCallback):
     """Unfreezes the first layer before an epoch, in its first event, or in the middle of it."""
 
@@ -307,7 +284,7 @@ def train_with_and_without_idle_steps(batch_size):
 
 def save_and_export(batch_size):
     """What is saved, exported, evaluated and predicted with, and the buffers that each process had."""
-    folder = broadcast_object_list([tempfile.mkdtemp()])[0]
+    folder = shared_folder()
 
     class Save(TrainerCallback):
         order = 1
@@ -388,11 +365,6 @@ CASES = {
 }
 
 
-@pytest.fixture(scope="module", params=[2, pytest.param(3, marks=pytest.mark.slow)], ids="{} processes".format)
-def outcome(request, tmp_path_factory):
-    return compare(CASES, __file__, request.param, tmp_path_factory.mktemp("cases"))
-
-
 def assert_equal(actual, expected):
     torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10)
 
@@ -422,22 +394,18 @@ def test_every_process_makes_as_many_updates_as_were_asked_for(outcome):
 def test_gathering_in_a_step_joins_the_samples_or_is_refused_before_it_hangs(outcome):
     last = outcome.processes - 1
     for with_tail, without_tail, dropped in outcome.of("gather in steps"):
-        assert with_tail == (
-            [],
-            f"gather was called inside a training step, but process {last} of {outcome.processes} has no batch there and would "
-            f"never answer. Gather in on_optimizer_step_end, or pass train_dataloader_kwargs={{'drop_last': True}}.",
-        )
+        where = f"gather .*training step.* process {last} of {outcome.processes} has no batch"
+        way_out = "on_optimizer_step_end.*train_dataloader_kwargs={'drop_last': True}"
+        assert with_tail[0] == [] and re.search(f"{where}.*{way_out}", with_tail[1])
         assert without_tail == dropped == (list(range(24)), None)
 
 
 def test_unlike_data_or_numbers_are_refused_on_every_process_before_they_hang(outcome):
     processes = outcome.processes
     samples, epochs = [*[25] * (processes - 1), 24], [*[1] * (processes - 1), 2]
-    for told in outcome.of("unlike data"):
-        assert told == [
-            f"The number of samples in train_dataset is {samples} on the {processes} processes",
-            f"num_epochs is {epochs} on the {processes} processes",
-        ]
+    for of_samples, of_epochs in outcome.of("unlike data"):
+        assert re.search(rf"samples.* train_dataset is {re.escape(str(samples))} .*\b{processes} processes", of_samples)
+        assert re.search(rf"num_epochs is {re.escape(str(epochs))} .*\b{processes} processes", of_epochs)
 
 
 def test_old_states_are_removed_by_one_process(outcome):

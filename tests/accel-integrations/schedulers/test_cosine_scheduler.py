@@ -7,35 +7,27 @@ from types import SimpleNamespace
 import pytest
 import torch
 from timm.scheduler import CosineLRScheduler as TimmCosineLRScheduler
-from torch import nn
 from transformers import get_cosine_schedule_with_warmup
 
 from accel_core import ConfigurationError, TrainerPlaceholderValues
 from accel_core.run.placeholders import resolve_placeholders
 from accel_integrations.schedulers import CosineLrScheduler
-
-
-def build_optimizer(*rates):
-    return torch.optim.SGD([{"params": nn.Linear(2, 2).parameters(), "lr": rate} for rate in rates])
-
-
-def values(optimizer):
-    return [group["lr"] for group in optimizer.param_groups]
+from tiny import optimizer_of_rates, values_of
 
 
 def used_rates(scheduler, num_updates):
     """The rates of each update, and that after the last."""
-    rates = [values(scheduler.optimizer)]
+    rates = [values_of(scheduler.optimizer)]
     for _ in range(num_updates):
         scheduler.optimizer.step()
         scheduler.step()
-        rates.append(values(scheduler.optimizer))
+        rates.append(values_of(scheduler.optimizer))
     return rates
 
 
 def test_equals_the_closed_form():
     scheduler = CosineLrScheduler(
-        build_optimizer(0.1, 0.02),
+        optimizer_of_rates(0.1, 0.02),
         total_num_epochs=10,
         num_update_steps_per_epoch=10,
         lr_min=0.001,
@@ -55,7 +47,7 @@ def test_equals_the_closed_form():
 
 
 def test_lesson_5_ends_at_the_minimum_with_the_last_update_and_without_a_cliff():
-    scheduler = CosineLrScheduler(build_optimizer(1.0), 10, 10, lr_min=0.0, num_warmup_epochs=3, warmup_starting_lr=0.0)
+    scheduler = CosineLrScheduler(optimizer_of_rates(1.0), 10, 10, lr_min=0.0, num_warmup_epochs=3, warmup_starting_lr=0.0)
     rates = [rate for (rate,) in used_rates(scheduler, 100)]
     assert rates[30] == 1.0
     assert rates[100] == 0.0
@@ -65,7 +57,7 @@ def test_lesson_5_ends_at_the_minimum_with_the_last_update_and_without_a_cliff()
 
 
 def test_lesson_5_no_value_is_used_twice():
-    scheduler = CosineLrScheduler(build_optimizer(1.0), 2, 10)
+    scheduler = CosineLrScheduler(optimizer_of_rates(1.0), 2, 10)
     rates = [rate for (rate,) in used_rates(scheduler, 20)]
     assert rates[0] == 1.0
     assert len(set(rates)) == 21
@@ -74,7 +66,7 @@ def test_lesson_5_no_value_is_used_twice():
 @pytest.mark.parametrize("ratio", [0.0, 0.01, 0.5, 1.0])
 def test_lesson_5_a_warmup_ratio_begins_at_that_part_of_each_base_rate_and_never_overshoots(ratio):
     scheduler = CosineLrScheduler(
-        build_optimizer(0.3, 0.007), 10, 10, num_warmup_epochs=2, warmup_starting_lr_ratio=ratio, lr_min=0.0
+        optimizer_of_rates(0.3, 0.007), 10, 10, num_warmup_epochs=2, warmup_starting_lr_ratio=ratio, lr_min=0.0
     )
     assert scheduler.get_updated_values(0) == [ratio * 0.3, ratio * 0.007]
     assert scheduler.get_updated_values(20) == [0.3, 0.007]
@@ -83,48 +75,48 @@ def test_lesson_5_a_warmup_ratio_begins_at_that_part_of_each_base_rate_and_never
 
 
 def test_a_minimum_ratio_is_of_each_base_rate():
-    scheduler = CosineLrScheduler(build_optimizer(0.3, 0.007), 10, 10, min_lr_ratio=0.1)
+    scheduler = CosineLrScheduler(optimizer_of_rates(0.3, 0.007), 10, 10, min_lr_ratio=0.1)
     assert scheduler.get_updated_values(100) == [pytest.approx(0.03), pytest.approx(0.0007)]
 
 
 def test_a_group_below_the_minimum_keeps_its_rate():
-    scheduler = CosineLrScheduler(build_optimizer(0.1, 1e-8, 0.0), 10, 10, num_warmup_epochs=1)
+    scheduler = CosineLrScheduler(optimizer_of_rates(0.1, 1e-8, 0.0), 10, 10, num_warmup_epochs=1)
     for n in range(101):
         assert scheduler.get_updated_values(n)[1:] == [1e-8, 0.0]
 
 
 def test_k_decay_bends_the_curve():
-    scheduler = CosineLrScheduler(build_optimizer(1.0), 10, 10, k_decay=2.0, lr_min=0.0)
+    scheduler = CosineLrScheduler(optimizer_of_rates(1.0), 10, 10, k_decay=2.0, lr_min=0.0)
     assert scheduler.get_updated_values(50) == [pytest.approx((1 + math.cos(math.pi * 0.25)) / 2)]
 
 
 @pytest.mark.parametrize(("warmup", "expected"), [(0.5, 5), (0.29, 3), (2.5, 25)])
 def test_warmup_may_be_a_fraction_of_an_epoch(warmup, expected):
-    scheduler = CosineLrScheduler(build_optimizer(1.0), 10, 10, num_warmup_epochs=warmup)
+    scheduler = CosineLrScheduler(optimizer_of_rates(1.0), 10, 10, num_warmup_epochs=warmup)
     assert scheduler.num_warmup_updates == expected
     assert scheduler.get_updated_values(expected) == [1.0]
     assert scheduler.get_updated_values(expected - 1)[0] < 1.0
 
 
 def test_equals_torch_without_warmup():
-    ours = CosineLrScheduler(build_optimizer(0.1, 0.02), 7, 13, lr_min=0.001)
-    theirs = build_optimizer(0.1, 0.02)
+    ours = CosineLrScheduler(optimizer_of_rates(0.1, 0.02), 7, 13, lr_min=0.001)
+    theirs = optimizer_of_rates(0.1, 0.02)
     torch_scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(theirs, T_max=7 * 13, eta_min=0.001)
     for rates in used_rates(ours, 7 * 13):
-        assert rates == pytest.approx(values(theirs), rel=1e-9)
+        assert rates == pytest.approx(values_of(theirs), rel=1e-9)
         theirs.step()
         torch_scheduler.step()
 
 
 @pytest.mark.filterwarnings("ignore:The epoch parameter")  # Of SequentialLR itself, before torch 2.7.
 def test_equals_torch_with_a_linear_warmup_before():
-    ours = CosineLrScheduler(build_optimizer(0.1), 10, 9, lr_min=0.001, num_warmup_epochs=2, warmup_starting_lr=0.01)
-    theirs = build_optimizer(0.1)
+    ours = CosineLrScheduler(optimizer_of_rates(0.1), 10, 9, lr_min=0.001, num_warmup_epochs=2, warmup_starting_lr=0.01)
+    theirs = optimizer_of_rates(0.1)
     warmup = torch.optim.lr_scheduler.LinearLR(theirs, start_factor=0.1, total_iters=18)
     annealing = torch.optim.lr_scheduler.CosineAnnealingLR(theirs, T_max=72, eta_min=0.001)
     torch_scheduler = torch.optim.lr_scheduler.SequentialLR(theirs, [warmup, annealing], milestones=[18])
     for rates in used_rates(ours, 90):
-        assert rates == pytest.approx(values(theirs), rel=1e-9)
+        assert rates == pytest.approx(values_of(theirs), rel=1e-9)
         theirs.step()
         torch_scheduler.step()
 
@@ -133,7 +125,7 @@ def test_equals_torch_with_a_linear_warmup_before():
 @pytest.mark.parametrize("warmup_epochs", [0, 2])
 def test_equals_timm_with_warmup_as_a_prefix(warmup_epochs, k_decay):
     ours = CosineLrScheduler(
-        build_optimizer(0.1, 0.02),
+        optimizer_of_rates(0.1, 0.02),
         10,
         9,
         lr_min=0.001,
@@ -141,7 +133,7 @@ def test_equals_timm_with_warmup_as_a_prefix(warmup_epochs, k_decay):
         warmup_starting_lr=1e-4,
         k_decay=k_decay,
     )
-    theirs = build_optimizer(0.1, 0.02)
+    theirs = optimizer_of_rates(0.1, 0.02)
     timm_scheduler = TimmCosineLRScheduler(
         theirs,
         t_initial=(10 - warmup_epochs) * 9,
@@ -154,28 +146,28 @@ def test_equals_timm_with_warmup_as_a_prefix(warmup_epochs, k_decay):
     )
     for n, rates in enumerate(used_rates(ours, 95)):
         timm_scheduler.step_update(n)
-        assert rates == pytest.approx(values(theirs), rel=1e-9)
+        assert rates == pytest.approx(values_of(theirs), rel=1e-9)
 
 
 def test_equals_transformers_with_warmup_from_zero():
-    ours = CosineLrScheduler(build_optimizer(0.1, 0.02), 10, 9, lr_min=0.0, num_warmup_epochs=2, warmup_starting_lr=0.0)
-    theirs = build_optimizer(0.1, 0.02)
+    ours = CosineLrScheduler(optimizer_of_rates(0.1, 0.02), 10, 9, lr_min=0.0, num_warmup_epochs=2, warmup_starting_lr=0.0)
+    theirs = optimizer_of_rates(0.1, 0.02)
     transformers_scheduler = get_cosine_schedule_with_warmup(theirs, num_warmup_steps=18, num_training_steps=90)
     for rates in used_rates(ours, 90):
-        assert rates == pytest.approx(values(theirs), rel=1e-9, abs=1e-15)
+        assert rates == pytest.approx(values_of(theirs), rel=1e-9, abs=1e-15)
         theirs.step()
         transformers_scheduler.step()
 
 
 def test_the_saved_plan_goes_before_a_new_one():
-    first = CosineLrScheduler(build_optimizer(0.1), 10, 10, num_warmup_epochs=1, min_lr_ratio=0.2)
+    first = CosineLrScheduler(optimizer_of_rates(0.1), 10, 10, num_warmup_epochs=1, min_lr_ratio=0.2)
     for _ in range(37):
         first.step()
-    optimizer = build_optimizer(0.5)
+    optimizer = optimizer_of_rates(0.5)
     resumed = CosineLrScheduler(optimizer, 99, 10)
     resumed.load_state_dict(first.state_dict())
     for _ in range(70):
-        assert values(optimizer) == values(first.optimizer)
+        assert values_of(optimizer) == values_of(first.optimizer)
         first.step()
         resumed.step()
 
@@ -185,7 +177,7 @@ class TestWithTheTrainersNumbers:
         config = SimpleNamespace(
             num_epochs=epochs, num_update_steps_per_epoch=per_epoch, num_update_steps=updates or epochs * per_epoch
         )
-        return resolve_placeholders(create_scheduler_fn, config)(build_optimizer(1.0))
+        return resolve_placeholders(create_scheduler_fn, config)(optimizer_of_rates(1.0))
 
     def test_nothing_has_to_be_calculated(self):
         scheduler = self.build(CosineLrScheduler.create_scheduler_fn(num_warmup_epochs=0.5, num_cooldown_epochs=1, lr_min=0.0))
@@ -215,21 +207,27 @@ class TestWithTheTrainersNumbers:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"total_num_epochs": 0}, "total_num_epochs is 0, but must be longer than warm-up and cooldown"),
-        ({"num_update_steps_per_epoch": 0}, "num_update_steps_per_epoch is 0, but must be at least 1"),
-        ({"num_warmup_epochs": -1}, "num_warmup_epochs is -1, but must be at least 0. Fractions"),
-        ({"num_cooldown_epochs": float("nan")}, "num_cooldown_epochs is nan, but must be at least 0"),
-        ({"num_warmup_epochs": 6, "num_cooldown_epochs": 4}, "100 updates cannot hold 60 of warm-up, 40 of cooldown"),
-        ({"k_decay": 0}, "k_decay is 0, but must be positive"),
-        ({"lr_min": -1e-6}, "lr_min is -1e-06, but must be between 0 and the largest learning rate of the optimizer, 0.1"),
-        ({"lr_min": 0.2}, r"lr_min is 0.2, but .* Pass a smaller lr_min, or min_lr_ratio"),
-        ({"min_lr_ratio": 1.5}, "min_lr_ratio is 1.5, but must be between 0 and 1"),
-        ({"num_warmup_epochs": 1, "warmup_starting_lr": 1.0}, "warmup_starting_lr is 1.0, but must be between 0 and the"),
-        ({"num_warmup_epochs": 1, "warmup_starting_lr_ratio": -1}, "warmup_starting_lr_ratio is -1, but must be between 0"),
+        ({"total_num_epochs": 0}, "total_num_epochs is 0.*longer than warm-up and cooldown.*Shorten them"),
+        ({"num_update_steps_per_epoch": 0}, "num_update_steps_per_epoch is 0.*at least 1.*create_scheduler_fn"),
+        ({"num_warmup_epochs": -1}, "num_warmup_epochs is -1.*at least 0.*Fractions"),
+        ({"num_cooldown_epochs": float("nan")}, "num_cooldown_epochs is nan.*at least 0.*Fractions"),
+        (
+            {"num_warmup_epochs": 6, "num_cooldown_epochs": 4},
+            "total_num_epochs is 10.* 100 updates.* 60 .*warm-up.* 40 .*cooldown",
+        ),
+        ({"k_decay": 0}, "k_decay is 0.*positive.* 1 "),
+        ({"lr_min": -1e-6}, "lr_min is -1e-06.*between 0 and .*optimizer, 0.1"),
+        ({"lr_min": 0.2}, r"lr_min is 0.2.*Pass a smaller lr_min.*min_lr_ratio"),
+        ({"min_lr_ratio": 1.5}, "min_lr_ratio is 1.5.*between 0 and 1.*fraction"),
+        (
+            {"num_warmup_epochs": 1, "warmup_starting_lr": 1.0},
+            "warmup_starting_lr is 1.0.*between 0 and .* 0.1.*warmup_starting_lr_ratio",
+        ),
+        ({"num_warmup_epochs": 1, "warmup_starting_lr_ratio": -1}, "warmup_starting_lr_ratio is -1.*between 0 and 1.*fraction"),
     ],
 )
 def test_a_wrong_argument_is_told_before_the_optimizer_is_touched(arguments, message):
-    optimizer = build_optimizer(0.1)
+    optimizer = optimizer_of_rates(0.1)
     before = {key: value for key, value in optimizer.param_groups[0].items() if key != "params"}
     with pytest.raises(ConfigurationError, match=message):
         CosineLrScheduler(optimizer, **{"total_num_epochs": 10, "num_update_steps_per_epoch": 10, **arguments})

@@ -1,6 +1,7 @@
 """A value for each parameter group, as a function of the updates completed."""
 
 import io
+from functools import partial
 
 import pytest
 import torch
@@ -8,11 +9,9 @@ from torch import nn
 
 from accel_core import ConfigurationError
 from accel_integrations.schedulers import SchedulerBase, StatefulSchedulerBase
+from tiny import optimizer_of_rates, values_of
 
-
-def build_optimizer(*rates, **kwargs):
-    groups = [{"params": nn.Linear(2, 2).parameters(), "lr": rate} for rate in rates]
-    return torch.optim.AdamW(groups, **kwargs)
+build_optimizer = partial(optimizer_of_rates, optimizer_class=torch.optim.AdamW)
 
 
 class Halving(StatefulSchedulerBase):
@@ -26,16 +25,12 @@ class Halving(StatefulSchedulerBase):
         return [base * 0.5 ** (num_updates // self.every_n_updates) for base in self.base_values]
 
 
-def values(optimizer, field="lr"):
-    return [group[field] for group in optimizer.param_groups]
-
-
 def test_the_first_value_is_set_at_once_and_used_for_one_update_only():
     optimizer = build_optimizer(1.0, 0.5)
     scheduler = Halving(optimizer, every_n_updates=1)
     used = []
     for _ in range(3):
-        used.append(values(optimizer))
+        used.append(values_of(optimizer))
         optimizer.step()
         scheduler.step()
     assert used == [[1.0, 0.5], [0.5, 0.25], [0.25, 0.125]]
@@ -47,7 +42,7 @@ def test_after_n_steps_the_groups_hold_the_value_for_n_updates():
     for n in range(1, 8):
         scheduler.step()
         assert scheduler.num_updates == n
-        assert values(optimizer) == scheduler.get_updated_values(n)
+        assert values_of(optimizer) == scheduler.get_updated_values(n)
 
 
 def test_values_do_not_depend_on_what_was_asked_before():
@@ -63,8 +58,8 @@ def test_weight_decay_is_scheduled_like_the_rate_and_leaves_it_alone():
     scheduler = Halving(optimizer, param_group_field="weight_decay")
     for _ in range(2):
         scheduler.step()
-    assert values(optimizer, "weight_decay") == [0.05, 0.05]
-    assert values(optimizer) == [1.0, 0.5]
+    assert values_of(optimizer, "weight_decay") == [0.05, 0.05]
+    assert values_of(optimizer) == [1.0, 0.5]
 
 
 def test_two_schedulers_share_an_optimizer():
@@ -73,8 +68,8 @@ def test_two_schedulers_share_an_optimizer():
     for scheduler in schedulers:
         scheduler.step()
         scheduler.step()
-    assert values(optimizer) == [0.5]
-    assert values(optimizer, "weight_decay") == [0.025]
+    assert values_of(optimizer) == [0.5]
+    assert values_of(optimizer, "weight_decay") == [0.025]
 
 
 def test_a_second_run_begins_at_the_base_of_the_first():
@@ -83,7 +78,7 @@ def test_a_second_run_begins_at_the_base_of_the_first():
     for _ in range(6):
         first.step()
     Halving(optimizer)
-    assert values(optimizer) == [1.0]
+    assert values_of(optimizer) == [1.0]
 
 
 def test_a_group_that_is_added_later_is_scheduled_from_its_own_base():
@@ -93,7 +88,7 @@ def test_a_group_that_is_added_later_is_scheduled_from_its_own_base():
     optimizer.add_param_group({"params": nn.Linear(2, 2).parameters(), "lr": 0.25})
     for _ in range(3):
         scheduler.step()
-    assert values(optimizer) == [0.25, 0.0625]
+    assert values_of(optimizer) == [0.25, 0.0625]
 
 
 def test_a_rate_that_is_a_tensor_stays_the_same_tensor():
@@ -121,7 +116,7 @@ def test_the_state_resumes_to_the_bit_and_loads_without_pickle():
     resumed_optimizer.load_state_dict(state["optimizer"])
     resumed.load_state_dict(state["scheduler"])
     for _ in range(20):
-        assert values(resumed_optimizer) == values(optimizer)
+        assert values_of(resumed_optimizer) == values_of(optimizer)
         scheduler.step()
         resumed.step()
     assert resumed.state_dict() == scheduler.state_dict()
@@ -133,7 +128,7 @@ def test_the_schedulers_state_alone_restores_the_values_of_the_groups():
         scheduler.step()
     optimizer = build_optimizer(9.0)
     Halving(optimizer).load_state_dict(scheduler.state_dict())
-    assert values(optimizer) == values(scheduler.optimizer)
+    assert values_of(optimizer) == values_of(scheduler.optimizer)
 
 
 def test_the_stateless_base_changes_nothing_until_it_is_told_the_number_of_updates():
@@ -143,18 +138,20 @@ def test_the_stateless_base_changes_nothing_until_it_is_told_the_number_of_updat
 
     optimizer = build_optimizer(9.0)
     scheduler = Thirds(optimizer)
-    assert values(optimizer) == [9.0]
+    assert values_of(optimizer) == [9.0]
     scheduler.step_update(2)
-    assert values(optimizer) == [1.0]
+    assert values_of(optimizer) == [1.0]
 
 
 def test_a_field_that_is_missing_is_told_with_those_that_are_there():
-    with pytest.raises(ConfigurationError, match=r"'momentum' is missing in parameter group 0 of AdamW.*'weight_decay'"):
+    with pytest.raises(ConfigurationError, match=r"'momentum'.* group 0 of AdamW.*\['eps', 'lr', 'weight_decay'\]"):
         Halving(build_optimizer(1.0), param_group_field="momentum")
 
 
 def test_a_field_that_is_no_number_is_told():
-    with pytest.raises(ConfigurationError, match=r"'betas' is \(0.9, 0.999\) in parameter group 0, but must be a number"):
+    with pytest.raises(
+        ConfigurationError, match=r"'betas' is \(0\.9, 0\.999\).* group 0.*number.*\['eps', 'lr', 'weight_decay'\]"
+    ):
         Halving(build_optimizer(1.0), param_group_field="betas")
 
 
@@ -166,9 +163,11 @@ def test_a_wrong_number_of_values_is_told_before_any_group_changes(returned):
 
     optimizer = build_optimizer(1.0, 2.0)
     scheduler = Wrong(optimizer)
-    with pytest.raises(ConfigurationError, match=r"Wrong.get_updated_values\(1\) returned .* each of the 2 parameter groups"):
+    with pytest.raises(
+        ConfigurationError, match=r"Wrong\.get_updated_values\(1\) returned .*list.* 2 parameter groups.*self\.base_values"
+    ):
         scheduler.step()
-    assert values(optimizer) == [1.0, 2.0]
+    assert values_of(optimizer) == [1.0, 2.0]
 
 
 def test_attributes_that_are_set_too_late_are_explained():
@@ -190,12 +189,15 @@ def test_a_state_of_another_class_is_told_and_changes_nothing():
     state = torch.optim.lr_scheduler.StepLR(torch_optimizer, 1).state_dict()
     optimizer = build_optimizer(1.0)
     scheduler = Halving(optimizer)
-    with pytest.raises(ConfigurationError, match=r"Halving also needs \['base_values', 'every_n_updates', 'num_updates'\]"):
+    with pytest.raises(
+        ConfigurationError,
+        match=r"'base_lrs'.*Halving.*\['base_values', 'every_n_updates', 'num_updates'\].*load_scheduler=False",
+    ):
         scheduler.load_state_dict(state)
-    assert values(optimizer) == [1.0]
+    assert values_of(optimizer) == [1.0]
 
 
 def test_a_state_of_another_number_of_groups_is_told():
     state = Halving(build_optimizer(1.0, 2.0)).state_dict()
-    with pytest.raises(ConfigurationError, match="The state is for 2 parameter groups, but the optimizer has 1"):
+    with pytest.raises(ConfigurationError, match=r" 2 parameter groups.* 1.*load_scheduler=False"):
         Halving(build_optimizer(1.0)).load_state_dict(state)

@@ -11,28 +11,18 @@ from torch.utils.data import TensorDataset
 from accel_core import Trainer, TrainerCallback, TrainerPlaceholderValues
 from accel_integrations.schedulers import CosineLrScheduler, StatefulSchedulerBase, WSDLrScheduler
 from launching import launch
-from tiny import SaveAt
-
-
-class RecordRates(TrainerCallback):
-    """The rate that each update used."""
-
-    def __init__(self):
-        self.rates = []
-
-    def on_optimizer_step_start(self, trainer):
-        self.rates.append(trainer.optimizer.param_groups[0]["lr"])
+from tiny import Rates, SaveAt
 
 
 def train(create_scheduler_fn, callbacks=(), **kwargs):
     torch.manual_seed(0)
     model = nn.Linear(3, 1)
     dataset = TensorDataset(torch.randn(40, 3), torch.randn(40, 1))
-    recorder = RecordRates()
+    recorder = Rates()
     trainer = Trainer(model, nn.MSELoss(), torch.optim.SGD(model.parameters(), lr=0.1), callbacks=(recorder, *callbacks), seed=1)
     kwargs = {"num_epochs": 3, "per_device_batch_size": 4, **kwargs}
     trainer.train(dataset, create_scheduler_fn=create_scheduler_fn, **kwargs)
-    return recorder.rates, trainer
+    return recorder.of_first_group, trainer
 
 
 def expected_rates(scheduler, first=0):

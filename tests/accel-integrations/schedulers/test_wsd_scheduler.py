@@ -6,20 +6,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from torch import nn
 from transformers import get_wsd_schedule
 
 from accel_core import ConfigurationError
 from accel_core.run.placeholders import resolve_placeholders
 from accel_integrations.schedulers import WSDLrScheduler, estimate_checkpoint_steps
-
-
-def build_optimizer(*rates):
-    return torch.optim.SGD([{"params": nn.Linear(2, 2).parameters(), "lr": rate} for rate in rates or (1.0,)])
-
-
-def values(optimizer):
-    return [group["lr"] for group in optimizer.param_groups]
+from tiny import optimizer_of_rates, values_of
 
 
 def step_to(scheduler, num_updates):
@@ -35,7 +27,7 @@ def curve(scheduler, updates):
 @pytest.mark.parametrize("use_inverse_sqrt_decay", [True, False])
 def test_equals_the_closed_form(use_inverse_sqrt_decay):
     scheduler = WSDLrScheduler(
-        build_optimizer(0.1, 0.02),
+        optimizer_of_rates(0.1, 0.02),
         total_steps=200,
         num_warmup_steps=10,
         decay_phase_ratio=0.2,
@@ -61,40 +53,40 @@ def test_equals_the_closed_form(use_inverse_sqrt_decay):
 def test_equals_transformers_with_the_decay_by_the_square_root(lr_min):
     """Its warm-up begins with the same part of the base rate with which the decay ends."""
     ours = WSDLrScheduler(
-        build_optimizer(0.2),
+        optimizer_of_rates(0.2),
         total_steps=100,
         num_warmup_steps=10,
         decay_phase_ratio=0.3,
         lr_min=lr_min,
         warmup_starting_lr=lr_min * 0.2,
     )
-    theirs = build_optimizer(0.2)
+    theirs = optimizer_of_rates(0.2)
     transformers_scheduler = get_wsd_schedule(theirs, 10, 30, 100, decay_type="1-sqrt", min_lr_ratio=lr_min)
     for n in range(105):
         step_to(ours, n)
-        assert values(ours.optimizer) == pytest.approx(values(theirs), rel=1e-9, abs=1e-15), n
+        assert values_of(ours.optimizer) == pytest.approx(values_of(theirs), rel=1e-9, abs=1e-15), n
         theirs.step()
         transformers_scheduler.step()
 
 
 def test_the_stable_phase_is_the_base_rate_to_the_bit():
-    scheduler = WSDLrScheduler(build_optimizer(0.1, 0.3), total_steps=100, num_warmup_steps=10)
+    scheduler = WSDLrScheduler(optimizer_of_rates(0.1, 0.3), total_steps=100, num_warmup_steps=10)
     assert all(rates == [0.1, 0.3] for rates in curve(scheduler, range(10, 91)))
 
 
 def test_each_value_is_used_for_one_update():
-    scheduler = WSDLrScheduler(build_optimizer(), total_steps=10, num_warmup_steps=4, decay_phase_ratio=0.5, lr_min=0.0)
+    scheduler = WSDLrScheduler(optimizer_of_rates(1.0), total_steps=10, num_warmup_steps=4, decay_phase_ratio=0.5, lr_min=0.0)
     used = []
     for n in range(10):
-        used.append(values(scheduler.optimizer)[0])
+        used.append(values_of(scheduler.optimizer)[0])
         step_to(scheduler, n + 1)
     assert used[:6] == [pytest.approx(value, abs=1e-5) for value in (0, 0.25, 0.5, 0.75, 1, 1)]
-    assert values(scheduler.optimizer) == [0.0]
+    assert values_of(scheduler.optimizer) == [0.0]
 
 
 def test_the_rate_decays_before_each_checkpoint_and_returns_without_a_warmup():
     scheduler = WSDLrScheduler(
-        build_optimizer(), total_steps=400, num_checkpoints=3, num_warmup_steps=20, decay_phase_ratio=0.1, lr_min=0.1
+        optimizer_of_rates(1.0), total_steps=400, num_checkpoints=3, num_warmup_steps=20, decay_phase_ratio=0.1, lr_min=0.1
     )
     assert scheduler.get_checkpoint_steps() == [100, 200, 400]
     assert [(info["pre_decay_step"], info["decay_steps"]) for info in scheduler.get_decay_info()] == [
@@ -111,13 +103,13 @@ def test_the_rate_decays_before_each_checkpoint_and_returns_without_a_warmup():
 
 
 def test_a_short_period_may_be_all_decay():
-    scheduler = WSDLrScheduler(build_optimizer(), total_steps=8, num_checkpoints=2, decay_phase_ratio=1.0, lr_min=0.0)
+    scheduler = WSDLrScheduler(optimizer_of_rates(1.0), total_steps=8, num_checkpoints=2, decay_phase_ratio=1.0, lr_min=0.0)
     expected = [1, 1 - math.sqrt(1 / 4), 1 - math.sqrt(2 / 4), 1 - math.sqrt(3 / 4)]
     assert [rate for (rate,) in curve(scheduler, range(9))] == pytest.approx([*expected, *expected, 0.0])
 
 
 def test_without_decay_the_rate_stays():
-    scheduler = WSDLrScheduler(build_optimizer(), total_steps=10, decay_phase_ratio=0.0)
+    scheduler = WSDLrScheduler(optimizer_of_rates(1.0), total_steps=10, decay_phase_ratio=0.0)
     assert set(map(tuple, curve(scheduler, range(20)))) == {(1.0,)}
 
 
@@ -137,7 +129,9 @@ def test_checkpoints_double_and_end_with_the_run(total, number, expected):
 
 
 def test_phases_are_those_of_the_newest_update():
-    scheduler = WSDLrScheduler(build_optimizer(), total_steps=40, num_checkpoints=2, num_warmup_steps=3, decay_phase_ratio=0.25)
+    scheduler = WSDLrScheduler(
+        optimizer_of_rates(1.0), total_steps=40, num_checkpoints=2, num_warmup_steps=3, decay_phase_ratio=0.25
+    )
     phases = {n: scheduler.get_phase_info(n) for n in (0, 3, 4, 15, 16, 20, 21, 35, 36, 40, 99)}
     assert {n: info["phase"] for n, info in phases.items()} == {
         0: "warmup",
@@ -157,7 +151,7 @@ def test_phases_are_those_of_the_newest_update():
 
 
 def test_the_current_step_and_phase_follow_the_updates():
-    scheduler = WSDLrScheduler(build_optimizer(), total_steps=20)
+    scheduler = WSDLrScheduler(optimizer_of_rates(1.0), total_steps=20)
     step_to(scheduler, 19)
     assert scheduler.get_current_step() == 19
     assert scheduler.get_current_phase_info() == scheduler.get_phase_info(19)
@@ -165,31 +159,31 @@ def test_the_current_step_and_phase_follow_the_updates():
 
 def test_lesson_18_the_state_holds_the_updates_and_resumes_to_the_bit():
     arguments = {"total_steps": 40, "num_checkpoints": 2, "num_warmup_steps": 3, "decay_phase_ratio": 0.25}
-    scheduler = WSDLrScheduler(build_optimizer(0.1, 0.7), **arguments)
+    scheduler = WSDLrScheduler(optimizer_of_rates(0.1, 0.7), **arguments)
     step_to(scheduler, 17)
     file = io.BytesIO()
     torch.save(scheduler.state_dict(), file)
     file.seek(0)
-    resumed = WSDLrScheduler(build_optimizer(9.0, 9.0), total_steps=1000)
+    resumed = WSDLrScheduler(optimizer_of_rates(9.0, 9.0), total_steps=1000)
     resumed.load_state_dict(torch.load(file, weights_only=True))
     assert resumed.get_current_step() == 17
     for n in range(17, 45):
         step_to(scheduler, n)
         step_to(resumed, n)
-        assert values(resumed.optimizer) == values(scheduler.optimizer)
+        assert values_of(resumed.optimizer) == values_of(scheduler.optimizer)
     assert resumed.get_decay_info() == scheduler.get_decay_info()
 
 
 class TestContinuing:
     def state(self, num_updates=90, **arguments):
         arguments = {"total_steps": 100, "num_warmup_steps": 10, "decay_phase_ratio": 0.1, "lr_min": 0.1, **arguments}
-        scheduler = WSDLrScheduler(build_optimizer(0.5), **arguments)
+        scheduler = WSDLrScheduler(optimizer_of_rates(0.5), **arguments)
         step_to(scheduler, num_updates)
         return scheduler.state_dict()
 
     def continuation(self, state, **arguments):
         arguments = {"decay_phase_ratio": 0.1, "lr_min": 0.1, "is_continuation_from_checkpoint": True, **arguments}
-        scheduler = WSDLrScheduler(build_optimizer(9.0), **arguments)
+        scheduler = WSDLrScheduler(optimizer_of_rates(9.0), **arguments)
         scheduler.load_state_dict(state)
         return scheduler
 
@@ -201,7 +195,7 @@ class TestContinuing:
         assert set(map(tuple, curve(scheduler, range(num_updates, 301 - decay_steps)))) == {(0.5,)}
         assert scheduler.get_updated_values(301 - decay_steps)[0] < 0.5
         assert scheduler.get_updated_values(300) == [pytest.approx(0.05)]
-        assert values(scheduler.optimizer) == [0.5]
+        assert values_of(scheduler.optimizer) == [0.5]
 
     def test_has_its_own_checkpoints_in_what_is_left(self):
         scheduler = self.continuation(self.state(100), total_steps=500, num_checkpoints=3)
@@ -216,7 +210,7 @@ class TestContinuing:
         for n in range(180, 310):
             step_to(uninterrupted, n)
             step_to(resumed, n)
-            assert values(resumed.optimizer) == values(uninterrupted.optimizer)
+            assert values_of(resumed.optimizer) == values_of(uninterrupted.optimizer)
         assert resumed.get_checkpoint_steps() == uninterrupted.get_checkpoint_steps()
 
     def test_may_be_continued_again(self):
@@ -224,21 +218,21 @@ class TestContinuing:
         step_to(second, 279)
         third = self.continuation(second.state_dict(), total_steps=479)
         assert third.get_decay_info() == [{"period_start": 279, "period_end": 479, "decay_steps": 20, "pre_decay_step": 459}]
-        assert values(third.optimizer) == [0.5]
+        assert values_of(third.optimizer) == [0.5]
 
     def test_has_no_warmup(self):
-        optimizer = build_optimizer(0.5)
+        optimizer = optimizer_of_rates(0.5)
         scheduler = WSDLrScheduler(
             optimizer, total_steps=500, num_warmup_steps=50, decay_phase_ratio=0.1, is_continuation_from_checkpoint=True
         )
-        assert values(optimizer) == [0.5]
+        assert values_of(optimizer) == [0.5]
         assert scheduler.get_decay_info()[0]["pre_decay_step"] == 450
         assert scheduler.get_phase_info(1)["phase"] == "stable"
 
     def test_that_would_end_before_its_beginning_is_told_and_changes_nothing(self):
         state = self.state()
-        scheduler = WSDLrScheduler(build_optimizer(0.5), total_steps=50, is_continuation_from_checkpoint=True)
-        with pytest.raises(ConfigurationError, match=r"total_steps is 50, but must be more than the 90 updates .*=1090"):
+        scheduler = WSDLrScheduler(optimizer_of_rates(0.5), total_steps=50, is_continuation_from_checkpoint=True)
+        with pytest.raises(ConfigurationError, match=r"total_steps is 50.* 90 updates.*total_steps=1090.*num_epochs"):
             scheduler.load_state_dict(state)
         assert scheduler.get_current_step() == 0
         assert scheduler.total_steps == 50
@@ -247,7 +241,7 @@ class TestContinuing:
 class TestWithTheTrainersNumbers:
     def build(self, create_scheduler_fn, per_epoch=200, updates=1000):
         config = SimpleNamespace(num_epochs=5, num_update_steps_per_epoch=per_epoch, num_update_steps=updates)
-        return resolve_placeholders(create_scheduler_fn, config)(build_optimizer())
+        return resolve_placeholders(create_scheduler_fn, config)(optimizer_of_rates(1.0))
 
     def test_nothing_has_to_be_calculated(self):
         scheduler = self.build(WSDLrScheduler.create_scheduler_fn(num_warmup_epochs=0.5, num_checkpoints=3))
@@ -270,26 +264,29 @@ class TestWithTheTrainersNumbers:
 
 
 def test_the_length_may_be_given_in_epochs():
-    assert WSDLrScheduler(build_optimizer(), num_epochs=3, num_update_steps_per_epoch=7).total_steps == 21
+    assert WSDLrScheduler(optimizer_of_rates(1.0), num_epochs=3, num_update_steps_per_epoch=7).total_steps == 21
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"total_steps": None}, "total_steps None, but the length of the run must be given once"),
-        ({"num_epochs": 1, "num_update_steps_per_epoch": 9}, "num_epochs is 1, .* 9 and total_steps 100, but the length"),
-        ({"total_steps": 0}, "total_steps is 0, but must be at least 1"),
-        ({"total_steps": 3, "num_checkpoints": 3}, "total_steps is 3, but must be at least 4 for num_checkpoints=3"),
-        ({"num_checkpoints": 0}, "num_checkpoints is 0, but must be at least 1"),
-        ({"decay_phase_ratio": 1.2}, "decay_phase_ratio is 1.2, but must be between 0 and 1"),
-        ({"lr_min": 2}, "lr_min is 2, but must be between 0 and 1. It is a fraction"),
-        ({"lr_min": 0, "use_inverse_sqrt_decay": False}, "lr_min is 0, but must be above 0 for the inverse proportional"),
-        ({"num_warmup_steps": 91}, "num_warmup_steps is 91, but must be between 0 and 90, where the first decay begins"),
-        ({"num_warmup_steps": 5, "warmup_starting_lr": 2}, "warmup_starting_lr is 2, but must be between 0 and the largest"),
+        ({"total_steps": None}, "num_epochs is None.* total_steps None.*length of the run.*total_steps alone"),
+        (
+            {"num_epochs": 1, "num_update_steps_per_epoch": 9},
+            "num_epochs is 1, .* 9 and total_steps 100.*length of the run.*total_steps alone",
+        ),
+        ({"total_steps": 0}, "total_steps is 0.*at least 1.*fewer checkpoints"),
+        ({"total_steps": 3, "num_checkpoints": 3}, "total_steps is 3.*at least 4 .*num_checkpoints=3.*fewer checkpoints"),
+        ({"num_checkpoints": 0}, "num_checkpoints is 0.*at least 1"),
+        ({"decay_phase_ratio": 1.2}, "decay_phase_ratio is 1.2.*between 0 and 1"),
+        ({"lr_min": 2}, "lr_min is 2.*between 0 and 1.*fraction"),
+        ({"lr_min": 0, "use_inverse_sqrt_decay": False}, "lr_min is 0.*above 0 .*1e-6.*use_inverse_sqrt_decay=True"),
+        ({"num_warmup_steps": 91}, "num_warmup_steps is 91.*between 0 and 90.*fewer updates"),
+        ({"num_warmup_steps": 5, "warmup_starting_lr": 2}, "warmup_starting_lr is 2.*between 0 and .* 0.1.*num_warmup_steps=0"),
     ],
 )
 def test_a_wrong_argument_is_told_before_the_optimizer_is_touched(arguments, message):
-    optimizer = build_optimizer(0.1)
+    optimizer = optimizer_of_rates(0.1)
     before = {key: value for key, value in optimizer.param_groups[0].items() if key != "params"}
     with pytest.raises(ConfigurationError, match=message):
         WSDLrScheduler(optimizer, **{"total_steps": 100, **arguments})

@@ -105,7 +105,8 @@ def test_without_a_network_it_is_said_at_once_what_to_do(name: str, tmp_path: Pa
     told = create_elsewhere(NOWHERE, tmp_path, name)
     assert told["seconds"] < 20, "the hub's own client would try for minutes"
     for words in (
-        f"the weights of '{name}' are not on this machine",
+        f"'{name}'",
+        "not on this machine",
         NOWHERE,
         "pretrained=False",
         "pretrained_cfg_overlay=dict(",
@@ -161,7 +162,7 @@ class TestTransforms:
         assert transforms.evaluation(picture(200, 200)).shape == (3, 96, 96)
 
     def test_a_model_that_is_not_of_timm_is_refused(self) -> None:
-        with pytest.raises(ConfigurationError, match="model is a Linear, which says nothing about its images"):
+        with pytest.raises(ConfigurationError, match=r"model is .*Linear.*pretrained_cfg.*create_timm_model"):
             create_timm_transforms(nn.Linear(1, 1))
 
     def test_a_size_that_the_model_cannot_take_is_refused(self) -> None:
@@ -177,12 +178,18 @@ class TestMistakes:
         ("arguments", "words"),
         [
             ({"name": "test_resnett"}, ("name is 'test_resnett'", "Did you mean 'test_resnet'")),
-            ({"name": "test_resnet.a9"}, ("name is 'test_resnet.a9'", "There are ['test_resnet.r160_in1k']")),
+            ({"name": "test_resnet.a9"}, ("name is 'test_resnet.a9'", "['test_resnet.r160_in1k']")),
             ({"name": "timm/test_resnet"}, ("name is 'timm/test_resnet'", "hf-hub:timm/test_resnet")),
-            ({"name": 18}, ("name is 18",)),
-            ({"num_classes": 0}, ("num_classes is 0", "at least 1")),
-            ({"pretrained_cfg_overlay": {"file": "nowhere.pt"}}, ("the file 'nowhere.pt', which is not there",)),
-            ({"name": "resnet18", "pretrained_cfg_overlay": {"hf_hub_id": None, "url": ""}}, ("no weights for 'resnet18'",)),
+            ({"name": 18}, ("name is 18", "timm.list_models(")),
+            ({"num_classes": 0}, ("num_classes is 0", "at least 1", "timm.create_model")),
+            (
+                {"pretrained_cfg_overlay": {"file": "nowhere.pt"}},
+                ("pretrained_cfg_overlay", "'nowhere.pt'", "not there", "Pass the path"),
+            ),
+            (
+                {"name": "resnet18", "pretrained_cfg_overlay": {"hf_hub_id": None, "url": ""}},
+                ("no weights", "'resnet18'", "pretrained=False", "pretrained_cfg_overlay=dict("),
+            ),
         ],
     )
     def test_are_told_at_once(self, arguments: dict[str, Any], words: tuple[str, ...]) -> None:

@@ -14,7 +14,7 @@ from torch.utils.data import TensorDataset
 from accel_core import ConfigurationError, Trainer
 from accel_integrations.schedulers import CosineLrScheduler
 from accel_integrations.timm_adapter import create_timm_optimizer, timm_parameter_groups, timm_scheduler_fn
-from tiny import Rates
+from tiny import Rates, values_of
 
 LR = 0.01
 DECAY = 0.7
@@ -23,10 +23,6 @@ DECAY = 0.7
 def create_model() -> nn.Module:
     torch.manual_seed(0)
     return timm.create_model("test_vit", num_classes=10)  # type: ignore[no-any-return]
-
-
-def rates(optimizer: Any) -> list[float]:
-    return [group["lr"] for group in optimizer.param_groups]
 
 
 def names_in(groups: list[dict[str, Any]], model: nn.Module, decayed: bool) -> set[str]:
@@ -95,7 +91,7 @@ class TestFactory:
         [
             ({"name": "adamww"}, ("name is 'adamww'", "Did you mean", "adamw")),
             ({"lr": 0.0}, ("lr is 0.0", "above 0")),
-            ({"lr": None}, ("lr is None",)),
+            ({"lr": None}, ("lr is None", "above 0")),
             ({"weight_decay": -0.1}, ("weight_decay is -0.1", "at least 0")),
             ({"layer_decay": -1}, ("layer_decay is -1", "Use None")),
         ],
@@ -132,7 +128,7 @@ def test_under_timms_schedulers_rates_by_layer_are_those_of_timms_loop() -> None
     timms = timm.optim.create_optimizer_v2(small_vit(), "sgd", lr=LR, weight_decay=0.05, layer_decay=DECAY)
     scheduler = CosineLRScheduler(timms, **kwargs)
     for update, seen in enumerate(own, start=1):
-        assert seen == pytest.approx(rates(timms), rel=0, abs=1e-9)
+        assert seen == pytest.approx(values_of(timms), rel=0, abs=1e-9)
         scheduler.step_update(update)
     # A second run on the same optimizer begins at the same base.
     assert train(optimizer, model, timm_scheduler_fn(CosineLRScheduler, **kwargs)) == own
@@ -151,7 +147,7 @@ def test_under_timms_schedulers_rates_by_layer_are_those_of_timms_loop() -> None
 def test_under_other_schedulers_the_ratios_between_layers_stay(create_scheduler_fn: Any, after_timm: bool) -> None:
     model = small_vit()
     optimizer = create_timm_optimizer(model, "sgd", LR, layer_decay=DECAY)
-    first = rates(optimizer)
+    first = values_of(optimizer)
     if after_timm and create_scheduler_fn is not None:
         train(optimizer, model, timm_scheduler_fn(CosineLRScheduler, t_initial=3))
         for group in optimizer.param_groups:

@@ -2,7 +2,6 @@
 
 import functools
 import inspect
-import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -24,9 +23,8 @@ from torch import nn
 
 from accel_core import CheckpointError, ConfigurationError, Trainer, TrainerCallback
 from accel_core import TrainerPlaceholderValues as Values
-from accel_core.processes.collectives import broadcast_object
 from accel_integrations.timm_adapter import timm_scheduler_fn
-from case_runner import BATCH_SIZE, compare, run_as_script
+from case_runner import BATCH_SIZE, compare, run_as_script, shared_folder
 from tiny import Rates, tiny_data, tiny_network
 
 pytestmark = pytest.mark.filterwarnings("ignore:PlateauLRScheduler is deprecated")
@@ -257,7 +255,7 @@ def test_the_saved_plan_wins_over_a_new_one(tmp_path: Path) -> None:
 
 def test_the_state_of_another_schedule_is_refused(tmp_path: Path) -> None:
     train(timm_scheduler_fn(CosineLRScheduler, t_initial=6), callbacks=[StopAfter(7, tmp_path / "state")])
-    with pytest.raises(CheckpointError, match="it is the state of a CosineLRScheduler, not of a TanhLRScheduler"):
+    with pytest.raises(CheckpointError, match=r"scheduler\.pt' .*CosineLRScheduler.*TanhLRScheduler.*Build it"):
         train(timm_scheduler_fn(TanhLRScheduler, t_initial=6), resume_from=tmp_path / "state")
 
 
@@ -293,10 +291,14 @@ class TestMistakesOfCallers:
         ("scheduler_class", "kwargs", "words"),
         [
             ("cosine", {}, ("scheduler_class is 'cosine'", "timm.scheduler.CosineLRScheduler")),
-            (torch.optim.lr_scheduler.StepLR, {"step_size": 1}, ("must be a scheduler of timm", "as they are")),
-            (CosineLRScheduler, {}, ("CosineLRScheduler cannot be built", "t_initial")),
-            (CosineLRScheduler, {"t_initial": 3, "t_max": 3}, ("unexpected keyword argument 't_max'", "It takes ['t_initial'")),
-            (PlateauLRScheduler, {}, ("mode is not given", "mode='min' for a loss")),
+            (
+                torch.optim.lr_scheduler.StepLR,
+                {"step_size": 1},
+                ("scheduler_class is", "StepLR", "scheduler of timm", "create_scheduler_fn"),
+            ),
+            (CosineLRScheduler, {}, ("CosineLRScheduler", "{}", "argument: 't_initial'", "['t_initial', ")),
+            (CosineLRScheduler, {"t_initial": 3, "t_max": 3}, ("CosineLRScheduler", "argument 't_max'", "['t_initial', ")),
+            (PlateauLRScheduler, {}, ("mode", "PlateauLRScheduler", "mode='min' for a loss")),
         ],
     )
     def test_is_told_at_once(self, scheduler_class: Any, kwargs: dict[str, Any], words: tuple[str, ...]) -> None:
@@ -307,7 +309,7 @@ class TestMistakesOfCallers:
     @pytest.mark.parametrize(
         ("scheduler_class", "kwargs", "words"),
         [
-            (CosineLRScheduler, {"t_initial": 0}, "CosineLRScheduler could not be built from {'t_initial': 0}"),
+            (CosineLRScheduler, {"t_initial": 0}, "{'t_initial': 0}"),
             (WSDLRScheduler, {"t_initial": 3, "decay_t": 9}, "Invalid decay_t (9)"),
         ],
     )
@@ -337,7 +339,7 @@ def rates_on_processes(batch_size: int, scheduler_class: type, counts: str) -> A
 
 
 def resumed_on_processes(batch_size: int, scheduler_class: type, counts: str) -> Any:
-    folder = Path(broadcast_object(tempfile.mkdtemp()))
+    folder = shared_folder()
     create = timm_scheduler_fn(scheduler_class, **kwargs_of(scheduler_class, counts, warmup=True))
     arguments = {"eval_dataset": EVAL_DATA, "per_device_batch_size": batch_size}
     stop_after = 8  # of three updates an epoch

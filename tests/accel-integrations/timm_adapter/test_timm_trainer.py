@@ -292,7 +292,7 @@ class TestMistakes:
             ({"mixup_mode": "half"}, ("mixup_mode is 'half'", "['batch', 'pair', 'elem']")),
             ({"binary_target_threshold": 0.2}, ("binary_target_threshold is 0.2", "binary_targets=True")),
             ({"loss_func": F.cross_entropy, "label_smoothing": 0.1}, ("label_smoothing is 0.1", "no effect", "loss_func out")),
-            ({"eval_loss_func": "mse"}, ("eval_loss_func is 'mse'", "must be a function")),
+            ({"eval_loss_func": "mse"}, ("eval_loss_func is 'mse'", "function")),
         ],
     )
     def test_are_told_at_once(self, kwargs: dict[str, Any], words: tuple[str, ...]) -> None:
@@ -306,19 +306,17 @@ class TestMistakes:
 
     @pytest.mark.parametrize("kwargs", [{}, {"mixup_alpha": 1.0}])
     def test_rows_need_binary_targets(self, kwargs: dict[str, Any]) -> None:
-        with pytest.raises(ConfigurationError, match=r"have the shape \(8, 10\), but must be class indices.*binary_targets=True"):
+        with pytest.raises(ConfigurationError, match=r"targets .*\(8, 10\).*class indices.*\(batch,\).*binary_targets=True"):
             create_trainer(**kwargs).train(labelled(8), 1)
 
     def test_a_model_for_another_number_of_classes_is_refused(self) -> None:
         model = timm.create_model("test_resnet", num_classes=7)
-        with pytest.raises(ConfigurationError, match="num_classes is 10, but the model was created for 7"):
+        with pytest.raises(ConfigurationError, match=r"num_classes is 10.*model.* 7.*same number"):
             TimmTrainer(model, num_classes=10)
 
     def test_rows_need_a_column_for_each_class(self) -> None:
         images, rows = labelled(8).tensors
-        with pytest.raises(
-            ConfigurationError, match=r"have the shape \(8, 9\), but must be of shape \(batch,\) or \(batch, 10\)"
-        ):
+        with pytest.raises(ConfigurationError, match=r"targets .*\(8, 9\).*\(batch,\) or \(batch, 10\).*num_classes"):
             create_trainer(binary_targets=True).train(TensorDataset(images, rows[:, :9]), 1)
 
     def test_without_an_optimizer_it_evaluates(self) -> None:

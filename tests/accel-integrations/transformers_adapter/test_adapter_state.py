@@ -12,6 +12,7 @@ import transformers
 from accel_callbacks import ModelEmaCallback, SaveBestModelCallback
 from accel_core import CheckpointError, TrainerCallback
 from accel_integrations.transformers_adapter import TransformersTrainer
+from tiny import assert_same_tensors
 from tiny_transformers import collate, create_model, create_samples
 
 # PEFT 0.21 asks a model of transformers for this by its old name.
@@ -43,14 +44,9 @@ def adapter_weights(model: Any) -> dict[str, torch.Tensor]:
     return {name: value for name, value in model.state_dict().items() if "lora_" in name}
 
 
-def assert_equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
-    assert one.keys() == other.keys()
-    assert all(map(torch.equal, one.values(), other.values()))
-
-
 def test_training_changes_the_adapters_and_leaves_the_base_bit_identical() -> None:
     trainer, untrained = train(create_trainer()), create_trainer()
-    assert_equal(base_weights(trainer.model), base_weights(untrained.model))
+    assert_same_tensors(base_weights(trainer.model), base_weights(untrained.model))
     before, after = adapter_weights(untrained.model), adapter_weights(trainer.model)
     assert all((before[name] - after[name]).abs().max() > 1e-3 for name in before)
 
@@ -63,7 +59,7 @@ def test_an_export_holds_the_adapters_only_and_loads_onto_the_base(name: str, tm
     assert content.keys() == adapter_weights(trainer.model).keys()
     other = create_trainer()
     other.load_checkpoint(tmp_path / name)
-    assert_equal(dict(other.model.state_dict()), dict(trainer.model.state_dict()))
+    assert_same_tensors(dict(other.model.state_dict()), dict(trainer.model.state_dict()))
 
 
 def test_a_training_state_holds_the_adapters_only_and_resumes_to_the_bit(tmp_path: Path) -> None:
@@ -76,7 +72,7 @@ def test_a_training_state_holds_the_adapters_only_and_resumes_to_the_bit(tmp_pat
     saved = safetensors.torch.load_file(tmp_path / "state" / "model.safetensors")
     assert saved.keys() == adapter_weights(straight.model).keys()
     resumed = train(create_trainer(), resume_from=tmp_path / "state")
-    assert_equal(dict(resumed.model.state_dict()), dict(straight.model.state_dict()))
+    assert_same_tensors(dict(resumed.model.state_dict()), dict(straight.model.state_dict()))
 
 
 def test_other_parts_that_are_trained_are_saved_too(tmp_path: Path) -> None:
@@ -94,7 +90,7 @@ def test_other_parts_that_are_trained_are_saved_too(tmp_path: Path) -> None:
     names = {name for name in saved if "lora_" not in name}
     assert names == {"base_model.model.model.norm.weight", "base_model.model.lm_head.modules_to_save.default.weight"}
     other.load_checkpoint(tmp_path / "model.safetensors")
-    assert_equal(dict(other.model.state_dict()), dict(trained.model.state_dict()))
+    assert_same_tensors(dict(other.model.state_dict()), dict(trained.model.state_dict()))
 
 
 def test_the_best_adapters_are_in_the_model_at_the_end(tmp_path: Path) -> None:
@@ -105,7 +101,7 @@ def test_the_best_adapters_are_in_the_model_at_the_end(tmp_path: Path) -> None:
     losses = history.get_metric_values("train_loss_epoch")
     assert max(losses) == losses[0] > losses[-1]
     first = train(create_trainer(), 1)
-    assert_equal(dict(trainer.model.state_dict()), dict(first.model.state_dict()))
+    assert_same_tensors(dict(trainer.model.state_dict()), dict(first.model.state_dict()))
 
 
 def test_averages_of_adapters_are_exported_without_the_base_and_load(tmp_path: Path) -> None:
@@ -113,16 +109,16 @@ def test_averages_of_adapters_are_exported_without_the_base_and_load(tmp_path: P
     trainer = train(create_trainer([averaging]), 1)
     saved = safetensors.torch.load_file(tmp_path / "ema.safetensors")
     assert saved.keys() == adapter_weights(trainer.model).keys()
-    assert_equal(saved, adapter_weights(averaging.ema_model))
+    assert_same_tensors(saved, adapter_weights(averaging.ema_model))
     assert not any(torch.equal(saved[name], value) for name, value in adapter_weights(trainer.model).items())
     other = create_trainer()
     other.load_checkpoint(tmp_path / "ema.safetensors")
-    assert_equal(adapter_weights(other.model), saved)
+    assert_same_tensors(adapter_weights(other.model), saved)
 
 
 def test_other_adapters_are_refused(tmp_path: Path) -> None:
     train(create_trainer(), 1).save_checkpoint(tmp_path / "adapters.pt", save_optimizer=False)
-    with pytest.raises(CheckpointError, match=r"holds the state of another model .* it lacks \['base_model"):
+    with pytest.raises(CheckpointError, match=r"adapters\.pt' .*PeftModelForCausalLM.*lacks \['base_model"):
         create_trainer(target_modules=["k_proj"]).load_checkpoint(tmp_path / "adapters.pt")
 
 

@@ -23,11 +23,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:`is_gradient_
 
 
 @pytest.fixture(scope="module")
-def tokenizer() -> Any:
-    return transformers.AutoTokenizer.from_pretrained(MINILM)
-
-
-@pytest.fixture(scope="module")
 def data(tokenizer: Any) -> tuple[Dataset, Dataset]:
     """320 messages to learn from and 400 others, half of them spam."""
     messages = load_messages(360)

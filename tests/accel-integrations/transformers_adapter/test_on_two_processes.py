@@ -1,8 +1,6 @@
 """Models of transformers on several processes: training, evaluation and predictions are those of one."""
 
-import tempfile
 import warnings
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,13 +11,12 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import peft
 import transformers
-from accelerate.utils import broadcast_object_list
 from torchmetrics.classification import MulticlassAccuracy
 
 from accel_callbacks import MetricsCallback
 from accel_core import TrainerCallback
 from accel_integrations.transformers_adapter import TransformersTrainer
-from case_runner import compare, run_as_script
+from case_runner import run_as_script, shared_folder
 from tiny_transformers import collate, create_model, create_samples, state_of
 
 KINDS = ["causal", "seq2seq", "tokens", "classes"]
@@ -55,14 +52,6 @@ def train_with_activations_computed_again(batch_size: int) -> dict[str, Any]:
     model = create_model("causal")
     model.activation_checkpointing_enable()
     return train(batch_size, "causal", model)
-
-
-def shared_folder() -> Path:
-    """The same new folder on every process."""
-    names = [tempfile.mkdtemp(prefix="accel-test-")]
-    if torch.distributed.is_initialized():
-        broadcast_object_list(names)
-    return Path(names[0])
 
 
 def train_adapters(batch_size: int) -> dict[str, Any]:
@@ -118,11 +107,6 @@ CASES = {
     "save_pretrained": save_pretrained,
     "error": raise_in_save_pretrained,
 }
-
-
-@pytest.fixture(scope="module")
-def outcome(tmp_path_factory: Any) -> Any:
-    return compare(CASES, __file__, 2, tmp_path_factory.mktemp("cases"))
 
 
 @pytest.mark.slow

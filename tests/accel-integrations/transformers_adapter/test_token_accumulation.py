@@ -107,6 +107,7 @@ class GradientsOfTransformers(transformers.TrainerCallback):
         self.gradients.append(torch.cat([parameter.grad.flatten() for parameter in kwargs["model"].parameters()]))
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize("kind", ["causal", "seq2seq", "tokens", "classes"])
 @pytest.mark.parametrize("accumulation", [1, 3])
 def test_losses_and_gradients_equal_those_of_the_trainer_of_transformers(kind: str, accumulation: int, tmp_path: Any) -> None:

@@ -8,7 +8,7 @@ import transformers
 
 from accel_core import ConfigurationError, Trainer, TrainerCallback, TrainerPlaceholderValues
 from accel_integrations.transformers_adapter import transformers_scheduler_fn
-from tiny import tiny_data, tiny_trainer, weights_of
+from tiny import Rates, tiny_data, tiny_trainer, weights_of
 
 NEEDS = {
     "cosine_with_restarts": {"num_cycles": 2},
@@ -21,21 +21,11 @@ STEPPING = [kind.value for kind in transformers.SchedulerType if kind.value not 
 NUM_UPDATES = 20
 
 
-class Rates(TrainerCallback):
-    """The learning rate of each update."""
-
-    def __init__(self) -> None:
-        self.rates: list[float] = []
-
-    def on_optimizer_step_start(self, trainer: Any) -> None:
-        self.rates.append(trainer.optimizer.param_groups[0]["lr"])
-
-
 def train(create_scheduler_fn: Any, **kwargs: Any) -> list[float]:
     """Two epochs of ten updates."""
     rates = Rates()
     tiny_trainer(callbacks=[rates]).train(tiny_data(39), 2, tiny_data(8), 4, create_scheduler_fn=create_scheduler_fn, **kwargs)
-    return rates.rates
+    return rates.of_first_group
 
 
 @pytest.mark.parametrize("name", STEPPING)
@@ -61,7 +51,7 @@ def test_a_share_that_is_a_whole_number_of_updates_is_not_rounded_up() -> None:
     rates = Rates()
     trainer = tiny_trainer(callbacks=[rates])
     trainer.train(tiny_data(70), 1, None, 1, create_scheduler_fn=transformers_scheduler_fn("constant_with_warmup", 0.1))
-    assert rates.rates.index(0.1) == 7
+    assert rates.of_first_group.index(0.1) == 7
 
 
 def test_placeholders_may_be_arguments_of_the_schedule() -> None:
@@ -82,7 +72,7 @@ def test_a_schedule_without_an_end_needs_no_length_of_the_data() -> None:
     tiny_trainer(callbacks=[rates]).train(
         iter(samples), 1, None, 4, create_scheduler_fn=transformers_scheduler_fn("constant_with_warmup", 2)
     )
-    assert rates.rates == pytest.approx([0.0, 0.05, 0.1])
+    assert rates.of_first_group == pytest.approx([0.0, 0.05, 0.1])
 
 
 def test_reducing_on_a_plateau_is_given_the_metric_of_each_epoch() -> None:
@@ -91,7 +81,7 @@ def test_reducing_on_a_plateau_is_given_the_metric_of_each_epoch() -> None:
     rates = Rates()
     trainer: Trainer = tiny_trainer(callbacks=[rates])
     trainer.train(tiny_data(4), 4, tiny_data(8), 4, create_scheduler_fn=create)
-    assert rates.rates == [0.1, 0.1, 0.05, 0.025]
+    assert rates.of_first_group == [0.1, 0.1, 0.05, 0.025]
 
 
 def test_the_greedy_schedule_is_given_the_metric_of_each_epoch() -> None:
@@ -115,11 +105,11 @@ def test_it_resumes_in_mid_epoch(tmp_path: Any) -> None:
 
 
 def test_what_cannot_be_built_is_told() -> None:
-    with pytest.raises(ConfigurationError, match=r"no schedule of transformers\. Did you mean 'cosine'"):
+    with pytest.raises(ConfigurationError, match=r"name is 'cosin'.*Did you mean 'cosine'"):
         transformers_scheduler_fn("cosin")
-    with pytest.raises(ConfigurationError, match="num_warmup_steps is -1, but must be a number of at least 0"):
+    with pytest.raises(ConfigurationError, match=r"num_warmup_steps is -1.*at least 0.*Use 0.1 "):
         transformers_scheduler_fn("linear", num_warmup_steps=-1)
-    with pytest.raises(ConfigurationError, match="num_training_steps is 0, but must be at least 1"):
+    with pytest.raises(ConfigurationError, match=r"num_training_steps is 0.*at least 1.*Leave it out"):
         transformers_scheduler_fn("linear", num_training_steps=0)
-    with pytest.raises(ConfigurationError, match="got an unexpected keyword argument 'cycles'"):
+    with pytest.raises(ConfigurationError, match=r"create_scheduler_fn .*argument 'cycles'"):
         train(transformers_scheduler_fn("cosine", cycles=3))

@@ -1,5 +1,6 @@
 """Batches, losses, predictions and metrics of models of transformers in the trainer."""
 
+import re
 import subprocess
 import sys
 import textwrap
@@ -16,13 +17,7 @@ from accel_callbacks import MetricsCallback, SaveBestModelCallback
 from accel_core import ConfigurationError, TrainerCallback
 from accel_integrations.transformers_adapter import TransformersTrainer
 from accel_integrations.transformers_adapter.model_facts import input_names, label_shift
-from sms_spam import MINILM
 from tiny_transformers import VOCABULARY, collate, create_model, create_samples, state_of
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> Any:
-    return transformers.AutoTokenizer.from_pretrained(MINILM)
 
 
 def create_trainer(kind: str, callbacks: Any = (), **kwargs: Any) -> TransformersTrainer:
@@ -103,16 +98,14 @@ class TestData:
         assert sorted(number for batch in seen.batches for number in batch["number"]) == list(range(13))
 
     def test_samples_of_different_lengths_without_a_way_to_pad_are_told(self) -> None:
-        with pytest.raises(
-            ConfigurationError, match=r"8 samples could not be put into one batch: .* pass tokenizer to TransformersTrainer"
-        ):
+        with pytest.raises(ConfigurationError, match=r"8 samples .*length.*pass tokenizer to TransformersTrainer.*collate_fn"):
             create_trainer("classes").train(create_samples("classes"), 1)
 
     def test_data_that_is_no_mapping_is_told(self) -> None:
         pairs = TensorDataset(torch.zeros(4, 3, dtype=torch.int64), torch.zeros(4, dtype=torch.int64))
-        with pytest.raises(ConfigurationError, match="A sample is a tuple, but TransformersTrainer needs mappings"):
+        with pytest.raises(ConfigurationError, match=r"sample is a tuple.*TransformersTrainer.*mappings.*collate_fn"):
             create_trainer("classes").train(pairs, 1)
-        with pytest.raises(ConfigurationError, match="The batch is a list, but TransformersTrainer needs a mapping"):
+        with pytest.raises(ConfigurationError, match=r"batch is a list.*TransformersTrainer.*mapping.*collate_fn"):
             create_trainer("classes").train(DataLoader(pairs, 2), 1)
 
 
@@ -132,7 +125,7 @@ class TestLoss:
 
     def test_a_batch_without_labels_is_told(self) -> None:
         samples = [{"input_ids": torch.arange(1, 5)} for _ in range(4)]
-        with pytest.raises(ConfigurationError, match=r"returned no loss for a batch with the entries \['input_ids'\]"):
+        with pytest.raises(ConfigurationError, match=r"no loss .*\['input_ids'\].*Add 'labels'.*loss_func"):
             create_trainer("classes").train(samples, 1)
 
     @pytest.mark.parametrize("kind", ["classes", "seq2seq"])
@@ -271,11 +264,5 @@ def test_without_transformers_the_error_says_what_to_install() -> None:
     """
     source = textwrap.dedent(script)
     finished = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, timeout=120, check=True)
-    assert (
-        finished.stdout.splitlines()
-        == [
-            "accel_integrations.transformers_adapter needs the package 'transformers', which is not installed. Install it with: "
-            'pip install "accel-core[transformers]"'
-        ]
-        * 2
-    )
+    told = r"accel_integrations\.transformers_adapter .*'transformers'.*pip install \"accel-core\[transformers\]\"$"
+    assert [bool(re.search(told, line)) for line in finished.stdout.splitlines()] == [True, True]
