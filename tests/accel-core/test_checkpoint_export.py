@@ -8,7 +8,8 @@ import safetensors.torch
 import torch
 from torch.utils.data import TensorDataset
 
-from accel_core import CheckpointError, ConfigurationError, Trainer, TrainerCallback, durable_files
+from accel_core import CheckpointError, ConfigurationError, Trainer, TrainerCallback
+from accel_core.state import files
 from tiny import assert_same_tensors
 
 DATA = TensorDataset(torch.randn(12, 3, generator=torch.Generator().manual_seed(0)), torch.ones(12, 1))
@@ -136,7 +137,7 @@ class TestBoth:
             raise OSError(28, "No space left on device")
 
         train(trainer)
-        monkeypatch.setattr(durable_files, "sync", fail)
+        monkeypatch.setattr(files, "sync", fail)
         with pytest.raises(CheckpointError, match=rf"{name}' .*not be written.*untouched.*No space left"):
             trainer.save_checkpoint(tmp_path / name)
         assert (tmp_path / name).read_bytes() == before

@@ -627,4 +627,4 @@ def test_leaving_out_what_was_read_before_tells_how_far_it_is(monkeypatch: pytes
     sharded.log = messages.append
     sharded.begin_epoch(0, position=6)
     assert len(list(sharded)) == 2
-    assert len(told) == 2 and "1 of 2 batches" in told[0] and "2 of 2 batches" in told[1]
+    assert len(messages) == 2 and "1 of 2 batches" in messages[0] and "2 of 2 batches" in messages[1]

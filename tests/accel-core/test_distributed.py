@@ -19,6 +19,7 @@ from accel_core.processes.collectives import (
     run_on_main,
     sum_over_processes,
 )
+from accel_core.processes.shutdown import check_processes_see_each_other
 from case_runner import run_as_script
 from launching import launch
 

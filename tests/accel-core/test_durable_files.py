@@ -28,7 +28,6 @@ from accel_core.state.files import (
     write_object,
     write_tensors,
 )
-from accel_core.errors import CheckpointError, ConfigurationError
 from tiny import Malicious
 
 
@@ -284,9 +283,9 @@ def test_replace_file_leaves_the_old_content_when_the_disk_fails(
     def fail(*_: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(durable_files, operation, fail)
+    monkeypatch.setattr(files, operation, fail)
     with pytest.raises(CheckpointError, match=r"file\.json' .*not be written.*untouched.*No space left"):
-        replace_file(path, lambda aside: durable_files.write_json(aside, "new"))
+        replace_file(path, lambda aside: files.write_json(aside, "new"))
     assert read_json(path) == "old"
     assert [entry.name for entry in tmp_path.iterdir()] == ["file.json"]
 

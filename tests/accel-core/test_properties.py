@@ -11,7 +11,9 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from accel_core import LimitBatchesCallback, Trainer
-from accel_core.data_order import ShardedBatchSampler, random_order
+from accel_core.data.batch_sampler import ShardedBatchSampler
+from accel_core.data.order import random_order
+from accel_core.processes.group import DataGroup
 from tiny import Stream
 
 SMALL = settings(max_examples=40, deadline=None)
@@ -168,7 +170,9 @@ def test_going_on_with_other_sizes_gives_each_sample_once_and_in_order(
     position = min(taken - taken % (batch_size * num_processes), size)
 
     def read(batch_size: int, num_processes: int, start: int) -> list[int]:
-        samplers = [ShardedBatchSampler(Order(), batch_size, False, DataGroup(num_processes, index)) for index in range(num_processes)]  # type: ignore[arg-type]
+        samplers = [
+            ShardedBatchSampler(Order(), batch_size, False, DataGroup(num_processes, index)) for index in range(num_processes)
+        ]  # type: ignore[arg-type]
         by_process = []
         for sampler in samplers:
             sampler.begin_epoch(1, start)

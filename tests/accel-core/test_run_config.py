@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import DataLoader, SequentialSampler
 
 from accel_core import ConfigurationError, Trainer, TrainerCallback
-from accel_core.run_config import plan_updates
+from accel_core.run.run_config import plan_updates
 from tiny import Stream, tiny_data, tiny_trainer
 
 

@@ -16,8 +16,8 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, Tenso
 
 from accel_core import Trainer, TrainerCallback
 from accel_core.data.loader import ShardedDataLoader
-from accel_core.processes.group import DataGroup
 from accel_core.engines.single import SingleProcess
+from accel_core.processes.group import DataGroup
 
 NOT_NEEDED = ("torchmetrics", "transformers", "timm", "torchvision", "tqdm.notebook", "matplotlib", "pandas", "sklearn")
 

@@ -28,8 +28,8 @@ from accel_core import (
     Trainer,
     TrainerCallback,
 )
-from accel_core.durable_files import read_tensors
-from accel_core.sharded_engines import own_part
+from accel_core.engines.weights import local_shard
+from accel_core.state.files import read_tensors
 from case_runner import compare, run_as_script, shared_folder
 from tiny import ONE_CYCLE, EvaluateInMidEpoch, SaveAt, Stream
 

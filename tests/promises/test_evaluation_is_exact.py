@@ -15,7 +15,7 @@ from torchmetrics.regression import MeanSquaredError
 from torchmetrics.utilities import dim_zero_cat
 
 from accel_callbacks import MetricsCallback
-from accel_core import ConfigurationError, Trainer, TrainerCallback, engines
+from accel_core import ConfigurationError, Trainer, TrainerCallback
 from case_runner import run_as_script
 from tiny import Stream
 

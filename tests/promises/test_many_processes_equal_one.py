@@ -21,7 +21,7 @@ from torch.utils.data import (
 
 from accel_callbacks import SaveTrainingStateCallback
 from accel_core import ConfigurationError, Trainer, TrainerCallback
-from accel_core.durable_files import read_tensors
+from accel_core.state.files import read_tensors
 from case_runner import BATCH_SIZE, run_as_script, shared_folder
 from tiny import ONE_CYCLE, EvaluateInMidEpoch, Stream
 
