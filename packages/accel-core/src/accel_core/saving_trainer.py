@@ -49,6 +49,8 @@ class SavingTrainer(BaseTrainer):
         checkpoint_kwargs: dict[str, Any] | None = None,
         save_optimizer: bool = True,
         save_scheduler: bool = True,
+        *,
+        model: torch.nn.Module | None = None,
     ) -> None:
         """Export the model to one file, atomically: `.safetensors` has weights only, any other ending all that is asked for.
 
@@ -56,10 +58,14 @@ class SavingTrainer(BaseTrainer):
         `checkpoint_kwargs`. Every process takes part; the main one writes. Raises `CheckpointError` if
         parameters are not finite: nothing has changed then. The optimizer of an engine that shards (FSDP,
         DeepSpeed) is left out: it is in the training state.
+
+        Args:
+            model: the module to export in place of the trainer's own, such as one with averaged weights.
         """
-        check_finite(self.model)
+        model = self.model if model is None else model
+        check_finite(model)
         content = {
-            "model_state_dict": full_model_state(self.accelerator, self.model, self.create_model_state),
+            "model_state_dict": full_model_state(self.accelerator, model, self.create_model_state),
             **(checkpoint_kwargs or {}),
         }
         if save_optimizer and self.optimizer is not None and not is_sharded(self.accelerator):

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import secrets
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -45,7 +46,7 @@ from .engines.weights import (
     preserving_buffers_and_rng,
     renew_step,
 )
-from .errors import ConfigurationError, RunInterrupted
+from .errors import AccelWarning, ConfigurationError, RunInterrupted
 from .processes.agreement import Agreement
 from .processes.collectives import broadcast_object, run_on_main
 from .processes.shutdown import check_processes
@@ -470,20 +471,38 @@ class Trainer(SavingTrainer):
 
     def run_eval_epoch(
         self,
-        dataloader: ShardedDataLoader | None = None,
+        dataset: Any = None,
         metric_prefix: str = "eval",
         is_intermediate: bool = False,
+        *,
+        model: torch.nn.Module | None = None,
+        dataloader: ShardedDataLoader | None = None,
     ) -> None:
-        """Evaluate on `dataloader`, or on the evaluation data of the run; every process takes part.
+        """Evaluate on `dataset`, or on the evaluation data of the run. Every process takes part.
 
         Sums are kept by process and added once at the end, so that no sample counts twice and none is left
         out. In the middle of an epoch the random state is put back.
+
+        Args:
+            dataset: a data set or a loader, which is sharded like those of `train`; None takes the evaluation
+                data of the run.
+            model: the module to evaluate in place of the trainer's own, such as one with averaged weights.
+                During the evaluation it is `self.model`, and `eval_loss` is a tracker of its own.
+            dataloader: the former name of `dataset`, which will be removed.
         """
-        loader = self.eval_dataloader if dataloader is None else dataloader
-        if loader is None:
-            raise ConfigurationError(
-                "eval_dataset is None, so there is nothing to evaluate on. Pass eval_dataset to train."
+        if dataloader is not None:
+            warnings.warn(
+                "run_eval_epoch was called with dataloader, which is called dataset now and will be removed in "
+                "0.2. Pass dataset=... instead.",
+                AccelWarning,
+                stacklevel=2,
             )
+            dataset = dataloader
+        loader = self._loader_to_evaluate(dataset)
+        with self._in_place_of_the_model(model):
+            self._evaluate_loader(loader, metric_prefix, is_intermediate)
+
+    def _evaluate_loader(self, loader: ShardedDataLoader, metric_prefix: str, is_intermediate: bool) -> None:
         logs = MeanTrackers(self.device)
         self.eval_loss.reset()
         with (
@@ -558,6 +577,38 @@ class Trainer(SavingTrainer):
         )
         self._unequal_step = "an evaluation" if is_unequal(loader) else None
         return eval_steps(loader, has_collective_forward(self.accelerator))
+
+    def _loader_to_evaluate(self, dataset: Any) -> ShardedDataLoader:
+        """Return the loader of `dataset`, or of the evaluation data of the run if it is None."""
+        if dataset is None:
+            if self.eval_dataloader is None:
+                raise ConfigurationError(
+                    "eval_dataset is None, so there is nothing to evaluate on. Pass eval_dataset to train."
+                )
+            return self.eval_dataloader
+        if isinstance(dataset, ShardedDataLoader):
+            return dataset
+        arguments = self._arguments
+        batch_size = arguments["eval_per_device_batch_size"] or arguments["per_device_batch_size"]
+        kept, self.eval_dataset = self.eval_dataset, dataset
+        try:
+            loader = self.create_eval_dataloader(batch_size, arguments["eval_dataloader_kwargs"])
+        finally:
+            self.eval_dataset = kept
+        return self._shard(loader, arguments["seed_each_sample"])
+
+    @contextlib.contextmanager
+    def _in_place_of_the_model(self, model: torch.nn.Module | None) -> Iterator[None]:
+        """Let `model` be `self.model`, with a loss tracker of its own, unless it is None."""
+        if model is None:
+            yield
+            return
+        kept = self.model, self.eval_loss
+        self.model, self.eval_loss = model, LossTracker(self.device)
+        try:
+            yield
+        finally:
+            self.model, self.eval_loss = kept
 
     @contextlib.contextmanager
     def _evaluating(self) -> Iterator[None]:
