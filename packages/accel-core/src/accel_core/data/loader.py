@@ -60,6 +60,8 @@ class ShardedDataLoader:
         """The same batches in every epoch."""
         self.deals_batches = False
         """Every process iterates the whole loader and keeps every W-th batch."""
+        self.seconds_waited = 0.0
+        """Seconds that steps have waited for a batch since the loader was made; the loop adds to it."""
         self.torch_loader: Any = loader
         self.tell: Callable[[str], object] = _identity
         """Is given sentences on what takes long."""

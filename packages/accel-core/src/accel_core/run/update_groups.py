@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping
+from time import perf_counter
 from typing import Any, NamedTuple
 
 import torch
@@ -165,16 +166,21 @@ def _steps_of_plan(
     loader: ShardedDataLoader, plan: list[tuple[int, int]], steps_of_update: int
 ) -> Iterator[Step]:
     """All steps of the epoch begun."""
+    asked_at = perf_counter()
     batches, batch = iter(loader), None
+    # Starting the workers is part of waiting for the first batch.
+    loader.seconds_waited += perf_counter() - asked_at
     for number, (_, size) in enumerate(plan, start=1):
         if size or batch is None:
+            asked_at = perf_counter()
             batch = next(batches)
+            loader.seconds_waited += perf_counter() - asked_at
         yield Step(batch, number % steps_of_update == 0 or number == len(plan), size == 0, size)
 
 
 def _groups_of_stream(loader: ShardedDataLoader, gradient_accumulation_steps: int) -> Iterator[UpdateGroup]:
     """Groups of data without a length, which looks one batch ahead. Several processes agree on each step."""
-    ahead = _LookAhead(iter(loader))
+    ahead = _LookAhead(loader)
     if not ahead.has_next:
         loader.check_not_empty()
     batch_size = loader.batch_size or 1
@@ -197,14 +203,19 @@ def _steps_of_stream(ahead: _LookAhead, most: int) -> Iterator[Step]:
 class _LookAhead:
     """Batches of this process, and whether any process has a next one."""
 
-    def __init__(self, batches: Iterator[Any]) -> None:
-        self.batches = batches
+    def __init__(self, loader: ShardedDataLoader) -> None:
+        self.loader = loader
+        asked_at = perf_counter()
+        self.batches = iter(loader)
+        loader.seconds_waited += perf_counter() - asked_at
         self.latest: list[Any] = []
         self.next: list[Any] = []
         self._fetch()
 
     def _fetch(self) -> None:
+        asked_at = perf_counter()
         self.next = [batch for batch in [next(self.batches, None)] if batch is not None]
+        self.loader.seconds_waited += perf_counter() - asked_at
         owners = all_gather_object(bool(self.next))
         self.has_next = any(owners)
         if self.has_next and not self.latest and not all(owners):
