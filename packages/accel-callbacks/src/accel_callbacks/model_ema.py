@@ -13,7 +13,7 @@ from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from accel_core import AccelWarning, ConfigurationError, TrainerCallback
-from accel_core.extending import NotFiniteError, broadcast_tensors, is_sharded, preserving_random_state, preview
+from accel_core.extending import NotFiniteError, broadcast_tensors, preserving_random_state, preview
 
 from .export_path import check_export_path
 from .watched_metric import WatchedMetric
@@ -90,9 +90,9 @@ class ModelEmaCallback(TrainerCallback):
 
     def on_training_run_start(self, trainer: Trainer) -> None:
         """Begin with the weights of the model."""
-        if is_sharded(trainer.accelerator):
+        if trainer.engine.shards_parameters:
             raise ConfigurationError(
-                f"ModelEmaCallback was given a model that {trainer.accelerator.distributed_type.value} has "
+                f"ModelEmaCallback was given a model that {trainer.engine.name} has "
                 "spread over the processes, but it averages whole models only. Use DDP, or leave it out."
             )
         if self.save_path is not None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from accel_core import TrainerCallback
-from accel_core.extending import check_whole_number, is_sharded, sum_over_processes
+from accel_core.extending import check_whole_number, sum_over_processes
 
 if TYPE_CHECKING:
     from accel_core import Trainer
@@ -99,7 +99,7 @@ class TrainingStatisticsCallback(TrainerCallback):
         self._stop_clock()
         own_waited = _seconds_waited(trainer) - self._waited_before
         seconds, waited = sum_over_processes([self._seconds, own_waited], trainer.device)
-        mean = max(seconds, 1e-9) / trainer.run_config.num_processes
+        mean = max(seconds, 1e-9) / trainer.data_group.size
         speed = {"samples_per_second": self._samples / mean, "updates_per_second": self._updates / mean}
         for name, value in {**noted, **speed, "data_wait_share": waited / max(seconds, 1e-9)}.items():
             trainer.run_history.update_metric(name, value)
@@ -136,7 +136,7 @@ def gradient_norm(trainer: Trainer) -> dict[str, torch.Tensor]:
     """
     parameters = (parameter for group in trainer.optimizer.param_groups for parameter in group["params"])
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    if is_sharded(trainer.accelerator) or not gradients:
+    if trainer.engine.shards_parameters or not gradients:
         return {}
     dense = [gradient.coalesce().values() if gradient.is_sparse else gradient for gradient in gradients]
     norm = torch.nn.utils.get_total_norm(dense)

@@ -21,13 +21,14 @@ from .callbacks.terminate_on_nan import TerminateOnNaNCallback
 from .checks.arguments import check_parts
 from .data.defaults import create_dataloader, default_dataloader_kwargs
 from .data.loader import ShardedDataLoader
-from .engines.engine import Prepared
+from .engines.engine import Engine, Prepared
 from .engines.sharded import is_sharded
 from .engines.weights import is_frozen, place_frozen
 from .errors import ConfigurationError
 from .foreign_names import check_trainer_class
 from .processes.agreement import Agreement
 from .processes.collectives import gather_tensor
+from .processes.group import DataGroup, data_group
 from .run.description import describe_run
 from .run.loss_tracker import LossTracker, MeanTrackers
 from .run.placeholders import resolve_placeholders
@@ -220,6 +221,16 @@ class BaseTrainer:
         if self._accelerator is None:
             self._accelerator = self.create_accelerator()
         return self._accelerator
+
+    @property
+    def engine(self) -> Engine:
+        """What runs the steps: a single process, DDP, or an engine that shards the model."""
+        return Engine(self.accelerator)
+
+    @property
+    def data_group(self) -> DataGroup:
+        """The processes that share the data."""
+        return data_group(self.accelerator)
 
     @property
     def device(self) -> torch.device:

@@ -12,9 +12,7 @@ from .checks.values import check_positive as check_positive
 from .checks.values import check_whole_number as check_whole_number
 from .data.loader import ShardedDataLoader as ShardedDataLoader
 from .data.readers import is_ready_loader as is_ready_loader
-from .engines.sharded import is_sharded as is_sharded
 from .engines.weights import check_finite as check_finite
-from .engines.weights import full_model_state as full_model_state
 from .engines.weights import is_frozen as is_frozen
 from .errors import NotFiniteError as NotFiniteError
 from .processes.agreement import Agreement as Agreement

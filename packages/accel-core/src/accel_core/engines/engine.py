@@ -8,8 +8,27 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from .sharded import is_sharded
-from .weights import is_frozen, place_frozen
+from .sharded import has_collective_forward, has_own_backward, is_sharded
+from .weights import CreateState, full_model_state, is_frozen, place_frozen
+
+
+class Engine:
+    """What callbacks ask about the engine that runs the steps."""
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self.accelerator = accelerator
+        self.name: str = accelerator.distributed_type.value
+        """For messages."""
+        self.shards_parameters = is_sharded(accelerator)
+        """Parameters are spread over the processes, and the engine saves and loads them itself."""
+        self.steps_in_backward = has_own_backward(accelerator)
+        """The parameters change inside backward."""
+        self.has_collective_forward = has_collective_forward(accelerator)
+        """A forward pass communicates, so every process has to make the same number of them."""
+
+    def full_weights(self, model: torch.nn.Module, create_state: CreateState) -> dict[str, Any]:
+        """Return the state of the whole model, as `create_state` makes it. Every process takes part."""
+        return full_model_state(self.accelerator, model, create_state)
 
 
 @dataclasses.dataclass

@@ -16,7 +16,6 @@ import torch
 from ..callbacks.callback import TrainerCallback
 from ..callbacks.callback_list import CallbackList
 from ..checks.arguments import check_can_run, check_trainable
-from ..engines.sharded import is_sharded
 from ..errors import ConfigurationError
 from ..state.random import preserving_random_state
 from .run_history import InMemoryRunHistory
@@ -61,11 +60,10 @@ def check_trial(
     }
     check_train_arguments(dataset, None, {**rest, **_ARGUMENTS_OF_TRIAL, **arguments})
     check_trainable(trainer.model, trainer.optimizer, vars(trainer))
-    if is_sharded(trainer.accelerator):
+    if trainer.engine.shards_parameters:
         raise ConfigurationError(
-            f"{function} trains a copy of the model, but {trainer.accelerator.distributed_type.value} "
-            "spreads the model over the processes, where it cannot be copied. Call it in a script that runs "
-            "without that engine."
+            f"{function} trains a copy of the model, but {trainer.engine.name} spreads the model over the "
+            "processes, where it cannot be copied. Call it in a script that runs without that engine."
         )
 
 

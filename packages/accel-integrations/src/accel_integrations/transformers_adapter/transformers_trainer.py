@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 
 from accel_core import DEFAULT_CALLBACKS, ConfigurationError, RunHistory, Trainer, TrainerCallback
-from accel_core.extending import call_loss, check_finite, full_model_state, is_frozen, is_ready_loader, num_samples_in, run_on_main
+from accel_core.extending import call_loss, check_finite, is_frozen, is_ready_loader, num_samples_in, run_on_main
 
 from . import adapter_state
 from .collating import create_collate_fn
@@ -207,7 +207,7 @@ class TransformersTrainer(Trainer):
                 f"{type(model).__name__} has no save_pretrained. Use save_checkpoint instead."
             )
         check_finite(self.model)
-        state = full_model_state(self.accelerator, self.model, torch.nn.Module.state_dict)
+        state = self.engine.full_weights(self.model, torch.nn.Module.state_dict)
 
         def write(path: Path) -> None:
             model.save_pretrained(path, state_dict=state)
