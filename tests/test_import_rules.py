@@ -1,10 +1,11 @@
 """Arrows point one way, files stay small, and importing a package does nothing: read from the source itself."""
 
 import ast
+import re
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -126,6 +127,42 @@ def test_siblings_do_not_import_each_other(package):
     assert not found_siblings
 
 
+DOORS = ("accel_core", "accel_core.extending")
+
+
+def behind_the_doors(target: str, modules_of_core: Iterable[str]) -> bool:
+    """Whether an import of the core is neither one of its doors nor a name in one of them."""
+    if target.partition(".")[0] != "accel_core" or target in DOORS:
+        return False
+    return target in modules_of_core or target.rpartition(".")[0] not in DOORS
+
+
+@pytest.mark.parametrize("package", SIBLINGS)
+def test_siblings_come_by_the_doors_of_the_core(package):
+    root, modules_of_core = SOURCES[package], modules_of(SOURCES["accel_core"])
+    behind = [
+        f"{path.name}:{found.line} imports {found.target}"
+        for path in modules_of(root).values()
+        for found in imports_in(path, root)
+        if behind_the_doors(found.target, modules_of_core)
+    ]
+    assert not behind
+
+
+PRIVATE_OF_TRAINER = re.compile(r"\b(trainer|trial)\._(?!_)")
+
+
+@pytest.mark.parametrize("package", SIBLINGS)
+def test_siblings_touch_no_private_attribute_of_a_trainer(package):
+    touched = [
+        f"{path.name}:{number}: {line.strip()}"
+        for path in modules_of(SOURCES[package]).values()
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1)
+        if PRIVATE_OF_TRAINER.search(line)
+    ]
+    assert not touched
+
+
 @pytest.mark.parametrize("package", SOURCES)
 def test_modules_import_each_other_without_a_circle(package):
     root = SOURCES[package]
@@ -217,6 +254,19 @@ class TestTheReadingItself:
             Import("package.c.d", 2, False),
         ]
         assert imports_of("from .a import b", "package", is_package=True) == [Import("package.a.b", 1, False)]
+
+    def test_ways_around_the_doors_are_found(self):
+        modules = ["accel_core", "accel_core.errors", "accel_core.extending", "accel_core.run.run"]
+        for target in ("accel_core.errors", "accel_core.errors.AccelError", "accel_core.run.run", "accel_core.run.x.y"):
+            assert behind_the_doors(target, modules)
+        for target in ("accel_core", "accel_core.Trainer", "accel_core.extending.files", "accel_callbacks.periodic.Periodic"):
+            assert not behind_the_doors(target, modules)
+
+    def test_private_attributes_of_a_trainer_are_found(self):
+        for line in ("trainer._run = 1", "x = self.trainer._run", "trial._engine"):
+            assert PRIVATE_OF_TRAINER.search(line)
+        for line in ("trainer.run", "retrainer._run", "self._trainer.run", "trainer.__class__"):
+            assert not PRIVATE_OF_TRAINER.search(line)
 
     def test_circles_are_found(self):
         assert find_circle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c", "b"]

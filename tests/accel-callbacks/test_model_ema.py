@@ -348,7 +348,8 @@ def test_a_model_that_cannot_be_copied_is_told() -> None:
 
 
 def test_sharded_models_are_refused() -> None:
-    trainer = train(model=tiny_network())
+    trainer = tiny_trainer()
+    # Before the trainer has an engine, which it keeps.
     trainer.accelerator.state.distributed_type = DistributedType.FSDP
     with pytest.raises(ConfigurationError, match=r"ModelEmaCallback.* FSDP .*Use DDP"):
         ModelEmaCallback().on_training_run_start(trainer)

@@ -48,6 +48,12 @@ class TestPt:
         content = torch.load(tmp_path / "m.pt")
         assert ("optimizer_state_dict" in content, "scheduler_state_dict" in content) == (optimizer, scheduler)
 
+    def test_it_may_be_of_another_model_than_the_trainers(self, tmp_path):
+        trainer, other = train(create_trainer()), create_trainer().model
+        trainer.save_checkpoint(tmp_path / "other.pt", save_optimizer=False, model=other)
+        trainer.load_checkpoint(tmp_path / "other.pt")
+        assert_same_weights(trainer.model, other)
+
     def test_everything_comes_back_within_a_run_and_outside_of_one(self, tmp_path):
         trainer = train(create_trainer(), 2)
         trainer.save_checkpoint(tmp_path / "model.pt", {"note": "kept"})

@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
-from torch.utils.data import TensorDataset
+from torch.utils.data import DataLoader, TensorDataset
 
 from accel_core import ConfigurationError, Trainer, TrainerCallback
 from tiny import Rates, largest_difference, tiny_data, tiny_network, tiny_trainer, weights_of
@@ -234,6 +234,63 @@ def test_an_evaluation_in_mid_epoch_changes_nothing_about_training() -> None:
         return trainer
 
     assert torch.equal(weights_of(train(Evaluating())), weights_of(train()))
+
+
+class EvaluatesTwice(TrainerCallback):
+    """Evaluates after each epoch what `arguments` say, and keeps which model and loss tracker the events saw."""
+
+    def __init__(self, **arguments: Any) -> None:
+        self.arguments = arguments
+        self.seen: list[Any] = []
+
+    def on_training_run_epoch_end(self, trainer: Trainer) -> None:
+        trainer.run_eval_epoch(metric_prefix="ema_model_eval", **self.arguments)
+
+    def on_eval_epoch_start(self, trainer: Trainer, metric_prefix: str, **kwargs: Any) -> None:
+        if metric_prefix == "ema_model_eval":
+            self.seen.append((trainer.model, trainer.eval_loss, trainer.model.training, torch.is_grad_enabled()))
+
+
+@pytest.mark.parametrize("kind", ["data set", "loader", "sharded loader"])
+def test_an_evaluation_may_have_data_of_its_own(kind: str) -> None:
+    data = tiny_data(29)
+
+    class Evaluating(EvaluatesTwice):
+        def on_training_run_epoch_end(self, trainer: Trainer) -> None:
+            dataset = {"data set": data, "loader": DataLoader(data, batch_size=5), "sharded loader": trainer.train_dataloader}
+            trainer.run_eval_epoch(dataset[kind], metric_prefix="ema_model_eval")
+
+    trainer = tiny_trainer(callbacks=[Evaluating()])
+    trainer.train(data, num_epochs=1, eval_dataset=tiny_data(5))
+    expected = tiny_trainer(model=trainer.model).evaluate(data)["evaluation_loss"]
+    assert trainer.run_history.get_latest_metric("ema_model_eval_loss_epoch") == pytest.approx(expected, rel=1e-12)
+    assert len(trainer.eval_dataset) == 5
+
+
+def test_an_evaluation_may_have_a_model_of_its_own_in_place_of_the_trainers() -> None:
+    model = tiny_network()
+    callback = EvaluatesTwice(model=model)
+    trainer = tiny_trainer(callbacks=[callback])
+    history = trainer.train(tiny_data(), num_epochs=2, eval_dataset=tiny_data(5))
+    expected = tiny_trainer(model=model).evaluate(tiny_data(5))["evaluation_loss"]
+    assert history.get_metric_values("ema_model_eval_loss_epoch") == [expected, expected]
+    for seen_model, eval_loss, training, has_gradients in callback.seen:
+        assert seen_model is model and seen_model is not trainer.model
+        assert eval_loss is not trainer.eval_loss
+        assert not training and not has_gradients
+    assert model.training, "each module is back in its mode"
+    assert trainer.eval_loss.average == history.get_latest_metric("eval_loss_epoch")
+
+
+def test_the_former_name_of_the_data_of_an_evaluation_still_works_and_warns() -> None:
+    class Evaluating(TrainerCallback):
+        def on_training_run_epoch_end(self, trainer: Trainer) -> None:
+            trainer.run_eval_epoch(dataloader=trainer.train_dataloader, metric_prefix="ema_model_eval")
+
+    trainer = tiny_trainer(callbacks=[Evaluating()])
+    with pytest.warns(AccelWarning, match="run_eval_epoch was called with dataloader.*Pass dataset="):
+        trainer.train(tiny_data(), num_epochs=1)
+    assert trainer.run_history.get_metric_values("ema_model_eval_loss_epoch")
 
 
 def test_a_loss_function_is_not_needed_where_the_loss_steps_are_overridden() -> None:

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import Any, TypedDict
 
 import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
-from accel_core import ConfigurationError, TrainerCallback
-from accel_core.extending import all_gather_object, check_whole_number, is_ready_loader
-
-from .trial import check_trial, trial_of
-
-if TYPE_CHECKING:
-    from accel_core import Trainer
+from accel_core import ConfigurationError, Trainer, TrainerCallback
+from accel_core.extending import (
+    Step,
+    UpdateGroup,
+    all_gather_object,
+    check_trial,
+    check_whole_number,
+    is_ready_loader,
+    trial_of,
+)
 
 
 class BatchSizeRecord(TypedDict):
@@ -115,8 +118,7 @@ class _DoesNotFitError(Exception):
 def _fits(trainer: Trainer, dataset: Any, arguments: dict[str, Any]) -> bool:
     """Whether every process can train a copy with these arguments of `train`."""
     fits = True
-    with trial_of(trainer, dataset, TrainerCallback()) as trial:
-        _guard(trial)
+    with trial_of(trainer, dataset, TrainerCallback(), _AgreeOnMemory) as trial:
         try:
             trial.train(dataset, **arguments)
         except _DoesNotFitError:
@@ -124,46 +126,40 @@ def _fits(trainer: Trainer, dataset: Any, arguments: dict[str, Any]) -> bool:
         except Exception as error:
             if not _is_out_of_memory(error):
                 raise
-            # Outside of what is guarded, as in fetching a batch: the others are asking in their next step.
+            # Outside of a step, as in fetching a batch: the others ask after their next step.
             fits = all(all_gather_object(False))
     return fits
 
 
-def _guard(trial: Trainer) -> None:
-    """Let the processes agree after each part of a step whether it had enough memory.
+class _AgreeOnMemory(Trainer):
+    """Lets the processes agree after each part of an update whether it had enough memory.
 
-    Otherwise those that had would wait for the others forever. For the same reason gradients are not
-    synchronised: this does not change how much memory is needed, as the wrapper has made its buffers before.
+    Otherwise those that had would wait for the others forever.
     """
-    calculate_loss, backward_step, optimizer_step = (
-        trial.calculate_train_batch_loss,
-        trial.backward_step,
-        trial.optimizer_step,
-    )
 
-    def calculate_alone(batch: Any) -> dict[str, Any]:
-        with trial.accelerator.no_sync(trial.model):
-            return calculate_loss(batch)
+    def run_train_step(self, step: Step, group: UpdateGroup) -> None:
+        """Run the step without synchronising gradients, for which the others would wait.
 
-    trial.calculate_train_batch_loss = _agreed(calculate_alone)  # type: ignore[method-assign]
-    trial.backward_step = _agreed(backward_step)  # type: ignore[method-assign]
-    trial.optimizer_step = _agreed(optimizer_step)  # type: ignore[method-assign]
+        The memory needed is the same, since DDP has made its buffers before.
+        """
+        _agree(super().run_train_step, step._replace(is_last=False), group)
+
+    def optimizer_step(self) -> None:
+        """Change the parameters; the optimizer may make its states here."""
+        _agree(super().optimizer_step)
 
 
-def _agreed(act: Callable[..., Any]) -> Callable[..., Any]:
-    def act_together(*args: Any) -> Any:
-        result, has_memory = None, True
-        try:
-            result = act(*args)
-        except Exception as error:
-            if not _is_out_of_memory(error):
-                raise
-            has_memory = False
-        if not all(all_gather_object(has_memory)):
-            raise _DoesNotFitError
-        return result
-
-    return act_together
+def _agree(act: Callable[..., None], *arguments: Any) -> None:
+    """Call `act`. Raises `_DoesNotFitError` on every process if memory ran out on any of them."""
+    has_memory = True
+    try:
+        act(*arguments)
+    except Exception as error:
+        if not _is_out_of_memory(error):
+            raise
+        has_memory = False
+    if not all(all_gather_object(has_memory)):
+        raise _DoesNotFitError
 
 
 def _is_out_of_memory(error: BaseException | None) -> bool:

@@ -26,7 +26,7 @@ class ConvertSyncBatchNormCallback(TrainerCallback):
 
     def on_prepare_start(self, trainer: Trainer) -> None:
         """Convert the model."""
-        if trainer.accelerator.num_processes == 1:
+        if trainer.data_group.is_single:
             return
         if trainer.device.type == "cpu" and not is_frozen(trainer.model):
             raise ConfigurationError(

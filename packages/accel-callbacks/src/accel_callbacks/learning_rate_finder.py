@@ -10,10 +10,15 @@ from typing import TYPE_CHECKING, Any, TypedDict
 import torch
 
 from accel_core import ConfigurationError, TrainerCallback
-from accel_core.extending import check_positive, check_whole_number, sum_over_processes
+from accel_core.extending import (
+    check_positive,
+    check_trial,
+    check_whole_number,
+    sum_over_processes,
+    trial_of,
+)
 
 from .plot_history import create_figure, save_figure
-from .trial import check_trial, trial_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

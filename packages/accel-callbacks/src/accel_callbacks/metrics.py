@@ -68,7 +68,7 @@ class MetricsCallback(TrainerCallback):
 
     def on_training_run_start(self, trainer: Trainer) -> None:
         """Move the metrics to the device."""
-        self._num_processes = trainer.run_config.num_processes
+        self._num_processes = trainer.data_group.size
         self._check_names(trainer)
         self._move(trainer.device)
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import numbers
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -14,14 +12,8 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from accel_core import AccelWarning, ConfigurationError, LossTracker, TrainerCallback
-from accel_core.extending import (
-    NotFiniteError,
-    broadcast_tensors,
-    is_sharded,
-    preserving_random_state,
-    preview,
-)
+from accel_core import AccelWarning, ConfigurationError, TrainerCallback
+from accel_core.extending import NotFiniteError, broadcast_tensors, preserving_random_state, preview
 
 from .export_path import check_export_path
 from .watched_metric import WatchedMetric
@@ -98,9 +90,9 @@ class ModelEmaCallback(TrainerCallback):
 
     def on_training_run_start(self, trainer: Trainer) -> None:
         """Begin with the weights of the model."""
-        if is_sharded(trainer.accelerator):
+        if trainer.engine.shards_parameters:
             raise ConfigurationError(
-                f"ModelEmaCallback was given a model that {trainer.accelerator.distributed_type.value} has "
+                f"ModelEmaCallback was given a model that {trainer.engine.name} has "
                 "spread over the processes, but it averages whole models only. Use DDP, or leave it out."
             )
         if self.save_path is not None:
@@ -128,8 +120,9 @@ class ModelEmaCallback(TrainerCallback):
         """Evaluate the average, and export it if it is the best so far."""
         if not self._is_evaluated(trainer):
             return
-        with self._in_place_of_the_model(trainer), preserving_random_state(trainer.device):
-            trainer.run_eval_epoch(metric_prefix="ema_model_eval")
+        # Else the next epoch of training would draw other random numbers than without this callback.
+        with preserving_random_state(trainer.device):
+            trainer.run_eval_epoch(metric_prefix="ema_model_eval", model=self.ema_model)
         value = self.watched.value_of_epoch(trainer)
         if (
             value is not None
@@ -210,25 +203,15 @@ class ModelEmaCallback(TrainerCallback):
     def _is_evaluated(self, trainer: Trainer) -> bool:
         return self.evaluate_during_training and trainer.eval_dataloader is not None
 
-    @contextlib.contextmanager
-    def _in_place_of_the_model(self, trainer: Trainer) -> Iterator[None]:
-        """Let `trainer.model` be the average, with the main process's buffers on every process, as it is for the model."""
-        kept = trainer.model, trainer.eval_loss
-        trainer.model, trainer.eval_loss = cast(nn.Module, self.ema_model), LossTracker(trainer.device)
-        try:
-            broadcast_tensors(trainer.model.buffers())
-            yield
-        finally:
-            trainer.model, trainer.eval_loss = kept
-
     def _export(self, trainer: Trainer, value: float | None) -> bool:
         """Write the export; every process takes part. Returns whether it may count as the best."""
         if self.save_path is None:
             return True
         content = {} if value is None else {self.watched.name: value}
         try:
-            with self._in_place_of_the_model(trainer):
-                trainer.save_checkpoint(self.save_path, content, save_optimizer=False, save_scheduler=False)
+            trainer.save_checkpoint(
+                self.save_path, content, save_optimizer=False, save_scheduler=False, model=self.ema_model
+            )
         except NotFiniteError as error:
             warnings.warn(str(error), AccelWarning)
             return False

@@ -67,7 +67,7 @@ class Periodic:
                 self._last_time = time.monotonic()
             elif time.monotonic() - self._last_time >= 60 * self.minutes:
                 # The others read it with the word on the next update.
-                trainer.agreement.say(self._topic)
+                trainer.agreement.flag(self._topic)
         return is_due
 
     def is_due_after_epoch(self, trainer: Trainer) -> bool:

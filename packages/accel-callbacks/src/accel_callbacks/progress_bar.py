@@ -54,8 +54,14 @@ class ProgressBarCallback(TrainerCallback):
                 total, progress.steps_completed_in_epoch + updates * config.gradient_accumulation_steps
             )
         of = f"/{config.num_epochs}" if config.num_epochs is not None else ""
-        done = progress.steps_completed_in_epoch
-        bar = _Bar(f"Epoch {progress.current_epoch}{of}", loader, trainer.train_loss, total, done, stays=True)
+        bar = _Bar(
+            f"Epoch {progress.current_epoch}{of}",
+            trainer.train_loss,
+            _samples_in_step(trainer, loader),
+            total,
+            completed=progress.steps_completed_in_epoch,
+            stays=True,
+        )
         self._open(trainer, bar)
         if bar.tqdm is None:
             trainer.print(bar.title)
@@ -78,7 +84,8 @@ class ProgressBarCallback(TrainerCallback):
         loader = trainer.eval_dataloader
         if trainer.is_main_process:
             total = len(loader) if loader is not None and loader.is_sized else None
-            self._open(trainer, _Bar("Evaluation", loader, trainer.eval_loss, total, 0, stays=False))
+            samples_in_step = _samples_in_step(trainer, loader)
+            self._open(trainer, _Bar("Evaluation", trainer.eval_loss, samples_in_step, total, stays=False))
 
     def on_eval_step_end(self, trainer: Trainer, batch: Any, batch_output: dict[str, Any]) -> None:
         """Count the batch; show it if it is time."""
@@ -133,25 +140,26 @@ class _Bar:
     def __init__(
         self,
         title: str,
-        loader: ShardedDataLoader | None,
         loss: LossTracker,
+        samples_in_step: int,
         total: int | None,
-        done: int,
-        stays: bool,
+        completed: int = 0,
+        stays: bool = True,
     ) -> None:
         self.title = title
         self.loss = loss
+        self.samples_in_step = samples_in_step
         self.total = total
-        self.completed = self.begun_at = done
+        self.completed = completed
+        self.begun_at = completed
         self.began = perf_counter()
-        self.samples_in_step = 0 if loader is None else (loader.batch_size or 0) * loader.num_processes
         bar_class = _bar_class()
         self.tqdm: Any = None
         self.seconds = ProgressBarCallback.seconds_between_lines
         if bar_class is not None:
             self.seconds = ProgressBarCallback.seconds_between_draws
             self.tqdm = bar_class(
-                desc=title, total=total, initial=done, leave=stays, unit="batch", **_width()
+                desc=title, total=total, initial=completed, leave=stays, unit="batch", **_width()
             )
         self.next_time = self.began + self.seconds
 
@@ -191,6 +199,11 @@ class _TextBar(tqdm):  # type: ignore[type-arg]
     """A bar in a terminal, without tqdm's thread: a process with threads cannot fork its workers safely."""
 
     monitor_interval = 0
+
+
+def _samples_in_step(trainer: Trainer, loader: ShardedDataLoader | None) -> int:
+    """Return the samples of a full step on all processes, or 0 if the size of a batch is not known."""
+    return 0 if loader is None else (loader.batch_size or 0) * trainer.data_group.size
 
 
 def _bar_class() -> Any:

@@ -88,7 +88,7 @@ class TrackerCallback(TrainerCallback):
     def on_training_run_start(self, trainer: Trainer) -> None:
         """Begin a new run of the tracker, unless a state is loaded that says where to go on."""
         self._sums, self._rates = (0.0, 0.0), {}
-        self._num_processes = trainer.run_config.num_processes
+        self._num_processes = trainer.data_group.size
         self._num_records_sent = len(trainer.run_history.get_records())
         self._is_continued, self._tracker_run_id = False, None
 

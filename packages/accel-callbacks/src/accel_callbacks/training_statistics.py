@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from accel_core import TrainerCallback
-from accel_core.extending import ShardedDataLoader, check_whole_number, is_sharded, sum_over_processes
+from accel_core.extending import check_whole_number, sum_over_processes
 
 if TYPE_CHECKING:
     from accel_core import Trainer
@@ -24,8 +23,8 @@ class TrainingStatisticsCallback(TrainerCallback):
     - `gradient_norm`: L2 norm of all gradients of this update together, before clipping; not for FSDP and
       DeepSpeed, which spread the gradients over the processes;
     - `samples_per_second` and `updates_per_second`: of all processes, since the record before, without
-    evaluations; - `data_wait_share`: which part of that time, from 0 to 1, was spent waiting for the next
-    batch.
+      evaluations;
+    - `data_wait_share`: which part of that time, from 0 to 1, was spent waiting for the next batch.
 
     `plot_history` draws them by update. The device is waited for when they are recorded, and at no other
     update. A resumed run records at the same updates as one that was never stopped; its speed counts from
@@ -48,12 +47,10 @@ class TrainingStatisticsCallback(TrainerCallback):
         self._began: float | None = None
 
     def on_training_run_start(self, trainer: Trainer) -> None:
-        """Let the loader count for how long it is waited."""
-        self._loader = _TimedLoader(trainer.train_dataloader)
-        trainer.train_dataloader = self._loader
+        """Begin to count."""
         self._noted: dict[str, Any] = {}
         self._began = None
-        self._reset()
+        self._begin_period(trainer)
 
     def on_train_epoch_start(self, trainer: Trainer) -> None:
         """Go on with the clock."""
@@ -100,32 +97,26 @@ class TrainingStatisticsCallback(TrainerCallback):
         # Reading the norm waits for the device, so that the clock is looked at when the work is done.
         noted, self._noted = {name: float(value) for name, value in self._noted.items()}, {}
         self._stop_clock()
-        seconds, waited = sum_over_processes([self._seconds, self._loader.seconds_waited], trainer.device)
-        mean = max(seconds, 1e-9) / trainer.run_config.num_processes
+        own_waited = _seconds_waited(trainer) - self._waited_before
+        seconds, waited = sum_over_processes([self._seconds, own_waited], trainer.device)
+        mean = max(seconds, 1e-9) / trainer.data_group.size
         speed = {"samples_per_second": self._samples / mean, "updates_per_second": self._updates / mean}
         for name, value in {**noted, **speed, "data_wait_share": waited / max(seconds, 1e-9)}.items():
             trainer.run_history.update_metric(name, value)
-        self._reset()
+        self._begin_period(trainer)
 
-    def _reset(self) -> None:
-        self._samples = self._updates = 0
-        self._seconds = self._loader.seconds_waited = 0.0
+    def _begin_period(self, trainer: Trainer) -> None:
+        """Count from zero what is recorded the next time."""
+        self._samples = 0
+        self._updates = 0
+        self._seconds = 0.0
+        # The loop adds up for the whole run what steps wait.
+        self._waited_before = _seconds_waited(trainer)
 
 
-class _TimedLoader(ShardedDataLoader):
-    """The same loader, which counts the seconds until each batch is there."""
-
-    def __init__(self, loader: Any) -> None:
-        vars(self).update(vars(loader))
-        self.seconds_waited = 0.0
-
-    def __iter__(self) -> Iterator[Any]:
-        began = perf_counter()
-        batches = super().__iter__()
-        for batch in batches:
-            self.seconds_waited += perf_counter() - began
-            yield batch
-            began = perf_counter()
+def _seconds_waited(trainer: Trainer) -> float:
+    """Return the seconds that steps of this process have waited for a batch since the run began."""
+    return 0.0 if trainer.train_dataloader is None else trainer.train_dataloader.seconds_waited
 
 
 def learning_rates(optimizer: Any) -> dict[str, float]:
@@ -145,7 +136,7 @@ def gradient_norm(trainer: Trainer) -> dict[str, torch.Tensor]:
     """
     parameters = (parameter for group in trainer.optimizer.param_groups for parameter in group["params"])
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    if is_sharded(trainer.accelerator) or not gradients:
+    if trainer.engine.shards_parameters or not gradients:
         return {}
     dense = [gradient.coalesce().values() if gradient.is_sparse else gradient for gradient in gradients]
     norm = torch.nn.utils.get_total_norm(dense)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from torch import nn
 
 from accel_core import ConfigurationError, TrainerCallback
-from accel_core.extending import check_positive, check_whole_number, is_sharded, preview
+from accel_core.extending import check_positive, check_whole_number, preview
 
 from .model_freezer import ModelFreezer
 
@@ -71,9 +71,9 @@ class UnfreezeCallback(TrainerCallback):
 
     def on_prepare_start(self, trainer: Trainer) -> None:
         """Freeze, and give the optimizer the parameter groups of the schedule."""
-        if is_sharded(trainer.accelerator):
+        if trainer.engine.shards_parameters:
             raise ConfigurationError(
-                f"UnfreezeCallback cannot unfreeze what {trainer.accelerator.distributed_type.value} has "
+                f"UnfreezeCallback cannot unfreeze what {trainer.engine.name} has "
                 "sharded. Use DDP, or freeze for the whole run with ModelFreezer."
             )
         freezer = ModelFreezer(trainer.get_model(keep_torch_compile=False), self.freeze_batch_norms)

@@ -5,8 +5,6 @@ of versions as those of `accel_core`.
 """
 
 from .callbacks.print_progress import how_it_ended as how_it_ended
-from .checks.arguments import check_can_run as check_can_run
-from .checks.arguments import check_trainable as check_trainable
 from .checks.values import check_callable as check_callable
 from .checks.values import check_choice as check_choice
 from .checks.values import check_not_negative as check_not_negative
@@ -30,6 +28,8 @@ from .run.batch_output import unpack_batch as unpack_batch
 from .run.loss_tracker import MeanTrackers as MeanTrackers
 from .run.placeholders import Placeholder as Placeholder
 from .run.run_history import MetricRecord as MetricRecord
+from .run.trial import check_trial as check_trial
+from .run.trial import trial_of as trial_of
 from .run.update_groups import Step as Step
 from .run.update_groups import UpdateGroup as UpdateGroup
 from .state import files as files

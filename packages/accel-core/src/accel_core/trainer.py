@@ -277,25 +277,18 @@ class Trainer:
         kind = EvaluationKind(metric_prefix, is_intermediate)
         logs = MeanTrackers(self.device)
         preserving = preserving_random_state(self.device) if is_intermediate else contextlib.nullcontext()
-        with (
-            preserving,
-            preparing.loader_to_evaluate(self, run, dataset) as loader,
-            preparing.evaluating(self, run, model),
-        ):
-            self.eval_epoch_start()
-            self.callbacks.on_eval_epoch_start(
-                self, is_intermediate=is_intermediate, metric_prefix=metric_prefix
-            )
-            for step in self._eval_steps(run, loader, is_intermediate):
-                self.run_eval_step(step, logs)
-            loss = self.eval_loss
-        record_losses(self.run_history, kind, loss, logs)
-        self.run_progress.eval_epoch_completed |= kind.completes_epoch
-        with self.run_history.added_prefix(kind.metric_prefix):
-            self.eval_epoch_end()
-            self.callbacks.on_eval_epoch_end(
-                self, is_intermediate=is_intermediate, metric_prefix=metric_prefix
-            )
+        event: dict[str, Any] = {"is_intermediate": is_intermediate, "metric_prefix": metric_prefix}
+        with preparing.standing_in(self, model), preparing.loader_to_evaluate(self, run, dataset) as loader:
+            with preserving, preparing.evaluating(self, run):
+                self.eval_epoch_start()
+                self.callbacks.on_eval_epoch_start(self, **event)
+                for step in self._eval_steps(run, loader, is_intermediate):
+                    self.run_eval_step(step, logs)
+            record_losses(self.run_history, kind, self.eval_loss, logs)
+            self.run_progress.eval_epoch_completed |= kind.completes_epoch
+            with self.run_history.added_prefix(kind.metric_prefix):
+                self.eval_epoch_end()
+                self.callbacks.on_eval_epoch_end(self, **event)
 
     def run_eval_step(self, step: Step, logs: MeanTrackers) -> None:
         """Make the forward pass of one batch; what a padding step computes is thrown away."""

@@ -205,23 +205,27 @@ def begin_training(
 
 
 @contextlib.contextmanager
-def evaluating(trainer: TrainerParts, run: Run, model: torch.nn.Module | None = None) -> Iterator[None]:
-    """Let `trainer.model` be the module to evaluate, which has a loss of its own if it is not the trainer's.
-
-    Every process takes part.
-    """
+def standing_in(trainer: TrainerParts, model: torch.nn.Module | None) -> Iterator[None]:
+    """Let `model` stand in for the trainer's, with a loss of its own; nothing changes if it is None."""
     before = (trainer.model, trainer.eval_loss)
+    if model is not None:
+        trainer.model, trainer.eval_loss = model, LossTracker(trainer.device)
     try:
-        if model is not None:
-            trainer.eval_loss = LossTracker(trainer.device)
-        trainer.eval_loss.reset()
-        with (
-            run.evaluating(),
-            evaluation_mode(run.engine, trainer.model if model is None else model) as trainer.model,
-        ):
-            yield
+        yield
     finally:
         trainer.model, trainer.eval_loss = before
+
+
+@contextlib.contextmanager
+def evaluating(trainer: TrainerParts, run: Run) -> Iterator[None]:
+    """Let `trainer.model` be the module to evaluate. Every process takes part."""
+    model = trainer.model
+    trainer.eval_loss.reset()
+    try:
+        with run.evaluating(), evaluation_mode(run.engine, model) as trainer.model:
+            yield
+    finally:
+        trainer.model = model
 
 
 @contextlib.contextmanager

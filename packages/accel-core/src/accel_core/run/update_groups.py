@@ -166,8 +166,11 @@ def _planned_steps(
     loader: ShardedDataLoader, plan: list[tuple[int, int]], steps_of_update: int
 ) -> Iterator[Step]:
     """Yield all steps of the epoch begun."""
+    asked_at = perf_counter()
     batches = iter(loader)
     batch = None
+    # Starting the workers is part of waiting for the first batch.
+    loader.seconds_waited += perf_counter() - asked_at
     for number, (_, size) in enumerate(plan, start=1):
         if size or batch is None:
             asked_at = perf_counter()
@@ -206,7 +209,9 @@ class _LookAhead:
 
     def __init__(self, loader: ShardedDataLoader) -> None:
         self.loader = loader
+        asked_at = perf_counter()
         self.batches = iter(loader)
+        loader.seconds_waited += perf_counter() - asked_at
         self.latest: list[Any] = []
         """The batch taken last, if there was one."""
         self.next: list[Any] = []

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from accel_core import ConfigurationError, TrainerCallback
-from accel_core.extending import check_positive, is_sharded
+from accel_core.extending import check_positive
 
 from .import_timm import import_timm
 
@@ -46,10 +46,10 @@ class AdaptiveGradientClippingCallback(TrainerCallback):
 
     def on_training_run_start(self, trainer: Trainer) -> None:
         """Choose the parameters to clip."""
-        if is_sharded(trainer.accelerator):
+        if trainer.engine.shards_parameters:
             raise ConfigurationError(
                 "AdaptiveGradientClippingCallback needs whole parameters, but "
-                f"{trainer.accelerator.distributed_type.value} shards them. Remove it, or use DDP."
+                f"{trainer.engine.name} shards them. Remove it, or use DDP."
             )
         model: Any = trainer.get_model(keep_torch_compile=False)
         classifier = model.get_classifier() if hasattr(model, "get_classifier") else ()

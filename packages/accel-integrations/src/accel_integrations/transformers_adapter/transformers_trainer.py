@@ -14,7 +14,6 @@ from accel_core import DEFAULT_CALLBACKS, ConfigurationError, RunHistory, Traine
 from accel_core.extending import (
     call_loss,
     check_finite,
-    full_model_state,
     is_frozen,
     is_ready_loader,
     num_samples_in,
@@ -215,7 +214,7 @@ class TransformersTrainer(Trainer):
                 f"{type(model).__name__} has no save_pretrained. Use save_checkpoint instead."
             )
         check_finite(self.model)
-        state = full_model_state(self.accelerator, self.model, torch.nn.Module.state_dict)
+        state = self.engine.full_weights(self.model, torch.nn.Module.state_dict)
 
         def write(path: Path) -> None:
             model.save_pretrained(path, state_dict=state)

@@ -1,80 +1,91 @@
-"""A copy of a trainer, to try something with that leaves the trainer, its data and all random numbers as they are."""
+"""A copy of a trainer, to try something with that leaves the trainer, its data and all random numbers as they are.
+
+Functions such as `find_learning_rate` and `find_batch_size` train it.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import copy
+import types
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
-from accel_core import CallbackList, ConfigurationError, InMemoryRunHistory, RunProgress, TrainerCallback
-from accel_core.extending import (
-    check_can_run,
-    check_train_arguments,
-    check_trainable,
-    is_sharded,
-    preserving_random_state,
+from ..callbacks.callback import TrainerCallback
+from ..callbacks.callback_list import CallbackList
+from ..checks.arguments import check_can_run, check_trainable
+from ..errors import ConfigurationError
+from ..state.random import preserving_random_state
+from .run_history import InMemoryRunHistory
+from .run_progress import RunProgress
+from .train_arguments import TrainArguments
+
+_ARGUMENTS_OF_TRIAL = (
+    "collate_fn",
+    "gradient_accumulation_steps",
+    "gradient_clip_norm",
+    "gradient_clip_value",
+    "seed_each_sample",
+    "train_dataloader_kwargs",
 )
-
-if TYPE_CHECKING:
-    from accel_core import Trainer
-
-_ARGUMENTS_OF_TRIAL = {
-    "gradient_accumulation_steps": 1,
-    "gradient_clip_value": None,
-    "gradient_clip_norm": None,
-    "train_dataloader_kwargs": None,
-    "collate_fn": None,
-    "seed_each_sample": False,
-}
-"""What a trial may be told about training, with the defaults of `Trainer.train`."""
+"""The arguments of `Trainer.train` that a trial takes."""
 
 
 def check_trial(
-    function: str, trainer: Trainer, dataset: Any, batch_size: Any, arguments: Mapping[str, Any]
+    function: str, trainer: Any, dataset: Any, batch_size: Any, arguments: Mapping[str, Any]
 ) -> None:
-    """Raise unless `function` can train a copy of `trainer` on `dataset` with these arguments of `Trainer.train`."""
-    check_can_run(function, trainer._is_running, None)
+    """Raise unless `function` can train a copy of `trainer` on `dataset`.
+
+    Args:
+        function: the name of the caller, for errors.
+        batch_size: samples in a step of one process.
+        arguments: further arguments of `Trainer.train` about data, accumulation and clipping.
+    """
+    check_can_run(function, trainer._run is not None, None)
     unknown = [name for name in arguments if name not in _ARGUMENTS_OF_TRIAL]
     if unknown:
         raise ConfigurationError(
-            f"{function} got {unknown}, but takes only {sorted(_ARGUMENTS_OF_TRIAL)} of the arguments of "
+            f"{function} got {unknown}, but takes only {list(_ARGUMENTS_OF_TRIAL)} of the arguments of "
             "train. Leave out the rest: a trial has neither evaluation nor scheduler, and ends by itself."
         )
-    rest: dict[str, Any] = {"per_device_batch_size": batch_size, "num_epochs": None, "max_num_train_steps": 1}
-    rest |= {"eval_per_device_batch_size": None, "eval_dataloader_kwargs": None, "create_scheduler_fn": None}
-    rest |= {
-        "scheduler_step_every": "update",
-        "scheduler_metric": "",
-        "resume_from": None,
-        "reset_run_history": True,
-    }
-    check_train_arguments(dataset, None, {**rest, **_ARGUMENTS_OF_TRIAL, **arguments})
+    TrainArguments(
+        train_dataset=dataset, per_device_batch_size=batch_size, max_num_train_steps=1, **arguments
+    )
     check_trainable(trainer.model, trainer.optimizer, vars(trainer))
-    if is_sharded(trainer.accelerator):
+    if trainer.engine.shards_parameters:
         raise ConfigurationError(
-            f"{function} trains a copy of the model, but {trainer.accelerator.distributed_type.value} "
-            "spreads the model over the processes, where it cannot be copied. Call it in a script that runs "
-            "without that engine."
+            f"{function} trains a copy of the model, but {trainer.engine.name} spreads the model over the "
+            "processes, where it cannot be copied. Call it in a script that runs without that engine."
         )
 
 
 @contextlib.contextmanager
-def trial_of(trainer: Trainer, dataset: Any, callback: TrainerCallback) -> Iterator[Trainer]:
+def trial_of(
+    trainer: Any, dataset: Any, callback: TrainerCallback, mixin: type[Any] | None = None
+) -> Iterator[Any]:
     """Give a copy of `trainer` that has copies of all its modules and optimizers, and `callback` alone.
 
     Afterwards, also after an exception, the random state of this process, a scaler, what the accelerator
     knows, and the position of data that has a `state_dict` are as before. Every process takes part in what
     the copy does.
+
+    Args:
+        dataset: what the copy will be trained on.
+        mixin: a class derived from `Trainer`, whose methods come before those of the trainer's own class.
     """
     accelerator = trainer.accelerator
+    # Preparing the copy adds to these lists, which would keep it alive.
     known = (accelerator._models, accelerator._optimizers)
     before = [list(objects) for objects in known]
     scale = None if accelerator.scaler is None else copy.deepcopy(accelerator.scaler.state_dict())
     with preserving_random_state(trainer.device), _keep_position(dataset):
-        trial = _copy_trainer(trainer, callback)
+        trial = _copy_trainer(trainer)
+        if mixin is not None:
+            own_class = type(trial)
+            trial.__class__ = types.new_class(own_class.__name__, (mixin, own_class))
+        trial.callbacks = CallbackList([callback], trial)
         try:
             yield trial
         finally:
@@ -86,8 +97,10 @@ def trial_of(trainer: Trainer, dataset: Any, callback: TrainerCallback) -> Itera
                 accelerator.scaler.load_state_dict(scale)
 
 
-def _copy_trainer(trainer: Trainer, callback: TrainerCallback) -> Trainer:
+def _copy_trainer(trainer: Any) -> Any:
+    """Copy the trainer, its modules and optimizers, those of a subclass too, and share the rest."""
     trial = copy.copy(trainer)
+    # One memo for all, so that the copied optimizers hold the parameters of the copied modules.
     memo: dict[int, Any] = {}
     try:
         for name, value in vars(trainer).items():
@@ -101,11 +114,19 @@ def _copy_trainer(trainer: Trainer, callback: TrainerCallback) -> Trainer:
             "Make copy.deepcopy of it work, for example by parametrizations instead of attributes that are "
             "computed."
         ) from error
-    trial.scheduler = trial.create_scheduler_fn = trial._prepared = None
-    trial.run_history, trial.run_progress = InMemoryRunHistory(), RunProgress()
-    trial._open_loaders, trial._arguments = [], {}
-    trial.callbacks = CallbackList([callback], trial)
+    trial.scheduler = None
+    trial.create_scheduler_fn = None
+    trial.run_history = InMemoryRunHistory()
+    trial.run_progress = RunProgress()
+    reset_for_trial(trial)
     return trial
+
+
+def reset_for_trial(trial: Any) -> None:
+    """Forget the runs of the trainer that was copied, so that the copy prepares its own model and optimizer."""
+    trial._run = None
+    trial._training_run = None
+    trial._engine = None
 
 
 def _copy_module(module: torch.nn.Module, memo: dict[int, Any]) -> torch.nn.Module:
@@ -131,7 +152,7 @@ def _copy_optimizer(optimizer: torch.optim.Optimizer, memo: dict[int, Any]) -> t
 
 @contextlib.contextmanager
 def _keep_position(dataset: Any) -> Iterator[None]:
-    """Put back where data with a state stands, and the generators of a ready loader and its samplers."""
+    """Put data that has a state back to its position, and so the generators of a ready loader and its samplers."""
     sources = [dataset, *(getattr(dataset, name, None) for name in ("dataset", "sampler", "batch_sampler"))]
     stateful = [
         source for source in sources if hasattr(source, "state_dict") and hasattr(source, "load_state_dict")
