@@ -122,8 +122,8 @@ def test_the_picture_has_a_logarithmic_axis_and_the_suggestion(tmp_path: Any) ->
     [
         ({"min_lr": 0}, "min_lr is 0.*above 0.*Use 1e-7"),
         ({"min_lr": 1.0, "max_lr": 0.1}, r"min_lr is 1\.0, max_lr 0\.1.*min_lr .*below max_lr.*defaults"),
-        ({"num_updates": 2}, "num_updates 2.*num_updates at least 3"),
-        ({"stop_factor": 1}, "stop_factor 1 .*stop_factor above 1"),
+        ({"num_updates": 2}, "num_updates 2.*num_updates at least 3.*Leave them out"),
+        ({"stop_factor": 1}, "stop_factor 1 .*stop_factor above 1.*Leave them out"),
         ({"per_device_batch_size": 0}, "per_device_batch_size is 0"),
         ({"gradient_accumulation_steps": 0}, "gradient_accumulation_steps is 0"),
     ],

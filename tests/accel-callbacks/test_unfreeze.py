@@ -211,12 +211,12 @@ def test_a_resumed_run_gives_the_same_weights(tmp_path: Path, update: int) -> No
     [
         ({}, r"schedule is \{\}.*dictionary.*\{2: -2, "),
         ([2, 3], r"schedule is \[2, 3\].*dictionary.*\{2: -2, "),
-        ({0: -2}, "epoch in schedule is 0.*at least 1"),
-        ({"2": -2}, "epoch in schedule is '2'.*whole number"),
+        ({0: -2}, r"epoch in schedule is 0.*at least 1.*\{2: -2, "),
+        ({"2": -2}, r"epoch in schedule is '2'.*whole number.*\{2: -2, "),
         ({1: -2}, "schedule has -2 for epoch 1.*Begin with epoch 2"),
         ({2: [None]}, "schedule has None for epoch 2.*index of a layer group.*name of parameters"),
-        ({2: 0.5}, "schedule has 0.5 for epoch 2.*index of a layer group"),
-        ({2: {-2: 0}}, "learning rate of -2 in schedule is 0.*above 0"),
+        ({2: 0.5}, r"schedule has 0.5 for epoch 2.*index of a layer group.*\{2: -2, "),
+        ({2: {-2: 0}}, r"learning rate of -2 in schedule is 0.*above 0.*\{2: -2, "),
     ],
 )
 def test_a_schedule_that_cannot_be_used_is_told(schedule: Any, message: str) -> None:
@@ -230,7 +230,7 @@ def test_a_schedule_that_cannot_be_used_is_told(schedule: Any, message: str) -> 
         ({2: 1, 3: 7}, r"from_index is 7.*between -4 and 3.*Network.*\['embed', .*freeze_parameters"),
         ({2: 1, 3: "haed.*"}, r"'haed\.\*'.*Network.*Did you mean 'head\.bias'"),
         ({2: "*"}, "UnfreezeCallback freezes all of Network.*Leave out"),
-        ({2: [0, 1], 3: [2, 3]}, "freezes all of Network"),
+        ({2: [0, 1], 3: [2, 3]}, "UnfreezeCallback freezes all of Network.*Leave out"),
     ],
 )
 def test_a_schedule_that_does_not_fit_the_model_is_told_and_changes_nothing(schedule: Any, message: str) -> None:

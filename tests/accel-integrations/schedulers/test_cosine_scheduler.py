@@ -213,7 +213,7 @@ class TestWithTheTrainersNumbers:
         ({"num_cooldown_epochs": float("nan")}, "num_cooldown_epochs is nan.*at least 0.*Fractions"),
         (
             {"num_warmup_epochs": 6, "num_cooldown_epochs": 4},
-            "total_num_epochs is 10.* 100 updates.* 60 .*warm-up.* 40 .*cooldown",
+            "total_num_epochs is 10.* 100 updates.* 60 .*warm-up.* 40 .*cooldown.*Shorten them",
         ),
         ({"k_decay": 0}, "k_decay is 0.*positive.* 1 "),
         ({"lr_min": -1e-6}, "lr_min is -1e-06.*between 0 and .*optimizer, 0.1"),

@@ -320,7 +320,9 @@ class TestMistakesOfCallers:
         assert words in str(caught.value)
 
     def test_a_plateau_without_its_metric_is_refused_before_training(self) -> None:
-        with pytest.raises(ConfigurationError, match="scheduler_metric is 'eval_loss_epoch'"):
+        with pytest.raises(
+            ConfigurationError, match=r"scheduler_metric is 'eval_loss_epoch'.*scheduler_metric='train_loss_epoch'"
+        ):
             train(timm_scheduler_fn(PlateauLRScheduler, **PLATEAU))
 
 
