@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 
 from ..errors import CheckpointError, ConfigurationError
 from ..processes.group import DataGroup
@@ -63,6 +62,9 @@ class Sharded(DDP):
         return load if self.prepared is None else partial(self._load_shards, self.prepared.model)
 
     def _load_shards(self, wrapper: Any, model: torch.nn.Module, state: dict[str, Any]) -> None:
+        # Imported when used: the module takes long to import and changes the filters of warnings.
+        from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+
         set_model_state_dict(model, state, options=StateDictOptions(full_state_dict=True))
 
     def main_files(self, scheduler: Any, create_state: CreateState) -> dict[str, Any]:

@@ -69,12 +69,14 @@ class TrainArguments:
         check_whole_number, 1, way_out="Use 1 to update after every batch."
     )
     gradient_clip_value: float | None = _checked(check_positive, None, way_out=_KEEP_GRADIENTS, optional=True)
-    create_scheduler_fn: Callable[[Any], Any] | None = _checked(_check_scheduler_fn, None)
+    create_scheduler_fn: Callable[[Any], Any] | None = _checked(  # noqa: RUF009
+        _check_scheduler_fn, None
+    )
     train_dataloader_kwargs: dict[str, Any] | None = None
     eval_dataloader_kwargs: dict[str, Any] | None = None
     reset_run_history: bool = _checked(check_choice, True, choices=(True, False))
     collate_fn: Callable[[list[Any]], Any] | None = None
-    resume_from: str | Path | None = _checked(_check_resume_from, None)
+    resume_from: str | Path | None = _checked(_check_resume_from, None)  # noqa: RUF009
     gradient_clip_norm: float | None = _checked(check_positive, None, way_out=_KEEP_GRADIENTS, optional=True)
     eval_per_device_batch_size: int | None = _checked(
         check_whole_number, None, way_out="Leave it out to take per_device_batch_size.", optional=True

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -75,52 +75,65 @@ def compare(saved: TrainerState, now: RunState, callbacks: Iterable[str], has_sc
         CheckpointError: the data of the saved run was in an order that this version does not know.
         ConfigurationError: the position in the data means nothing for the data of this run.
     """
-    before, after = saved["launched"], now["launched"]
-    position = saved["run_progress"]["samples_completed_in_epoch"]
-    messages = []
+    return [
+        *_compare_data(saved, now),
+        *_compare_launches(saved, now, keeps_schedule=has_scheduler and "scheduler.pt" in saved["files"]),
+        *_compare_parts(saved, now, list(callbacks), has_scheduler),
+    ]
+
+
+def _compare_data(saved: TrainerState, now: RunState) -> Iterator[str]:
     if saved["order_version"] != now["order_version"]:
         raise CheckpointError(
             f"The state was saved with version {saved['order_version']} of the order of the data, but this accel has "
             f"version {now['order_version']}. Use the version of accel that wrote it."
         )
-    if saved["num_samples"] != now["num_samples"]:
-        if position:
-            raise ConfigurationError(
-                f"train_dataset has {now['num_samples']} samples, but the state was saved after {position} "
-                f"of {saved['num_samples']} samples of an epoch. Resume with the same data, or start a new "
-                "run from an export with load_checkpoint."
-            )
-        messages.append(f"The data has changed from {saved['num_samples']} to {now['num_samples']} samples.")
-    if before["num_processes"] != after["num_processes"]:
-        messages.append(
-            f"The run goes on with {after['num_processes']} instead of {before['num_processes']} processes, "
-            "with the next sample. Random numbers of dropout and augmentation, and metrics so far in this "
-            "epoch, cannot be carried over."
+    if saved["num_samples"] == now["num_samples"]:
+        return
+    position = saved["run_progress"]["samples_completed_in_epoch"]
+    if position:
+        raise ConfigurationError(
+            f"train_dataset has {now['num_samples']} samples, but the state was saved after {position} of "
+            f"{saved['num_samples']} samples of an epoch. Resume with the same data, or start a new run from an export "
+            "with load_checkpoint."
         )
-    plan = (
-        " (the saved scheduler keeps its own plan)"
-        if has_scheduler and "scheduler.pt" in saved["files"]
-        else ""
-    )
+    yield f"The data has changed from {saved['num_samples']} to {now['num_samples']} samples."
+
+
+def _compare_launches(saved: TrainerState, now: RunState, keeps_schedule: bool) -> Iterator[str]:
+    before: dict[str, Any] = dict(saved["launched"])
+    after: dict[str, Any] = dict(now["launched"])
+    if before["num_processes"] != after["num_processes"]:
+        yield (
+            f"The run goes on with {after['num_processes']} instead of {before['num_processes']} processes, with the "
+            "next sample. Random numbers of dropout and augmentation, and metrics so far in this epoch, cannot be "
+            "carried over."
+        )
+    plan = " (the saved scheduler keeps its own plan)" if keeps_schedule else ""
     for key, what in (
         ("per_device_batch_size", "samples by process and step"),
-        ("gradient_accumulation_steps", "steps an update"),
+        ("gradient_accumulation_steps", "steps per update"),
         ("num_update_steps", f"updates in all{plan}"),
     ):
-        if before[key] != after[key]:  # type: ignore[literal-required]
-            messages.append(f"The run goes on with {after[key]} instead of {before[key]} {what}.")  # type: ignore[literal-required]
+        if before[key] != after[key]:
+            yield f"The run goes on with {after[key]} instead of {before[key]} {what}."
     changed = [
         f"{name} {before['versions'][name]} → {version}"
         for name, version in after["versions"].items()
         if before["versions"].get(name) != version
     ]
     if changed:
-        messages.append(f"Versions have changed, so the last bits may differ: {', '.join(changed)}.")
+        yield f"Versions have changed, so the last bits may differ: {', '.join(changed)}."
+
+
+def _compare_parts(
+    saved: TrainerState, now: RunState, callbacks: list[str], has_scheduler: bool
+) -> Iterator[str]:
     if "scheduler.pt" in saved["files"] and not has_scheduler:
-        messages.append("The state of the scheduler is dropped, since this run has none.")
+        yield "The state of the scheduler is dropped, since this run has none."
     missing = [name for name in saved["callbacks"] if name not in callbacks]
     if missing:
-        messages.append(f"The state of {missing} is dropped, since this run has no such callbacks.")
-    if added := [name for name in now["callbacks"] if name not in saved["callbacks"]]:
-        messages.append(f"The callbacks {added} begin anew, since the saved run had no state of theirs.")
-    return messages
+        yield f"The state of {missing} is dropped, since this run has no such callbacks."
+    added = [name for name in now["callbacks"] if name not in saved["callbacks"]]
+    if added:
+        yield f"The callbacks {added} begin anew, since the saved run had no state of theirs."

@@ -61,28 +61,12 @@ def save_folder(
     staging: Path | None = None
 
     def run_on_all(action: Callable[[], Any], takes_part: bool = True) -> list[Any]:
-        """Act on this process if it takes part, and return what all have returned; a failure is raised on all."""
-        outcome = None
-        cause = None
         try:
-            outcome = action() if takes_part else None
-        except Exception as error:
-            cause = error
-        message = cause and (
-            str(cause) if isinstance(cause, AccelError) else f"{type(cause).__name__}: {cause}"
-        )
-        gathered = gather((outcome, message, isinstance(cause, ConfigurationError)))
-        failed = {
-            f"Process {index}: {text}": is_users
-            for index, (_, text, is_users) in enumerate(gathered)
-            if text is not None
-        }
-        if not failed:
-            return [outcome for outcome, _, _ in gathered]
-        if is_main and staging is not None:
-            remove_checkpoint(staging)
-        kind = ConfigurationError if all(failed.values()) else CheckpointError
-        raise kind(f"The training state was not saved to '{path}'. {' '.join(failed)}") from cause
+            return _run_on_all(action, gather, f"The training state was not saved to '{path}'.", takes_part)
+        except AccelError:
+            if is_main and staging is not None:
+                remove_checkpoint(staging)
+            raise
 
     def write_own_files(staging: Path) -> None:
         if not staging.is_dir():
@@ -103,6 +87,29 @@ def save_folder(
         run_on_all(partial(write_engine, folder / "engine"))
     run_on_all(partial(_publish, folder, path, state, num_processes), is_main)
     return True
+
+
+def _run_on_all(
+    action: Callable[[], Any], gather: Callable[[Any], Sequence[Any]], failure: str, takes_part: bool
+) -> list[Any]:
+    """Act on this process if it takes part, and return what all have returned. A failure is raised on all."""
+    outcome = None
+    cause = None
+    try:
+        outcome = action() if takes_part else None
+    except Exception as error:
+        cause = error
+    message = cause and (str(cause) if isinstance(cause, AccelError) else f"{type(cause).__name__}: {cause}")
+    gathered = gather((outcome, message, isinstance(cause, ConfigurationError)))
+    failed = {
+        f"Process {index}: {text}": is_users
+        for index, (_, text, is_users) in enumerate(gathered)
+        if text is not None
+    }
+    if not failed:
+        return [outcome for outcome, _, _ in gathered]
+    kind = ConfigurationError if all(failed.values()) else CheckpointError
+    raise kind(f"{failure} {' '.join(failed)}") from cause
 
 
 def _prepare(path: Path, state: RunState, is_known: bool) -> str | None:
