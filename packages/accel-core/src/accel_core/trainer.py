@@ -270,9 +270,8 @@ class Trainer:
         """
         run = self._run or outside_run("run_eval_epoch")
         if dataloader is not None:
-            warnings.warn(
-                "run_eval_epoch(dataloader=…) is now run_eval_epoch(dataset=…).", AccelWarning, stacklevel=2
-            )
+            message = "run_eval_epoch was called with dataloader, which is called dataset now. Pass dataset=... instead."
+            warnings.warn(message, AccelWarning, stacklevel=2)
             dataset = dataloader
         kind = EvaluationKind(metric_prefix, is_intermediate)
         logs = MeanTrackers(self.device)
