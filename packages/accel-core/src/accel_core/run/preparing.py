@@ -13,6 +13,7 @@ from ..callbacks.limit_batches import limit_loaders
 from ..data.loader import ShardedDataLoader
 from ..engines.choose import check_accumulation
 from ..engines.engine import LEFT_TO_ENGINE, Prepared
+from ..engines.trained import Trained, clear_gradients
 from ..engines.weights import evaluation_mode, move_modules, renew_step
 from ..errors import ConfigurationError
 from ..processes.agreement import Agreement
@@ -28,6 +29,7 @@ from .run_config import check_same_on_all, plan_run
 from .run_progress import RunProgress
 from .scheduling import plan_schedule
 from .train_arguments import TrainArguments
+from .trained_state import modules_of_optimizer, what_is_trained
 from .trainer_parts import TrainerParts
 from .update_groups import ItemTotals
 
@@ -157,12 +159,16 @@ def prepare_parts(trainer: TrainerParts, run: Run, per_device_batch_size: int = 
     if engine.prepared is None or not engine.prepared.is_of(trainer.model, trainer.optimizer):
         trainer.callbacks.on_prepare_start(trainer)  # type: ignore[arg-type]
         user_parts = (trainer.model, trainer.optimizer)
+        engine.check_trained(modules_of_optimizer(trainer), ())
         with engine.completed_config(per_device_batch_size):
             trainer.prepare()
+        # Only now, as the user's own `prepare` may have wrapped what else there is.
+        engine.check_trained((), Trained(vars(trainer), *user_parts).optimizers)
         engine.keep(Prepared(*user_parts, trainer.model, trainer.optimizer))
     prepared = run.prepared
     trainer.model, trainer.optimizer = prepared.model, prepared.optimizer
     move_modules(vars(trainer), trainer.device)
+    engine.train_beside(what_is_trained(trainer, prepared), run.weight_of_step, run.stepped)
     engine.bind(prepared.optimizer)
     return prepared
 
@@ -251,6 +257,8 @@ def running(trainer: TrainerParts, run: Run) -> Iterator[Run]:
         trainer.callbacks.on_run_close(trainer)  # type: ignore[arg-type]
     finally:
         run.close()
+        if run.engine.further is not None:
+            run.engine.further.release()
         run.rollback = None
         trainer._run = None
         if run.engine.prepared is not prepared and run.engine.prepared is not None:
@@ -272,6 +280,8 @@ def _close_after(error: BaseException, trainer: TrainerParts, optimizer: Any) ->
         trainer.callbacks.on_run_close(trainer)  # type: ignore[arg-type]
     if optimizer is not None:
         optimizer.zero_grad()
+    if trainer.engine.trained is not None:
+        clear_gradients(trainer.engine.trained.cleared)
 
 
 @contextlib.contextmanager
