@@ -19,9 +19,12 @@
             training and evaluation are done       on_training_run_epoch_end
         normal end or agreed stop                  on_training_run_end
         any exception                              on_exception
+        a training state is complete               on_checkpoint_saved
+        a training state is restored               on_checkpoint_loaded
         always, last                               on_run_close
     evaluate(...)                                  on_prepare_start, on_evaluation_run_start, the events of an
                                                    evaluation, on_evaluation_run_end, on_run_close
+    predict(...)                                   on_prepare_start, on_run_close
 
 All events fire on all processes. A method of the trainer of the same name (`train_epoch_start`) runs before
 the event.

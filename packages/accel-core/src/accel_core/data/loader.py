@@ -1,4 +1,4 @@
-"""The door to the data: it chooses the kind of a loader, and gives the batches of this process."""
+"""Chooses the kind of data for a loader, and gives this process its batches."""
 
 from __future__ import annotations
 

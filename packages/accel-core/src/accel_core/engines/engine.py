@@ -21,7 +21,7 @@ LoadState = Callable[[torch.nn.Module, dict[str, Any]], None]
 Context = contextlib.AbstractContextManager[Any]
 
 LEFT_TO_ENGINE = ("optimizer_step", "optimizer_zero_grad", "clip_gradients")
-"""Methods of the trainer that engines which step in backward never call."""
+"""Methods that a trainer must not override if its engine steps in backward."""
 
 
 @dataclasses.dataclass
