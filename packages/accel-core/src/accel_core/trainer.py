@@ -8,8 +8,8 @@
         run_eval_epoch           exact on any number of processes
     evaluate, predict
 
-A *step* is forward and backward of one batch on one process. An *update* is one step of the optimizer, made of up to
-`gradient_accumulation_steps` steps on every process. Everything that counts or limits counts updates.
+A *step* is forward and backward of one batch on one process. An *update* changes the parameters once, after up to
+`gradient_accumulation_steps` steps on each process. Everything that counts or limits counts updates.
 
 What is not the loop is called in one line and lives in a room of its own: `run` (what a call asked for and where it
 stands), `data`, `engines`, `state`, `callbacks`, `processes`.

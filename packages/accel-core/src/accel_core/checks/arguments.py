@@ -72,7 +72,8 @@ def check_seed(seed: Any) -> int | None:
     is_number = isinstance(seed, numbers.Integral) and not isinstance(seed, bool)
     if not (is_number and 0 <= int(seed) < 2**63):
         raise ConfigurationError(
-            f"seed is {preview(seed)}, but must be a whole number from 0 to 2^63 - 1. Use None to seed nothing."
+            f"seed is {preview(seed)}, but must be a whole number from 0 to 2^63 - 1. Use None to seed "
+            "nothing."
         )
     return operator.index(seed)
 

@@ -25,7 +25,7 @@ Context = contextlib.AbstractContextManager[Any]
 StepWeight = Callable[[], float | None]
 
 LEFT_TO_ENGINE = ("optimizer_step", "optimizer_zero_grad", "clip_gradients")
-"""Methods of the trainer that engines which step in backward never call."""
+"""Methods that a trainer must not override if its engine steps in backward."""
 
 
 @dataclasses.dataclass

@@ -62,7 +62,10 @@ def begin_evaluation(
     kwargs: Any,
     collate_fn: Any,
 ) -> ShardedDataLoader:
-    """Build what an evaluation needs, and leave `training_run`, the latest one, as it is. Every process takes part."""
+    """Build what an evaluation needs, and leave `training_run`, the latest one, as it is.
+
+    Every process takes part.
+    """
     begin_run(trainer, run, None, keep_seed=training_run is not None)
     loader = create_eval_loader(trainer, run, dataset, batch_size, kwargs, collate_fn)
     if training_run is None:
@@ -74,7 +77,10 @@ def begin_evaluation(
 
 
 def create_loaders(trainer: TrainerParts, run: Run, arguments: TrainArguments) -> ShardedDataLoader:
-    """Make this process's loaders for training and evaluation, and return the first. Every process takes part."""
+    """Make this process's loaders for training and evaluation, and return the first.
+
+    Every process takes part.
+    """
     seeds_samples = arguments.seed_each_sample
     loader = trainer.create_train_dataloader(
         arguments.per_device_batch_size, arguments.train_dataloader_kwargs
@@ -95,7 +101,10 @@ def create_loaders(trainer: TrainerParts, run: Run, arguments: TrainArguments) -
 def create_eval_loader(
     trainer: TrainerParts, run: Run, dataset: Any, batch_size: int, kwargs: Any, collate_fn: Any
 ) -> ShardedDataLoader:
-    """Return this process's loader of `dataset`, and leave the data of the trainer as it is. Every process takes part."""
+    """Return this process's loader of `dataset`, and leave the data of the trainer as it is.
+
+    Every process takes part.
+    """
     before = (trainer.eval_dataset, trainer.collate_fn)
     trainer.eval_dataset, trainer.collate_fn = dataset, collate_fn
     try:

@@ -1,4 +1,4 @@
-"""What a trainer saves and loads again: exports of the model, and all that resuming needs."""
+"""Collects what a trainer saves, and puts it back. The room `state` writes and reads the files."""
 
 from __future__ import annotations
 

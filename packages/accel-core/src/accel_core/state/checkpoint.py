@@ -202,7 +202,7 @@ def is_same_state(path: str | Path, run_id: str, run_progress: Mapping[str, Any]
 
 
 def check_folder_of_run(save_dir: str | Path, run_id: str, updates_completed: int | None = None) -> None:
-    """Raise `CheckpointError` if `save_dir` holds states of another run, or of this one with more updates than it has made."""
+    """Raise `CheckpointError` if `save_dir` holds states of another run, or later ones of this run."""
     for path, state in complete_checkpoints(save_dir).items():
         refuse_other_run(path, run_id)
         updates = state["run_progress"]["updates_completed"]
@@ -244,7 +244,8 @@ def examine(path: Path) -> TrainerState | str:
     # States of the first versions do not name the order of the data: there was one only. Nor have they attributes.
     state = {"order_version": 1, "attributes": None, **_read(path)}
     if state.get("format_version", FORMAT_VERSION) != FORMAT_VERSION:
-        return f"has the format {state['format_version']}, not {FORMAT_VERSION}; use the version of accel that wrote it"
+        found = state["format_version"]
+        return f"has the format {found}, not {FORMAT_VERSION}; use the version of accel that wrote it"
     if flaw := files.find_flaw(state, TrainerState):
         return f"has a damaged {STATE_FILE}: {flaw}"
     for name, size in state["files"].items():
