@@ -58,6 +58,8 @@ class Engine(Protocol):
     """An update whose float16 gradients are not finite changes nothing."""
     prepared: Prepared | None
     """What was prepared last; kept, so that a second run trains the same objects."""
+    limits_of_exactness: list[str]
+    """Sentences on what a resumed run cannot promise with this engine, known once it has prepared."""
     trained: Trained | None
     """What the latest run trains, as it was at its beginning."""
     further: FurtherOptimizers | None

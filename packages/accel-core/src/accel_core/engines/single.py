@@ -36,6 +36,7 @@ class SingleProcess:
         self.has_collective_forward = False
         self.may_skip_updates = accelerator.scaler is not None
         self.prepared: Prepared | None = None
+        self.limits_of_exactness: list[str] = []
         self.trained: Trained | None = None
         self.further: FurtherOptimizers | None = None
         self.optimizer: Any = None

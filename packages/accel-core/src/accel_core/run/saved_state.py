@@ -172,7 +172,7 @@ def print_differences(trainer: TrainerParts, arguments: TrainArguments, state: T
         and not arguments.seed_each_sample
     ):
         messages.append(RANDOM_NUMBERS_OF_WORKERS)
-    for message in messages:
+    for message in (*messages, *trainer.engine.limits_of_exactness):
         trainer.print(message)
 
 
