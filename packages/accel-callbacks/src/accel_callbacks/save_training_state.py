@@ -46,7 +46,8 @@ class SaveTrainingStateCallback(TrainerCallback):
     `RunInterrupted`. A second signal ends the process at once (under a launcher one that comes a second
     later, since launchers forward what they receive, too). Signals are handled only in the main thread, and
     the handlers that were there before come back at the end. An agreed stop saves the state of the update
-    after which all processes stop.
+    after which all processes stop. A later stage of a run, which is another call of `train` with
+    `reset_run_history=False`, is saved when it begins.
 
     Parameters that are not finite are never saved: a warning says so, and the states before stay.
     """
@@ -96,7 +97,7 @@ class SaveTrainingStateCallback(TrainerCallback):
         self._is_end_saved = False
 
     def on_training_run_start(self, trainer: Trainer) -> None:
-        """Refuse a folder of another run, begin to count, and listen to signals."""
+        """Refuse a folder of another run, begin to count, listen to signals, and save where a later stage begins."""
         if self.keep_best is not None:
             self.watched.check_will_be_recorded(trainer)
         run_on_main(lambda: check_folder_of_run(self.save_dir, str(trainer.run_id)), trainer.is_main_process)
@@ -104,6 +105,10 @@ class SaveTrainingStateCallback(TrainerCallback):
         self._stop_saved_at = None
         self._is_end_saved = False
         self._listen_to_signals(trainer)
+        # A later stage begins with what was done between two calls of train, such as loading the best weights
+        # from a file that this stage will replace. One that is resumed has no counters yet.
+        if trainer.run_progress.updates_before_stage:
+            self.save(trainer)
 
     def on_checkpoint_loaded(self, trainer: Trainer, path: Path) -> None:
         """Refuse a folder with later states of the run that goes on from an earlier one."""

@@ -34,7 +34,7 @@ class TrackerCallback(TrainerCallback):
     `TrainingStatisticsCallback`. The main process alone has a tracker. It is always finished, also after an
     exception, and opened again by `evaluate`. The process group stays.
 
-    A run is named by `trainer.run_id`. A resumed run goes on in the same place in tensorboard, mlflow,
+    A run is named by `trainer.run_id`. A later stage or a resumed run goes on in the same place in tensorboard, mlflow,
     trackio and wandb, and in a new one on the same axis elsewhere, unless `init_kwargs` say how to go on.
     """
 
@@ -86,11 +86,14 @@ class TrackerCallback(TrainerCallback):
         self._rates: dict[str, float] = {}
 
     def on_training_run_start(self, trainer: Trainer) -> None:
-        """Begin a new run of the tracker, unless a state is loaded that says where to go on."""
+        """Begin a new run of the tracker, unless a stage or a state says where to go on."""
         self._sums, self._rates = (0.0, 0.0), {}
         self._num_processes = trainer.data_group.size
         self._num_records_sent = len(trainer.run_history.get_records())
-        self._is_continued, self._tracker_run_id = False, None
+        # A later stage goes on where the stage before has sent to.
+        self._is_continued = trainer.run_progress.stage > 1
+        if not self._is_continued:
+            self._tracker_run_id = None
 
     def on_evaluation_run_start(self, trainer: Trainer) -> None:
         """Send what is recorded from now on."""

@@ -39,8 +39,8 @@ class UnfreezeCallback(TrainerCallback):
     which a scheduler acts from the beginning of the run.
 
     What the schedule does not name stays as it is, as do adapters on a frozen base. A part that is named
-    twice is trained from the first of its epochs on. Each call of `train` begins frozen; a resumed run is
-    where it was. On several processes the model is wrapped again, so that the gradients of what is unfrozen
+    twice is trained from the first of its epochs on. Each run begins frozen; a later stage (`reset_run_history=False`)
+    and a resumed run are where they were. On several processes the model is wrapped again, so that the gradients of what is unfrozen
     are synchronised.
     """
 
@@ -94,7 +94,7 @@ class UnfreezeCallback(TrainerCallback):
                 _give_to_optimizer(trainer.optimizer, parameters, lr, names)
 
     def on_training_run_start(self, trainer: Trainer) -> None:
-        """Begin frozen, also in a second run."""
+        """Begin frozen, also in a second run; a later stage unfreezes again when its first epoch begins."""
         self._freeze(self._freezer_of(trainer))
 
     def on_train_epoch_start(self, trainer: Trainer) -> None:

@@ -97,10 +97,12 @@ class Run:
         return self.phase in (Phase.IN_STEPS, Phase.IN_UPDATE)
 
     def has_reached_limit(self, progress: RunProgress) -> bool:
-        """Whether the epochs or the updates that `train` was asked for are done."""
-        if self.num_epochs is not None and progress.epochs_completed >= self.num_epochs:
+        """Whether the epochs or the updates that this call of `train` was asked for are done."""
+        epochs = progress.epochs_completed - progress.epochs_before_stage
+        updates = progress.updates_completed - progress.updates_before_stage
+        if self.num_epochs is not None and epochs >= self.num_epochs:
             return True
-        return self.max_num_train_steps is not None and progress.updates_completed >= self.max_num_train_steps
+        return self.max_num_train_steps is not None and updates >= self.max_num_train_steps
 
     def is_finished(self, progress: RunProgress) -> bool:
         """Whether the limit is reached and the last epoch closed."""

@@ -20,6 +20,7 @@ from ..state.save import save_folder
 from .preparing import begin_run, prepare_parts
 from .run import Run
 from .run_progress import RunProgress
+from .stages import load_history
 from .train_arguments import TrainArguments
 from .trainer_parts import TrainerParts
 
@@ -176,7 +177,7 @@ def restore_objects(trainer: TrainerParts, run: Run, folder: Path, state: Traine
     trainer.load_state_dict(point.process_state["trainer"])
     with files.raising_checkpoint_error(folder / STATE_FILE, "is damaged; use another checkpoint"):
         progress = RunProgress(**state["run_progress"])
-        trainer.run_history.load_state_dict(state["run_history"])
+    load_history(trainer, folder, state)
     run.engine.load_files(folder, trainer.scheduler, trainer.load_model_state)
     trainer.run_progress = progress
     run.rollback = None
