@@ -115,7 +115,7 @@ def test_if_not_even_one_sample_fits_that_is_told() -> None:
 def test_other_errors_are_heard_and_leave_the_trainer_as_it_was() -> None:
     trainer = tiny_trainer(loss_func=lambda outputs, targets: outputs @ targets)
     before = weights_of(trainer)
-    with pytest.raises(ConfigurationError, match=r"loss_func.*\(4, 2\).*\(4,\).*override calculate_train_batch_loss"):
+    with pytest.raises(RuntimeError, match=r"loss_func.*\(4, 2\).*\(4,\).*override calculate_train_batch_loss"):
         find_batch_size(trainer, tiny_data(), 4)
     assert torch.equal(weights_of(trainer), before)
 

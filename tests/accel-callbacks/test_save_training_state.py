@@ -418,7 +418,7 @@ class TestSignals:
                 def on_optimizer_step_end(self, trainer):
                     if trainer.run_progress.updates_completed == 3:
                         (folder / "waits").touch()
-                        while "stop" not in trainer.agreement.said:
+                        while "stop" not in trainer.agreement.flagged:
                             time.sleep(0.01)
                         (folder / "noticed").touch()
                         while not (folder / "go_on").exists():
@@ -472,7 +472,7 @@ class TestSignals:
                 def on_optimizer_step_end(self, trainer):
                     if trainer.run_progress.updates_completed == 3:
                         (folder / "waits").touch()
-                        while "stop" not in trainer.agreement.said:
+                        while "stop" not in trainer.agreement.flagged:
                             time.sleep(0.01)
 
             model = torch.nn.Linear(3, 1)

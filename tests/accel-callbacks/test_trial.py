@@ -141,6 +141,7 @@ def test_nothing_has_changed_right_afterwards(find: Finder, runs_before: int) ->
     for _ in range(runs_before):
         train(trainer, data)
     known = trainer.accelerator._models, trainer.accelerator._optimizers
+    assert trainer.engine is not None, "like the accelerator, made when it is first asked for"
     kept = [*map(list, known)], vars(trainer).copy()
     state = torch.get_rng_state()
     before = everything_of(trainer)

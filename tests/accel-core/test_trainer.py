@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 from torch.utils.data import DataLoader, TensorDataset
 
-from accel_core import ConfigurationError, Trainer, TrainerCallback
+from accel_core import AccelWarning, ConfigurationError, Trainer, TrainerCallback
 from tiny import Rates, largest_difference, tiny_data, tiny_network, tiny_trainer, weights_of
 
 # ---------------------------------------------------------------------- the user's own objects

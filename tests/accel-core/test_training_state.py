@@ -131,9 +131,9 @@ class WithExtras(torch.nn.Module):
 def test_a_model_with_tied_weights_extra_state_and_versions_comes_back(tmp_path: Path) -> None:
     model, other = WithExtras(), WithExtras()
     model.seen = 5
-    files = model_files(model.state_dict())
-    files.write_tensors(tmp_path / "model.safetensors", files["model.safetensors"])
-    files.write_object(tmp_path / "model_extra.pt", files["model_extra.pt"])
+    contents = model_files(model.state_dict())
+    files.write_tensors(tmp_path / "model.safetensors", contents["model.safetensors"])
+    files.write_object(tmp_path / "model_extra.pt", contents["model_extra.pt"])
     other.load_state_dict(read_model_state(tmp_path))
     assert other.seen == 5
     assert other.second.weight is other.first.weight

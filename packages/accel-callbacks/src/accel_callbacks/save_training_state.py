@@ -1,4 +1,4 @@
-"""SaveTrainingStateCallback: training states by epochs, updates, minutes, at the end and on signals, with rotation."""
+"""SaveTrainingStateCallback: save training states periodically, at the end and on signals."""
 
 from __future__ import annotations
 
@@ -34,7 +34,10 @@ _NAME = re.compile(r"update_\d+(\.replaced)?")
 _NOT_ON_EVERY_PLATFORM = {"SIGHUP", "SIGUSR1", "SIGUSR2", "SIGALRM", "SIGXCPU", "SIGBREAK"}
 _CANNOT_BE_HANDLED = {"SIGKILL", "SIGSTOP"}
 SECONDS_OF_ONE_SIGNAL = 1.0
-"""A signal to a whole job reaches a worker of torchrun twice within this time: by itself, and forwarded by the launcher."""
+"""Time in which a worker of torchrun gets a signal to a whole job twice.
+
+The signal reaches the worker itself, and the launcher forwards it.
+"""
 
 
 class SaveTrainingStateCallback(TrainerCallback):
@@ -42,18 +45,18 @@ class SaveTrainingStateCallback(TrainerCallback):
 
     `latest_checkpoint` finds the newest.
 
-    A signal on any process lets all of them finish the update, save and close; `train` then raises
-    `RunInterrupted`. A second signal ends the process at once (under a launcher one that comes a second
-    later, since launchers forward what they receive, too). Signals are handled only in the main thread, and
-    the handlers that were there before come back at the end. An agreed stop saves the state of the update
-    after which all processes stop. A later stage of a run, which is another call of `train` with
-    `reset_run_history=False`, is saved when it begins.
+    After a signal on any process, all of them finish the update, save and close, and `train` raises
+    `RunInterrupted`. A second signal ends the process at once. Under a launcher, which forwards the signals
+    that it receives, the second one counts if it comes at least a second later. Signals are handled in the
+    main thread only, and the handlers that were there before come back at the end. An agreed stop saves the
+    state of the update after which all processes stop. The state is saved too when a later stage of a run
+    begins, which is another call of `train` with `reset_run_history=False`.
 
-    Parameters that are not finite are never saved: a warning says so, and the states before stay.
+    Parameters that are not finite are never saved: the callback warns, and earlier states stay.
     """
 
     order = 1000
-    """After all others, so that their state is that of the same moment."""
+    """After all others, so that the saved state holds what they did after the same update."""
 
     def __init__(
         self,
@@ -71,13 +74,14 @@ class SaveTrainingStateCallback(TrainerCallback):
         """Hold when to save and what to keep.
 
         Args:
-            save_dir: of one run; on several machines on a disk that they share.
-            save_at_end: at the end of the run and at an agreed stop. A signal saves in any case.
-            keep_last: how many of the newest states stay; None keeps all, unless `keep_best` is given.
-            keep_best: how many of those with the best values of `watch_metric` stay, besides the newest. Only
-                states that were saved after the very update at which the metric was recorded have a value.
-            save_on_signals: their names; those that the platform does not have are left out. "SIGINT" makes
-                Ctrl-C save.
+            save_dir: folder for the states of one run; several machines have to share its disk.
+            save_at_end: save at the end of the run and at an agreed stop. A signal saves in any case.
+            keep_last: number of the newest states that stay; None keeps all, unless `keep_best` is given.
+            keep_best: number of states with the best values of `watch_metric` that stay besides the newest.
+                Only states that were saved after the very update at which the metric was recorded have a
+                value.
+            save_on_signals: names of signals; those that the platform does not have are left out. "SIGINT"
+                makes Ctrl-C save.
 
         Raises:
             ConfigurationError: an argument cannot be used.
@@ -97,7 +101,7 @@ class SaveTrainingStateCallback(TrainerCallback):
         self._is_end_saved = False
 
     def on_training_run_start(self, trainer: Trainer) -> None:
-        """Refuse a folder of another run, begin to count, listen to signals, and save where a later stage begins."""
+        """Raise if the folder holds states of another run; begin to count, and save the start of a later stage."""
         if self.keep_best is not None:
             self.watched.check_will_be_recorded(trainer)
         run_on_main(lambda: check_folder_of_run(self.save_dir, str(trainer.run_id)), trainer.is_main_process)
@@ -111,7 +115,7 @@ class SaveTrainingStateCallback(TrainerCallback):
             self.save(trainer)
 
     def on_checkpoint_loaded(self, trainer: Trainer, path: Path) -> None:
-        """Refuse a folder with later states of the run that goes on from an earlier one."""
+        """Raise if the folder holds later states of this run than the one that it goes on from."""
         self._check_folder(trainer)
 
     def on_optimizer_step_end(self, trainer: Trainer) -> None:
@@ -126,6 +130,7 @@ class SaveTrainingStateCallback(TrainerCallback):
     def on_training_run_epoch_end(self, trainer: Trainer) -> None:
         """Save if it is due."""
         if self.keep_best is not None:
+            # Raises in the first epoch if there is no such metric, not when the disk is full of states.
             self.watched.value_of_epoch(trainer)
         if self.periodic.is_due_after_epoch(trainer):
             self.save(trainer)
@@ -137,21 +142,22 @@ class SaveTrainingStateCallback(TrainerCallback):
     def save_last_state(self, trainer: Trainer) -> None:
         """Save the state at the end of the run, if that is wanted and not done yet.
 
-        Who changes the weights in `on_training_run_end` calls this before:
+        A callback that changes the weights in `on_training_run_end` has to call this first:
         `trainer.callbacks.call_event("save_last_state")`.
         """
         progress = trainer.run_progress
         is_at_update = progress.updates_completed_in_epoch > 0 and not progress.train_epoch_completed
-        # After a stop in the middle of an epoch the others have closed it already, so only the state of the
-        # update counts.
+        # After a stop in the middle of an epoch the other callbacks have closed the epoch already, so the
+        # state that was saved after the update is the one to resume from.
         is_saved = is_at_update and self._stop_saved_at == progress.updates_completed
         if self._saves_at_end(trainer) and not (is_saved or self._is_end_saved):
             self._is_end_saved = True
             self.save(trainer)
 
     def on_run_close(self, trainer: Trainer) -> None:
-        """Give the signal handlers back."""
+        """Put the signal handlers back."""
         for number, handler in self._handlers_before.items():
+            # None stands for a handler that was not set by Python, and cannot be set again.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
         self._handlers_before = {}
 
@@ -166,13 +172,15 @@ class SaveTrainingStateCallback(TrainerCallback):
             warnings.warn(str(error), AccelWarning)
             return
         if trainer.is_main_process:
-            # Those of a crash after the last save, which no other save would remove.
+            # What a crash has left in the middle of a save that no later save repeats.
             remove_leftovers(self.save_dir)
             self._remove_old_states(str(trainer.run_id))
 
     def _check_folder(self, trainer: Trainer) -> None:
-        """Before each save, since another job may have begun to write there."""
-        run_id, updates = str(trainer.run_id), trainer.run_progress.updates_completed
+        """Raise if the folder holds states of another run, or later states of this one."""
+        # Before each save, since another job may have begun to write there.
+        run_id = str(trainer.run_id)
+        updates = trainer.run_progress.updates_completed
         run_on_main(lambda: check_folder_of_run(self.save_dir, run_id, updates), trainer.is_main_process)
 
     def _saves_at_end(self, trainer: Trainer) -> bool:
@@ -181,6 +189,7 @@ class SaveTrainingStateCallback(TrainerCallback):
     def _remove_old_states(self, run_id: str) -> None:
         if self.keep_last is None and self.keep_best is None:
             return
+        # Folders of other names and other runs are not ours to remove. States are in the order of updates.
         states = {
             path: state
             for path, state in complete_checkpoints(self.save_dir).items()
@@ -197,14 +206,16 @@ class SaveTrainingStateCallback(TrainerCallback):
                 remove_checkpoint(path)
 
     def _value_in(self, state: Mapping[str, Any]) -> float | None:
-        """The value of the watched metric that was recorded for the very weights of a state."""
+        """Return the value of the watched metric for the weights of `state`, or None if it has none."""
         for record in reversed(state["run_history"]["records"]):
             if record["name"] == self.watched.name:
+                # A value of an earlier update belongs to other weights.
                 is_own = record["update"] == state["run_progress"]["updates_completed"]
                 return record["value"] if is_own and self.watched.is_better(record["value"], None) else None
         return None
 
     def _listen_to_signals(self, trainer: Trainer) -> None:
+        # Python allows setting handlers in the main thread only.
         if threading.current_thread() is not threading.main_thread():
             return
 
@@ -220,17 +231,19 @@ class SaveTrainingStateCallback(TrainerCallback):
             if self._signalled_at is None:
                 self._signalled_at = time.monotonic()
                 if "TORCHELASTIC_RUN_ID" not in os.environ:
-                    end_by_the_next()  # Also where Python itself no longer gets to run.
+                    # The default handler ends the process even if Python itself no longer gets to run.
+                    end_by_the_next()
                 trainer.request_stop(
                     f"the signal {signal.Signals(number).name} was received", signal_number=number
                 )
+            # Under torchrun the same signal comes twice, so a second one has to come later to count.
             elif time.monotonic() > self._signalled_at + SECONDS_OF_ONE_SIGNAL:
                 end_by_the_next()
                 signal.raise_signal(number)
 
         handle.is_of_accel = True  # type: ignore[attr-defined]
         for number in self.signal_numbers:
-            # A stop makes every saver save, so one handler is enough for several of them.
+            # A stop makes every saver save, so one handler is enough for several callbacks.
             if not getattr(signal.getsignal(number), "is_of_accel", False):
                 self._handlers_before[number] = signal.signal(number, handle)
 

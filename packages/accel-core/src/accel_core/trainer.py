@@ -29,9 +29,7 @@ from accelerate import Accelerator
 
 from .callbacks.callback import TrainerCallback
 from .callbacks.callback_list import CallbackList
-from .callbacks.log_metrics import LogMetricsCallback
-from .callbacks.print_progress import PrintProgressCallback
-from .callbacks.terminate_on_nan import TerminateOnNaNCallback
+from .callbacks.defaults import DEFAULT_CALLBACKS
 from .checks import arguments as checks
 from .data.defaults import create_dataloader, default_dataloader_kwargs
 from .data.loader import ShardedDataLoader
@@ -44,7 +42,7 @@ from .processes.agreement import Agreement
 from .processes.collectives import gather_tensor
 from .processes.group import DataGroup, data_group
 from .run import preparing, saved_state
-from .run.batch_output import call_loss, check_batch_output, num_samples_in, unpack_batch
+from .run.batch_output import call_loss, num_samples_in, unpack_batch
 from .run.description import describe_run
 from .run.evaluation_kind import EvaluationKind
 from .run.loss_tracker import LossTracker, MeanTrackers, record_losses
@@ -59,12 +57,6 @@ from .run.stages import choose_start, skip_stage
 from .run.train_arguments import TrainArguments, check_evaluation_arguments
 from .run.update_groups import Step, UpdateGroup, eval_steps, items_of, update_groups
 from .state.random import preserving_random_state
-
-DEFAULT_CALLBACKS: tuple[type[TrainerCallback], ...] = (
-    TerminateOnNaNCallback,
-    PrintProgressCallback,
-    LogMetricsCallback,
-)
 
 
 class Trainer:
@@ -212,11 +204,7 @@ class Trainer:
         with run.engine.synchronize(self.model, step.is_last):
             output = self.calculate_train_batch_loss(step.batch)
             if "calculate_train_batch_loss" in run.unchecked_steps:
-                is_fresh = self.run_progress.updates_completed == 0
-                check_batch_output(
-                    output, "calculate_train_batch_loss", needs_gradient=True, is_first=is_fresh
-                )
-                run.unchecked_steps.remove("calculate_train_batch_loss")
+                run.check_first_output(output, "calculate_train_batch_loss", self.run_progress)
             loss, num_items = output["loss"], items_of(output)
             weight = group.weigh(step, output, num_items)
             self.backward_step(loss if weight is None else loss * weight)
@@ -270,9 +258,8 @@ class Trainer:
         """
         run = self._run or outside_run("run_eval_epoch")
         if dataloader is not None:
-            warnings.warn(
-                "run_eval_epoch(dataloader=…) is now run_eval_epoch(dataset=…).", AccelWarning, stacklevel=2
-            )
+            message = "run_eval_epoch was called with dataloader, which is called dataset now. Pass dataset=... instead."
+            warnings.warn(message, AccelWarning, stacklevel=2)
             dataset = dataloader
         kind = EvaluationKind(metric_prefix, is_intermediate)
         logs = MeanTrackers(self.device)
@@ -300,8 +287,7 @@ class Trainer:
         self.callbacks.on_eval_step_start(self, batch=step.batch)
         output = self.calculate_eval_batch_loss(step.batch)
         if "calculate_eval_batch_loss" in run.unchecked_steps:
-            check_batch_output(output, "calculate_eval_batch_loss", needs_gradient=False, is_first=False)
-            run.unchecked_steps.remove("calculate_eval_batch_loss")
+            run.check_first_output(output, "calculate_eval_batch_loss", self.run_progress)
         self.eval_loss.update(output["loss"], items_of(output))
         if "log" in output:
             logs.update(output["log"], items_of(output))

@@ -14,6 +14,7 @@ from ..data.loader import ShardedDataLoader
 from ..engines.engine import Engine, Prepared
 from ..errors import ConfigurationError
 from ..state.resume import ResumePoint
+from .batch_output import check_batch_output
 from .loss_tracker import MeanTrackers
 from .rollback import Rollback
 from .run_progress import RunProgress
@@ -127,6 +128,14 @@ class Run:
             )
             where = _WITHOUT_GATHER[self.phase].format(missing=missing)
             raise ConfigurationError(f"gather was called inside {where}")
+
+    def check_first_output(self, output: Any, method: str, progress: RunProgress) -> None:
+        """Check what `method`, a loss step, has returned for its first batch of the run."""
+        is_training = method == "calculate_train_batch_loss"
+        # A resumed run may stand before the update that makes the loss infinite, which is no mistake of the step.
+        is_first = is_training and progress.updates_completed == 0
+        check_batch_output(output, method, needs_gradient=is_training, is_first=is_first)
+        self.unchecked_steps.remove(method)
 
     def close(self) -> None:
         """End the workers of all loaders."""
