@@ -540,7 +540,7 @@ class Trainer:
         if start.is_skipped:
             skip_stage(self, arguments, start)
             return self.run_history
-        with preparing.running(self, Run(self.engine, arguments)) as run:
+        with preparing.running(self, Run(self.engine, arguments, None, start.known_states)) as run:
             self._training_run = run
             self.train_dataset, self.eval_dataset, self.collate_fn = train_dataset, eval_dataset, collate_fn
             self.create_scheduler_fn = create_scheduler_fn

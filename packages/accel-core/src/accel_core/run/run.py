@@ -49,7 +49,11 @@ class Run:
     """
 
     def __init__(
-        self, engine: Engine, arguments: TrainArguments | None = None, rollback: Rollback | None = None
+        self,
+        engine: Engine,
+        arguments: TrainArguments | None = None,
+        rollback: Rollback | None = None,
+        known_states: dict[Path, dict[str, Any]] | None = None,
     ) -> None:
         self.engine = engine
         self.arguments = arguments
@@ -75,8 +79,8 @@ class Run:
         """The trainer's class overrides `count_items`."""
         self.unchecked_steps = {"calculate_train_batch_loss", "calculate_eval_batch_loss"}
         """Methods whose first output is still to be checked."""
-        self.known_states: dict[Path, dict[str, Any]] = {}
-        """Training states that this very run has saved or begun from, with their progress."""
+        self.known_states = known_states or {}
+        """Training states that this very run has saved or begun from, in earlier stages too, with their progress."""
 
     @property
     def prepared(self) -> Prepared:

@@ -99,7 +99,5 @@ class RunProgress:
         return self.updates_completed_in_epoch > 0
 
     def state_dict(self) -> ProgressState:
-        """Return the counters as a training state holds them: of a stage that was skipped there is none."""
-        state = dataclasses.asdict(self)
-        del state["stage_skipped"]
-        return cast(ProgressState, state)
+        """Return the counters as a training state holds them."""
+        return cast(ProgressState, dataclasses.asdict(self))

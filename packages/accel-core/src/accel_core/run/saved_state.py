@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from ..data.loader import RANDOM_NUMBERS_OF_WORKERS
 from ..data.order import ORDER_VERSION
 from ..engines.weights import check_finite, load_into, load_together, share_buffers
+from ..errors import AccelWarning
 from ..processes.collectives import all_gather_object, run_on_main
 from ..state import files
 from ..state.checkpoint import STATE_FILE, RunState, TrainerState, library_versions, open_training_state
@@ -34,6 +36,15 @@ def save_export(
     model: torch.nn.Module,
 ) -> None:
     """Write what `Trainer.save_checkpoint` promises. Every process takes part."""
+    if trainer.run_progress.stage_skipped:
+        warnings.warn(
+            f"'{path}' was not written, since the model does not have the weights of stage "
+            f"{trainer.run_progress.stage}: train did nothing, as resume_from is a state of a later stage. Do not "
+            "export between two calls of train if trainer.run_progress.stage_skipped.",
+            AccelWarning,
+            stacklevel=3,
+        )
+        return
     check_finite(model)
     content = {
         "model_state_dict": trainer.engine.full_weights(model, trainer.create_model_state),

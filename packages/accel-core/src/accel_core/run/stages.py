@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import secrets
 from pathlib import Path
+from typing import Any
 
 from ..errors import ConfigurationError
 from ..processes.collectives import broadcast_object, run_on_main
@@ -33,6 +34,8 @@ class Start:
     """Of the state that `resume_from` names."""
     state: TrainerState | None = None
     """Its content if this call resumes it or is skipped; None if the call begins a stage of its own."""
+    known_states: dict[Path, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    """Training states that earlier stages of this very run have saved or begun from, with their progress."""
 
     @property
     def is_skipped(self) -> bool:
@@ -52,25 +55,31 @@ def choose_start(trainer: TrainerParts, arguments: TrainArguments) -> Start:
         CheckpointError: `resume_from` is no complete state.
         ConfigurationError: the trainer does not hold what this stage would go on from.
     """
-    resume_from = arguments.resume_from
-    # The main process's choice counts: disks of several machines may not show the same folder as the newest.
-    folder, state = run_on_main(
-        lambda: (resume_from, resume_from and open_training_state(resume_from)), trainer.is_main_process
-    )
     progress = trainer.run_progress
-    stage = progress.stage + 1 if goes_on(trainer, arguments) else 1
-    if not state:
+    is_later_stage = goes_on(trainer, arguments)
+    stage = progress.stage + 1 if is_later_stage else 1
+    # What this run has begun from or saved is of an earlier stage, and may have been removed since.
+    known = dict(trainer._training_run.known_states) if trainer._training_run and is_later_stage else {}
+
+    def open_chosen() -> tuple[str | Path | None, TrainerState | None]:
+        chosen = arguments.resume_from
+        is_own = chosen is None or (Path(chosen).absolute() in known and not progress.stage_skipped)
+        return chosen, None if is_own or chosen is None else open_training_state(chosen)
+
+    # The main process's choice counts: disks of several machines may not show the same folder as the newest.
+    folder, state = run_on_main(open_chosen, trainer.is_main_process)
+    if folder is None or state is None:
         if progress.stage_skipped:
             raise ConfigurationError(
                 f"resume_from is None, but the call of train before did nothing, since its state is of a stage "
                 f"later than stage {progress.stage}, whose weights the model therefore does not have. Pass the same "
                 "resume_from to all calls of train."
             )
-        return Start(stage)
+        return Start(stage, known_states=known)
     if state["run_progress"]["stage"] >= stage:
         return Start(stage, Path(folder), state)
     _check_holds_stage_before(trainer, folder, state, stage)
-    return Start(stage)
+    return Start(stage, known_states=known)
 
 
 def _check_holds_stage_before(

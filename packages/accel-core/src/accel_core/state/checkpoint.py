@@ -78,6 +78,7 @@ class ProgressState(TypedDict):
     epoch_cut_by_limit: bool
     run_completed: bool
     stage: int
+    stage_skipped: bool
     epochs_before_stage: int
     updates_before_stage: int
     order_epoch: int
@@ -260,9 +261,10 @@ def examine(path: Path) -> TrainerState | str:
 def _add_stage(state: dict[str, Any]) -> None:
     """Add what states of the first versions lack: every call of `train` was a run, and began at the first order."""
     progress = state.get("run_progress")
-    if isinstance(progress, dict):
-        counters = {"stage": 1, "epochs_before_stage": 0, "updates_before_stage": 0}
-        state["run_progress"] = {**counters, "order_epoch": progress.get("epochs_completed"), **progress}
+    counters = {"stage": 1, "stage_skipped": False, "epochs_before_stage": 0, "updates_before_stage": 0}
+    # A state that has some of them is a later one that was damaged.
+    if isinstance(progress, dict) and not progress.keys() & {*counters, "order_epoch"}:
+        state["run_progress"] = {**progress, **counters, "order_epoch": progress.get("epochs_completed")}
 
 
 def has_only_own_files(path: Path) -> bool:
