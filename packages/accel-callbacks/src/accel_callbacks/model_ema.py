@@ -86,7 +86,7 @@ class ModelEmaCallback(TrainerCallback):
         return min(self.decay, (1 + num_updates) / (10 + num_updates)) if self.warmup else self.decay
 
     def on_training_run_start(self, trainer: Trainer) -> None:
-        """Begin with the weights of the model."""
+        """Begin with the weights of the model, in a later stage too, which keeps the best value."""
         if trainer.engine.shards_parameters:
             raise ConfigurationError(
                 f"ModelEmaCallback was given a model that {trainer.engine.name} has "
@@ -95,6 +95,9 @@ class ModelEmaCallback(TrainerCallback):
         if self.save_path is not None:
             check_export_path(trainer, self, self.save_path)
         self._begin(trainer)
+        if trainer.run_progress.stage == 1:
+            self.best_metric = None
+            self.best_metric_epoch = None
 
     def on_optimizer_step_end(self, trainer: Trainer) -> None:
         """Average the weights of this update in."""
@@ -143,6 +146,8 @@ class ModelEmaCallback(TrainerCallback):
         # The model has its weights of the state only now, after `on_training_run_start`.
         self._begin(trainer)
         if state is None:
+            self.best_metric = None
+            self.best_metric_epoch = None
             trainer.print(f"'{path}' has no averages, so ModelEmaCallback begins with its weights.")
             return
         self.num_updates = state["num_updates"]
@@ -183,8 +188,6 @@ class ModelEmaCallback(TrainerCallback):
             ) from error
         self.ema_model.requires_grad_(False).eval()
         self.num_updates = 0
-        self.best_metric = None
-        self.best_metric_epoch = None
         self._is_main_process = trainer.is_main_process
         pairs = zip(self.ema_model.parameters(), model.parameters(), strict=True)
         # Whole numbers are quantised weights, which no optimizer changes.

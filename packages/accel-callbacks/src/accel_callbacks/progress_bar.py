@@ -52,11 +52,12 @@ class ProgressBarCallback(TrainerCallback):
         total = len(loader) if loader.is_sized else None
         # A limit in updates may end the run in the middle of this epoch.
         if total is not None and config.max_num_train_steps is not None:
-            updates = config.max_num_train_steps - progress.updates_completed
+            updates = config.max_num_train_steps + progress.updates_before_stage - progress.updates_completed
             total = min(
                 total, progress.steps_completed_in_epoch + updates * config.gradient_accumulation_steps
             )
-        of = f"/{config.num_epochs}" if config.num_epochs is not None else ""
+        # Epochs are counted through all stages of a run, and its limit is that of the call.
+        of = "" if config.num_epochs is None else f"/{progress.epochs_before_stage + config.num_epochs}"
         bar = _Bar(
             f"Epoch {progress.current_epoch}{of}",
             trainer.train_loss,

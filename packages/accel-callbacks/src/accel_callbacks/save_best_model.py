@@ -42,8 +42,8 @@ class SaveBestModelCallback(TrainerCallback):
         Args:
             save_path: a `.safetensors` file holds weights only, any other file also what the flags ask for.
             watch_metric: its name in the run history.
-            reset_on_train: forget the best value at each call of `train`; a resumed run goes on with the one
-                it saved.
+            reset_on_train: forget the best value when a run begins; a resumed run goes on with the one it
+                saved, and a later stage (`reset_run_history=False`) with that of the stages before.
             load_saved_checkpoint: load the export when the run ends.
         """
         self.save_path = Path(save_path)
@@ -60,7 +60,7 @@ class SaveBestModelCallback(TrainerCallback):
         """Forget the run before."""
         self.watched.check_will_be_recorded(trainer)
         check_export_path(trainer, self, self.save_path)
-        if self.reset_on_train:
+        if self.reset_on_train and trainer.run_progress.stage == 1:
             self.best_metric = None
             self.best_metric_epoch = None
 

@@ -49,7 +49,8 @@ class SaveTrainingStateCallback(TrainerCallback):
     `RunInterrupted`. A second signal ends the process at once. Under a launcher, which forwards the signals
     that it receives, the second one counts if it comes at least a second later. Signals are handled in the
     main thread only, and the handlers that were there before come back at the end. An agreed stop saves the
-    state of the update after which all processes stop.
+    state of the update after which all processes stop. The state is saved too when a later stage of a run
+    begins, which is another call of `train` with `reset_run_history=False`.
 
     Parameters that are not finite are never saved: the callback warns, and earlier states stay.
     """
@@ -100,7 +101,7 @@ class SaveTrainingStateCallback(TrainerCallback):
         self._is_end_saved = False
 
     def on_training_run_start(self, trainer: Trainer) -> None:
-        """Raise if the folder holds states of another run; begin to count, and to handle signals."""
+        """Raise if the folder holds states of another run; begin to count, and save the start of a later stage."""
         if self.keep_best is not None:
             self.watched.check_will_be_recorded(trainer)
         run_on_main(lambda: check_folder_of_run(self.save_dir, str(trainer.run_id)), trainer.is_main_process)
@@ -108,6 +109,10 @@ class SaveTrainingStateCallback(TrainerCallback):
         self._stop_saved_at = None
         self._is_end_saved = False
         self._listen_to_signals(trainer)
+        # A later stage begins with what was done between two calls of train, such as loading the best weights
+        # from a file that this stage will replace. One that is resumed has no counters yet.
+        if trainer.run_progress.updates_before_stage:
+            self.save(trainer)
 
     def on_checkpoint_loaded(self, trainer: Trainer, path: Path) -> None:
         """Raise if the folder holds later states of this run than the one that it goes on from."""

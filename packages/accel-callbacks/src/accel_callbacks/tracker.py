@@ -35,8 +35,9 @@ class TrackerCallback(TrainerCallback):
     `TrainingStatisticsCallback`. Only the main process has a tracker. It is always finished, also after an
     exception, and opened again by `evaluate`. The process group stays.
 
-    A run is named by `trainer.run_id`. A resumed run continues the same run of tensorboard, mlflow, trackio
-    and wandb. Other trackers get a new run on the same axis, unless `init_kwargs` let them continue one.
+    A run is named by `trainer.run_id`. A resumed run, or a later stage of a run, continues the same run of
+    tensorboard, mlflow, trackio and wandb. Other trackers get a new run on the same axis, unless
+    `init_kwargs` let them continue one.
     """
 
     order = 850
@@ -90,13 +91,15 @@ class TrackerCallback(TrainerCallback):
         self._rates: dict[str, float] = {}
 
     def on_training_run_start(self, trainer: Trainer) -> None:
-        """Begin a new run of the tracker, unless a state is loaded afterwards."""
+        """Begin a new run of the tracker, unless a stage before or a state says where to continue."""
         self._sums = (0.0, 0.0)
         self._rates = {}
         self._num_processes = trainer.data_group.size
         self._num_records_sent = len(trainer.run_history.get_records())
-        self._is_continued = False
-        self._tracker_run_id = None
+        # A later stage continues what the stage before has sent.
+        self._is_continued = trainer.run_progress.stage > 1
+        if not self._is_continued:
+            self._tracker_run_id = None
 
     def on_evaluation_run_start(self, trainer: Trainer) -> None:
         """Send what is recorded from now on."""

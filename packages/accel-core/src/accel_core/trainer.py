@@ -39,7 +39,7 @@ from .engines.weights import preserving_buffers_and_rng
 from .errors import AccelWarning, ConfigurationError, RunInterrupted
 from .foreign_names import check_trainer_class
 from .processes.agreement import Agreement
-from .processes.collectives import gather_tensor, run_on_main
+from .processes.collectives import gather_tensor
 from .processes.group import DataGroup, data_group
 from .run import preparing, saved_state, trained_state
 from .run.batch_output import call_loss, num_samples_in, unpack_batch
@@ -53,9 +53,9 @@ from .run.run_config import TrainerRunConfig, plan_run
 from .run.run_history import InMemoryRunHistory, RunHistory
 from .run.run_progress import RunProgress
 from .run.scheduling import build_scheduler
+from .run.stages import choose_start, skip_stage
 from .run.train_arguments import TrainArguments, check_evaluation_arguments
 from .run.update_groups import Step, UpdateGroup, items_of, update_groups
-from .state.checkpoint import open_training_state
 from .state.random import preserving_random_state
 
 
@@ -307,7 +307,7 @@ class Trainer:
             self.train_loss.reset()
             run.train_logs = MeanTrackers(self.device)
         self.run_history.current_epoch = progress.current_epoch
-        loader.begin_epoch(progress.epochs_completed, progress.samples_completed_in_epoch, loader.max_steps)
+        loader.begin_epoch(progress.order_epoch, progress.samples_completed_in_epoch, loader.max_steps)
 
     def _complete_epoch(self, run: Run) -> None:
         """Count the epoch if the data is through; a run may have reached its limit before."""
@@ -514,20 +514,23 @@ class Trainer:
             num_epochs: passes over the data; this or `max_num_train_steps` is needed, and the smaller ends the run.
             eval_dataset: evaluated after each epoch.
             per_device_batch_size: samples in a step of one process.
-            max_num_train_steps: limit in updates. On resuming, both limits are totals.
+            max_num_train_steps: limit in updates. Both limits count from the beginning of the call, in a resumed run
+                from that of the call that is resumed.
             gradient_accumulation_steps: steps of each process in an update.
             gradient_clip_value: largest absolute value of an element of a gradient.
             create_scheduler_fn: from the optimizer to a scheduler; a partial may hold `TrainerPlaceholderValues`.
             train_dataloader_kwargs: arguments of torch's `DataLoader`, which win over the defaults.
-            reset_run_history: begin with an empty history; a resumed run always keeps it.
-            resume_from: a folder of `save_training_state`; None starts afresh.
+            reset_run_history: begin a new run with an empty history. False goes on with the run before, if there is
+                one: history, epochs and updates count on, as its next stage. A resumed run always keeps it.
+            resume_from: a folder of `save_training_state`; None starts afresh. If its state is of a later stage, this
+                call does nothing; if it is of an earlier one, the call begins its own.
             gradient_clip_norm: largest L2 norm of all gradients together.
             eval_per_device_batch_size: `per_device_batch_size` if None.
             scheduler_step_every: `"update"` or `"epoch"`; one whose `step` needs a metric steps every epoch, and one
                 that has `step_epoch` too is stepped after every update, and by `step_epoch` after every epoch.
             scheduler_metric: the metric of the run history for a scheduler that needs one at the end of an epoch.
-            seed_each_sample: seed python, numpy and torch for each sample from (seed, epoch, index); the samples of
-                every evaluation like those of the first epoch.
+            seed_each_sample: seed python, numpy and torch for each sample from (seed, order epoch, index); the
+                samples of every evaluation like those of the first epoch.
 
         Raises:
             ConfigurationError: an argument cannot be used; nothing was changed.
@@ -543,20 +546,20 @@ class Trainer:
         # An engine that steps in backward has exchanged what the optimizer holds when it was prepared.
         if self.engine.prepared is None or not self.engine.steps_in_backward:
             checks.check_trainable(self.model, self.optimizer, vars(self))
-        # The main process's choice counts: disks of several machines may not show the same folder as the newest.
-        folder, state = run_on_main(
-            lambda: (resume_from, resume_from and open_training_state(resume_from)), self.is_main_process
-        )
-        with preparing.running(self, Run(self.engine, arguments)) as run:
+        start = choose_start(self, arguments)
+        if start.is_skipped:
+            skip_stage(self, arguments, start)
+            return self.run_history
+        with preparing.running(self, Run(self.engine, arguments, None, start.known_states)) as run:
             self._training_run = run
             self.train_dataset, self.eval_dataset, self.collate_fn = train_dataset, eval_dataset, collate_fn
             self.create_scheduler_fn = create_scheduler_fn
-            preparing.begin_training(self, run, arguments, state or None, Trainer)
+            preparing.begin_training(self, run, arguments, start.state, Trainer)
             self.training_run_start()
             self.callbacks.on_training_run_start(self)
             trained_state.find_made_at_start(run)
-            if state:
-                saved_state.begin_resuming(self, run, arguments, Path(folder), state)
+            if start.folder is not None and start.state is not None:
+                saved_state.begin_resuming(self, run, arguments, start.folder, start.state)
             self.run_training()
         if self.agreement.signal_number:
             raise RunInterrupted(self.agreement.signal_number, self.last_checkpoint)

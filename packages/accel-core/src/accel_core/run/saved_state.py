@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from ..data.loader import RANDOM_NUMBERS_OF_WORKERS
 from ..data.order import ORDER_VERSION
 from ..engines.trained import Trained
 from ..engines.weights import check_finite, load_into, load_together, share_buffers
+from ..errors import AccelWarning
 from ..processes.collectives import all_gather_object, run_on_main
 from ..state import files
 from ..state.checkpoint import (
@@ -28,6 +30,7 @@ from ..state.save import save_folder
 from .preparing import begin_run, prepare_parts
 from .run import Run
 from .run_progress import RunProgress
+from .stages import load_history
 from .train_arguments import TrainArguments
 from .trained_state import compare_weights, create_state, loaded, names_of, read_state, what_is_trained
 from .trainer_parts import TrainerParts
@@ -42,6 +45,15 @@ def save_export(
     model: torch.nn.Module,
 ) -> None:
     """Write what `Trainer.save_checkpoint` promises. Every process takes part."""
+    if trainer.run_progress.stage_skipped:
+        warnings.warn(
+            f"'{path}' was not written, since the model does not have the weights of stage "
+            f"{trainer.run_progress.stage}: train did nothing, as resume_from is a state of a later stage. Do not "
+            "export between two calls of train if trainer.run_progress.stage_skipped.",
+            AccelWarning,
+            stacklevel=3,
+        )
+        return
     wanted = {"modules": True, "optimizers": with_optimizer, "schedulers": with_scheduler}
     trained = _trained(trainer)
     check_finite(model, trained.modules)
@@ -211,7 +223,7 @@ def restore_objects(trainer: TrainerParts, run: Run, folder: Path, state: Traine
     trainer.load_state_dict(point.process_state["trainer"])
     with files.raising_checkpoint_error(folder / STATE_FILE, "is damaged; use another checkpoint"):
         progress = RunProgress(**state["run_progress"])
-        trainer.run_history.load_state_dict(state["run_history"])
+    load_history(trainer, folder, state)
     with loaded(run.engine.trained, attributes or {}, folder / ATTRIBUTES_FILE):
         run.engine.load_files(folder, trainer.scheduler, trainer.load_model_state)
     trainer.run_progress = progress

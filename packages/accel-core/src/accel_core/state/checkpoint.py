@@ -41,6 +41,7 @@ _OWN_NAMES = re.compile(
 
 _ORDER: tuple[Any, ...] = (
     "updates_completed",
+    "stage",
     "epochs_completed",
     "train_epoch_completed",
     "eval_epoch_completed",
@@ -79,6 +80,11 @@ class ProgressState(TypedDict):
     eval_epoch_completed: bool
     epoch_cut_by_limit: bool
     run_completed: bool
+    stage: int
+    stage_skipped: bool
+    epochs_before_stage: int
+    updates_before_stage: int
+    order_epoch: int
 
 
 class Launched(TypedDict):
@@ -219,7 +225,8 @@ def refuse_other_run(path: Path, run_id: str) -> None:
     if found != run_id:
         raise CheckpointError(
             f"'{path}' is a state of the run {found!r}, but this is the run {run_id!r}. Choose another "
-            f"folder, or go on with that run by resume_from='{path}'."
+            f"folder, or go on with that run by resume_from='{path}', or by reset_run_history=False in a "
+            "second call of train."
         )
 
 
@@ -243,6 +250,7 @@ def examine(path: Path) -> TrainerState | str:
         return f"has no {STATE_FILE}, but {entries[:5]}" if entries else f"has no {STATE_FILE}"
     # States of the first versions do not name the order of the data: there was one only. Nor have they attributes.
     state = {"order_version": 1, "attributes": None, **_read(path)}
+    _add_stage(state)
     if state.get("format_version", FORMAT_VERSION) != FORMAT_VERSION:
         found = state["format_version"]
         return f"has the format {found}, not {FORMAT_VERSION}; use the version of accel that wrote it"
@@ -252,6 +260,15 @@ def examine(path: Path) -> TrainerState | str:
         if not (path / name).is_file() or (path / name).stat().st_size != size:
             return f"is damaged: {name} is missing or has another size"
     return cast(TrainerState, state)
+
+
+def _add_stage(state: dict[str, Any]) -> None:
+    """Add what states of the first versions lack: every call of `train` was a run, and began at the first order."""
+    progress = state.get("run_progress")
+    counters = {"stage": 1, "stage_skipped": False, "epochs_before_stage": 0, "updates_before_stage": 0}
+    # A state that has some of them is a later one that was damaged.
+    if isinstance(progress, dict) and not progress.keys() & {*counters, "order_epoch"}:
+        state["run_progress"] = {**progress, **counters, "order_epoch": progress.get("epochs_completed")}
 
 
 def has_only_own_files(path: Path) -> bool:
