@@ -771,7 +771,7 @@ class Trainer:
             print(*args, **kwargs)  # noqa: T201
 
     def gather(self, tensor: torch.Tensor, padding_value: float | None = None) -> torch.Tensor:
-        """Join the tensors of all processes on the first dimension, which may differ. All take part.
+        """Join the tensors of all processes on the first dimension, of any size. Every process takes part.
 
         Inside a step it raises `ConfigurationError` if a process may have no batch there, and never answer.
 

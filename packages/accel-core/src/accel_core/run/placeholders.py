@@ -11,12 +11,12 @@ from ..errors import ConfigurationError
 
 
 class Placeholder:
-    """A number of the run config, or arithmetic on such numbers (`+ - * / //`, on either side)."""
+    """Stands for a number of the run config, or arithmetic on such numbers (`+ - * / //`, on either side)."""
 
     def __init__(self, description: str, calculate: Callable[[Any], Any]) -> None:
         self.description = description
         self.calculate = calculate
-        """From the run config to the number."""
+        """Returns the number for a run config."""
 
     def __repr__(self) -> str:
         return self.description
@@ -27,6 +27,7 @@ def _combine(
 ) -> Callable[[Placeholder, Any], Any]:
     def combined(placeholder: Placeholder, other: Any) -> Any:
         if not isinstance(other, (int, float, Placeholder)) or isinstance(other, bool):
+            # Python then asks the other operand, and raises a TypeError that names both types.
             return NotImplemented
         left, right = (other, placeholder) if swapped else (placeholder, other)
         return Placeholder(
@@ -37,6 +38,7 @@ def _combine(
     return combined
 
 
+# `P - 2` calls `__sub__`, and `2 - P` calls `__rsub__` with the operands swapped.
 for _symbol, _name in {"+": "add", "-": "sub", "*": "mul", "/": "truediv", "//": "floordiv"}.items():
     setattr(Placeholder, f"__{_name}__", _combine(_symbol, getattr(operator, _name), swapped=False))
     setattr(Placeholder, f"__r{_name}__", _combine(_symbol, getattr(operator, _name), swapped=True))
@@ -77,7 +79,9 @@ def resolve_placeholders(value: Any, run_config: Any) -> Any:
         return value.calculate(run_config)
     if isinstance(value, functools.partial):
         args, keywords = (resolve_placeholders(part, run_config) for part in (value.args, value.keywords))
+        # A new partial: the user's own serves the next run, which has other numbers.
         return functools.partial(value.func, *args, **keywords)
+    # A subclass, such as a named tuple, may be built from other arguments than its items.
     if type(value) in (list, tuple):
         return type(value)(resolve_placeholders(item, run_config) for item in value)
     if type(value) is dict:
