@@ -24,6 +24,7 @@ from .loss_tracker import LossTracker, MeanTrackers
 from .rollback import Rollback, TrainingRollback
 from .run import Run
 from .run_config import check_same_on_all, plan_run
+from .schedule_fit import check_schedule
 from .scheduling import plan_schedule
 from .stages import begin_counting, goes_on
 from .train_arguments import TrainArguments
@@ -198,6 +199,16 @@ def begin_training(
     may_differ = loader is not None and (loader.has_own_collate or not loader.is_sized)
     run.item_totals = ItemTotals(run.engine.group, may_differ)
     begin_counting(trainer, arguments, state)
+    if state is None:
+        check_fit(trainer, run)
+
+
+def check_fit(trainer: TrainerParts, run: Run, state: TrainerState | None = None) -> None:
+    """Raise or warn, before the first update, if the schedule does not fit what is left of the run."""
+    saved = None if state is None else state["launched"]["num_update_steps"]
+    if trainer.scheduler is not None and run.prepared.user_optimizer is not None:
+        optimizer, progress = run.prepared.user_optimizer, trainer.run_progress
+        check_schedule(trainer.scheduler, run.schedule, optimizer, trainer.run_config, progress, saved)
 
 
 @contextlib.contextmanager

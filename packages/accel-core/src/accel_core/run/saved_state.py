@@ -19,7 +19,7 @@ from ..state.export import read_export, write_export
 from ..state.random import capture_random_state, restore_random_state
 from ..state.resume import compare, read_resume_point
 from ..state.save import save_folder
-from .preparing import begin_run, prepare_parts
+from .preparing import begin_run, check_fit, prepare_parts
 from .run import Run
 from .run_progress import RunProgress
 from .stages import load_history
@@ -174,6 +174,7 @@ def begin_resuming(
     """Print what cannot be carried over, then restore what is restored before the loop."""
     print_differences(trainer, arguments, state)
     restore_objects(trainer, run, folder, state)
+    check_fit(trainer, run, state)
 
 
 def restore_objects(trainer: TrainerParts, run: Run, folder: Path, state: TrainerState) -> None:

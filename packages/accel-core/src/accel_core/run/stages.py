@@ -49,7 +49,7 @@ def goes_on(trainer: TrainerParts, arguments: TrainArguments) -> bool:
 
 
 def choose_start(trainer: TrainerParts, arguments: TrainArguments) -> Start:
-    """Return what a call of `train` with `arguments` begins with. Every process takes part; nothing is changed.
+    """Return what a call of `train` with `arguments` begins with, and change nothing. Every process takes part.
 
     Raises:
         CheckpointError: `resume_from` is no complete state.
