@@ -258,7 +258,7 @@ def test_the_error_names_the_call_the_arguments_and_what_to_give() -> None:
     schedule = CosineLrScheduler.create_scheduler_fn(num_warmup_epochs=0.5)
     wanted = (
         r"NUM_UPDATE_STEPS and NUM_UPDATE_STEPS_PER_EPOCH are needed for total_num_epochs, "
-        r"num_update_steps_per_epoch of CosineLrScheduler.*Give num_update_steps_per_epoch to create_scheduler_fn "
+        r"num_update_steps_per_epoch of CosineLrScheduler.*give num_update_steps_per_epoch to create_scheduler_fn "
         r"and max_num_train_steps to train"
     )
     with pytest.raises(ConfigurationError, match=wanted):

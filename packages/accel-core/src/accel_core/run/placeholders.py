@@ -35,17 +35,17 @@ class UnknownNumberError(ConfigurationError):
         ways_out = [_WAYS_OUT[name] for name in self.names if name in _WAYS_OUT]
         if "NUM_UPDATE_STEPS_PER_EPOCH" in self.names and _takes(function, _PER_EPOCH):
             ways_out.insert(0, f"{_PER_EPOCH} to create_scheduler_fn")
-        give = f"Give {' and '.join(ways_out)}. Or write" if ways_out else "Write"
+        give = f", or give {' and '.join(ways_out)}" if ways_out else ""
         name = getattr(function, "__name__", "_")
         where = "" if function is None else f" for {', '.join(arguments)} of "
         # Functions that a library uses inside are no name that the user has written.
         where += "" if function is None else "create_scheduler_fn" if name.startswith("_") else name
         is_one = len(self.names) == 1
+        write = "Write the number in its place" if is_one else "Write the numbers in their place"
         super().__init__(
-            f"{' and '.join(self.names)} {'is' if is_one else 'are'} needed{where}, but not known in this run, because "
-            "the data set has no length, or none that is certain (iterable data with several workers), or the argument "
-            f"that decides it was not given. {give} the number{'' if is_one else 's'} in {'its' if is_one else 'their'} "
-            "place."
+            f"{' and '.join(self.names)} {'is' if is_one else 'are'} needed{where}, but not known in this run, "
+            "because the data set has no length, or none that is certain (iterable data with several workers), or "
+            f"the argument that decides it was not given. {write}{give}."
         )
 
 
