@@ -33,8 +33,10 @@ class UnknownNumberError(ConfigurationError):
         """
         self.names = list(dict.fromkeys(names))
         ways_out = [_WAYS_OUT[name] for name in self.names if name in _WAYS_OUT]
-        if "NUM_UPDATE_STEPS_PER_EPOCH" in self.names and _takes(function, _PER_EPOCH):
-            ways_out.insert(0, f"{_PER_EPOCH} to create_scheduler_fn")
+        if "NUM_UPDATE_STEPS_PER_EPOCH" in self.names:
+            is_argument = _takes(function, _PER_EPOCH)
+            instead = "max_num_train_steps to train, with NUM_UPDATE_STEPS in place of it"
+            ways_out.insert(0, f"{_PER_EPOCH} to create_scheduler_fn" if is_argument else instead)
         give = f", or give {' and '.join(ways_out)}" if ways_out else ""
         name = getattr(function, "__name__", "_")
         where = "" if function is None else f" for {', '.join(arguments)} of "

@@ -39,8 +39,8 @@ def save_export(
     if trainer.run_progress.stage_skipped:
         warnings.warn(
             f"'{path}' was not written, since the model does not have the weights of stage "
-            f"{trainer.run_progress.stage}: train did nothing, as resume_from is a state of a later stage. Do not "
-            "export between two calls of train if trainer.run_progress.stage_skipped.",
+            f"{trainer.run_progress.stage}: train did nothing, as resume_from is a state of a later stage. Do "
+            "not export between two calls of train if trainer.run_progress.stage_skipped.",
             AccelWarning,
             stacklevel=3,
         )

@@ -93,12 +93,13 @@ def check_schedule(
     steps_made = getattr(scheduler, "last_epoch", None)
     if steps_made is None:
         steps_made = scheduler._schedulers[0].last_epoch
-    fit = _Fit(type(scheduler).__name__, unit, steps_made, steps_made + steps_left)
+    is_resumed = saved_num_updates is not None
+    fit = _Fit(type(scheduler).__name__, unit, steps_made, steps_made + steps_left, is_resumed)
     trial = _try_steps(scheduler, optimizer, min(steps_left, MOST_STEPS_TRIED))
     if trial is None:
         return
     if trial.error is not None:
-        raise fit.create_error(trial, is_resumed=saved_num_updates is not None) from trial.error
+        raise fit.create_error(trial) from trial.error
     plan = planned_steps(scheduler)
     if plan is not None and plan > fit.steps_of_run:
         _logger.warning(
@@ -120,20 +121,24 @@ class _Fit(NamedTuple):
     steps_made: int
     steps_of_run: int
 
-    def create_error(self, trial: _Trial, is_resumed: bool) -> ConfigurationError:
+    is_resumed: bool
+
+    def create_error(self, trial: _Trial) -> ConfigurationError:
         """Return the error for a schedule that is shorter than the run."""
         steps = self.steps_made + len(trial.rates) - 1
-        placeholder = "NUM_UPDATE_STEPS" if self.unit == "updates" else "NUM_EPOCHS"
-        way_out = (
-            f"A resumed schedule keeps its plan. Train for {steps} {self.unit} in all, as planned, and go on in a second "
-            "call of train with reset_run_history=False, which has a schedule of its own."
-            if is_resumed
-            else f"Give it the length of the run: TrainerPlaceholderValues.{placeholder}."
-        )
         return ConfigurationError(
-            f"The schedule of {self.name} has {steps} {self.unit}, but this run has {self.steps_of_run}: the step after "
-            f"them would raise {type(trial.error).__name__} ({trial.error}). {way_out}"
+            f"The schedule of {self.name} has {steps} {self.unit}, but this run has {self.steps_of_run}: the step "
+            f"after them would raise {type(trial.error).__name__} ({trial.error}). {self._way_out(steps)}"
         )
+
+    def _way_out(self, steps: int) -> str:
+        if self.is_resumed:
+            return (
+                f"A resumed schedule keeps its plan. Train for {steps} {self.unit} in all, and go on in a second call "
+                "of train with reset_run_history=False, which has a schedule of its own."
+            )
+        placeholder = "NUM_UPDATE_STEPS" if self.unit == "updates" else "NUM_EPOCHS"
+        return f"Give it the length of the run: TrainerPlaceholderValues.{placeholder}."
 
     def warn_if_it_climbs(self, rates: list[float], plan: int, base_rate: float) -> None:
         """Warn if the rate rises again after the `plan` is through, which has lowered it."""
@@ -150,11 +155,9 @@ class _Fit(NamedTuple):
         )
         warnings.warn(
             f"The schedule of {self.name} comes to its end after {plan} {self.unit}, but this run has "
-            f"{self.steps_of_run}: the learning rate would climb again from {at_end:.3g} to {highest:.3g}. Plan it for the "
-            "run by a placeholder such as TrainerPlaceholderValues.NUM_UPDATE_STEPS, or train for fewer "
-            f"{self.unit}; more of them can follow in a second call of train with reset_run_history=False.{by_epoch}",
+            f"{self.steps_of_run}: the learning rate would climb again from {at_end:.3g} to {highest:.3g}. "
+            f"{self._way_out(plan)}{'' if self.is_resumed else by_epoch}",
             AccelWarning,
-            stacklevel=2,
         )
 
 
