@@ -8,8 +8,8 @@
         run_eval_epoch           exact on any number of processes
     evaluate, predict
 
-A *step* is forward and backward of one batch on one process. An *update* is one step of the optimizer, made of up to
-`gradient_accumulation_steps` steps on every process. Everything that counts or limits counts updates.
+A *step* is forward and backward of one batch on one process. An *update* changes the parameters once, after up to
+`gradient_accumulation_steps` steps on each process. Everything that counts or limits counts updates.
 
 What is not the loop is called in one line and lives in a room of its own: `run` (what a call asked for and where it
 stands), `data`, `engines`, `state`, `callbacks`, `processes`.
@@ -20,7 +20,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,7 @@ from .foreign_names import check_trainer_class
 from .processes.agreement import Agreement
 from .processes.collectives import gather_tensor
 from .processes.group import DataGroup, data_group
-from .run import preparing, saved_state
+from .run import preparing, saved_state, trained_state
 from .run.batch_output import call_loss, num_samples_in, unpack_batch
 from .run.description import describe_run
 from .run.evaluation_kind import EvaluationKind
@@ -55,7 +55,7 @@ from .run.run_progress import RunProgress
 from .run.scheduling import build_scheduler
 from .run.stages import choose_start, skip_stage
 from .run.train_arguments import TrainArguments, check_evaluation_arguments
-from .run.update_groups import Step, UpdateGroup, eval_steps, items_of, update_groups
+from .run.update_groups import Step, UpdateGroup, items_of, update_groups
 from .state.random import preserving_random_state
 
 
@@ -197,6 +197,9 @@ class Trainer:
     def run_train_step(self, step: Step, group: UpdateGroup) -> None:
         """Make the forward and the backward pass of one batch."""
         run = self._run or outside_run("run_train_step")
+        run.step = step
+        if run.stepped:
+            run.clear_stepped()
         if step.is_padding:
             self._run_padding_step(run, step, group)
             return
@@ -217,6 +220,8 @@ class Trainer:
     def run_update(self, group: UpdateGroup) -> None:
         """Change the parameters by the gradients of `group`, and count it."""
         run = self._run or outside_run("run_update")
+        if run.may_wrap_anew:
+            run.engine.average_beside()
         scale = None if group.needs_no_weight else run.item_totals.gradient_scale(group, self.device)
         if scale is not None:
             run.engine.scale_gradients(self.model, scale)
@@ -229,6 +234,8 @@ class Trainer:
             self.scheduler_step()
         self.optimizer_zero_grad()
         run.phase = Phase.BETWEEN_UPDATES
+        if not (run.are_weights_compared or was_skipped):
+            trained_state.compare_weights_once(run)
         self.run_progress.complete_update(group.steps_completed, group.samples_read, was_skipped)
         self.run_history.current_update = self.run_progress.updates_completed
         self.agreement.collect()
@@ -269,7 +276,7 @@ class Trainer:
             with preserving, preparing.evaluating(self, run):
                 self.eval_epoch_start()
                 self.callbacks.on_eval_epoch_start(self, **event)
-                for step in self._eval_steps(run, loader, is_intermediate):
+                for step in run.eval_steps(loader, is_intermediate):
                     self.run_eval_step(step, logs)
             record_losses(self.run_history, kind, self.eval_loss, logs)
             self.run_progress.eval_epoch_completed |= kind.completes_epoch
@@ -320,17 +327,6 @@ class Trainer:
             group.steps_completed += 1
             self.backward_step(self.calculate_train_batch_loss(step.batch)["loss"] * 0.0)
 
-    def _eval_steps(
-        self, run: Run, loader: ShardedDataLoader, is_intermediate: bool = False
-    ) -> Iterator[Step]:
-        """Return the steps of an evaluation; padding only for engines whose forward needs every process."""
-        loader.begin_epoch(
-            0, max_steps=loader.max_intermediate_steps if is_intermediate else loader.max_steps
-        )
-        run.phase = Phase.EVALUATING
-        run.lacks_batches = loader.may_lack_batches
-        return eval_steps(loader, keep_padding=run.engine.has_collective_forward)
-
     # ------------------------------------------------------------------ what you may override
 
     def calculate_train_batch_loss(self, batch: Any) -> dict[str, Any]:
@@ -371,15 +367,29 @@ class Trainer:
     def clip_gradients(self) -> None:
         """Clip the gradients of the update, by value and by norm, as `train` was told."""
         run = self._run or outside_run("clip_gradients")
-        if self.run_config.gradient_clip_value is not None:
-            self.accelerator.clip_grad_value_(self.model.parameters(), self.run_config.gradient_clip_value)
-        if self.run_config.gradient_clip_norm is not None:
-            run.engine.clip_norm(self.model.parameters(), self.run_config.gradient_clip_norm)
+        value, norm = self.run_config.gradient_clip_value, self.run_config.gradient_clip_norm
+        if value is not None or norm is not None:
+            run.engine.clip_gradients(self.model, value, norm)
 
     def optimizer_step(self) -> None:
         """Change the parameters."""
         run = self._run or outside_run("optimizer_step")
         run.engine.optimizer.step()
+
+    def step_optimizer(
+        self,
+        optimizer: Any,
+        gradient_clip_norm: float | None = None,
+        gradient_clip_value: float | None = None,
+    ) -> None:
+        """Step a further optimizer among the attributes of the trainer. Every process takes part.
+
+        Averages its gradients over the processes, by samples inside a step; unscales those of float16; clips as `train`
+        does; steps it, and the scheduler among the attributes whose `optimizer` it is; clears its gradients, and what
+        the loss of the same step adds to them afterwards.
+        """
+        run = self._run or outside_run("step_optimizer")
+        run.step_optimizer(optimizer, gradient_clip_norm, gradient_clip_value)
 
     def scheduler_step(self) -> None:
         """Step the scheduler: after an update, or after an epoch, as `train` was told. One that needs a metric gets it."""
@@ -547,6 +557,7 @@ class Trainer:
             preparing.begin_training(self, run, arguments, start.state, Trainer)
             self.training_run_start()
             self.callbacks.on_training_run_start(self)
+            trained_state.find_made_at_start(run)
             if start.folder is not None and start.state is not None:
                 saved_state.begin_resuming(self, run, arguments, start.folder, start.state)
             self.run_training()
@@ -609,7 +620,7 @@ class Trainer:
             )
             outputs = []
             with preparing.evaluating(self, run):
-                for step in self._eval_steps(run, loader):
+                for step in run.eval_steps(loader):
                     output = to_cpu(self.calculate_predictions(step.batch))
                     if not step.is_padding:
                         outputs.append(output)

@@ -10,7 +10,6 @@ from typing import Any
 
 from ..errors import ConfigurationError
 
-
 _WAYS_OUT = {
     "NUM_EPOCHS": "num_epochs to train",
     "NUM_UPDATE_STEPS": "max_num_train_steps to train",
@@ -45,9 +44,9 @@ class UnknownNumberError(ConfigurationError):
         is_one = len(self.names) == 1
         write = "Write the number in its place" if is_one else "Write the numbers in their place"
         super().__init__(
-            f"{' and '.join(self.names)} {'is' if is_one else 'are'} needed{where}, but not known in this run, "
-            "because the data set has no length, or none that is certain (iterable data with several workers), or "
-            f"the argument that decides it was not given. {write}{give}."
+            f"{' and '.join(self.names)} {'is' if is_one else 'are'} needed{where}, but not known in this "
+            "run, because the data set has no length, or none that is certain (iterable data with several "
+            f"workers), or the argument that decides it was not given. {write}{give}."
         )
 
 

@@ -12,6 +12,7 @@ from ..callbacks.limit_batches import limit_loaders
 from ..data.loader import ShardedDataLoader
 from ..engines.choose import check_accumulation
 from ..engines.engine import LEFT_TO_ENGINE, Prepared
+from ..engines.trained import Trained, clear_gradients
 from ..engines.weights import evaluation_mode, move_modules, renew_step
 from ..errors import ConfigurationError
 from ..processes.agreement import Agreement
@@ -24,10 +25,11 @@ from .loss_tracker import LossTracker, MeanTrackers
 from .rollback import Rollback, TrainingRollback
 from .run import Run
 from .run_config import check_same_on_all, plan_run
-from .schedule_fit import check_schedule
+from .schedule_fit import check_fit
 from .scheduling import plan_schedule
 from .stages import begin_counting, goes_on
 from .train_arguments import TrainArguments
+from .trained_state import modules_of_optimizer, what_is_trained
 from .trainer_parts import TrainerParts
 from .update_groups import ItemTotals
 
@@ -60,7 +62,10 @@ def begin_evaluation(
     kwargs: Any,
     collate_fn: Any,
 ) -> ShardedDataLoader:
-    """Build what an evaluation needs, and leave `training_run`, the latest one, as it is. Every process takes part."""
+    """Build what an evaluation needs, and leave `training_run`, the latest one, as it is.
+
+    Every process takes part.
+    """
     begin_run(trainer, run, None, keep_seed=training_run is not None)
     loader = create_eval_loader(trainer, run, dataset, batch_size, kwargs, collate_fn)
     if training_run is None:
@@ -72,7 +77,10 @@ def begin_evaluation(
 
 
 def create_loaders(trainer: TrainerParts, run: Run, arguments: TrainArguments) -> ShardedDataLoader:
-    """Make this process's loaders for training and evaluation, and return the first. Every process takes part."""
+    """Make this process's loaders for training and evaluation, and return the first.
+
+    Every process takes part.
+    """
     seeds_samples = arguments.seed_each_sample
     loader = trainer.create_train_dataloader(
         arguments.per_device_batch_size, arguments.train_dataloader_kwargs
@@ -93,7 +101,10 @@ def create_loaders(trainer: TrainerParts, run: Run, arguments: TrainArguments) -
 def create_eval_loader(
     trainer: TrainerParts, run: Run, dataset: Any, batch_size: int, kwargs: Any, collate_fn: Any
 ) -> ShardedDataLoader:
-    """Return this process's loader of `dataset`, and leave the data of the trainer as it is. Every process takes part."""
+    """Return this process's loader of `dataset`, and leave the data of the trainer as it is.
+
+    Every process takes part.
+    """
     before = (trainer.eval_dataset, trainer.collate_fn)
     trainer.eval_dataset, trainer.collate_fn = dataset, collate_fn
     try:
@@ -157,12 +168,16 @@ def prepare_parts(trainer: TrainerParts, run: Run, per_device_batch_size: int = 
     if engine.prepared is None or not engine.prepared.is_of(trainer.model, trainer.optimizer):
         trainer.callbacks.on_prepare_start(trainer)  # type: ignore[arg-type]
         user_parts = (trainer.model, trainer.optimizer)
+        engine.check_trained(modules_of_optimizer(trainer), ())
         with engine.completed_config(per_device_batch_size):
             trainer.prepare()
+        # Only now, as the user's own `prepare` may have wrapped what else there is.
+        engine.check_trained((), Trained(vars(trainer), *user_parts).optimizers)
         engine.keep(Prepared(*user_parts, trainer.model, trainer.optimizer))
     prepared = run.prepared
     trainer.model, trainer.optimizer = prepared.model, prepared.optimizer
     move_modules(vars(trainer), trainer.device)
+    engine.train_beside(what_is_trained(trainer, prepared), run.weight_of_step, run.stepped)
     engine.bind(prepared.optimizer)
     return prepared
 
@@ -201,14 +216,6 @@ def begin_training(
     begin_counting(trainer, arguments, state)
     if state is None:
         check_fit(trainer, run)
-
-
-def check_fit(trainer: TrainerParts, run: Run, state: TrainerState | None = None) -> None:
-    """Raise or warn, before the first update, if the schedule does not fit what is left of the run."""
-    saved = None if state is None else state["launched"]["num_update_steps"]
-    if trainer.scheduler is not None and run.prepared.user_optimizer is not None:
-        optimizer, progress = run.prepared.user_optimizer, trainer.run_progress
-        check_schedule(trainer.scheduler, run.schedule, optimizer, trainer.run_config, progress, saved)
 
 
 @contextlib.contextmanager
@@ -258,6 +265,8 @@ def running(trainer: TrainerParts, run: Run) -> Iterator[Run]:
         trainer.callbacks.on_run_close(trainer)  # type: ignore[arg-type]
     finally:
         run.close()
+        if run.engine.further is not None:
+            run.engine.further.release()
         run.rollback = None
         trainer._run = None
         if run.engine.prepared is not prepared and run.engine.prepared is not None:
@@ -279,6 +288,8 @@ def _close_after(error: BaseException, trainer: TrainerParts, optimizer: Any) ->
         trainer.callbacks.on_run_close(trainer)  # type: ignore[arg-type]
     if optimizer is not None:
         optimizer.zero_grad()
+    if trainer.engine.trained is not None:
+        clear_gradients(trainer.engine.trained.cleared)
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""What a trainer saves and loads again: exports of the model, and all that resuming needs."""
+"""Collects what a trainer saves, and puts it back. The room `state` writes and reads the files."""
 
 from __future__ import annotations
 
@@ -10,20 +10,30 @@ import torch
 
 from ..data.loader import RANDOM_NUMBERS_OF_WORKERS
 from ..data.order import ORDER_VERSION
+from ..engines.trained import Trained
 from ..engines.weights import check_finite, load_into, load_together, share_buffers
 from ..errors import AccelWarning
 from ..processes.collectives import all_gather_object, run_on_main
 from ..state import files
-from ..state.checkpoint import STATE_FILE, RunState, TrainerState, library_versions, open_training_state
+from ..state.checkpoint import (
+    ATTRIBUTES_FILE,
+    STATE_FILE,
+    RunState,
+    TrainerState,
+    library_versions,
+    open_training_state,
+)
 from ..state.export import read_export, write_export
 from ..state.random import capture_random_state, restore_random_state
 from ..state.resume import compare, read_resume_point
 from ..state.save import save_folder
-from .preparing import begin_run, check_fit, prepare_parts
+from .preparing import begin_run, prepare_parts
 from .run import Run
 from .run_progress import RunProgress
+from .schedule_fit import check_fit
 from .stages import load_history
 from .train_arguments import TrainArguments
+from .trained_state import compare_weights, create_state, loaded, names_of, read_state, what_is_trained
 from .trainer_parts import TrainerParts
 
 
@@ -39,15 +49,20 @@ def save_export(
     if trainer.run_progress.stage_skipped:
         warnings.warn(
             f"'{path}' was not written, since the model does not have the weights of stage "
-            f"{trainer.run_progress.stage}: train did nothing, as resume_from is a state of a later stage. Do "
-            "not export between two calls of train if trainer.run_progress.stage_skipped.",
+            f"{trainer.run_progress.stage}: train did nothing, as resume_from is a state of a later "
+            "stage. Do not export between two calls of train if trainer.run_progress.stage_skipped.",
             AccelWarning,
             stacklevel=3,
         )
         return
-    check_finite(model)
+    wanted = {"modules": True, "optimizers": with_optimizer, "schedulers": with_scheduler}
+    trained = _trained(trainer)
+    check_finite(model, trained.modules)
+    compare_weights(trainer.engine)
+    attributes = create_state(trained)
     content = {
         "model_state_dict": trainer.engine.full_weights(model, trainer.create_model_state),
+        **{f"{kind}_state_dict": attributes[kind] for kind in attributes if wanted[kind]},
         **(values or {}),
     }
     if with_optimizer and trainer.optimizer is not None and not trainer.engine.shards_parameters:
@@ -65,21 +80,38 @@ def load_export(
     model = trainer.get_model(keep_torch_compile=False)
     optimizer = trainer.optimizer if with_optimizer and "optimizer_state_dict" in content else None
     load = trainer.engine.load_full_weights(trainer.load_model_state)
-    with load_together(model, content["model_state_dict"], path, load, optimizer):
+    wanted = {"modules": True, "optimizers": with_optimizer, "schedulers": with_scheduler}
+    attributes = {kind: content.get(f"{kind}_state_dict", {}) for kind in wanted if wanted[kind]}
+    trained = _trained(trainer)
+    with (
+        loaded(trained, attributes, path),
+        load_together(model, content["model_state_dict"], path, load, optimizer),
+    ):
         if optimizer is not None:
             load_into(optimizer, path, content["optimizer_state_dict"])
         if with_scheduler and trainer.scheduler is not None and "scheduler_state_dict" in content:
             load_into(trainer.scheduler, path, content["scheduler_state_dict"])
+    missing = sorted(trained.modules.keys() - attributes["modules"].keys())
+    if missing:
+        trainer.print(f"'{path}' has no state of {missing}, which stay as they are.")
     return content
+
+
+def _trained(trainer: TrainerParts) -> Trained:
+    """Return what the trainer trains, also before its first run."""
+    return trainer.engine.trained or what_is_trained(trainer, None)
 
 
 def save_run(trainer: TrainerParts, run: Run, path: Path, values: dict[str, Any] | None) -> None:
     """Write what `Trainer.save_training_state` promises. Every process takes part."""
     engine = run.engine
-    check_finite(run.prepared.model)
+    state = create_run_state(trainer)
+    check_finite(run.prepared.model, {} if engine.trained is None else engine.trained.modules)
+    compare_weights(engine)
     share_buffers(run.prepared.model)
     extra = {"extra.pt": values or {}}
-    state = create_run_state(trainer)
+    if state["attributes"]:
+        extra[ATTRIBUTES_FILE] = create_state(engine.trained)
     progress = dict(state["run_progress"])
     if save_folder(
         path,
@@ -115,6 +147,7 @@ def create_run_state(trainer: TrainerParts) -> RunState:
             "versions": library_versions(),
         },
         "callbacks": list(trainer.callbacks.state_dict()),
+        "attributes": names_of(trainer.engine.trained),
     }
 
 
@@ -179,6 +212,9 @@ def begin_resuming(
 
 def restore_objects(trainer: TrainerParts, run: Run, folder: Path, state: TrainerState) -> None:
     """Restore model, optimizer, scheduler, progress and history; what the loop itself changes comes later."""
+    attributes = read_state(folder, state, run.engine.trained)
+    if attributes is None and (names := names_of(run.engine.trained)):
+        trainer.print(f"'{folder}' is of a version that did not save {names}: they stay as they are.")
     trainer.run_id = state["run_id"]
     run.known_states = {folder.absolute(): dict(state["run_progress"])}
     saved_processes = state["launched"]["num_processes"]
@@ -190,7 +226,8 @@ def restore_objects(trainer: TrainerParts, run: Run, folder: Path, state: Traine
     with files.raising_checkpoint_error(folder / STATE_FILE, "is damaged; use another checkpoint"):
         progress = RunProgress(**state["run_progress"])
     load_history(trainer, folder, state)
-    run.engine.load_files(folder, trainer.scheduler, trainer.load_model_state)
+    with loaded(run.engine.trained, attributes or {}, folder / ATTRIBUTES_FILE):
+        run.engine.load_files(folder, trainer.scheduler, trainer.load_model_state)
     trainer.run_progress = progress
     run.rollback = None
 

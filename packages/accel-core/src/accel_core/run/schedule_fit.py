@@ -14,9 +14,12 @@ from typing import Any, NamedTuple
 from torch.optim import lr_scheduler
 
 from ..errors import AccelWarning, ConfigurationError
+from ..state.checkpoint import TrainerState
+from .run import Run
 from .run_config import TrainerRunConfig
 from .run_progress import RunProgress
 from .scheduling import Schedule
+from .trainer_parts import TrainerParts
 
 MOST_STEPS_TRIED = 100_000
 """A second or less; of a longer run only the first steps are tried."""
@@ -64,6 +67,14 @@ def _step() -> None:
 
 
 _step._wrapped_by_lr_sched = True  # type: ignore[attr-defined]
+
+
+def check_fit(trainer: TrainerParts, run: Run, state: TrainerState | None = None) -> None:
+    """Raise or warn, before the first update, if the schedule does not fit what is left of the run."""
+    saved = None if state is None else state["launched"]["num_update_steps"]
+    if trainer.scheduler is not None and run.prepared.user_optimizer is not None:
+        optimizer, progress = run.prepared.user_optimizer, trainer.run_progress
+        check_schedule(trainer.scheduler, run.schedule, optimizer, trainer.run_config, progress, saved)
 
 
 def check_schedule(
@@ -127,15 +138,16 @@ class _Fit(NamedTuple):
         """Return the error for a schedule that is shorter than the run."""
         steps = self.steps_made + len(trial.rates) - 1
         return ConfigurationError(
-            f"The schedule of {self.name} has {steps} {self.unit}, but this run has {self.steps_of_run}: the step "
-            f"after them would raise {type(trial.error).__name__} ({trial.error}). {self._way_out(steps)}"
+            f"The schedule of {self.name} has {steps} {self.unit}, but this run has {self.steps_of_run}: the "
+            f"step after them would raise {type(trial.error).__name__} ({trial.error}). "
+            f"{self._way_out(steps)}"
         )
 
     def _way_out(self, steps: int) -> str:
         if self.is_resumed:
             return (
-                f"A resumed schedule keeps its plan. Train for {steps} {self.unit} in all, and go on in a second call "
-                "of train with reset_run_history=False, which has a schedule of its own."
+                f"A resumed schedule keeps its plan. Train for {steps} {self.unit} in all, and go on in a "
+                "second call of train with reset_run_history=False, which has a schedule of its own."
             )
         placeholder = "NUM_UPDATE_STEPS" if self.unit == "updates" else "NUM_EPOCHS"
         return f"Give it the length of the run: TrainerPlaceholderValues.{placeholder}."

@@ -3,6 +3,7 @@
     trainer_state.json     what a person wants to know; written last, with the sizes of the other files
     model.safetensors      the parameters and buffers; model_extra.pt: what else the model's state has
     optimizer.pt  scheduler.pt  scaler.pt  extra.pt
+    attributes.pt          modules, optimizers and schedulers among the attributes of the trainer that are trained
     process_00000.pt ...   of each process: random state, loss so far, callbacks, position of iterable data
     engine/                sharded states, written by Accelerate
 
@@ -31,9 +32,10 @@ from . import files
 FORMAT_VERSION = 1
 
 STATE_FILE = "trainer_state.json"
+ATTRIBUTES_FILE = "attributes.pt"
 
 _OWN_NAMES = re.compile(
-    r"trainer_state\.json|model\.safetensors|(model_extra|optimizer|scheduler|scaler|extra|process_\d{5,})\.pt|engine"
+    r"trainer_state\.json|model\.safetensors|(model_extra|optimizer|scheduler|scaler|attributes|extra|process_\d{5,})\.pt|engine"
     r"|\.(tmp|nfs)\w+"  # what safetensors leaves when it is killed, and a network disk for an open file
 )
 
@@ -62,6 +64,7 @@ class RunState(TypedDict):
     )  # of the training data, None where unknown; to notice other data, as `launched` is to compare
     launched: Launched
     callbacks: list[str]
+    attributes: list | None  # type: ignore[type-arg]  # names of those whose states attributes.pt holds; None in states that are older than it
 
 
 class ProgressState(TypedDict):
@@ -205,7 +208,7 @@ def is_same_state(path: str | Path, run_id: str, run_progress: Mapping[str, Any]
 
 
 def check_folder_of_run(save_dir: str | Path, run_id: str, updates_completed: int | None = None) -> None:
-    """Raise `CheckpointError` if `save_dir` holds states of another run, or of this one with more updates than it has made."""
+    """Raise `CheckpointError` if `save_dir` holds states of another run, or later ones of this run."""
     for path, state in complete_checkpoints(save_dir).items():
         refuse_other_run(path, run_id)
         updates = state["run_progress"]["updates_completed"]
@@ -245,11 +248,12 @@ def examine(path: Path) -> TrainerState | str:
     if not os.path.isfile(path / STATE_FILE):  # False too for what this user may not look into.
         entries = sorted(entry.name for entry in path.glob("*"))
         return f"has no {STATE_FILE}, but {entries[:5]}" if entries else f"has no {STATE_FILE}"
-    # States of the first versions do not name the order of the data: there was one only.
-    state = {"order_version": 1, **_read(path)}
+    # States of the first versions do not name the order of the data: there was one only. Nor have they attributes.
+    state = {"order_version": 1, "attributes": None, **_read(path)}
     _add_stage(state)
     if state.get("format_version", FORMAT_VERSION) != FORMAT_VERSION:
-        return f"has the format {state['format_version']}, not {FORMAT_VERSION}; use the version of accel that wrote it"
+        found = state["format_version"]
+        return f"has the format {found}, not {FORMAT_VERSION}; use the version of accel that wrote it"
     if flaw := files.find_flaw(state, TrainerState):
         return f"has a damaged {STATE_FILE}: {flaw}"
     for name, size in state["files"].items():

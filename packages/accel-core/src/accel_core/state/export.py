@@ -1,4 +1,4 @@
-"""Export."""
+"""Writes and reads an export: one file with the model, and what is saved beside it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every file operation of a save, on the disk when it returns, and readers that execute nothing of what they read."""
+"""File operations that are on the disk when they return, and readers that execute nothing that they read."""
 
 from __future__ import annotations
 
@@ -31,7 +31,9 @@ _PLAIN = (
 
 
 def as_plain(value: Any, where: str, key: str = "") -> Any:
-    """Return a copy of `value` as `read_object` gives it back: the same tensors, Python's numbers in place of numpy's.
+    """Return a copy of `value` as `read_object` returns it: with Python's numbers in place of numpy's.
+
+    Tensors are not copied.
 
     Raises:
         ConfigurationError: something else than None, numbers, strings, tensors and collections of them.
