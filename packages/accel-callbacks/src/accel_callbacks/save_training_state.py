@@ -101,7 +101,7 @@ class SaveTrainingStateCallback(TrainerCallback):
         self._is_end_saved = False
 
     def on_training_run_start(self, trainer: Trainer) -> None:
-        """Raise if the folder holds states of another run; begin to count, and save the start of a later stage."""
+        """Raise if the folder holds states of another run; begin to count, and save a later stage's start."""
         if self.keep_best is not None:
             self.watched.check_will_be_recorded(trainer)
         run_on_main(lambda: check_folder_of_run(self.save_dir, str(trainer.run_id)), trainer.is_main_process)

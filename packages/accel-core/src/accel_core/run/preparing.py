@@ -25,6 +25,7 @@ from .loss_tracker import LossTracker, MeanTrackers
 from .rollback import Rollback, TrainingRollback
 from .run import Run
 from .run_config import check_same_on_all, plan_run
+from .schedule_fit import check_fit
 from .scheduling import plan_schedule
 from .stages import begin_counting, goes_on
 from .train_arguments import TrainArguments
@@ -213,6 +214,8 @@ def begin_training(
     may_differ = loader is not None and (loader.has_own_collate or not loader.is_sized)
     run.item_totals = ItemTotals(run.engine.group, may_differ)
     begin_counting(trainer, arguments, state)
+    if state is None:
+        check_fit(trainer, run)
 
 
 @contextlib.contextmanager

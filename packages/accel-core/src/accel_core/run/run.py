@@ -88,7 +88,7 @@ class Run:
         self.unchecked_steps = {"calculate_train_batch_loss", "calculate_eval_batch_loss"}
         """Methods whose first output is still to be checked."""
         self.known_states = known_states or {}
-        """Training states that this very run has saved or begun from, in earlier stages too, with their progress."""
+        """Training states that this very run has saved or begun from, in any stage, with their progress."""
 
     @property
     def prepared(self) -> Prepared:

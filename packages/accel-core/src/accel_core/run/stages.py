@@ -49,7 +49,7 @@ def goes_on(trainer: TrainerParts, arguments: TrainArguments) -> bool:
 
 
 def choose_start(trainer: TrainerParts, arguments: TrainArguments) -> Start:
-    """Return what a call of `train` with `arguments` begins with. Every process takes part; nothing is changed.
+    """Return what a call of `train` with `arguments` begins with. Every process takes part.
 
     Raises:
         CheckpointError: `resume_from` is no complete state.
@@ -71,9 +71,9 @@ def choose_start(trainer: TrainerParts, arguments: TrainArguments) -> Start:
     if folder is None or state is None:
         if progress.stage_skipped:
             raise ConfigurationError(
-                f"resume_from is None, but the call of train before did nothing, since its state is of a stage "
-                f"later than stage {progress.stage}, whose weights the model therefore does not have. Pass the same "
-                "resume_from to all calls of train."
+                "resume_from is None, but the call of train before did nothing, since its state is of a "
+                f"stage later than stage {progress.stage}, whose weights the model therefore does not have. "
+                "Pass the same resume_from to all calls of train."
             )
         return Start(stage, known_states=known)
     if state["run_progress"]["stage"] >= stage:
@@ -91,25 +91,25 @@ def _check_holds_stage_before(
         return
     held = "skipped the stage before" if trainer.run_progress.stage_skipped else "trained another run"
     raise ConfigurationError(
-        f"resume_from='{folder}' is a state of stage {saved_stage} of the run {state['run_id']!r}, but this call of "
-        f"train is stage {stage}, and the trainer has {held}. Pass the same resume_from to all calls of train, or leave "
-        "out reset_run_history=False to resume that state alone."
+        f"resume_from='{folder}' is a state of stage {saved_stage} of the run {state['run_id']!r}, but this "
+        f"call of train is stage {stage}, and the trainer has {held}. Pass the same resume_from to all "
+        "calls of train, or leave out reset_run_history=False to resume that state alone."
     )
 
 
 def skip_stage(trainer: TrainerParts, arguments: TrainArguments, start: Start) -> None:
     """Note that a stage was skipped, so that the next call of `train` is the stage after it.
 
-    Model and optimizer stay as they are. The history gets the records of the stages before that of the state, since
-    scripts read it between two calls.
+    Model and optimizer stay as they are. The history gets the records of the stages before that of the
+    state, since scripts read it between two calls.
     """
     state, folder = start.state, start.folder
     if state is None or folder is None:
         return
     progress = state["run_progress"]
     trainer.print(
-        f"'{folder}' is a state of stage {progress['stage']} of its run, so this call of train, which is stage "
-        f"{start.stage}, does nothing."
+        f"'{folder}' is a state of stage {progress['stage']} of its run, so this call of train, which is "
+        f"stage {start.stage}, does nothing."
     )
     trainer.run_progress = RunProgress(stage=start.stage, stage_skipped=True)
     trainer.run_id = state["run_id"]
