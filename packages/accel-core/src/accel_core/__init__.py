@@ -20,6 +20,8 @@ from .run.run_config import TrainerRunConfig as TrainerRunConfig
 from .run.run_history import InMemoryRunHistory as InMemoryRunHistory
 from .run.run_history import RunHistory as RunHistory
 from .run.run_progress import RunProgress as RunProgress
-from .state.checkpoint import latest_checkpoint as latest_checkpoint
+from .state.folder import best_checkpoint as best_checkpoint
+from .state.folder import latest_checkpoint as latest_checkpoint
+from .state.verifying import verify_checkpoint as verify_checkpoint
 from .trainer import DEFAULT_CALLBACKS as DEFAULT_CALLBACKS
 from .trainer import Trainer as Trainer

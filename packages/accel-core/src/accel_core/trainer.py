@@ -41,7 +41,7 @@ from .engines.weights import preserving_buffers_and_rng
 from .errors import AccelWarning, ConfigurationError, RunInterrupted
 from .foreign_names import check_trainer_class
 from .processes.agreement import Agreement
-from .processes.collectives import gather_tensor, run_on_main
+from .processes.collectives import gather_tensor
 from .processes.group import DataGroup, data_group
 from .run import preparing, saved_state
 from .run.batch_output import call_loss, check_batch_output, num_samples_in, unpack_batch
@@ -57,7 +57,6 @@ from .run.run_progress import RunProgress
 from .run.scheduling import build_scheduler
 from .run.train_arguments import TrainArguments, check_evaluation_arguments
 from .run.update_groups import Step, UpdateGroup, eval_steps, items_of, update_groups
-from .state.checkpoint import open_training_state
 from .state.random import preserving_random_state
 
 DEFAULT_CALLBACKS: tuple[type[TrainerCallback], ...] = (
@@ -547,19 +546,16 @@ class Trainer:
         # An engine that steps in backward has exchanged what the optimizer holds when it was prepared.
         if self.engine.prepared is None or not self.engine.steps_in_backward:
             checks.check_trainable(self.model, self.optimizer, vars(self))
-        # The main process's choice counts: disks of several machines may not show the same folder as the newest.
-        folder, state = run_on_main(
-            lambda: (resume_from, resume_from and open_training_state(resume_from)), self.is_main_process
-        )
+        folder, state = saved_state.open_to_resume(self, resume_from)
         with preparing.running(self, Run(self.engine, arguments)) as run:
             self._training_run = run
             self.train_dataset, self.eval_dataset, self.collate_fn = train_dataset, eval_dataset, collate_fn
             self.create_scheduler_fn = create_scheduler_fn
-            preparing.begin_training(self, run, arguments, state or None, Trainer)
+            preparing.begin_training(self, run, arguments, state, Trainer)
             self.training_run_start()
             self.callbacks.on_training_run_start(self)
             if state:
-                saved_state.begin_resuming(self, run, arguments, Path(folder), state)
+                saved_state.begin_resuming(self, run, arguments, folder, state)
             self.run_training()
         if self.agreement.signal_number:
             raise RunInterrupted(self.agreement.signal_number, self.last_checkpoint)
@@ -685,15 +681,13 @@ class Trainer:
             model: is exported in place of the trainer's, such as an average of its weights.
         """
         model = self.model if model is None else model
-        saved_state.save_export(
-            self, Path(save_path), checkpoint_kwargs, save_optimizer, save_scheduler, model
-        )
+        saved_state.save_export(self, save_path, checkpoint_kwargs, save_optimizer, save_scheduler, model)
 
     def load_checkpoint(
         self, checkpoint_path: str | Path, load_optimizer: bool = True, load_scheduler: bool = True
     ) -> dict[str, Any]:
         """Load an export, and return what is in it. The main process reads."""
-        return saved_state.load_export(self, Path(checkpoint_path), load_optimizer, load_scheduler)
+        return saved_state.load_export(self, checkpoint_path, load_optimizer, load_scheduler)
 
     def create_model_state(self, model: torch.nn.Module) -> dict[str, Any]:
         """Return what exports and training states hold of the unwrapped model: `state_dict()`, or a part that is enough."""
@@ -725,9 +719,8 @@ class Trainer:
         """
         run = self._training_run
         checks.check_can_save(run is not None, run is not None and run.is_in_update)
-        saved_state.save_run(
-            self, run or outside_run("save_training_state"), Path(output_dir).absolute(), checkpoint_kwargs
-        )
+        run = run or outside_run("save_training_state")
+        saved_state.save_run(self, run, output_dir, checkpoint_kwargs)
 
     # ------------------------------------------------------------------ processes
 

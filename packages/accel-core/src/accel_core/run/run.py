@@ -14,6 +14,7 @@ from ..data.loader import ShardedDataLoader
 from ..engines.engine import Engine, Prepared
 from ..errors import ConfigurationError
 from ..state.resume import ResumePoint
+from .history_lines import HistoryLines
 from .loss_tracker import MeanTrackers
 from .rollback import Rollback
 from .run_progress import RunProgress
@@ -76,6 +77,7 @@ class Run:
         """Methods whose first output is still to be checked."""
         self.known_states: dict[Path, dict[str, Any]] = {}
         """Training states that this very run has saved or begun from, with their progress."""
+        self.history_lines = HistoryLines()
 
     @property
     def prepared(self) -> Prepared:

@@ -2,21 +2,35 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ..checks.values import check_path
 from ..data.loader import RANDOM_NUMBERS_OF_WORKERS
 from ..data.order import ORDER_VERSION
 from ..engines.weights import check_finite, load_into, load_together, share_buffers
+from ..errors import CheckpointError, DamagedError
 from ..processes.collectives import all_gather_object, run_on_main
 from ..state import files
-from ..state.checkpoint import STATE_FILE, RunState, TrainerState, library_versions, open_training_state
+from ..state.checkpoint import (
+    HISTORY_FILE,
+    STATE_FILE,
+    RunState,
+    TrainerState,
+    find_mismatch,
+    library_versions,
+)
 from ..state.export import read_export, write_export
+from ..state.folder import open_training_state
+from ..state.housekeeping import set_damaged_aside
 from ..state.random import capture_random_state, restore_random_state
 from ..state.resume import compare, read_resume_point
 from ..state.save import save_folder
+from .history_lines import metrics_of_update, read_history, split_state
 from .preparing import begin_run, prepare_parts
 from .run import Run
 from .run_progress import RunProgress
@@ -26,13 +40,14 @@ from .trainer_parts import TrainerParts
 
 def save_export(
     trainer: TrainerParts,
-    path: Path,
+    save_path: Any,
     values: dict[str, Any] | None,
     with_optimizer: bool,
     with_scheduler: bool,
     model: torch.nn.Module,
 ) -> None:
     """Write what `Trainer.save_checkpoint` promises. Every process takes part."""
+    path = check_path("save_path", save_path, "Pass the name of a file, such as 'model.pt'.")
     check_finite(model)
     content = {
         "model_state_dict": trainer.engine.full_weights(model, trainer.create_model_state),
@@ -42,13 +57,15 @@ def save_export(
         content["optimizer_state_dict"] = trainer.optimizer.state_dict()
     if with_scheduler and trainer.scheduler is not None:
         content["scheduler_state_dict"] = trainer.scheduler.state_dict()
-    run_on_main(lambda: write_export(path, content), trainer.is_main_process)
+    origin = {"run_id": trainer.run_id, "update": trainer.run_progress.updates_completed}
+    run_on_main(lambda: write_export(path, content, origin), trainer.is_main_process)
 
 
 def load_export(
-    trainer: TrainerParts, path: Path, with_optimizer: bool, with_scheduler: bool
+    trainer: TrainerParts, checkpoint_path: Any, with_optimizer: bool, with_scheduler: bool
 ) -> dict[str, Any]:
     """Load an export, all of it or nothing, and return what is in it. Every process takes part."""
+    path = check_path("checkpoint_path", checkpoint_path, "Pass the file that save_checkpoint wrote.")
     content: dict[str, Any] = run_on_main(lambda: read_export(path), trainer.is_main_process)
     model = trainer.get_model(keep_torch_compile=False)
     optimizer = trainer.optimizer if with_optimizer and "optimizer_state_dict" in content else None
@@ -58,21 +75,26 @@ def load_export(
             load_into(optimizer, path, content["optimizer_state_dict"])
         if with_scheduler and trainer.scheduler is not None and "scheduler_state_dict" in content:
             load_into(trainer.scheduler, path, content["scheduler_state_dict"])
-    return content
+    return {key: value for key, value in content.items() if key != files.ORIGIN}
 
 
-def save_run(trainer: TrainerParts, run: Run, path: Path, values: dict[str, Any] | None) -> None:
+def save_run(trainer: TrainerParts, run: Run, output_dir: Any, values: dict[str, Any] | None) -> None:
     """Write what `Trainer.save_training_state` promises. Every process takes part."""
+    path = check_path("output_dir", output_dir, "Pass the name of a folder.").absolute()
     engine = run.engine
     check_finite(run.prepared.model)
     share_buffers(run.prepared.model)
-    extra = {"extra.pt": values or {}}
+    history = trainer.run_history
     state = create_run_state(trainer)
     progress = dict(state["run_progress"])
     if save_folder(
         path,
         state,
-        lambda: {**engine.main_files(trainer.scheduler, trainer.create_model_state), **extra},
+        lambda: {
+            **engine.main_files(trainer.scheduler, trainer.create_model_state),
+            "extra.pt": values or {},
+            HISTORY_FILE: run.history_lines.content(history),
+        },
         lambda: create_process_state(trainer, run),
         process_index=engine.group.index,
         gather=all_gather_object,
@@ -88,10 +110,12 @@ def create_run_state(trainer: TrainerParts) -> RunState:
     """Return what `trainer_state.json` holds, but for the files: the same on every process."""
     config = trainer.run_config
     loader = trainer.train_dataloader
+    progress = trainer.run_progress.state_dict()
     return {
         "run_id": str(trainer.run_id),
-        "run_progress": trainer.run_progress.state_dict(),
-        "run_history": trainer.run_history.state_dict(),
+        "run_progress": progress,
+        "run_history": split_state(trainer.run_history)[0],
+        "metrics": metrics_of_update(trainer.run_history, progress["updates_completed"]),
         "seed": trainer.data_seed,
         "order_version": ORDER_VERSION,
         "num_samples": None if loader is None else loader.num_samples,
@@ -144,14 +168,74 @@ def print_differences(trainer: TrainerParts, arguments: TrainArguments, state: T
         trainer.print(message)
 
 
+def open_to_resume(trainer: TrainerParts, resume_from: Any) -> tuple[Path, TrainerState] | tuple[None, None]:
+    """Do as `open_state`, or return None twice if the main process was given no state to resume from."""
+    if run_on_main(lambda: resume_from is None, trainer.is_main_process):
+        return None, None
+    return open_state(trainer, resume_from)
+
+
+def open_state(trainer: TrainerParts, path: Any) -> tuple[Path, TrainerState]:
+    """Return a folder and what its `trainer_state.json` says, once all of its files are checked. Every process takes part.
+
+    The main process's choice counts, and what it finds there: disks of several machines may differ for a while. The
+    files are read by all processes, each a part of them.
+
+    Raises:
+        CheckpointError: it is no complete state, or damaged. A damaged one was renamed by then, so that a script that
+            is started again goes on from the one before.
+    """
+    folder, state = run_on_main(lambda: _open(path), trainer.is_main_process)
+    group = trainer.engine.group
+    names = sorted(state.get("digests", {}))
+    with files.raising_checkpoint_error(folder, "could not be read"):
+        flaw = find_mismatch(folder, state, names[group.index :: group.size])
+    flaw = next(filter(None, all_gather_object(flaw)), None)
+    if flaw is not None:
+        aside = run_on_main(lambda: _try_to_set_aside(folder), trainer.is_main_process)
+        raise CheckpointError(f"'{folder}' {flaw}. {aside}")
+    if not names:
+        trainer.print(
+            f"'{folder}' was saved by an older version, without digests, so its files cannot be checked."
+        )
+    return folder, state
+
+
+def _open(path: Any) -> tuple[Path, TrainerState]:
+    folder = check_path(
+        "resume_from", path, "Pass the folder of a training state, as latest_checkpoint gives it."
+    )
+    return folder, open_training_state(folder)
+
+
+def _try_to_set_aside(folder: Path) -> str:
+    """Rename a damaged state, and return the sentence that says so."""
+    try:
+        aside = set_damaged_aside(folder)
+    except OSError as error:
+        return f"It could not be renamed ({error}): remove it, or resume from another state."
+    return f"It is now '{aside}', so that latest_checkpoint gives the state before it."
+
+
+@contextlib.contextmanager
+def _setting_damage_aside(trainer: TrainerParts, folder: Path) -> Iterator[None]:
+    """Rename a state in which damage is found while it is loaded: one of an old version, which has no digests."""
+    try:
+        yield
+    except DamagedError as error:
+        # Not every process may have read the damaged file, so nothing is exchanged here.
+        aside = _try_to_set_aside(folder) if trainer.is_main_process else "The main process renames it."
+        raise CheckpointError(f"{error} {aside}") from error
+
+
 def load_run(trainer: TrainerParts, run: Run, path: str | Path) -> dict[str, Any]:
     """Restore a training state, and return the values that were saved with it. Every process takes part."""
-    # The main process's choice counts, and what it finds there.
-    folder, state = run_on_main(lambda: (Path(path), open_training_state(path)), trainer.is_main_process)
-    values: dict[str, Any] = files.read_object(folder / "extra.pt", dict)
-    begin_run(trainer, run, state)
-    prepare_parts(trainer, run)
-    restore_objects(trainer, run, folder, state)
+    folder, state = open_state(trainer, path)
+    with _setting_damage_aside(trainer, folder):
+        values: dict[str, Any] = files.read_object(folder / "extra.pt", dict)
+        begin_run(trainer, run, state)
+        prepare_parts(trainer, run)
+        restore_objects(trainer, run, folder, state)
     restore_resume_point(trainer, run)
     return values
 
@@ -161,7 +245,8 @@ def begin_resuming(
 ) -> None:
     """Print what cannot be carried over, then restore what is restored before the loop."""
     print_differences(trainer, arguments, state)
-    restore_objects(trainer, run, folder, state)
+    with _setting_damage_aside(trainer, folder):
+        restore_objects(trainer, run, folder, state)
 
 
 def restore_objects(trainer: TrainerParts, run: Run, folder: Path, state: TrainerState) -> None:
@@ -174,9 +259,10 @@ def restore_objects(trainer: TrainerParts, run: Run, folder: Path, state: Traine
     run.resume_point = point
     trainer.callbacks.load_state_dict(point.process_state["callbacks"])
     trainer.load_state_dict(point.process_state["trainer"])
-    with files.raising_checkpoint_error(folder / STATE_FILE, "is damaged; use another checkpoint"):
+    with files.reading(folder / STATE_FILE):
         progress = RunProgress(**state["run_progress"])
-        trainer.run_history.load_state_dict(state["run_history"])
+        trainer.run_history.load_state_dict(read_history(folder, state))
+    run.history_lines.adopt(folder, trainer.run_history)
     run.engine.load_files(folder, trainer.scheduler, trainer.load_model_state)
     trainer.run_progress = progress
     run.rollback = None
