@@ -546,19 +546,19 @@ class Trainer:
         # An engine that steps in backward has exchanged what the optimizer holds when it was prepared.
         if self.engine.prepared is None or not self.engine.steps_in_backward:
             checks.check_trainable(self.model, self.optimizer, vars(self))
-        folder, state = saved_state.open_to_resume(self, resume_from)
+        resumed = saved_state.open_to_resume(self, resume_from)
         with preparing.running(self, Run(self.engine, arguments)) as run:
             self._training_run = run
             self.train_dataset, self.eval_dataset, self.collate_fn = train_dataset, eval_dataset, collate_fn
             self.create_scheduler_fn = create_scheduler_fn
-            preparing.begin_training(self, run, arguments, state, Trainer)
+            preparing.begin_training(self, run, arguments, resumed and resumed[1], Trainer)
             self.training_run_start()
             self.callbacks.on_training_run_start(self)
-            if state:
-                saved_state.begin_resuming(self, run, arguments, folder, state)
+            if resumed:
+                saved_state.begin_resuming(self, run, arguments, *resumed)
             self.run_training()
-        if self.agreement.signal_number:
-            raise RunInterrupted(self.agreement.signal_number, self.last_checkpoint)
+        if self.agreement.signal_received:
+            raise RunInterrupted(self.agreement.signal_received, self.last_checkpoint)
         return self.run_history
 
     def evaluate(

@@ -168,10 +168,10 @@ def print_differences(trainer: TrainerParts, arguments: TrainArguments, state: T
         trainer.print(message)
 
 
-def open_to_resume(trainer: TrainerParts, resume_from: Any) -> tuple[Path, TrainerState] | tuple[None, None]:
-    """Do as `open_state`, or return None twice if the main process was given no state to resume from."""
+def open_to_resume(trainer: TrainerParts, resume_from: Any) -> tuple[Path, TrainerState] | None:
+    """Do as `open_state`, or return None if the main process was given no state to resume from."""
     if run_on_main(lambda: resume_from is None, trainer.is_main_process):
-        return None, None
+        return None
     return open_state(trainer, resume_from)
 
 

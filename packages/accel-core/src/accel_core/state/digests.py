@@ -141,4 +141,4 @@ def bytes_of(tensor: torch.Tensor) -> memoryview:
     """Return the bits of a dense tensor in the order of its elements; without a copy if it lies so on the CPU."""
     plain = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous()
     # numpy has no bfloat16 and no 8-bit floats, so bits go through as whole numbers.
-    return memoryview(plain.reshape(-1).view(torch.uint8).numpy())
+    return memoryview(plain.reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]

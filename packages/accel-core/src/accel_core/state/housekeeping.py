@@ -12,7 +12,17 @@ from typing import Any, NamedTuple
 
 from ..errors import OtherRunError
 from . import files
-from .checkpoint import STATE_FILE, Kind, examine, metrics_of, process_file, run_id_in
+from .checkpoint import (
+    ORDER,
+    STATE_FILE,
+    Kind,
+    NoState,
+    examine,
+    find_mismatch,
+    metrics_of,
+    process_file,
+    run_id_in,
+)
 from .folder import DAMAGED, complete_checkpoints, entries_of, examine_entries
 
 _OWN_NAMES = re.compile(
@@ -49,6 +59,30 @@ class KnownStates:
         for path, facts in self.states.items():
             refuse_other_run(path, run_id, facts.run_id)
             refuse_later(path, facts.progress["updates_completed"], updates_completed)
+
+    def of_run(self, run_id: str) -> dict[Path, Facts]:
+        """Return the states of a run, the newest last."""
+        own = [path for path, facts in self.states.items() if facts.run_id == run_id]
+        age = functools.partial(_age, self.states)
+        return {path: self.states[path] for path in sorted(own, key=age)}
+
+    def set_damaged_aside(self, updates_completed: int) -> None:
+        """Rename what has more updates than the run, if it is damaged: that the run goes on from before it is right."""
+        later = [
+            path
+            for path, facts in self.states.items()
+            if facts.progress["updates_completed"] > updates_completed
+        ]
+        for path in later:
+            state = examine(path)
+            is_damaged = isinstance(state, NoState) or find_mismatch(path, state) is not None
+            if is_damaged:
+                set_damaged_aside(path)
+                del self.states[path]
+
+
+def _age(states: dict[Path, Facts], path: Path) -> tuple[object, ...]:
+    return *(states[path].progress[key] for key in ORDER), not path.name.endswith(".replaced"), path.name
 
 
 class Facts(NamedTuple):

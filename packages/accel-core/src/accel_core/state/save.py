@@ -13,7 +13,16 @@ from typing import Any
 
 from ..errors import AccelError, CheckpointError, ConfigurationError
 from . import files
-from .checkpoint import FORMAT_VERSION, STATE_FILE, RunState, examine, is_same_state, process_file
+from .checkpoint import (
+    FORMAT_VERSION,
+    STATE_FILE,
+    Kind,
+    NoState,
+    RunState,
+    examine,
+    is_same_state,
+    process_file,
+)
 from .digests import Written, digest_of_file
 from .housekeeping import (
     has_only_own_files,
@@ -165,7 +174,9 @@ def _prepare(path: Path, state: RunState, is_known: bool) -> str | None:
         )
     if is_known and is_same_state(path, state["run_id"], state["run_progress"]):
         return None
-    if path.exists() and not (path / STATE_FILE).exists() and (path.is_file() or any(path.iterdir())):
+    found = examine(path)
+    is_foreign = isinstance(found, NoState) and found.kind is Kind.FOREIGN and path.exists()
+    if is_foreign and (not path.is_dir() or any(path.iterdir())):
         raise CheckpointError(f"'{path}' is no folder of a training state. Choose an empty or a new folder.")
     refuse_other_run(path, state["run_id"])
     files.make_folder(path.parent)
