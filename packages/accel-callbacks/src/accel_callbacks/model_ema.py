@@ -13,9 +13,16 @@ from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from accel_core import AccelWarning, ConfigurationError, TrainerCallback
-from accel_core.extending import NotFiniteError, broadcast_tensors, preserving_random_state, preview
+from accel_core.extending import (
+    NotFiniteError,
+    broadcast_tensors,
+    check_path,
+    preserving_random_state,
+    preview,
+    run_on_main,
+)
 
-from .export_path import check_export_path
+from .export_path import Exported, check_export_path, why_not_own
 from .watched_metric import WatchedMetric
 
 if TYPE_CHECKING:
@@ -72,7 +79,8 @@ class ModelEmaCallback(TrainerCallback):
         self.decay = decay
         self.warmup = warmup
         self.evaluate_during_training = evaluate_during_training
-        self.save_path = None if save_path is None else Path(save_path)
+        way_out = "Pass the name of a file, or None to export nothing."
+        self.save_path = None if save_path is None else check_path("save_path", save_path, way_out)
         self.watched = WatchedMetric(type(self).__name__, watch_metric, greater_is_better)
         self.ema_model: nn.Module | None = None
         """The averaged model, unwrapped, in eval mode and without gradients; None before the first run."""
@@ -81,6 +89,7 @@ class ModelEmaCallback(TrainerCallback):
         self.best_metric: float | None = None
         self.best_metric_epoch: int | None = None
         """From 1."""
+        self._exported: Exported | None = None
         self._is_main_process = True
         self._loaded_state: dict[str, Any] | None = None
 
@@ -130,11 +139,22 @@ class ModelEmaCallback(TrainerCallback):
             and self._export(trainer, value)
         ):
             self.best_metric, self.best_metric_epoch = value, trainer.run_history.current_epoch
+            update = trainer.run_progress.updates_completed
+            self._exported = {"run_id": trainer.run_id, "update": update, "value": value}
 
     def on_training_run_end(self, trainer: Trainer) -> None:
-        """Export the average where it was not evaluated."""
-        if not self._is_evaluated(trainer) and not trainer.agreement.signal_number:
+        """Export the average if it was not evaluated, or say if the export is not this run's best any more."""
+        if trainer.agreement.signal_number:
+            return
+        if not self._is_evaluated(trainer):
             self._export(trainer, None)
+        elif self.save_path is not None and self._exported is not None:
+            path, exported = self.save_path, self._exported
+            reason = run_on_main(
+                lambda: why_not_own(path, exported, self.watched.name), trainer.is_main_process
+            )
+            if reason is not None:
+                trainer.print(f"{reason}, which ModelEmaCallback has found best.")
 
     def on_checkpoint_loaded(self, trainer: Trainer, path: Path) -> None:
         """Go on with the averages of the state, or begin with its weights where it has none."""
@@ -145,6 +165,9 @@ class ModelEmaCallback(TrainerCallback):
             return
         self.num_updates, self.best_metric = state["num_updates"], state["best_metric"]
         self.best_metric_epoch = state["best_metric_epoch"]
+        # States of earlier versions do not know what was exported.
+        exported = state.get("exported")
+        self._exported = None if exported is None else Exported(**exported)
         # Only the main process has saved the parameters.
         cast(nn.Module, self.ema_model).load_state_dict(state["ema_model"], strict=False)
         broadcast_tensors(self._averages)
@@ -164,6 +187,7 @@ class ModelEmaCallback(TrainerCallback):
             "num_updates": self.num_updates,
             "best_metric": self.best_metric,
             "best_metric_epoch": self.best_metric_epoch,
+            "exported": None if self._exported is None else dict(self._exported),
             "ema_model": state,
         }
 
@@ -181,7 +205,7 @@ class ModelEmaCallback(TrainerCallback):
                 f"{error} Give it a __deepcopy__, or leave ModelEmaCallback out."
             ) from error
         self.ema_model.requires_grad_(False).eval()
-        self.num_updates, self.best_metric, self.best_metric_epoch = 0, None, None
+        self.num_updates, self.best_metric, self.best_metric_epoch, self._exported = 0, None, None, None
         self._is_main_process = trainer.is_main_process
         pairs = zip(self.ema_model.parameters(), model.parameters(), strict=True)
         # Whole numbers are quantised weights, which no optimizer changes.

@@ -35,14 +35,13 @@ from .run.trial import trial_of as trial_of
 from .run.update_groups import Step as Step
 from .run.update_groups import UpdateGroup as UpdateGroup
 from .state import files as files
-from .state.export import origin_in as origin_in
+from .state.export import read_origin as read_origin
 from .state.folder import complete_checkpoints as complete_checkpoints
 from .state.housekeeping import KnownStates as KnownStates
 from .state.housekeeping import check_folder_of_run as check_folder_of_run
 from .state.housekeeping import refuse_other_run as refuse_other_run
 from .state.housekeeping import remove_checkpoint as remove_checkpoint
 from .state.housekeeping import remove_leftovers as remove_leftovers
-from .state.housekeeping import set_damaged_aside as set_damaged_aside
 from .state.housekeeping import set_other_runs_aside as set_other_runs_aside
 from .state.random import preserving_random_state as preserving_random_state
 from .text import did_you_mean as did_you_mean

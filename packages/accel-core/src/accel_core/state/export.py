@@ -64,9 +64,15 @@ def read_export(path: Path) -> dict[str, Any]:
     return {**content, files.ORIGIN: {**rest, "digest": digest}}
 
 
-def origin_in(content: dict[str, Any]) -> dict[str, Any]:
-    """Return what the content of an export says of run and update; nothing for an old one."""
-    return dict(content.get(files.ORIGIN, {}))
+def read_origin(path: Path) -> dict[str, Any]:
+    """Return of which run and update an export is, and the plain values in it, under `values`. All of it is read.
+
+    Raises `CheckpointError` if it is damaged or no export. One of an older version says no run and no update.
+    """
+    content = read_export(path)
+    facts = dict(content.get(files.ORIGIN, {}))
+    plain = {key: value for key, value in content.items() if isinstance(value, (str, int, float))}
+    return {"run_id": None, "update": None, "values": plain, **facts}
 
 
 def _facts_in(path: Path) -> dict[str, Any] | None:
