@@ -85,7 +85,7 @@ def test_it_works_behind_early_stopping_too(tmp_path):
         assert torch.equal(trainer.model.weight, record.weights[2])
 
 
-def test_without_a_save_nothing_is_loaded_and_it_is_told(tmp_path, capsys):
+def test_without_a_save_nothing_is_loaded_and_that_is_reported(tmp_path, capsys):
     (tmp_path / "best.pt").write_bytes(b"of another run")
     record = Record(float("nan"), float("nan"))
     trainer = train(create_trainer(record, SaveBestModelCallback(tmp_path / "best.pt", "wanted")), 2)
@@ -145,7 +145,7 @@ def test_weights_that_are_not_finite_do_not_replace_the_good_ones(tmp_path):
     assert torch.equal(trainer.model.weight, record.weights[1])
 
 
-def test_a_metric_that_is_not_there_is_told(tmp_path):
+def test_a_metric_that_is_not_there_is_reported(tmp_path):
     with pytest.raises(ConfigurationError, match=r"SaveBestModelCallback.*'acuracy'.*\['train_loss_epoch'\]"):
         train(create_trainer(SaveBestModelCallback(tmp_path / "best.pt", "acuracy")), 1)
     assert not (tmp_path / "best.pt").exists()
@@ -158,7 +158,7 @@ def test_two_exports_to_one_path_are_refused_since_each_would_overwrite_the_othe
         train(create_trainer(best, other(save_path=tmp_path / "best.pt", watch_metric="wanted")), 1)
 
 
-def test_a_folder_in_place_of_the_export_is_told_before_training(tmp_path):
+def test_a_folder_in_place_of_the_export_is_reported_before_training(tmp_path):
     with pytest.raises(ConfigurationError, match=r"save_path.*SaveBestModelCallback.*a folder.*model\.pt"):
         train(create_trainer(record := Record(1.0), SaveBestModelCallback(tmp_path, "wanted")), 1)
     assert record.weights == {}

@@ -310,6 +310,27 @@ def test_a_loader_without_batching_reads_ready_batches_in_the_order_of_the_epoch
     assert again.trained == trainer.trained
 
 
+class ByList(MapStyle):
+    """Is asked for a whole batch at once, as torch's documentation of `batch_size=None` shows."""
+
+    def __getitem__(self, index: Any) -> Any:
+        assert isinstance(index, list)
+        return FEATURES[index], torch.zeros(len(index), 1)
+
+
+@pytest.mark.parametrize("seed_each_sample", [False, True])
+def test_a_batch_sampler_in_place_of_the_sampler_asks_for_lists_of_indices(seed_each_sample: bool) -> None:
+    trainer = Recording()
+    data = ByList()
+    loader = DataLoader(data, batch_size=None, sampler=BatchSampler(RandomSampler(data), batch_size=4, drop_last=False))
+    trainer.train(loader, num_epochs=2, seed_each_sample=seed_each_sample)
+    assert [len(batch) for batch in trainer.trained] == [4, 4, 3] * 2
+    assert sorted(flat(trainer.trained[:3])) == IN_ORDER
+    usual = Recording()
+    usual.train(DATA, num_epochs=2, per_device_batch_size=4)
+    assert trainer.trained == usual.trained
+
+
 def test_what_shuffles_itself_has_an_order_of_seed_and_epoch_and_leaves_the_random_state_alone() -> None:
     class Shuffling(IterableDataset[Any]):
         def __iter__(self) -> Iterator[Any]:

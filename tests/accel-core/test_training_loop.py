@@ -32,7 +32,7 @@ class Recorder(TrainerCallback):
 def test_the_loop_gives_the_weights_of_the_loop_one_writes_by_hand() -> None:
     trainer = tiny_trainer()
     trainer.train(tiny_data(), num_epochs=2, per_device_batch_size=8)
-    model, order = tiny_network(), trainer.train_dataloader.sampler.order  # type: ignore[union-attr]
+    model, order = tiny_network(), trainer.train_dataloader.source.sampler.order  # type: ignore[union-attr]
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     for epoch in range(2):
         for indices in order.of_epoch(epoch).split(8):  # type: ignore[union-attr]

@@ -202,13 +202,9 @@ class Communicating(nn.Module):
 def evaluate_with_collective_forward(num_samples, batch_size):
     torch.manual_seed(1)
     trainer = Trainer(Communicating(), nn.CrossEntropyLoss(), None, [])
-    known = sharded.has_collective_forward
-    sharded.has_collective_forward = lambda accelerator: accelerator.num_processes > 1
-    try:
-        measured = trainer.evaluate(make_data(num_samples), per_device_batch_size=batch_size)
-        predicted = trainer.predict(make_data(num_samples), per_device_batch_size=batch_size)
-    finally:
-        sharded.has_collective_forward = known
+    trainer.engine.has_collective_forward = not trainer.data_group.is_single
+    measured = trainer.evaluate(make_data(num_samples), per_device_batch_size=batch_size)
+    predicted = trainer.predict(make_data(num_samples), per_device_batch_size=batch_size)
     return measured, predicted
 
 

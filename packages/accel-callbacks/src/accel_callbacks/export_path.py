@@ -43,9 +43,9 @@ def why_not_own(path: Path, exported: Exported, metric: str) -> str | None:
 
 
 def check_export_path(trainer: Trainer, callback: TrainerCallback, save_path: Path) -> None:
-    """Raise before an epoch is spent, if `save_path` is a folder or another callback exports there too.
+    """Raise if `save_path` is a folder, or if another callback exports to it.
 
-    Call it in `on_training_run_start`, on every process.
+    Call it in `on_training_run_start`, before an epoch is spent. Every process takes part.
     """
     owner = type(callback).__name__
     for other in trainer.callbacks:
@@ -54,6 +54,7 @@ def check_export_path(trainer: Trainer, callback: TrainerCallback, save_path: Pa
                 f"save_path is '{save_path}' for {owner} and for {type(other).__name__}, so each would "
                 "overwrite what the other has saved. Give each callback a path of its own."
             )
+    # The main process writes, so what it sees on its disk counts for all.
     if run_on_main(save_path.is_dir, trainer.is_main_process):
         raise ConfigurationError(
             f"save_path of {owner} is '{save_path}', which is a folder, but an export is a file. Pass "

@@ -1,4 +1,4 @@
-"""SaveBestModelCallback: an export of the model at its best, which is in the model at the end."""
+"""SaveBestModelCallback: export the best model, and load it at the end."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import re
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from accel_core import AccelWarning, CheckpointError, TrainerCallback
 from accel_core.extending import (
@@ -54,10 +54,10 @@ class SaveBestModelCallback(TrainerCallback):
         """Hold what to watch.
 
         Args:
-            save_path: `.safetensors` holds weights only, any other ending also what the flags ask for.
+            save_path: a `.safetensors` file holds weights only, any other file also what the flags ask for.
             watch_metric: its name in the run history.
-            reset_on_train: forget the best value at each call of `train`; a resumed run goes on with the one
-                it saved.
+            reset_on_train: forget the best value when a run begins; a resumed run goes on with the one it
+                saved, and a later stage (`reset_run_history=False`) with that of the stages before.
             load_saved_checkpoint: load the weights of the export when the run ends.
             keep: how many of the best models stay. The best is at `save_path`, the others beside it with their update
                 in the name, as in `best_model-update_00001200.pt`.
@@ -79,7 +79,7 @@ class SaveBestModelCallback(TrainerCallback):
         self.exported: list[Exported] = []
         """What stands on the disk, the best first."""
         self.best_metric_epoch: int | None = None
-        """From 1."""
+        """Epoch of the best value, from 1."""
 
     @property
     def best_metric(self) -> float | None:
@@ -90,8 +90,9 @@ class SaveBestModelCallback(TrainerCallback):
         """Forget the run before."""
         self.watched.check_will_be_recorded(trainer)
         check_export_path(trainer, self, self.save_path)
-        if self.reset_on_train:
-            self.exported, self.best_metric_epoch = [], None
+        if self.reset_on_train and trainer.run_progress.stage == 1:
+            self.exported = []
+            self.best_metric_epoch = None
 
     def on_checkpoint_loaded(self, trainer: Trainer, path: Path) -> None:
         """Remove models beside the best that the run had exported after the state from which it goes on."""
@@ -113,6 +114,7 @@ class SaveBestModelCallback(TrainerCallback):
                 path, {self.watched.name: value}, self.save_optimizer, self.save_scheduler
             )
         except NotFiniteError as error:
+            # The export before is intact and better, so the run goes on.
             warnings.warn(str(error), AccelWarning)
             return
         self.exported.insert(rank, {"run_id": trainer.run_id, "update": update, "value": value})
@@ -125,6 +127,7 @@ class SaveBestModelCallback(TrainerCallback):
 
     def on_training_run_end(self, trainer: Trainer) -> None:
         """Load the best weights, after the state of the run with its last weights has been saved."""
+        # A run that a signal ended is to be resumed from its last weights, and has no time for more.
         if not self.load_saved_checkpoint or trainer.agreement.signal_number:
             return
         reason = f"'{self.save_path}' was not saved by this run"
@@ -135,6 +138,7 @@ class SaveBestModelCallback(TrainerCallback):
         if reason is not None:
             trainer.print(f"{reason}, so the model keeps its last weights.")
             return
+        # Savers come after this callback, but their state has to hold the last weights, not the best.
         trainer.callbacks.call_event("save_last_state")
         trainer.load_checkpoint(self.save_path, self.load_optimizer, self.load_optimizer)
         trainer.print(
@@ -158,7 +162,7 @@ class SaveBestModelCallback(TrainerCallback):
         # States of earlier versions have the best value alone.
         value = state.get("best_metric")
         old = [] if value is None else [{"run_id": None, "update": None, "value": value}]
-        self.exported = [Exported(**each) for each in state.get("exported", old)]
+        self.exported = [cast(Exported, dict(each)) for each in state.get("exported", old)]
         self.best_metric_epoch = state["best_metric_epoch"]
 
     def _arrange(self, path: Path, rank: int, dropped: list[Exported]) -> None:
@@ -167,7 +171,7 @@ class SaveBestModelCallback(TrainerCallback):
         At every moment a model stands at `save_path`.
         """
         if rank == 0:
-            before = self.exported[1] if len(self.exported) > 1 else (dropped or [None])[0]
+            before = next(iter([*self.exported[1:], *dropped]), None)
             if before is not None and before["update"] is not None and self._is_at_save_path(before):
                 beside = self.path_beside(before["update"])
                 with contextlib.suppress(FileExistsError):

@@ -1,4 +1,4 @@
-"""SaveTrainingStateCallback: training states by epochs, updates, minutes, at the end and on signals, with rotation."""
+"""SaveTrainingStateCallback: save training states periodically, at the end and on signals."""
 
 from __future__ import annotations
 
@@ -39,17 +39,18 @@ class SaveTrainingStateCallback(TrainerCallback):
 
     `latest_checkpoint` finds the newest.
 
-    A signal on any process lets all of them finish the update, save and close; `train` then raises
-    `RunInterrupted`. A second signal ends the process at once (under a launcher one that comes a second
-    later, since launchers forward what they receive, too). Signals are handled only in the main thread, and
-    the handlers that were there before come back at the end. An agreed stop saves the state of the update
-    after which all processes stop.
+    After a signal on any process, all of them finish the update, save and close, and `train` raises
+    `RunInterrupted`. A second signal ends the process at once. Under a launcher, which forwards the signals
+    that it receives, the second one counts if it comes at least a second later. Signals are handled in the
+    main thread only, and the handlers that were there before come back at the end. An agreed stop saves the
+    state of the update after which all processes stop. The state is saved too when a later stage of a run
+    begins, which is another call of `train` with `reset_run_history=False`.
 
-    Parameters that are not finite are never saved: a warning says so, and the states before stay.
+    Parameters that are not finite are never saved: the callback warns, and earlier states stay.
     """
 
     order = 1000
-    """After all others, so that their state is that of the same moment."""
+    """After all others, so that the saved state holds what they did after the same update."""
 
     def __init__(
         self,
@@ -70,17 +71,18 @@ class SaveTrainingStateCallback(TrainerCallback):
         """Hold when to save and what to keep.
 
         Args:
-            save_dir: of one run; on several machines on a disk that they share.
-            save_at_end: at the end of the run and at an agreed stop. A signal saves in any case.
-            keep_last: how many of the newest states stay; None keeps all, unless `keep_best` is given.
-            keep_best: how many of those with the best values of `watch_metric` stay, besides the newest. With it a
-                state is saved wherever the metric is recorded, since only a state of that very update has its value.
-            save_on_signals: their names; those that the platform does not have are left out. "SIGINT" makes
-                Ctrl-C save.
-            on_error: "raise" ends the run if a save fails. "retry" warns once and tries again after the next update,
-                then after 2, 4 and 8 more; five failures in a row, or one at the end of the run, end it.
-            if_other_run: "raise" refuses a folder with states of another run. "set_aside" moves them into a folder
-                inside of it, which `latest_checkpoint` does not see.
+            save_dir: folder for the states of one run; several machines have to share its disk.
+            save_at_end: save at the end of the run and at an agreed stop. A signal saves in any case.
+            keep_last: number of the newest states that stay; None keeps all, unless `keep_best` is given.
+            keep_best: number of states with the best values of `watch_metric` that stay besides the newest.
+                With it a state is saved wherever the metric is recorded, since only a state of that very
+                update has its value.
+            save_on_signals: names of signals; those that the platform does not have are left out. "SIGINT"
+                makes Ctrl-C save.
+            on_error: "raise" ends the run if a save fails. "retry" warns once and tries again after the next
+                update, then after 2, 4 and 8 more. Five failures in a row, or one at the end of the run, end it.
+            if_other_run: "raise" refuses a folder with states of another run. "set_aside" moves them into a
+                folder inside of it, which `latest_checkpoint` does not see.
 
         Raises:
             ConfigurationError: an argument cannot be used.
@@ -105,7 +107,7 @@ class SaveTrainingStateCallback(TrainerCallback):
         self._is_end_saved = False
 
     def on_training_run_start(self, trainer: Trainer) -> None:
-        """Refuse a folder of another run, begin to count, and listen to signals."""
+        """Raise if the folder holds states of another run; begin to count, and save the start of a later stage."""
         if self.keep_best is not None:
             self.watched.check_will_be_recorded(trainer)
         self._known = KnownStates(self.save_dir)
@@ -117,9 +119,13 @@ class SaveTrainingStateCallback(TrainerCallback):
         self._stop_saved_at = None
         self._is_end_saved = False
         self.signals.listen(trainer)
+        # A later stage begins with what was done between two calls of train, such as loading the best weights
+        # from a file that this stage will replace. One that is resumed has no counters yet.
+        if trainer.run_progress.updates_before_stage:
+            self.save(trainer)
 
     def on_checkpoint_loaded(self, trainer: Trainer, path: Path) -> None:
-        """Refuse a folder with later states of the run that goes on from an earlier one; set damaged ones aside."""
+        """Raise if the folder holds later states of this run; set those aside that are damaged."""
         updates = trainer.run_progress.updates_completed
         run_on_main(lambda: self._known.set_damaged_aside(updates), trainer.is_main_process)
         self._check_folder(trainer)
@@ -136,6 +142,7 @@ class SaveTrainingStateCallback(TrainerCallback):
     def on_training_run_epoch_end(self, trainer: Trainer) -> None:
         """Save if it is due."""
         if self.keep_best is not None:
+            # Raises in the first epoch if there is no such metric, not when the disk is full of states.
             self.watched.value_of_epoch(trainer)
         is_due = self.periodic.is_due_after_epoch(trainer) or self._has_value(trainer)
         if self._is_time(trainer, is_due):
@@ -148,13 +155,13 @@ class SaveTrainingStateCallback(TrainerCallback):
     def save_last_state(self, trainer: Trainer) -> None:
         """Save the state at the end of the run, if that is wanted and not done yet.
 
-        Who changes the weights in `on_training_run_end` calls this before:
+        A callback that changes the weights in `on_training_run_end` has to call this first:
         `trainer.callbacks.call_event("save_last_state")`.
         """
         progress = trainer.run_progress
         is_at_update = progress.updates_completed_in_epoch > 0 and not progress.train_epoch_completed
-        # After a stop in the middle of an epoch the others have closed it already, so only the state of the
-        # update counts.
+        # After a stop in the middle of an epoch the other callbacks have closed the epoch already, so the
+        # state that was saved after the update is the one to resume from.
         is_saved = is_at_update and self._stop_saved_at == progress.updates_completed
         is_wanted = self._saves_at_end(trainer) or self._failures > 0
         if is_wanted and not (is_saved or self._is_end_saved):
@@ -187,7 +194,7 @@ class SaveTrainingStateCallback(TrainerCallback):
             trainer.print(f"The training state could be saved again, to '{path}'.")
             self._failures = 0
         if trainer.is_main_process:
-            # Those of a crash after the last save, which no other save would remove.
+            # What a crash has left in the middle of a save that no later save repeats.
             remove_leftovers(self.save_dir)
             self._remove_old_states(str(trainer.run_id))
 

@@ -1,4 +1,7 @@
-"""Names that other libraries call, and what to use here: a class written for them would be silently ignored."""
+"""Names that other libraries call, and what to use here.
+
+Without these a class that was written for another library would be ignored silently.
+"""
 
 from __future__ import annotations
 

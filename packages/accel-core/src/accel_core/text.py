@@ -1,4 +1,4 @@
-"""Text."""
+"""Helpers for messages: suggest a name, preview a value, end a sentence."""
 
 from __future__ import annotations
 

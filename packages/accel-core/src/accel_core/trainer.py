@@ -8,8 +8,8 @@
         run_eval_epoch           exact on any number of processes
     evaluate, predict
 
-A *step* is forward and backward of one batch on one process. An *update* is one step of the optimizer, made of up to
-`gradient_accumulation_steps` steps on every process. Everything that counts or limits counts updates.
+A *step* is forward and backward of one batch on one process. An *update* changes the parameters once, after up to
+`gradient_accumulation_steps` steps on each process. Everything that counts or limits counts updates.
 
 What is not the loop is called in one line and lives in a room of its own: `run` (what a call asked for and where it
 stands), `data`, `engines`, `state`, `callbacks`, `processes`.
@@ -20,7 +20,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +29,7 @@ from accelerate import Accelerator
 
 from .callbacks.callback import TrainerCallback
 from .callbacks.callback_list import CallbackList
-from .callbacks.log_metrics import LogMetricsCallback
-from .callbacks.print_progress import PrintProgressCallback
-from .callbacks.terminate_on_nan import TerminateOnNaNCallback
+from .callbacks.defaults import DEFAULT_CALLBACKS
 from .checks import arguments as checks
 from .data.defaults import create_dataloader, default_dataloader_kwargs
 from .data.loader import ShardedDataLoader
@@ -43,8 +41,8 @@ from .foreign_names import check_trainer_class
 from .processes.agreement import Agreement
 from .processes.collectives import gather_tensor
 from .processes.group import DataGroup, data_group
-from .run import preparing, saved_state
-from .run.batch_output import call_loss, check_batch_output, num_samples_in, unpack_batch
+from .run import preparing, saved_state, trained_state
+from .run.batch_output import call_loss, num_samples_in, unpack_batch
 from .run.description import describe_run
 from .run.evaluation_kind import EvaluationKind
 from .run.loss_tracker import LossTracker, MeanTrackers, record_losses
@@ -55,15 +53,10 @@ from .run.run_config import TrainerRunConfig, plan_run
 from .run.run_history import InMemoryRunHistory, RunHistory
 from .run.run_progress import RunProgress
 from .run.scheduling import build_scheduler
+from .run.stages import choose_start, skip_stage
 from .run.train_arguments import TrainArguments, check_evaluation_arguments
-from .run.update_groups import Step, UpdateGroup, eval_steps, items_of, update_groups
+from .run.update_groups import Step, UpdateGroup, items_of, update_groups
 from .state.random import preserving_random_state
-
-DEFAULT_CALLBACKS: tuple[type[TrainerCallback], ...] = (
-    TerminateOnNaNCallback,
-    PrintProgressCallback,
-    LogMetricsCallback,
-)
 
 
 class Trainer:
@@ -204,6 +197,9 @@ class Trainer:
     def run_train_step(self, step: Step, group: UpdateGroup) -> None:
         """Make the forward and the backward pass of one batch."""
         run = self._run or outside_run("run_train_step")
+        run.step = step
+        if run.stepped:
+            run.clear_stepped()
         if step.is_padding:
             self._run_padding_step(run, step, group)
             return
@@ -211,11 +207,7 @@ class Trainer:
         with run.engine.synchronize(self.model, step.is_last):
             output = self.calculate_train_batch_loss(step.batch)
             if "calculate_train_batch_loss" in run.unchecked_steps:
-                is_fresh = self.run_progress.updates_completed == 0
-                check_batch_output(
-                    output, "calculate_train_batch_loss", needs_gradient=True, is_first=is_fresh
-                )
-                run.unchecked_steps.remove("calculate_train_batch_loss")
+                run.check_first_output(output, "calculate_train_batch_loss", self.run_progress)
             loss, num_items = output["loss"], items_of(output)
             weight = group.weigh(step, output, num_items)
             self.backward_step(loss if weight is None else loss * weight)
@@ -228,6 +220,8 @@ class Trainer:
     def run_update(self, group: UpdateGroup) -> None:
         """Change the parameters by the gradients of `group`, and count it."""
         run = self._run or outside_run("run_update")
+        if run.may_wrap_anew:
+            run.engine.average_beside()
         scale = None if group.needs_no_weight else run.item_totals.gradient_scale(group, self.device)
         if scale is not None:
             run.engine.scale_gradients(self.model, scale)
@@ -240,6 +234,8 @@ class Trainer:
             self.scheduler_step()
         self.optimizer_zero_grad()
         run.phase = Phase.BETWEEN_UPDATES
+        if not (run.are_weights_compared or was_skipped):
+            trained_state.compare_weights_once(run)
         self.run_progress.complete_update(group.steps_completed, group.samples_read, was_skipped)
         self.run_history.current_update = self.run_progress.updates_completed
         self.agreement.collect()
@@ -269,9 +265,8 @@ class Trainer:
         """
         run = self._run or outside_run("run_eval_epoch")
         if dataloader is not None:
-            warnings.warn(
-                "run_eval_epoch(dataloader=…) is now run_eval_epoch(dataset=…).", AccelWarning, stacklevel=2
-            )
+            message = "run_eval_epoch was called with dataloader, which is called dataset now. Pass dataset=... instead."
+            warnings.warn(message, AccelWarning, stacklevel=2)
             dataset = dataloader
         kind = EvaluationKind(metric_prefix, is_intermediate)
         logs = MeanTrackers(self.device)
@@ -281,7 +276,7 @@ class Trainer:
             with preserving, preparing.evaluating(self, run):
                 self.eval_epoch_start()
                 self.callbacks.on_eval_epoch_start(self, **event)
-                for step in self._eval_steps(run, loader, is_intermediate):
+                for step in run.eval_steps(loader, is_intermediate):
                     self.run_eval_step(step, logs)
             record_losses(self.run_history, kind, self.eval_loss, logs)
             self.run_progress.eval_epoch_completed |= kind.completes_epoch
@@ -299,8 +294,7 @@ class Trainer:
         self.callbacks.on_eval_step_start(self, batch=step.batch)
         output = self.calculate_eval_batch_loss(step.batch)
         if "calculate_eval_batch_loss" in run.unchecked_steps:
-            check_batch_output(output, "calculate_eval_batch_loss", needs_gradient=False, is_first=False)
-            run.unchecked_steps.remove("calculate_eval_batch_loss")
+            run.check_first_output(output, "calculate_eval_batch_loss", self.run_progress)
         self.eval_loss.update(output["loss"], items_of(output))
         if "log" in output:
             logs.update(output["log"], items_of(output))
@@ -313,7 +307,7 @@ class Trainer:
             self.train_loss.reset()
             run.train_logs = MeanTrackers(self.device)
         self.run_history.current_epoch = progress.current_epoch
-        loader.begin_epoch(progress.epochs_completed, progress.samples_completed_in_epoch, loader.max_steps)
+        loader.begin_epoch(progress.order_epoch, progress.samples_completed_in_epoch, loader.max_steps)
 
     def _complete_epoch(self, run: Run) -> None:
         """Count the epoch if the data is through; a run may have reached its limit before."""
@@ -332,17 +326,6 @@ class Trainer:
         with preserving, run.engine.synchronize(self.model, step.is_last):
             group.steps_completed += 1
             self.backward_step(self.calculate_train_batch_loss(step.batch)["loss"] * 0.0)
-
-    def _eval_steps(
-        self, run: Run, loader: ShardedDataLoader, is_intermediate: bool = False
-    ) -> Iterator[Step]:
-        """Return the steps of an evaluation; padding only for engines whose forward needs every process."""
-        loader.begin_epoch(
-            0, max_steps=loader.max_intermediate_steps if is_intermediate else loader.max_steps
-        )
-        run.phase = Phase.EVALUATING
-        run.lacks_batches = loader.may_lack_batches
-        return eval_steps(loader, keep_padding=run.engine.has_collective_forward)
 
     # ------------------------------------------------------------------ what you may override
 
@@ -384,15 +367,29 @@ class Trainer:
     def clip_gradients(self) -> None:
         """Clip the gradients of the update, by value and by norm, as `train` was told."""
         run = self._run or outside_run("clip_gradients")
-        if self.run_config.gradient_clip_value is not None:
-            self.accelerator.clip_grad_value_(self.model.parameters(), self.run_config.gradient_clip_value)
-        if self.run_config.gradient_clip_norm is not None:
-            run.engine.clip_norm(self.model.parameters(), self.run_config.gradient_clip_norm)
+        value, norm = self.run_config.gradient_clip_value, self.run_config.gradient_clip_norm
+        if value is not None or norm is not None:
+            run.engine.clip_gradients(self.model, value, norm)
 
     def optimizer_step(self) -> None:
         """Change the parameters."""
         run = self._run or outside_run("optimizer_step")
         run.engine.optimizer.step()
+
+    def step_optimizer(
+        self,
+        optimizer: Any,
+        gradient_clip_norm: float | None = None,
+        gradient_clip_value: float | None = None,
+    ) -> None:
+        """Step a further optimizer among the attributes of the trainer. Every process takes part.
+
+        Averages its gradients over the processes, by samples inside a step; unscales those of float16; clips as `train`
+        does; steps it, and the scheduler among the attributes whose `optimizer` it is; clears its gradients, and what
+        the loss of the same step adds to them afterwards.
+        """
+        run = self._run or outside_run("step_optimizer")
+        run.step_optimizer(optimizer, gradient_clip_norm, gradient_clip_value)
 
     def scheduler_step(self) -> None:
         """Step the scheduler: after an update, or after an epoch, as `train` was told. One that needs a metric gets it."""
@@ -517,20 +514,23 @@ class Trainer:
             num_epochs: passes over the data; this or `max_num_train_steps` is needed, and the smaller ends the run.
             eval_dataset: evaluated after each epoch.
             per_device_batch_size: samples in a step of one process.
-            max_num_train_steps: limit in updates. On resuming, both limits are totals.
+            max_num_train_steps: limit in updates. Both limits count from the beginning of the call, in a resumed run
+                from that of the call that is resumed.
             gradient_accumulation_steps: steps of each process in an update.
             gradient_clip_value: largest absolute value of an element of a gradient.
             create_scheduler_fn: from the optimizer to a scheduler; a partial may hold `TrainerPlaceholderValues`.
             train_dataloader_kwargs: arguments of torch's `DataLoader`, which win over the defaults.
-            reset_run_history: begin with an empty history; a resumed run always keeps it.
-            resume_from: a folder of `save_training_state`; None starts afresh.
+            reset_run_history: begin a new run with an empty history. False goes on with the run before, if there is
+                one: history, epochs and updates count on, as its next stage. A resumed run always keeps it.
+            resume_from: a folder of `save_training_state`; None starts afresh. If its state is of a later stage, this
+                call does nothing; if it is of an earlier one, the call begins its own.
             gradient_clip_norm: largest L2 norm of all gradients together.
             eval_per_device_batch_size: `per_device_batch_size` if None.
             scheduler_step_every: `"update"` or `"epoch"`; one whose `step` needs a metric steps every epoch, and one
                 that has `step_epoch` too is stepped after every update, and by `step_epoch` after every epoch.
             scheduler_metric: the metric of the run history for a scheduler that needs one at the end of an epoch.
-            seed_each_sample: seed python, numpy and torch for each sample from (seed, epoch, index); the samples of
-                every evaluation like those of the first epoch.
+            seed_each_sample: seed python, numpy and torch for each sample from (seed, order epoch, index); the
+                samples of every evaluation like those of the first epoch.
 
         Raises:
             ConfigurationError: an argument cannot be used; nothing was changed.
@@ -546,16 +546,20 @@ class Trainer:
         # An engine that steps in backward has exchanged what the optimizer holds when it was prepared.
         if self.engine.prepared is None or not self.engine.steps_in_backward:
             checks.check_trainable(self.model, self.optimizer, vars(self))
-        resumed = saved_state.open_to_resume(self, resume_from)
-        with preparing.running(self, Run(self.engine, arguments)) as run:
+        start = choose_start(self, arguments)
+        if start.is_skipped:
+            skip_stage(self, arguments, start)
+            return self.run_history
+        with preparing.running(self, Run(self.engine, arguments, None, start.known_states)) as run:
             self._training_run = run
             self.train_dataset, self.eval_dataset, self.collate_fn = train_dataset, eval_dataset, collate_fn
             self.create_scheduler_fn = create_scheduler_fn
-            preparing.begin_training(self, run, arguments, resumed and resumed[1], Trainer)
+            preparing.begin_training(self, run, arguments, start.state, Trainer)
             self.training_run_start()
             self.callbacks.on_training_run_start(self)
-            if resumed:
-                saved_state.begin_resuming(self, run, arguments, *resumed)
+            trained_state.find_made_at_start(run)
+            if start.folder is not None and start.state is not None:
+                saved_state.begin_resuming(self, run, arguments, start.folder, start.state)
             self.run_training()
         if self.agreement.signal_received:
             raise RunInterrupted(self.agreement.signal_received, self.last_checkpoint)
@@ -616,7 +620,7 @@ class Trainer:
             )
             outputs = []
             with preparing.evaluating(self, run):
-                for step in self._eval_steps(run, loader):
+                for step in run.eval_steps(loader):
                     output = to_cpu(self.calculate_predictions(step.batch))
                     if not step.is_padding:
                         outputs.append(output)

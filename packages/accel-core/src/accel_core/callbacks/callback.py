@@ -19,9 +19,12 @@
             training and evaluation are done       on_training_run_epoch_end
         normal end or agreed stop                  on_training_run_end
         any exception                              on_exception
+        a training state is complete               on_checkpoint_saved
+        a training state is restored               on_checkpoint_loaded
         always, last                               on_run_close
     evaluate(...)                                  on_prepare_start, on_evaluation_run_start, the events of an
                                                    evaluation, on_evaluation_run_end, on_run_close
+    predict(...)                                   on_prepare_start, on_run_close
 
 All events fire on all processes. A method of the trainer of the same name (`train_epoch_start`) runs before
 the event.
@@ -44,16 +47,19 @@ class TrainerCallback:
     """
 
     order: ClassVar[int] = 0
-    """Callbacks are called in the order in which they are listed, sorted by this number: those that save have a high one,
-    so that what they save holds what the others did."""
+    """Callbacks are called by this number, and those with the same number as they are listed.
+
+    Those that save have a high one, so that what they save holds what the others did.
+    """
 
     def on_init_end(self, trainer: Trainer) -> None:
         """At the end of `Trainer.__init__`."""
 
     def on_prepare_start(self, trainer: Trainer) -> None:
-        """Last chance to change the module: the accelerator exists, but model, optimizer and data are the user's own.
+        """Last chance to change the module: model, optimizer and data are still the user's own.
 
-        Fires when something is about to be prepared: once, and again where the model was exchanged.
+        The accelerator exists. Fires when something is about to be prepared: once, and again if the model was
+        replaced.
         """
 
     def on_training_run_start(self, trainer: Trainer) -> None:
@@ -82,7 +88,10 @@ class TrainerCallback:
         """All gradients of the update are there and synchronised, but not clipped."""
 
     def on_optimizer_step_end(self, trainer: Trainer) -> None:
-        """Parameters, scheduler and progress are updated, gradients cleared: the safe point to save, evaluate, stop."""
+        """Parameters, scheduler and progress are updated, and the gradients cleared.
+
+        This is the safe point to save, evaluate and stop.
+        """
 
     def on_train_epoch_end(self, trainer: Trainer) -> None:
         """The epoch's loss is in the history."""
@@ -138,16 +147,16 @@ class TrainerCallback:
         """Always, last: close bars, files, trackers. Nothing collective here."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What has to survive: tensors, numbers, strings, lists and dicts.
+        """Return what has to survive: tensors, numbers, strings, lists and dicts.
 
-        Saved with the training state, by process.
+        It is saved with the training state, for each process.
         """
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from `state`.
 
-        On resuming it is called twice: before the optimizer's state is loaded, so that what this callback
-        changed about the parameter groups can be changed again, and at the place in the loop where the state
-        was saved.
+        On resuming it is called twice, so assign the state, do not accumulate it. The first call comes before
+        the optimizer's state is loaded, so that changes of the parameter groups can be made again; the second
+        at the position in the loop at which the state was saved.
         """

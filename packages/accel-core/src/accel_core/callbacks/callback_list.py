@@ -1,4 +1,4 @@
-"""The callbacks of a trainer: their order, the checks when they are added, the binding of events, their state."""
+"""The callbacks of a trainer: their order, their checks, the binding of events, and their state."""
 
 from __future__ import annotations
 
@@ -103,7 +103,10 @@ class CallbackList(TrainerCallback):
             method(self._trainer, **kwargs)
 
     def state_dict(self) -> dict[str, Any]:
-        """State of each callback that has any, by its name: the class, numbered from the second instance on."""
+        """Return the state of each callback that has any, by its name.
+
+        The name is that of the class, numbered from the second instance on.
+        """
         states = {name: callback.state_dict() for name, callback in self.named()}
         return {name: state for name, state in states.items() if state}
 

@@ -1,4 +1,4 @@
-"""Quick runs with a few batches: LimitBatchesCallback, LimitBatches and the environment variable ACCEL_LIMIT_BATCHES."""
+"""Quick runs with a few batches, by a callback, a context manager or an environment variable."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class LimitBatchesCallback(TrainerCallback):
 
 
 class LimitBatches:
-    """Context manager: runs within it are limited as by `LimitBatchesCallback(num_batches, overfit=overfit)`."""
+    """Limits all runs within its context as `LimitBatchesCallback(num_batches, overfit=overfit)` does."""
 
     def __init__(self, num_batches: int, *, overfit: bool = False) -> None:
         check_whole_number("num_batches", num_batches, _WAY_OUT)
@@ -93,7 +93,7 @@ class LimitBatches:
 
 
 def batch_limits(callbacks: Iterable[TrainerCallback]) -> list[LimitBatchesCallback]:
-    """The limits among `callbacks`, and the one that the environment asks for."""
+    """Return the limits among `callbacks`, and the one that the environment asks for."""
     limits = [callback for callback in callbacks if isinstance(callback, LimitBatchesCallback)]
     wanted = os.environ.get(LIMIT_BATCHES_ENV_VAR)
     if not wanted:
@@ -112,7 +112,7 @@ def limit_loaders(
     train: ShardedDataLoader | None,
     evaluation: ShardedDataLoader | None,
 ) -> list[str]:
-    """Limit the loaders of a run as `callbacks` and the environment ask for, and return sentences that say so."""
+    """Limit the loaders of a run as `callbacks` and the environment ask for, and return messages about it."""
     limits = batch_limits(callbacks)
     for limit in limits:
         limit.limit(train, evaluation)

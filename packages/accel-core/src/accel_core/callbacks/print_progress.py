@@ -15,9 +15,10 @@ class PrintProgressCallback(TrainerCallback):
 
     def on_train_epoch_start(self, trainer: Trainer) -> None:
         """Say which epoch begins."""
-        num_epochs = trainer.run_config.num_epochs
-        of = f" of {num_epochs}" if num_epochs is not None else ""
-        trainer.print(f"Epoch {trainer.run_progress.current_epoch}{of}")
+        num_epochs, progress = trainer.run_config.num_epochs, trainer.run_progress
+        # Epochs are counted through all stages of a run, and its limit is that of the call.
+        of = "" if num_epochs is None else f" of {progress.epochs_before_stage + num_epochs}"
+        trainer.print(f"Epoch {progress.current_epoch}{of}")
 
     def on_training_run_end(self, trainer: Trainer) -> None:
         """Say how the run ended."""

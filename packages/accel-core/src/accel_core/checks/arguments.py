@@ -72,7 +72,8 @@ def check_seed(seed: Any) -> int | None:
     is_number = isinstance(seed, numbers.Integral) and not isinstance(seed, bool)
     if not (is_number and 0 <= int(seed) < 2**63):
         raise ConfigurationError(
-            f"seed is {preview(seed)}, but must be a whole number from 0 to 2^63 - 1. Use None to seed nothing."
+            f"seed is {preview(seed)}, but must be a whole number from 0 to 2^63 - 1. Use None to seed "
+            "nothing."
         )
     return operator.index(seed)
 
@@ -87,19 +88,21 @@ def check_trainable(model: torch.nn.Module, optimizer: Any, attributes: Mapping[
             "optimizer is None, but train needs one. Pass an optimizer to the Trainer, or call evaluate."
         )
     own = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
-    if not own:
+    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    modules = [model, *(value for value in attributes.values() if isinstance(value, torch.nn.Module))]
+    trained = {id(each) for module in modules for each in module.parameters() if each.requires_grad} & held
+    trained |= {id(value) for value in attributes.values() if getattr(value, "requires_grad", False)} & held
+    if not own and not trained:
         raise ConfigurationError(
             "The model has no parameter with requires_grad=True, so there is nothing to train. Unfreeze "
             "some of it."
         )
-    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    if not own & held:
+    if not trained:
         raise ConfigurationError(
             "The optimizer holds none of the model's trainable parameters, so training would change "
             "nothing. Create the optimizer from the parameters of this very model, after replacing layers, "
             "copying and moving it."
         )
-    modules = [model, *(value for value in attributes.values() if isinstance(value, torch.nn.Module))]
     known = {id(parameter) for module in modules for parameter in module.parameters()}
     known |= set(map(id, attributes.values()))
     if held - known:

@@ -1,7 +1,7 @@
 """Checks of single values that users pass, for accel's own classes and for those of extensions.
 
-Each returns the value, as a plain number of Python where it is one, and raises before anything has changed. Each
-error names the value, what was expected, and the way out.
+Each returns the value, as a plain number of Python where it is one, and raises before anything has changed.
+Each error names the value, what was expected, and the way out.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ LONGEST_NAME = 255
 
 
 def check_whole_number(name: str, value: Any, way_out: str, optional: bool = False) -> Any:
-    """Return `value` as an `int`. Raises unless it is a whole number of at least 1, or None if that is allowed."""
+    """Return `value` as an `int`. Raises unless it is at least 1 and whole, or None if that is allowed."""
     if optional and value is None:
         return None
     if not isinstance(value, numbers.Integral) or isinstance(value, bool):
@@ -34,7 +34,7 @@ def check_whole_number(name: str, value: Any, way_out: str, optional: bool = Fal
 
 
 def check_positive(name: str, value: Any, way_out: str, optional: bool = False) -> Any:
-    """Return `value` as a plain number. Raises unless it is finite and above 0, or None if that is allowed."""
+    """Return `value` as a number. Raises unless it is finite and above 0, or None if that is allowed."""
     if optional and value is None:
         return None
     if not (_is_finite(value) and float(value) > 0):

@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from ..processes.group import DataGroup
-from .readers import ShardedIterable, unwrapped
+from .readers import ShardedIterable, length_of, unwrapped
 from .source import SequentialSource, is_plain_loader
 from .workers import end_workers, rebuild_loader, seed_workers
 
@@ -41,10 +41,8 @@ class IterableSource(SequentialSource):
     @property
     def num_steps(self) -> int | None:
         """Steps by the length of the data set, which counts its samples, or None if it has none."""
-        data: Any = unwrapped(self.dataset)
-        try:
-            num_samples = len(data)
-        except (TypeError, NotImplementedError):
+        num_samples = length_of(unwrapped(self.dataset))
+        if num_samples is None:
             return None
         return num_samples // self.step_size if self.loader.drop_last else -(-num_samples // self.step_size)
 
@@ -57,8 +55,10 @@ class IterableSource(SequentialSource):
         """Begin to read: the samples to skip are left out singly, with workers in whole batches."""
         torch_loader: Any = self.torch_loader
         if not self.loader.num_workers:
+            # Samples are counted before they are joined, so a batch of another size begins at the right one.
             torch_loader.dataset.num_skipped = self.samples_to_skip
             return iter(torch_loader)
+        # What a worker reads cannot be reached any more, so a cut batch is read again as a whole.
         return itertools.islice(iter(torch_loader), self.samples_to_skip // self.loader.batch_size, None)
 
     def take_step(self, batches: Iterator[Any]) -> list[Any]:

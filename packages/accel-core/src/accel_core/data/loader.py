@@ -1,4 +1,4 @@
-"""The door to the data: it chooses the kind of a loader, and gives the batches of this process."""
+"""Chooses the kind of data for a loader, and gives this process its batches."""
 
 from __future__ import annotations
 
@@ -54,6 +54,7 @@ class ShardedDataLoader:
         self.seed = seed
         self.device = device
         self.group = group
+        # Nothing else asks which kind of data it is.
         kind = next(kind for kind in SOURCES if kind.accepts(loader))
         self.source: Source = kind(loader, seed, group, seed_each_sample)
         self.batch_size = self.source.batch_size
@@ -124,12 +125,14 @@ class ShardedDataLoader:
         None if that is not known.
         """
         plan = self.source.plan()
+        # An epoch without a step has no loss to record.
         if plan == []:
             self.check_not_empty()
         return plan
 
     def check_not_empty(self) -> None:
         """Raise for an epoch without a batch, unless it was begun behind its first sample."""
+        # A run that resumes at the very end of an epoch has had its batches before.
         if self._position == 0:
             raise ConfigurationError(
                 f"The data, a {name_of_data(self.dataset)}, gave no batch: it is empty, smaller than a "

@@ -35,10 +35,12 @@ class MapStyleSource:
         reader = SeededSampleReader(dataset, seed) if seed_each_sample else SampleReader(dataset)
         self.torch_loader: DataLoader[Any] | None
         if loader.batch_sampler is None:
-            # Each "sample" of the data set is a ready batch: a step has one index, and torch must not batch
-            # again.
-            convert: Any = _first_with_epoch if seed_each_sample else _first
-            self.sampler = ShardedBatchSampler(order, 1, drop_last, group, convert)
+            # The data set gives ready batches, which torch must not join again: one for the index of a step,
+            # or one for the list of indices that a BatchSampler gives.
+            convert: Any = None if batch_size is not None else _first
+            if seed_each_sample:
+                convert = _with_epoch if batch_size is not None else _first_with_epoch
+            self.sampler = ShardedBatchSampler(order, batch_size or 1, drop_last, group, convert)
             self.torch_loader = rebuild_loader(
                 loader, reader, self.generator, batch_size=None, sampler=self.sampler
             )

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import pickle
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset, get_worker_info
 
-from ..errors import ConfigurationError
 from ..processes.group import DataGroup
 from ..state.random import SeededRandomness, derive_seed
 from .order import shard_of
@@ -24,6 +24,14 @@ def is_map_style(dataset: Any) -> bool:
     )
 
 
+def length_of(data: Any) -> int | None:
+    """Return the length of `data`, or None if it has none."""
+    try:
+        return len(data)
+    except (TypeError, NotImplementedError):
+        return None
+
+
 def indexable_tensors(dataset: Any) -> tuple[tuple[torch.Tensor, ...], torch.Tensor | None] | None:
     """Return the tensors on the CPU that `dataset` consists of, and the indices of a subset, or None.
 
@@ -31,6 +39,7 @@ def indexable_tensors(dataset: Any) -> tuple[tuple[torch.Tensor, ...], torch.Ten
 
     Only for exactly a `TensorDataset`, or `Subset`s of one: a subclass may do anything in `__getitem__`.
     """
+    # A Subset of a Subset selects from the selection.
     indices: torch.Tensor | None = None
     while type(dataset) is Subset:
         own = torch.as_tensor(dataset.indices, dtype=torch.int64)
@@ -55,38 +64,65 @@ class IndexedTensors(Dataset[Any]):
 
 
 class SampleReader(Dataset[Any]):
-    """Reads samples of a map-style data set, naming the one that fails."""
+    """Reads samples of a map-style data set; what the data set raises gets a note on the sample."""
 
     def __init__(self, dataset: Any) -> None:
         self.dataset = dataset
+        # Data sets such as those of Hugging Face read a whole batch at once, which is much faster.
         self.read_batch = getattr(dataset, "__getitems__", None)
 
     def __getitem__(self, index: Any) -> Any:
         try:
             return self.dataset[index]
         except Exception as error:
-            raise self._failure(index, error) from error
+            self._note_sample_on(error, f"the sample {index}", f"dataset[{index}]")
+            _check_worker_can_send(error)
+            raise
 
     def __getitems__(self, indices: list[Any]) -> list[Any]:
         dataset = self.dataset
+        index: Any = None
         try:
-            return (
-                [dataset[index] for index in indices] if self.read_batch is None else self.read_batch(indices)
-            )
+            if self.read_batch is not None:
+                return self.read_batch(indices)  # type: ignore[no-any-return]
+            # The last index stays in `index`: no sample has to be read again to find the one that failed.
+            return [dataset[index := each] for each in indices]
         except Exception as error:
-            for index in indices:
-                self[
-                    index
-                ]  # Names the one that fails; if each works by itself, it is their reading together that does not.
-            raise self._failure(indices, error) from error
+            if self.read_batch is not None:
+                self._note_sample_on(error, f"the samples {indices}", f"dataset.__getitems__({indices})")
+            else:
+                self._note_sample_on(error, f"the sample {index}", f"dataset[{index}]")
+            _check_worker_can_send(error)
+            raise
 
-    def _failure(self, index: Any, error: Exception) -> ConfigurationError:
-        length = f" with the length {len(self.dataset)}" if hasattr(self.dataset, "__len__") else ""
-        return ConfigurationError(
-            f"Reading the sample {index} of a {type(self.dataset).__name__}{length} failed with "
-            f"{type(error).__name__}: {error}. Try dataset[{index}] by itself; each index from 0 to the "
-            "length - 1, or each that the sampler gives, must work."
+    def _note_sample_on(self, error: Exception, what: str, way_out: str) -> None:
+        """Add what was read to `error`, which stays the user's own; a worker sends it in the traceback."""
+        num_samples = length_of(self.dataset)
+        length = "" if num_samples is None else f" with the length {num_samples}"
+        note = (
+            f"accel was reading {what} of a {type(self.dataset).__name__}{length}. Try {way_out} on its own; "
+            "each index from 0 to the length - 1, or each that the sampler gives, must work."
         )
+        # A data set may raise one object again and again.
+        if note not in getattr(error, "__notes__", ()):
+            error.add_note(note)
+
+
+def _check_worker_can_send(error: Exception) -> None:
+    """Raise `RuntimeError` from `error` if this is a worker that cannot send its type to the main process.
+
+    Torch sends the type of an exception and its traceback as text. A type that cannot be pickled fails in a
+    thread of the worker, and the main process would wait for this batch for ever.
+    """
+    if get_worker_info() is None:
+        return
+    try:
+        pickle.dumps(type(error))
+    except Exception:
+        raise RuntimeError(
+            f"The data set raised {type(error).__qualname__} in a worker, which cannot send this type. "
+            "Define the class at the top of a module."
+        ) from error
 
 
 class SeededSampleReader(SampleReader):
@@ -101,6 +137,7 @@ class SeededSampleReader(SampleReader):
 
     def __getitem__(self, key: tuple[int, Any]) -> Any:
         epoch, index = key
+        # Not the process, nor the worker: the sample is the same whoever reads it.
         with SeededRandomness(derive_seed(self.seed, "sample", epoch, index)):
             return super().__getitem__(index)
 
@@ -128,12 +165,14 @@ class ShardedIterable(IterableDataset[Any]):
         """Samples that are read and left out at the beginning."""
 
     def __iter__(self) -> Iterator[Any]:
+        # All processes read all samples: nothing else tells them what the others have.
         samples = itertools.islice(self.iterable, self.num_skipped, None)
         if self.group.is_single:
             yield from samples
             return
         step_size = self.batch_size * self.group.size
         while step := list(itertools.islice(samples, step_size)):
+            # With drop_last an incomplete step is dropped on all processes, so that they stay in step.
             if len(step) == step_size or not self.drop_last:
                 yield from step[shard_of(len(step), self.group)]
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ..processes.group import DataGroup
+from .readers import length_of
 from .source import SequentialSource
 
 
@@ -27,14 +28,12 @@ class ReadyBatchesSource(SequentialSource):
     @property
     def num_steps(self) -> int | None:
         """Steps by the length of the loader, which counts its batches, or None if it has none."""
-        try:
-            num_batches = len(self.loader)
-        except (TypeError, NotImplementedError):
-            return None
-        return -(-num_batches // self.group.size)
+        num_batches = length_of(self.loader)
+        return None if num_batches is None else -(-num_batches // self.group.size)
 
     def open_batches(self) -> Iterator[Any]:
         """Begin to iterate the loader, in whole batches."""
+        # A batch cannot be cut, so one that was trained on in part is read again as a whole.
         return itertools.islice(iter(self.loader), self.samples_to_skip // (self.batch_size or 1), None)
 
     def take_step(self, batches: Iterator[Any]) -> list[Any]:

@@ -78,11 +78,17 @@ def evaluation_mode(engine: Engine, model: torch.nn.Module) -> Iterator[torch.nn
             part.training = training
 
 
-def check_finite(model: torch.nn.Module) -> None:
-    """Raise on every process if a parameter is not finite on any. Every process takes part."""
+def check_finite(model: torch.nn.Module, beside: Mapping[str, torch.nn.Module] | None = None) -> None:
+    """Raise on every process if a parameter is not finite on any. Every process takes part.
+
+    Args:
+        beside: modules beside the model, by the names that begin those of their parameters.
+    """
+    parts = {"": model, **{f"{name}.": module for name, module in (beside or {}).items()}}
     names = (
-        name
-        for name, parameter in model.named_parameters()
+        prefix + name
+        for prefix, module in parts.items()
+        for name, parameter in module.named_parameters()
         if not torch.isfinite(local_shard(parameter)).all()
     )
     found = next(filter(None, all_gather_object(next(names, None))), None)

@@ -13,9 +13,10 @@ from .collectives import all_gather_object, is_distributed
 class Agreement:
     """Flags that every process may raise, and that all of them act on at the same update.
 
-    They travel in one small all-reduce an update that nobody waits for. Each topic is a whole number, and the largest
-    one that any process has flagged is what all of them collect. What is flagged up to `launch` is collected by
-    everyone at the next `collect`. On one process there is nothing to wait for: flags are collected at once.
+    They travel in one small all-reduce an update that nobody waits for. Each topic is a whole number, and
+    the largest one that any process has flagged is what all of them collect. What is flagged up to `launch`
+    is collected by everyone at the next `collect`. On one process there is nothing to wait for: flags are
+    collected at once.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -58,7 +59,8 @@ class Agreement:
         """Send what was flagged, without waiting. Every process takes part."""
         if self._is_single_process:
             return
-        # Taken before it is sent: a signal handler may flag at any moment, and that goes with the next message.
+        # Taken before it is sent: a signal handler may flag at any moment, and that goes with the next
+        # message.
         flagged, self.flagged = self.flagged, {}
         self._message = torch.tensor(
             [flagged.get(t, 0) for t in self.topics], dtype=torch.int64, device=self.device

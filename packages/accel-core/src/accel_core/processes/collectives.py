@@ -79,7 +79,7 @@ def gather_tensor(tensor: torch.Tensor, padding_value: float | None = None) -> t
 
 
 def pad_to(tensor: torch.Tensor, sizes: Sequence[int], value: float) -> torch.Tensor:
-    """Return a tensor of `sizes` that begins with `tensor` in every dimension and is filled up with `value`."""
+    """Return a tensor of `sizes` that begins with `tensor` in every dimension and is padded with `value`."""
     result = tensor.new_full(sizes, value)
     result[tuple(map(slice, tensor.shape))] = tensor
     return result

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import secrets
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,6 +12,7 @@ from ..callbacks.limit_batches import limit_loaders
 from ..data.loader import ShardedDataLoader
 from ..engines.choose import check_accumulation
 from ..engines.engine import LEFT_TO_ENGINE, Prepared
+from ..engines.trained import Trained, clear_gradients
 from ..engines.weights import evaluation_mode, move_modules, renew_step
 from ..errors import ConfigurationError
 from ..processes.agreement import Agreement
@@ -25,9 +25,10 @@ from .loss_tracker import LossTracker, MeanTrackers
 from .rollback import Rollback, TrainingRollback
 from .run import Run
 from .run_config import check_same_on_all, plan_run
-from .run_progress import RunProgress
 from .scheduling import plan_schedule
+from .stages import begin_counting, goes_on
 from .train_arguments import TrainArguments
+from .trained_state import modules_of_optimizer, what_is_trained
 from .trainer_parts import TrainerParts
 from .update_groups import ItemTotals
 
@@ -60,7 +61,10 @@ def begin_evaluation(
     kwargs: Any,
     collate_fn: Any,
 ) -> ShardedDataLoader:
-    """Build what an evaluation needs, and leave `training_run`, the latest one, as it is. Every process takes part."""
+    """Build what an evaluation needs, and leave `training_run`, the latest one, as it is.
+
+    Every process takes part.
+    """
     begin_run(trainer, run, None, keep_seed=training_run is not None)
     loader = create_eval_loader(trainer, run, dataset, batch_size, kwargs, collate_fn)
     if training_run is None:
@@ -72,7 +76,10 @@ def begin_evaluation(
 
 
 def create_loaders(trainer: TrainerParts, run: Run, arguments: TrainArguments) -> ShardedDataLoader:
-    """Make this process's loaders for training and evaluation, and return the first. Every process takes part."""
+    """Make this process's loaders for training and evaluation, and return the first.
+
+    Every process takes part.
+    """
     seeds_samples = arguments.seed_each_sample
     loader = trainer.create_train_dataloader(
         arguments.per_device_batch_size, arguments.train_dataloader_kwargs
@@ -93,7 +100,10 @@ def create_loaders(trainer: TrainerParts, run: Run, arguments: TrainArguments) -
 def create_eval_loader(
     trainer: TrainerParts, run: Run, dataset: Any, batch_size: int, kwargs: Any, collate_fn: Any
 ) -> ShardedDataLoader:
-    """Return this process's loader of `dataset`, and leave the data of the trainer as it is. Every process takes part."""
+    """Return this process's loader of `dataset`, and leave the data of the trainer as it is.
+
+    Every process takes part.
+    """
     before = (trainer.eval_dataset, trainer.collate_fn)
     trainer.eval_dataset, trainer.collate_fn = dataset, collate_fn
     try:
@@ -157,12 +167,16 @@ def prepare_parts(trainer: TrainerParts, run: Run, per_device_batch_size: int = 
     if engine.prepared is None or not engine.prepared.is_of(trainer.model, trainer.optimizer):
         trainer.callbacks.on_prepare_start(trainer)  # type: ignore[arg-type]
         user_parts = (trainer.model, trainer.optimizer)
+        engine.check_trained(modules_of_optimizer(trainer), ())
         with engine.completed_config(per_device_batch_size):
             trainer.prepare()
+        # Only now, as the user's own `prepare` may have wrapped what else there is.
+        engine.check_trained((), Trained(vars(trainer), *user_parts).optimizers)
         engine.keep(Prepared(*user_parts, trainer.model, trainer.optimizer))
     prepared = run.prepared
     trainer.model, trainer.optimizer = prepared.model, prepared.optimizer
     move_modules(vars(trainer), trainer.device)
+    engine.train_beside(what_is_trained(trainer, prepared), run.weight_of_step, run.stepped)
     engine.bind(prepared.optimizer)
     return prepared
 
@@ -176,7 +190,8 @@ def begin_training(
         state: what the run goes on from, or None.
         base: `Trainer`, by which is known what the trainer's class overrides.
     """
-    begin_run(trainer, run, state)
+    # A run has one order of the data, whatever was seeded between two of its stages.
+    begin_run(trainer, run, state, keep_seed=state is None and goes_on(trainer, arguments))
     create_loaders(trainer, run, arguments)
     # A cached property, which may be set.
     trainer.run_config = trainer.create_run_config(**arguments.as_keywords())  # type: ignore[misc]
@@ -197,11 +212,7 @@ def begin_training(
     loader = run.train_loader
     may_differ = loader is not None and (loader.has_own_collate or not loader.is_sized)
     run.item_totals = ItemTotals(run.engine.group, may_differ)
-    trainer.run_progress = RunProgress()
-    if arguments.reset_run_history and state is None:
-        trainer.run_history.reset()
-    trainer.run_id = broadcast_object(secrets.token_hex(6)) if state is None else state["run_id"]
-    trainer.last_checkpoint = None
+    begin_counting(trainer, arguments, state)
 
 
 @contextlib.contextmanager
@@ -237,7 +248,7 @@ def running(trainer: TrainerParts, run: Run) -> Iterator[Run]:
     if run.arguments is None:
         run.rollback = Rollback(trainer.run_history, trainer.device)
     else:
-        run.rollback = TrainingRollback(model, optimizer, trainer.run_history, trainer.device)
+        run.rollback = TrainingRollback(model, optimizer, trainer.run_history, trainer.device, vars(trainer))
     trainer._run = run
     try:
         yield run
@@ -251,6 +262,8 @@ def running(trainer: TrainerParts, run: Run) -> Iterator[Run]:
         trainer.callbacks.on_run_close(trainer)  # type: ignore[arg-type]
     finally:
         run.close()
+        if run.engine.further is not None:
+            run.engine.further.release()
         run.rollback = None
         trainer._run = None
         if run.engine.prepared is not prepared and run.engine.prepared is not None:
@@ -272,6 +285,8 @@ def _close_after(error: BaseException, trainer: TrainerParts, optimizer: Any) ->
         trainer.callbacks.on_run_close(trainer)  # type: ignore[arg-type]
     if optimizer is not None:
         optimizer.zero_grad()
+    if trainer.engine.trained is not None:
+        clear_gradients(trainer.engine.trained.cleared)
 
 
 @contextlib.contextmanager

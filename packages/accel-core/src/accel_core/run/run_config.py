@@ -55,6 +55,7 @@ class TrainerRunConfig:
 
 
 COUNTED_BY_ALL = (
+    "reset_run_history",
     "num_epochs",
     "max_num_train_steps",
     "gradient_accumulation_steps",

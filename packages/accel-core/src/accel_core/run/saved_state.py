@@ -1,9 +1,8 @@
-"""What a trainer saves and loads again: exports of the model, and all that resuming needs."""
+"""Collects what a trainer saves, and puts it back. The room `state` writes and reads the files."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -12,29 +11,31 @@ import torch
 from ..checks.values import check_path
 from ..data.loader import RANDOM_NUMBERS_OF_WORKERS
 from ..data.order import ORDER_VERSION
+from ..engines.trained import Trained
 from ..engines.weights import check_finite, load_into, load_together, share_buffers
-from ..errors import CheckpointError, DamagedError
+from ..errors import AccelWarning
 from ..processes.collectives import all_gather_object, run_on_main
 from ..state import files
 from ..state.checkpoint import (
+    ATTRIBUTES_FILE,
     HISTORY_FILE,
     STATE_FILE,
     RunState,
     TrainerState,
-    find_mismatch,
     library_versions,
 )
 from ..state.export import read_export, write_export
-from ..state.folder import open_training_state
-from ..state.housekeeping import set_damaged_aside
 from ..state.random import capture_random_state, restore_random_state
 from ..state.resume import compare, read_resume_point
 from ..state.save import save_folder
-from .history_lines import metrics_of_update, read_history, split_state
+from .checked_state import open_state, setting_damage_aside
+from .history_lines import metrics_of_update, split_state
 from .preparing import begin_run, prepare_parts
 from .run import Run
 from .run_progress import RunProgress
+from .stages import load_history
 from .train_arguments import TrainArguments
+from .trained_state import compare_weights, create_state, loaded, names_of, read_state, what_is_trained
 from .trainer_parts import TrainerParts
 
 
@@ -48,9 +49,23 @@ def save_export(
 ) -> None:
     """Write what `Trainer.save_checkpoint` promises. Every process takes part."""
     path = check_path("save_path", save_path, "Pass the name of a file, such as 'model.pt'.")
-    check_finite(model)
+    if trainer.run_progress.stage_skipped:
+        warnings.warn(
+            f"'{path}' was not written, since the model does not have the weights of stage "
+            f"{trainer.run_progress.stage}: train did nothing, as resume_from is a state of a later stage. Do not "
+            "export between two calls of train if trainer.run_progress.stage_skipped.",
+            AccelWarning,
+            stacklevel=3,
+        )
+        return
+    wanted = {"modules": True, "optimizers": with_optimizer, "schedulers": with_scheduler}
+    trained = _trained(trainer)
+    check_finite(model, trained.modules)
+    compare_weights(trainer.engine)
+    attributes = create_state(trained)
     content = {
         "model_state_dict": trainer.engine.full_weights(model, trainer.create_model_state),
+        **{f"{kind}_state_dict": attributes[kind] for kind in attributes if wanted[kind]},
         **(values or {}),
     }
     if with_optimizer and trainer.optimizer is not None and not trainer.engine.shards_parameters:
@@ -70,22 +85,40 @@ def load_export(
     model = trainer.get_model(keep_torch_compile=False)
     optimizer = trainer.optimizer if with_optimizer and "optimizer_state_dict" in content else None
     load = trainer.engine.load_full_weights(trainer.load_model_state)
-    with load_together(model, content["model_state_dict"], path, load, optimizer):
+    wanted = {"modules": True, "optimizers": with_optimizer, "schedulers": with_scheduler}
+    attributes = {kind: content.get(f"{kind}_state_dict", {}) for kind in wanted if wanted[kind]}
+    trained = _trained(trainer)
+    with (
+        loaded(trained, attributes, path),
+        load_together(model, content["model_state_dict"], path, load, optimizer),
+    ):
         if optimizer is not None:
             load_into(optimizer, path, content["optimizer_state_dict"])
         if with_scheduler and trainer.scheduler is not None and "scheduler_state_dict" in content:
             load_into(trainer.scheduler, path, content["scheduler_state_dict"])
+    missing = sorted(trained.modules.keys() - attributes["modules"].keys())
+    if missing:
+        trainer.print(f"'{path}' has no state of {missing}, which stay as they are.")
     return {key: value for key, value in content.items() if key != files.ORIGIN}
+
+
+def _trained(trainer: TrainerParts) -> Trained:
+    """Return what the trainer trains, also before its first run."""
+    return trainer.engine.trained or what_is_trained(trainer, None)
 
 
 def save_run(trainer: TrainerParts, run: Run, output_dir: Any, values: dict[str, Any] | None) -> None:
     """Write what `Trainer.save_training_state` promises. Every process takes part."""
     path = check_path("output_dir", output_dir, "Pass the name of a folder.").absolute()
     engine = run.engine
-    check_finite(run.prepared.model)
+    state = create_run_state(trainer)
+    check_finite(run.prepared.model, {} if engine.trained is None else engine.trained.modules)
+    compare_weights(engine)
     share_buffers(run.prepared.model)
     history = trainer.run_history
-    state = create_run_state(trainer)
+    extra = {"extra.pt": values or {}}
+    if state["attributes"]:
+        extra[ATTRIBUTES_FILE] = create_state(engine.trained)
     progress = dict(state["run_progress"])
     if save_folder(
         path,
@@ -127,6 +160,7 @@ def create_run_state(trainer: TrainerParts) -> RunState:
             "versions": library_versions(),
         },
         "callbacks": list(trainer.callbacks.state_dict()),
+        "attributes": names_of(trainer.engine.trained),
     }
 
 
@@ -168,70 +202,10 @@ def print_differences(trainer: TrainerParts, arguments: TrainArguments, state: T
         trainer.print(message)
 
 
-def open_to_resume(trainer: TrainerParts, resume_from: Any) -> tuple[Path, TrainerState] | None:
-    """Do as `open_state`, or return None if the main process was given no state to resume from."""
-    if run_on_main(lambda: resume_from is None, trainer.is_main_process):
-        return None
-    return open_state(trainer, resume_from)
-
-
-def open_state(trainer: TrainerParts, path: Any) -> tuple[Path, TrainerState]:
-    """Return a folder and what its `trainer_state.json` says, once all of its files are checked. Every process takes part.
-
-    The main process's choice counts, and what it finds there: disks of several machines may differ for a while. The
-    files are read by all processes, each a part of them.
-
-    Raises:
-        CheckpointError: it is no complete state, or damaged. A damaged one was renamed by then, so that a script that
-            is started again goes on from the one before.
-    """
-    folder, state = run_on_main(lambda: _open(path), trainer.is_main_process)
-    group = trainer.engine.group
-    names = sorted(state.get("digests", {}))
-    with files.raising_checkpoint_error(folder, "could not be read"):
-        flaw = find_mismatch(folder, state, names[group.index :: group.size])
-    flaw = next(filter(None, all_gather_object(flaw)), None)
-    if flaw is not None:
-        aside = run_on_main(lambda: _try_to_set_aside(folder), trainer.is_main_process)
-        raise CheckpointError(f"'{folder}' {flaw}. {aside}")
-    if not names:
-        trainer.print(
-            f"'{folder}' was saved by an older version, without digests, so its files cannot be checked."
-        )
-    return folder, state
-
-
-def _open(path: Any) -> tuple[Path, TrainerState]:
-    folder = check_path(
-        "resume_from", path, "Pass the folder of a training state, as latest_checkpoint gives it."
-    )
-    return folder, open_training_state(folder)
-
-
-def _try_to_set_aside(folder: Path) -> str:
-    """Rename a damaged state, and return the sentence that says so."""
-    try:
-        aside = set_damaged_aside(folder)
-    except OSError as error:
-        return f"It could not be renamed ({error}): remove it, or resume from another state."
-    return f"It is now '{aside}', so that latest_checkpoint gives the state before it."
-
-
-@contextlib.contextmanager
-def _setting_damage_aside(trainer: TrainerParts, folder: Path) -> Iterator[None]:
-    """Rename a state in which damage is found while it is loaded: one of an old version, which has no digests."""
-    try:
-        yield
-    except DamagedError as error:
-        # Not every process may have read the damaged file, so nothing is exchanged here.
-        aside = _try_to_set_aside(folder) if trainer.is_main_process else "The main process renames it."
-        raise CheckpointError(f"{error} {aside}") from error
-
-
 def load_run(trainer: TrainerParts, run: Run, path: str | Path) -> dict[str, Any]:
     """Restore a training state, and return the values that were saved with it. Every process takes part."""
     folder, state = open_state(trainer, path)
-    with _setting_damage_aside(trainer, folder):
+    with setting_damage_aside(trainer, folder):
         values: dict[str, Any] = files.read_object(folder / "extra.pt", dict)
         begin_run(trainer, run, state)
         prepare_parts(trainer, run)
@@ -245,12 +219,15 @@ def begin_resuming(
 ) -> None:
     """Print what cannot be carried over, then restore what is restored before the loop."""
     print_differences(trainer, arguments, state)
-    with _setting_damage_aside(trainer, folder):
+    with setting_damage_aside(trainer, folder):
         restore_objects(trainer, run, folder, state)
 
 
 def restore_objects(trainer: TrainerParts, run: Run, folder: Path, state: TrainerState) -> None:
     """Restore model, optimizer, scheduler, progress and history; what the loop itself changes comes later."""
+    attributes = read_state(folder, state, run.engine.trained)
+    if attributes is None and (names := names_of(run.engine.trained)):
+        trainer.print(f"'{folder}' is of a version that did not save {names}: they stay as they are.")
     trainer.run_id = state["run_id"]
     run.known_states = {folder.absolute(): dict(state["run_progress"])}
     saved_processes = state["launched"]["num_processes"]
@@ -261,9 +238,10 @@ def restore_objects(trainer: TrainerParts, run: Run, folder: Path, state: Traine
     trainer.load_state_dict(point.process_state["trainer"])
     with files.reading(folder / STATE_FILE):
         progress = RunProgress(**state["run_progress"])
-        trainer.run_history.load_state_dict(read_history(folder, state))
+    load_history(trainer, folder, state)
+    with loaded(run.engine.trained, attributes or {}, folder / ATTRIBUTES_FILE):
+        run.engine.load_files(folder, trainer.scheduler, trainer.load_model_state)
     run.history_lines.adopt(folder, trainer.run_history)
-    run.engine.load_files(folder, trainer.scheduler, trainer.load_model_state)
     trainer.run_progress = progress
     run.rollback = None
 

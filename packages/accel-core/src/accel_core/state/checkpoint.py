@@ -4,6 +4,7 @@ trainer_state.json     what a person wants to know; written last, with sizes and
 history.jsonl          the records of the run history, one a line
 model.safetensors      the parameters and buffers; model_extra.pt: what else the model's state has
 optimizer.pt  scheduler.pt  scaler.pt  extra.pt
+attributes.pt          modules, optimizers and schedulers among the attributes of the trainer that are trained
 process_00000.pt ...   of each process: random state, loss so far, callbacks, position of iterable data
 engine/                sharded states, written by Accelerate
 """
@@ -15,11 +16,10 @@ import enum
 import json
 import os
 import platform
-import re
 import stat
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, TypedDict, cast
 
 import accelerate
@@ -29,16 +29,14 @@ from ..__about__ import __version__
 from . import files
 from .digests import digest_of_file
 from .safetensors_file import DTYPES
+from .state_values import find_wrong_value
 
 FORMAT_VERSION = 2
 """States of version 1 have no digests, and the records of the history in their JSON."""
 
 STATE_FILE = "trainer_state.json"
+ATTRIBUTES_FILE = "attributes.pt"
 HISTORY_FILE = "history.jsonl"
-
-_PROCESS_FILE = re.compile(r"process_\d{5,}\.pt")
-_LARGEST = 2**64
-"""No counter and no seed of a run comes to this."""
 
 
 class SinceVersion2(TypedDict, total=False):
@@ -61,6 +59,7 @@ class RunState(SinceVersion2):
     )  # of the training data, None where unknown; to notice other data, as `launched` is to compare
     launched: Launched
     callbacks: list[str]
+    attributes: list | None  # type: ignore[type-arg]  # names of those whose states attributes.pt holds; None in states that are older than it
 
 
 class ProgressState(TypedDict):
@@ -76,6 +75,11 @@ class ProgressState(TypedDict):
     eval_epoch_completed: bool
     epoch_cut_by_limit: bool
     run_completed: bool
+    stage: int
+    stage_skipped: bool
+    epochs_before_stage: int
+    updates_before_stage: int
+    order_epoch: int
 
 
 class Launched(TypedDict):
@@ -190,50 +194,21 @@ def _read_state_file(path: Path, was_state: bool) -> TrainerState | NoState:
     is_own = isinstance(content, dict) and "format_version" in content
     if isinstance(content, dict) and not is_own and not was_state:
         return NoState(Kind.FOREIGN, f"has a {STATE_FILE}, but none of accel")
-    # States of the first versions do not name the order of the data: there was one only.
-    state = {"order_version": 1, **content} if isinstance(content, dict) else {}
+    # States of the first versions do not name the order of the data: there was one only. Nor have they attributes.
+    state = {"order_version": 1, "attributes": None, **content} if isinstance(content, dict) else {}
+    _add_stage(state)
     version = state.get("format_version")
     if version not in (None, *range(1, FORMAT_VERSION + 1)) or isinstance(version, bool):
         return NoState(
             Kind.UNKNOWN_FORMAT,
             f"has the format {version!r:.40}, not 1 to {FORMAT_VERSION}; use the version of accel that wrote it",
         )
-    flaw = files.find_flaw(state, TrainerState) or _find_wrong_value(cast(TrainerState, state))
+    flaw = files.find_flaw(state, TrainerState) or find_wrong_value(state)
     if version != 1 and not files.is_sealed(text):
         flaw = f"it is not what was written, since its digest differs{f' ({flaw})' if flaw else ''}"
     if flaw:
         return NoState(Kind.DAMAGED, f"has a damaged {STATE_FILE}: {flaw}")
     return cast(TrainerState, state)
-
-
-def _find_wrong_value(state: TrainerState) -> str | None:
-    """What no state has that was saved; edited files of version 1 can have it."""
-    for name, value in dict(state["run_progress"]).items():
-        if not isinstance(value, int) or not 0 <= value < _LARGEST:
-            return f"{name!r} is {value!r:.60}, but must be a count"
-    launched = state["launched"]
-    num_files = sum(1 for name in state["files"] if _PROCESS_FILE.fullmatch(name))
-    if not 1 <= launched["num_processes"] <= max(num_files, 1):
-        return f"'num_processes' is {launched['num_processes']!r:.60}, but there are files of {num_files} processes"
-    if not -_LARGEST < state["seed"] < _LARGEST:
-        return f"'seed' is {state['seed']!r:.60}, which no seed is"
-    if state["num_samples"] is not None and not 0 <= state["num_samples"] < _LARGEST:
-        return f"'num_samples' is {state['num_samples']!r:.60}, but must be a count"
-    for name, size in state["files"].items():
-        if not _is_inside(name):
-            return f"'files' names {name!r:.80}, which is not inside of the folder"
-        if isinstance(size, bool) or not isinstance(size, int) or size < 0:
-            return f"the size of {name!r:.80} is {size!r:.60}, but must be a number of bytes"
-    if not all(isinstance(name, str) for name in state["callbacks"]):
-        return "'callbacks' holds something else than names"
-    return None
-
-
-def _is_inside(name: str) -> bool:
-    """Whether a path that a file names leads to nothing outside of its folder, on any platform."""
-    parts = PurePosixPath(name).parts
-    is_plain = name.isprintable() and not set(name) & set('\\:*?"<>|') and name == "/".join(parts)
-    return bool(parts) and is_plain and ".." not in parts and all(len(part.encode()) < 256 for part in parts)
 
 
 def is_sharded(state: TrainerState) -> bool:
@@ -264,6 +239,7 @@ def is_same_state(path: str | Path, run_id: str, run_progress: Mapping[str, Any]
 
 ORDER: tuple[str, ...] = (
     "updates_completed",
+    "stage",
     "epochs_completed",
     "train_epoch_completed",
     "eval_epoch_completed",
@@ -290,3 +266,12 @@ def run_id_in(path: Path) -> str | None:
         return None
     found = content.get("run_id") if isinstance(content, dict) else None
     return found if isinstance(found, str) else None
+
+
+def _add_stage(state: dict[str, Any]) -> None:
+    """Add what states of the first versions lack: every call of `train` was a run, and began at the first order."""
+    progress = state.get("run_progress")
+    counters = {"stage": 1, "stage_skipped": False, "epochs_before_stage": 0, "updates_before_stage": 0}
+    # A state that has some of them is a later one that was damaged.
+    if isinstance(progress, dict) and not progress.keys() & {*counters, "order_epoch"}:
+        state["run_progress"] = {**progress, **counters, "order_epoch": progress.get("epochs_completed")}

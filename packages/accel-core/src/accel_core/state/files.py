@@ -1,4 +1,4 @@
-"""Every file operation of a save, on the disk when it returns, and readers that execute nothing of what they read."""
+"""File operations that are on the disk when they return, and readers that execute nothing that they read."""
 
 from __future__ import annotations
 

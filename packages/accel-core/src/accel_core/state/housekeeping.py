@@ -27,7 +27,7 @@ from .folder import DAMAGED, complete_checkpoints, entries_of, examine_entries
 
 _OWN_NAMES = re.compile(
     r"trainer_state\.json|history\.jsonl|model\.safetensors|engine"
-    r"|(model_extra|optimizer|scheduler|scaler|extra|process_\d{5,})\.pt"
+    r"|(model_extra|optimizer|scheduler|scaler|attributes|extra|process_\d{5,})\.pt"
     r"|\.(tmp|nfs)\w+"  # what safetensors leaves when it is killed, and a network disk for an open file
 )
 _STAGING = re.compile(r".+\.[0-9a-f]{8}\.incomplete")
@@ -120,7 +120,8 @@ def refuse_other_run(path: Path, run_id: str, found: str | None = None) -> None:
         raise OtherRunError(
             f"'{path}' is a state of the run {found!r}, but this is the run {run_id!r}. Choose another "
             f"folder, delete '{path.parent}' to start again, let SaveTrainingStateCallback(if_other_run='set_aside') move "
-            f"those states out of the way, or go on with that run by resume_from='{path}'."
+            f"those states out of the way, or go on with that run by resume_from='{path}', or by reset_run_history=False in "
+            "a second call of train."
         )
 
 

@@ -1,4 +1,4 @@
-"""The direct way, which leaves Accelerate out of a step, and the long one through it: the same weights, to the last bit."""
+"""Steps that bypass Accelerate give the same weights as steps through it, to the last bit."""
 
 import itertools
 
@@ -35,16 +35,16 @@ def make_trainer(precision, optimizer="sgd", callbacks=()):
     return Trainer(model, nn.functional.cross_entropy, optimizer, callbacks=callbacks, accelerator=accelerator, seed=4)
 
 
-def go_the_long_way(monkeypatch):
+def go_through_accelerate(monkeypatch):
     monkeypatch.setattr(SingleProcess, "bypasses_accelerate", lambda engine, optimizer: False)
 
 
-def train(is_direct, setting, **kwargs):
-    """Weights and losses after three epochs on one of the two ways."""
+def train(bypasses, setting, **kwargs):
+    """Weights and losses after three epochs with steps that bypass Accelerate, or go through it."""
     precision, steps, optimizer, norm = setting
     with pytest.MonkeyPatch.context() as monkeypatch:
-        if not is_direct:
-            go_the_long_way(monkeypatch)
+        if not bypasses:
+            go_through_accelerate(monkeypatch)
         trainer = make_trainer(precision, optimizer)
         history = trainer.train(
             make_data(),
@@ -60,14 +60,14 @@ def train(is_direct, setting, **kwargs):
     return dict(trainer.model.state_dict()), history.to_records(), is_torchs
 
 
-def check_equal(direct, long):
-    assert direct[2] and not long[2], "each took its way"
-    assert direct[1] == long[1]
-    assert all(torch.equal(direct[0][name], long[0][name]) for name in direct[0])
+def check_equal(bypassing, through):
+    assert bypassing[2] and not through[2], "each called what it should"
+    assert bypassing[1] == through[1]
+    assert all(torch.equal(bypassing[0][name], through[0][name]) for name in bypassing[0])
 
 
 @pytest.mark.parametrize("setting", SETTINGS, ids=NAMES)
-def test_both_ways_give_equal_weights_and_losses(setting):
+def test_bypassing_accelerate_and_going_through_it_give_equal_weights_and_losses(setting):
     check_equal(train(True, setting), train(False, setting))
 
 
@@ -80,21 +80,21 @@ class SaveOnce(TrainerCallback):
             trainer.save_training_state(self.folder)
 
 
-def test_a_run_is_resumed_on_the_long_way_as_if_it_had_gone_the_direct_way_without_a_stop(monkeypatch, tmp_path):
+def test_a_run_is_resumed_through_accelerate_as_if_it_had_bypassed_it_without_a_stop(monkeypatch, tmp_path):
     arguments = {"num_epochs": 3, "per_device_batch_size": 4, "gradient_accumulation_steps": 3, "gradient_clip_norm": 0.5}
     whole = make_trainer("no", "adamw", [SaveOnce(tmp_path / "state")])
     whole.train(make_data(), **arguments)
-    go_the_long_way(monkeypatch)
+    go_through_accelerate(monkeypatch)
     resumed = make_trainer("no", "adamw")
     resumed.train(make_data(), resume_from=tmp_path / "state", **arguments)
     weights = resumed.model.state_dict()
     assert all(torch.equal(value, weights[name]) for name, value in whole.model.state_dict().items())
 
 
-@pytest.mark.parametrize("is_direct", [True, False], ids=["direct", "long"])
-def test_accumulation_equals_the_big_batch_on_both_ways(is_direct, monkeypatch):
-    if not is_direct:
-        go_the_long_way(monkeypatch)
+@pytest.mark.parametrize("bypasses", [True, False], ids=["bypassing", "through"])
+def test_accumulation_equals_the_big_batch_bypassing_accelerate_and_through_it(bypasses, monkeypatch):
+    if not bypasses:
+        go_through_accelerate(monkeypatch)
     weights = []
     for batch_size, steps in ((12, 1), (4, 3)):
         torch.manual_seed(1)
@@ -134,9 +134,9 @@ def two_processes(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_both_ways_give_equal_weights_and_losses_on_two_processes(two_processes, name):
-    for direct, long in two_processes.of(name):
-        check_equal(direct, long)
+def test_bypassing_accelerate_and_going_through_it_give_equal_weights_and_losses_on_two_processes(two_processes, name):
+    for bypassing, through in two_processes.of(name):
+        check_equal(bypassing, through)
     (first, _), (second, _) = two_processes.of(name)
     assert all(torch.equal(first[0][key], second[0][key]) for key in first[0] if "running" not in key and "num_" not in key)
 
