@@ -34,6 +34,11 @@ class Agreement:
         self._message: torch.Tensor | None = None
         self._work: Any = None
 
+    @property
+    def signal_received(self) -> int:
+        """The signal for which all processes stop, or one that this process got after they had agreed for the last time."""
+        return self.signal_number or self.flagged.get("signal", 0)
+
     def register(self, topic: str) -> None:
         """Make room for `topic`, when the run starts and on every process."""
         if topic not in self.topics:

@@ -18,7 +18,10 @@ from typing import Any
 from ..errors import ConfigurationError
 from ..processes.collectives import broadcast_object, run_on_main
 from ..state import files
-from ..state.checkpoint import STATE_FILE, TrainerState, open_training_state
+from ..state.checkpoint import STATE_FILE, TrainerState
+from ..state.folder import open_training_state
+from .checked_state import check_state
+from .history_lines import read_history
 from .run_progress import RunProgress
 from .train_arguments import TrainArguments
 from .trainer_parts import TrainerParts
@@ -77,6 +80,7 @@ def choose_start(trainer: TrainerParts, arguments: TrainArguments) -> Start:
             )
         return Start(stage, known_states=known)
     if state["run_progress"]["stage"] >= stage:
+        check_state(trainer, Path(folder), state)
         return Start(stage, Path(folder), state)
     _check_holds_stage_before(trainer, folder, state, stage)
     return Start(stage, known_states=known)
@@ -146,5 +150,8 @@ def begin_counting(trainer: TrainerParts, arguments: TrainArguments, state: Trai
 
 def load_history(trainer: TrainerParts, folder: Path, state: TrainerState) -> None:
     """Replace the history by that of a training state."""
-    with files.raising_checkpoint_error(folder / STATE_FILE, "is damaged; use another checkpoint"):
-        trainer.run_history.load_state_dict(state["run_history"])
+    with files.reading(folder / STATE_FILE):
+        history = trainer.run_history
+        history.load_state_dict(read_history(folder, state))
+        if not (isinstance(history.current_epoch, int) and isinstance(history.current_update, int)):
+            raise ValueError(f"the history is at the epoch {history.current_epoch!r:.60}, which is no number")
