@@ -4,6 +4,7 @@
 of versions as those of `accel_core`.
 """
 
+# `as` with the same name marks what is public here, for type checkers and the documentation.
 from .callbacks.print_progress import how_it_ended as how_it_ended
 from .checks.values import check_callable as check_callable
 from .checks.values import check_choice as check_choice

@@ -23,6 +23,7 @@ def check_whole_number(name: str, value: Any, way_out: str, optional: bool = Fal
     """Return `value` as an `int`. Raises unless it is at least 1 and whole, or None if that is allowed."""
     if optional and value is None:
         return None
+    # A bool is an integer of Python, but nobody means it as a number of epochs.
     if not isinstance(value, numbers.Integral) or isinstance(value, bool):
         raise ConfigurationError(
             f"{name} is {preview(value)}, but must be a whole number of at least 1. {way_out}"
@@ -58,6 +59,7 @@ def check_callable(name: str, value: Any, way_out: str) -> Any:
 
 def check_choice(name: str, value: Any, choices: tuple[Any, ...]) -> Any:
     """Return `value`. Raises unless it is one of `choices`, and of the same type."""
+    # 1 == True in Python, so equality alone would accept 1 for a switch.
     if not any(type(value) is type(choice) and value == choice for choice in choices):
         hint = did_you_mean(str(value), map(str, choices))
         raise ConfigurationError(f"{name} is {preview(value)}, but must be one of {list(choices)}.{hint}")
@@ -81,6 +83,7 @@ def check_path(name: str, value: Any, way_out: str) -> Path:
 
 def _is_finite(value: Any) -> bool:
     is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    # Infinity is above 0, so comparisons alone would let it pass.
     return is_number and math.isfinite(float(value))
 
 

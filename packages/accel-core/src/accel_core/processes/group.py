@@ -14,11 +14,11 @@ from accelerate import Accelerator
 
 @dataclasses.dataclass(frozen=True)
 class DataGroup:
-    """How many processes share the data, and the place of this one among them."""
+    """Holds how many processes share the data, and the place of this one among them."""
 
     size: int = 1
     index: int = 0
-    """From 0."""
+    """Number of this process, counted from 0."""
 
     @property
     def is_main(self) -> bool:
