@@ -19,6 +19,14 @@ class CheckpointError(AccelError, RuntimeError):
     """A checkpoint that cannot be written or read: the message names the file and what to do."""
 
 
+class DamagedError(CheckpointError):
+    """What was written once is no longer what was written: the content of a file does not match."""
+
+
+class OtherRunError(CheckpointError):
+    """What a folder holds is of another run, or of a future that this run gave up. Waiting mends nothing."""
+
+
 class NotFiniteError(CheckpointError):
     """Parameters are nan or infinite, so nothing was saved, and what stands there is untouched."""
 

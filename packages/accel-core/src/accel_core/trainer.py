@@ -561,8 +561,8 @@ class Trainer:
             if start.folder is not None and start.state is not None:  # After the event that resets callbacks.
                 saved_state.begin_resuming(self, run, arguments, start.folder, start.state)
             self.run_training()
-        if self.agreement.signal_number:  # Raised only now, when everything is closed.
-            raise RunInterrupted(self.agreement.signal_number, self.last_checkpoint)
+        if self.agreement.signal_received:  # Raised only now, when everything is closed.
+            raise RunInterrupted(self.agreement.signal_received, self.last_checkpoint)
         return self.run_history
 
     def evaluate(
@@ -685,15 +685,13 @@ class Trainer:
             model: is exported in place of the trainer's, such as an average of its weights.
         """
         model = self.model if model is None else model
-        saved_state.save_export(
-            self, Path(save_path), checkpoint_kwargs, save_optimizer, save_scheduler, model
-        )
+        saved_state.save_export(self, save_path, checkpoint_kwargs, save_optimizer, save_scheduler, model)
 
     def load_checkpoint(
         self, checkpoint_path: str | Path, load_optimizer: bool = True, load_scheduler: bool = True
     ) -> dict[str, Any]:
         """Load an export, and return what is in it. The main process reads."""
-        return saved_state.load_export(self, Path(checkpoint_path), load_optimizer, load_scheduler)
+        return saved_state.load_export(self, checkpoint_path, load_optimizer, load_scheduler)
 
     def create_model_state(self, model: torch.nn.Module) -> dict[str, Any]:
         """Return what exports and states hold of the unwrapped model: its `state_dict()`, or enough of it."""
@@ -725,9 +723,8 @@ class Trainer:
         """
         run = self._training_run
         checks.check_can_save(run is not None, run is not None and run.is_in_update)
-        saved_state.save_run(
-            self, run or outside_run("save_training_state"), Path(output_dir).absolute(), checkpoint_kwargs
-        )
+        run = run or outside_run("save_training_state")
+        saved_state.save_run(self, run, output_dir, checkpoint_kwargs)
 
     # ------------------------------------------------------------------ processes
 

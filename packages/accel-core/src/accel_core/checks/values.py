@@ -9,10 +9,14 @@ from __future__ import annotations
 import math
 import numbers
 import operator
+from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigurationError
 from ..text import did_you_mean, preview
+
+LONGEST_NAME = 255
+"""Most bytes in one part of a path, on the file systems in use."""
 
 
 def check_whole_number(name: str, value: Any, way_out: str, optional: bool = False) -> Any:
@@ -60,6 +64,22 @@ def check_choice(name: str, value: Any, choices: tuple[Any, ...]) -> Any:
         hint = did_you_mean(str(value), map(str, choices))
         raise ConfigurationError(f"{name} is {preview(value)}, but must be one of {list(choices)}.{hint}")
     return value
+
+
+def check_path(name: str, value: Any, way_out: str) -> Path:
+    """Return `value` as a `Path`. Raises unless it is text or a path that a disk could have."""
+    if not isinstance(value, (str, Path)):
+        raise ConfigurationError(f"{name} is {preview(value)}, but must be a path. {way_out}")
+    if str(value) in ("", ".") and not isinstance(value, Path):
+        raise ConfigurationError(f"{name} is {value!r}, but must name something. {way_out}")
+    # Checked now, since the first save may come hours after the mistake.
+    longest = max(Path(value).parts, key=len, default="")
+    if len(longest.encode("utf-8", "surrogatepass")) > LONGEST_NAME or "\0" in str(value):
+        raise ConfigurationError(
+            f"{name} has a part of {len(longest)} characters ({longest[:20]!r}…), which is no name that a "
+            f"disk takes: at most {LONGEST_NAME}, without a zero. {way_out}"
+        )
+    return Path(value)
 
 
 def _is_finite(value: Any) -> bool:

@@ -37,6 +37,11 @@ class Agreement:
         self._message: torch.Tensor | None = None
         self._work: Any = None
 
+    @property
+    def signal_received(self) -> int:
+        """Return the signal that stops all processes, or one that came here after their last agreement."""
+        return self.signal_number or self.flagged.get("signal", 0)
+
     def register(self, topic: str) -> None:
         """Make room for `topic`, when the run starts and on every process."""
         if topic not in self.topics:

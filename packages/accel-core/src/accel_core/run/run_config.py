@@ -19,7 +19,8 @@ from ..processes.group import DataGroup
 class TrainerRunConfig:
     """Holds the numbers of a run, which are derived once, before the first update.
 
-    What depends on the length of the data is None if the data has none.
+    Those that depend on the length of the data are None if it has none, or none that is certain, as iterable
+    data with two and more workers.
     """
 
     num_epochs: int | None
@@ -136,7 +137,10 @@ def plan_run(
     processes = group.size
     # An evaluation without a training run before it has no such argument.
     accumulation = arguments.get("gradient_accumulation_steps", 1)
-    lengths = [None if loader is None else loader.num_steps for loader in (train_loader, eval_loader)]
+    lengths = [
+        loader.num_steps if loader is not None and loader.has_certain_length else None
+        for loader in (train_loader, eval_loader)
+    ]
     sizes = [None if loader is None else loader.batch_size for loader in (train_loader, eval_loader)]
     limits = (arguments.get("num_epochs"), arguments.get("max_num_train_steps"))
     epochs, per_epoch, total = plan_updates(lengths[0], accumulation, *limits)

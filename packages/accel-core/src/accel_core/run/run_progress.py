@@ -2,8 +2,7 @@
 
 Units: a *stage* is one call of `train` within a run. A call with `reset_run_history=False` goes on with the
 run before and counts on; any other call begins a run of its own. The *order epoch* is what the order of the
-data depends on besides the seed: it counts the epochs that this trainer has begun, whatever the calls of
-`train` are.
+data depends on besides the seed: it counts the epochs that this trainer has begun, whatever the calls are.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ class RunProgress:
     epochs_completed: int = 0
     """Epochs whose training and evaluation are done."""
     updates_completed: int = 0
-    """Updates since the beginning of the run, with those of earlier stages and those that were skipped."""
+    """Updates of the run, with those of earlier stages and those that a gradient scaler skipped."""
     updates_skipped: int = 0
     """Updates that a gradient scaler skipped because a gradient was not finite."""
     updates_completed_in_epoch: int = 0
@@ -40,16 +39,13 @@ class RunProgress:
     stage: int = 1
     """The call of `train` that goes on or was the latest, counted from 1 within the run."""
     stage_skipped: bool = False
-    """That call did nothing, since its `resume_from` is of a later stage.
-
-    The model does not have the weights of this stage.
-    """
+    """That call did nothing, since its `resume_from` is of a later stage: the model has other weights."""
     epochs_before_stage: int = 0
     """Value of `epochs_completed` when the stage began; the limits of a call count from there."""
     updates_before_stage: int = 0
     """Value of `updates_completed` when the stage began."""
     order_epoch: int = 0
-    """Counts from 0 the epochs begun by this trainer; with the seed it decides the order of the data."""
+    """Counts from 0 the epochs that this trainer has begun; with the seed it determines the order."""
 
     @property
     def current_epoch(self) -> int:
@@ -102,7 +98,7 @@ class RunProgress:
 
     @property
     def _has_begun_epoch(self) -> bool:
-        # An epoch without an update has changed nothing, and a run that is resumed there begins it again.
+        # An epoch without an update has changed nothing; a run that is resumed just there begins it again.
         return self.updates_completed_in_epoch > 0
 
     def state_dict(self) -> ProgressState:

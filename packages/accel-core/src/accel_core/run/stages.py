@@ -18,7 +18,10 @@ from typing import Any
 from ..errors import ConfigurationError
 from ..processes.collectives import broadcast_object, run_on_main
 from ..state import files
-from ..state.checkpoint import STATE_FILE, TrainerState, open_training_state
+from ..state.checkpoint import STATE_FILE, TrainerState
+from ..state.folder import open_training_state
+from .checked_state import check_state
+from .history_lines import read_history
 from .run_progress import RunProgress
 from .train_arguments import TrainArguments
 from .trainer_parts import TrainerParts
@@ -49,9 +52,7 @@ def goes_on(trainer: TrainerParts, arguments: TrainArguments) -> bool:
 
 
 def choose_start(trainer: TrainerParts, arguments: TrainArguments) -> Start:
-    """Return what a call of `train` with `arguments` begins with, and change nothing.
-
-    Every process takes part.
+    """Return what a call of `train` with `arguments` begins with. Every process takes part.
 
     Raises:
         CheckpointError: `resume_from` is no complete state.
@@ -80,6 +81,7 @@ def choose_start(trainer: TrainerParts, arguments: TrainArguments) -> Start:
             )
         return Start(stage, known_states=known)
     if state["run_progress"]["stage"] >= stage:
+        check_state(trainer, Path(folder), state)
         return Start(stage, Path(folder), state)
     _check_holds_stage_before(trainer, folder, state, stage)
     return Start(stage, known_states=known)
@@ -95,16 +97,16 @@ def _check_holds_stage_before(
     held = "skipped the stage before" if trainer.run_progress.stage_skipped else "trained another run"
     raise ConfigurationError(
         f"resume_from='{folder}' is a state of stage {saved_stage} of the run {state['run_id']!r}, but this "
-        f"call of train is stage {stage}, and the trainer has {held}. Pass the same resume_from to all calls "
-        "of train, or leave out reset_run_history=False to resume that state alone."
+        f"call of train is stage {stage}, and the trainer has {held}. Pass the same resume_from to all "
+        "calls of train, or leave out reset_run_history=False to resume that state alone."
     )
 
 
 def skip_stage(trainer: TrainerParts, arguments: TrainArguments, start: Start) -> None:
     """Note that a stage was skipped, so that the next call of `train` is the stage after it.
 
-    Model and optimizer stay as they are. The history gets the records of the stages before that of the state,
-    since scripts read it between two calls.
+    Model and optimizer stay as they are. The history gets the records of the stages before that of the
+    state, since scripts read it between two calls.
     """
     state, folder = start.state, start.folder
     # For type checkers: a stage is skipped only because of a state.
@@ -153,5 +155,8 @@ def begin_counting(trainer: TrainerParts, arguments: TrainArguments, state: Trai
 
 def load_history(trainer: TrainerParts, folder: Path, state: TrainerState) -> None:
     """Replace the history by that of a training state."""
-    with files.raising_checkpoint_error(folder / STATE_FILE, "is damaged; use another checkpoint"):
-        trainer.run_history.load_state_dict(state["run_history"])
+    with files.reading(folder / STATE_FILE):
+        history = trainer.run_history
+        history.load_state_dict(read_history(folder, state))
+        if not (isinstance(history.current_epoch, int) and isinstance(history.current_update, int)):
+            raise ValueError(f"the history is at the epoch {history.current_epoch!r:.60}, which is no number")
