@@ -120,7 +120,7 @@ class TestStates:
             try:
                 train(trainer, resume_from=path)
             except CheckpointError as error:
-                assert name in str(error), what
+                assert name in str(error), what  # noqa: PT017
                 noticed += 1
             else:
                 assert end_of(trainer) == undisturbed, what
@@ -225,7 +225,7 @@ class TestExports:
             try:
                 content = other.load_checkpoint(tmp_path / name, load_scheduler=False)
             except CheckpointError as error:
-                assert name in str(error), what
+                assert name in str(error), what  # noqa: PT017
                 noticed += 1
             else:
                 assert torch.equal(weights_of(other), weights_of(expected)), what
