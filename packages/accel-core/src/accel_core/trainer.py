@@ -1,4 +1,4 @@
-"""The trainer, with its loop. A level of nesting is a method:
+"""Holds the trainer with its loop. Each level of nesting is a method:
 
     train                        check, build and prepare, resume, then
       run_training               for each epoch: run_train_epoch, run_eval_epoch

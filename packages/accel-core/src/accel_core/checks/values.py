@@ -1,7 +1,7 @@
-"""Checks of single values that users pass, for accel's own classes and for those of extensions.
+"""Checks single values that users pass, for accel's own classes and for those of extensions.
 
-Each returns the value, as a plain number of Python where it is one, and raises before anything has changed.
-Each error names the value, what was expected, and the way out.
+Each check returns the value, as a plain number of Python if it is one, and raises before anything has
+changed. Each error names the value, what was expected, and the way out.
 """
 
 from __future__ import annotations

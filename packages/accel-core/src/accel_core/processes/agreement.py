@@ -1,4 +1,4 @@
-"""What the processes agree on between two updates: stops, signals, and what callbacks add."""
+"""Lets the processes agree between two updates on stops, signals, and what callbacks add."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .collectives import all_gather_object, is_distributed
 
 
 class Agreement:
-    """Flags that every process may raise, and that all of them act on at the same update.
+    """Carries flags that every process may raise, and that all of them act on at the same update.
 
     They travel in one small all-reduce an update that nobody waits for. Each topic is a whole number, and
     the largest one that any process has flagged is what all of them collect. What is flagged up to `launch`

@@ -1,4 +1,4 @@
-"""Values that are known only once training starts, to be written down before it."""
+"""Stands for values that are known only once training starts."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _PER_EPOCH = "num_update_steps_per_epoch"
 
 
 class UnknownNumberError(ConfigurationError):
-    """Raised for placeholders of numbers that are not certain in this run."""
+    """Reports placeholders of numbers that are not certain in this run."""
 
     def __init__(self, names: Iterable[str], function: Any = None, arguments: Iterable[str] = ()) -> None:
-        """Say which call needs them.
+        """Write the message, which names the call that needs the numbers.
 
         Args:
             names: of the placeholders.
@@ -103,7 +103,7 @@ def _field(placeholder_name: str, field: str) -> Any:
 
 
 class TrainerPlaceholderValues:
-    """Placeholders for the arguments of a `functools.partial` that is passed as `create_scheduler_fn`.
+    """Holds placeholders for the arguments of a `functools.partial` that is passed as `create_scheduler_fn`.
 
     `partial(OneCycleLR, max_lr=0.1, total_steps=TrainerPlaceholderValues.NUM_UPDATE_STEPS)`; they are typed
     `Any`, since they stand where numbers are expected.

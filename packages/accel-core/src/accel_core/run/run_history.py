@@ -1,4 +1,4 @@
-"""The metrics of a run: each value with the epoch and the update at which it was recorded."""
+"""Keeps the metrics of a run: each value with the epoch and the update at which it was recorded."""
 
 from __future__ import annotations
 

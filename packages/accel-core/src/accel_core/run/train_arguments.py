@@ -130,7 +130,7 @@ class TrainArguments:
 
     @property
     def eval_batch_size(self) -> int:
-        """Samples in a step of an evaluation on one process."""
+        """Return the samples in a step of an evaluation on one process."""
         return self.eval_per_device_batch_size or self.per_device_batch_size
 
     def as_keywords(self) -> dict[str, Any]:
