@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import secrets
 from collections.abc import Iterator
 from typing import Any
 
@@ -26,8 +25,9 @@ from .loss_tracker import LossTracker, MeanTrackers
 from .rollback import Rollback, TrainingRollback
 from .run import Run
 from .run_config import check_same_on_all, plan_run
-from .run_progress import RunProgress
+from .schedule_fit import check_fit
 from .scheduling import plan_schedule
+from .stages import begin_counting, goes_on
 from .train_arguments import TrainArguments
 from .trained_state import modules_of_optimizer, train_beside, what_is_trained
 from .trainer_parts import TrainerParts
@@ -190,7 +190,8 @@ def begin_training(
         state: what the run goes on from, or None.
         base: `Trainer`, by which is known what the trainer's class overrides.
     """
-    begin_run(trainer, run, state)
+    # A run has one order of the data, whatever was seeded between two of its stages.
+    begin_run(trainer, run, state, keep_seed=state is None and goes_on(trainer, arguments))
     create_loaders(trainer, run, arguments)
     # A cached property, which may be set.
     trainer.run_config = trainer.create_run_config(**arguments.as_keywords())  # type: ignore[misc]
@@ -211,11 +212,9 @@ def begin_training(
     loader = run.train_loader
     may_differ = loader is not None and (loader.has_own_collate or not loader.is_sized)
     run.item_totals = ItemTotals(run.engine.group, may_differ)
-    trainer.run_progress = RunProgress()
-    if arguments.reset_run_history and state is None:
-        trainer.run_history.reset()
-    trainer.run_id = broadcast_object(secrets.token_hex(6)) if state is None else state["run_id"]
-    trainer.last_checkpoint = None
+    begin_counting(trainer, arguments, state)
+    if state is None:
+        check_fit(trainer, run)
 
 
 @contextlib.contextmanager
@@ -251,7 +250,7 @@ def running(trainer: TrainerParts, run: Run) -> Iterator[Run]:
     if run.arguments is None:
         run.rollback = Rollback(trainer.run_history, trainer.device)
     else:
-        run.rollback = TrainingRollback(model, optimizer, trainer.run_history, trainer.device)
+        run.rollback = TrainingRollback(model, optimizer, trainer.run_history, trainer.device, vars(trainer))
     trainer._run = run
     try:
         yield run

@@ -17,6 +17,7 @@ from ..engines.trained import clear_gradients, parameters_of
 from ..errors import ConfigurationError
 from ..state.resume import ResumePoint
 from .batch_output import check_batch_output
+from .history_lines import HistoryLines
 from .loss_tracker import MeanTrackers
 from .rollback import Rollback
 from .run_progress import RunProgress
@@ -51,7 +52,11 @@ class Run:
     """
 
     def __init__(
-        self, engine: Engine, arguments: TrainArguments | None = None, rollback: Rollback | None = None
+        self,
+        engine: Engine,
+        arguments: TrainArguments | None = None,
+        rollback: Rollback | None = None,
+        known_states: dict[Path, dict[str, Any]] | None = None,
     ) -> None:
         self.engine = engine
         self.arguments = arguments
@@ -83,8 +88,9 @@ class Run:
         """The trainer's class overrides `count_items`."""
         self.unchecked_steps = {"calculate_train_batch_loss", "calculate_eval_batch_loss"}
         """Methods whose first output is still to be checked."""
-        self.known_states: dict[Path, dict[str, Any]] = {}
-        """Training states that this very run has saved or begun from, with their progress."""
+        self.known_states = known_states or {}
+        """Training states that this very run has saved or begun from, in earlier stages too, with their progress."""
+        self.history_lines = HistoryLines()
 
     @property
     def prepared(self) -> Prepared:
@@ -133,10 +139,12 @@ class Run:
             clear_gradients(parameters_of(self.stepped.pop()))
 
     def has_reached_limit(self, progress: RunProgress) -> bool:
-        """Whether the epochs or the updates that `train` was asked for are done."""
-        if self.num_epochs is not None and progress.epochs_completed >= self.num_epochs:
+        """Whether the epochs or the updates that this call of `train` was asked for are done."""
+        epochs = progress.epochs_completed - progress.epochs_before_stage
+        updates = progress.updates_completed - progress.updates_before_stage
+        if self.num_epochs is not None and epochs >= self.num_epochs:
             return True
-        return self.max_num_train_steps is not None and progress.updates_completed >= self.max_num_train_steps
+        return self.max_num_train_steps is not None and updates >= self.max_num_train_steps
 
     def is_finished(self, progress: RunProgress) -> bool:
         """Whether the limit is reached and the last epoch closed."""
