@@ -190,7 +190,7 @@ def test_it_is_exported_when_its_watched_metric_is_best(tmp_path: Path, greater_
     averages = Remember(ema)
     train(ema, averages, RecordWanted(3.0, 1.0, 4.0, 2.0), epochs=4)
     content = torch.load(path)
-    assert content.keys() == {"model_state_dict", "wanted"}
+    assert content.keys() == {"accel_origin", "model_state_dict", "wanted"}
     assert content["wanted"] == ema.best_metric == {2: 1.0, 3: 4.0}[best]
     assert ema.best_metric_epoch == best
     assert_same_tensors(content["model_state_dict"], averages.states[10 * best])

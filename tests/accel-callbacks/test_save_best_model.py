@@ -53,7 +53,13 @@ def test_the_best_weights_are_in_the_model_and_in_the_file(tmp_path, greater_is_
 def test_the_value_is_in_the_file_once(tmp_path):
     train(create_trainer(Record(3.0, 1.0), SaveBestModelCallback(tmp_path / "best.pt", "wanted")), 2)
     content = torch.load(tmp_path / "best.pt")
-    assert set(content) == {"model_state_dict", "optimizer_state_dict", "scheduler_state_dict", "wanted"}
+    assert set(content) == {
+        "accel_origin",
+        "model_state_dict",
+        "optimizer_state_dict",
+        "scheduler_state_dict",
+        "wanted",
+    }
     assert content["wanted"] == 1.0
 
 
@@ -61,7 +67,7 @@ def test_the_value_is_in_the_file_once(tmp_path):
 def test_the_flags_hold_for_the_first_save_as_for_any(tmp_path, num_epochs):
     saver = SaveBestModelCallback(tmp_path / "best.pt", "wanted", save_optimizer=False, save_scheduler=False)
     train(create_trainer(Record(3.0, 1.0), saver), num_epochs)
-    assert set(torch.load(tmp_path / "best.pt")) == {"model_state_dict", "wanted"}
+    assert set(torch.load(tmp_path / "best.pt")) == {"accel_origin", "model_state_dict", "wanted"}
 
 
 def test_it_works_behind_early_stopping_too(tmp_path):

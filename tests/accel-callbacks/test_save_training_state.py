@@ -402,7 +402,7 @@ class TestSignals:
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
     def test_a_signal_that_the_platform_lacks_is_left_out(self):
-        assert SaveTrainingStateCallback(save_on_signals=("SIGTERM", "SIGBREAK")).signal_numbers == [signal.SIGTERM]
+        assert SaveTrainingStateCallback(save_on_signals=("SIGTERM", "SIGBREAK")).signals.numbers == [signal.SIGTERM]
 
     def test_a_process_ends_with_the_status_of_the_signal_and_a_second_one_ends_it_at_once(self, tmp_path):
         script = """

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from accel_core import AccelWarning, CheckpointError, ConfigurationError, Trainer, TrainerCallback
-from accel_core.state.checkpoint import complete_checkpoints
+from accel_core.state.folder import complete_checkpoints
 from accel_integrations.schedulers import CosineLrScheduler, WSDCheckpointCallback, WSDLrScheduler
 from case_runner import run_as_script
 from tiny import Rates, SaveAt, assert_same_tensors, tiny_data, tiny_network

@@ -17,6 +17,7 @@ from ..engines.trained import clear_gradients, parameters_of
 from ..errors import ConfigurationError
 from ..state.resume import ResumePoint
 from .batch_output import check_batch_output
+from .history_lines import HistoryLines
 from .loss_tracker import MeanTrackers
 from .rollback import Rollback
 from .run_progress import RunProgress
@@ -88,7 +89,8 @@ class Run:
         self.unchecked_steps = {"calculate_train_batch_loss", "calculate_eval_batch_loss"}
         """Methods whose first output is still to be checked."""
         self.known_states = known_states or {}
-        """Training states that this very run has saved or begun from, in any stage, with their progress."""
+        """Training states that this very run has saved or begun from, in earlier stages too, with their progress."""
+        self.history_lines = HistoryLines()
 
     @property
     def prepared(self) -> Prepared:
