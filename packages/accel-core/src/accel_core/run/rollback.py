@@ -70,9 +70,10 @@ class TrainingRollback(Rollback):
     def restore(self) -> None:
         """Put everything back."""
         super().restore()
-        for name in _OF_A_TRAINING_RUN:
-            self.attributes.pop(name, None)
-        self.attributes.update(self.run_before)
+        if self.run_before.get("run_id") is not None:
+            for name in _OF_A_TRAINING_RUN:
+                self.attributes.pop(name, None)
+            self.attributes.update(self.run_before)
         for module, training in self.modes:
             module.training = training
         with torch.no_grad():
