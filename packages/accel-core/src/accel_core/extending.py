@@ -13,6 +13,9 @@ from .checks.values import check_whole_number as check_whole_number
 from .data.loader import ShardedDataLoader as ShardedDataLoader
 from .data.readers import is_ready_loader as is_ready_loader
 from .engines.engine import Engine as Engine
+from .engines.modes import allow_train_mode as allow_train_mode
+from .engines.modes import keep_in_eval_mode as keep_in_eval_mode
+from .engines.modes import stays_in_eval_mode as stays_in_eval_mode
 from .engines.weights import check_finite as check_finite
 from .engines.weights import is_frozen as is_frozen
 from .errors import NotFiniteError as NotFiniteError
@@ -26,6 +29,7 @@ from .run.batch_output import call_loss as call_loss
 from .run.batch_output import num_samples_in as num_samples_in
 from .run.batch_output import unpack_batch as unpack_batch
 from .run.loss_tracker import MeanTrackers as MeanTrackers
+from .run.modes import weights_to_export as weights_to_export
 from .run.placeholders import Placeholder as Placeholder
 from .run.run_history import MetricRecord as MetricRecord
 from .run.trial import check_trial as check_trial

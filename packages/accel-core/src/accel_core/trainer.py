@@ -43,7 +43,7 @@ from .foreign_names import check_trainer_class
 from .processes.agreement import Agreement
 from .processes.collectives import gather_tensor, run_on_main
 from .processes.group import DataGroup, data_group
-from .run import preparing, saved_state
+from .run import modes, preparing, saved_state
 from .run.batch_output import call_loss, check_batch_output, num_samples_in, unpack_batch
 from .run.description import describe_run
 from .run.evaluation_kind import EvaluationKind
@@ -413,8 +413,11 @@ class Trainer:
         """Act when all is prepared; does nothing."""
 
     def train_epoch_start(self) -> None:
-        """Act when an epoch of training begins; puts the model in train mode, so call `super()`."""
-        self.model.train()
+        """Act when an epoch of training begins; puts all that has modes in train mode, so call `super()`.
+
+        Modules that were in eval mode while the model was in train mode stay so.
+        """
+        modes.put_in_train_mode(self, self._run or outside_run("train_epoch_start"))
 
     def train_epoch_end(self) -> None:
         """Act when an epoch of training ends; does nothing."""

@@ -14,7 +14,7 @@ from ..processes.collectives import all_gather_object, broadcast_tensors
 from ..state import files
 from ..state.random import preserving_random_state
 from ..text import with_full_stop
-from .engine import Engine, LoadState
+from .engine import LoadState
 
 
 def is_frozen(model: torch.nn.Module) -> bool:
@@ -58,24 +58,6 @@ def preserving_buffers_and_rng(model: torch.nn.Module, device: torch.device) -> 
     with torch.no_grad():
         for buffer, before in buffers:
             buffer.copy_(before)
-
-
-@contextlib.contextmanager
-def evaluation_mode(engine: Engine, model: torch.nn.Module) -> Iterator[torch.nn.Module]:
-    """Give the module to evaluate, in eval mode and without gradients. Every process takes part.
-
-    It has the main process's buffers on every process. Each of its modules is back in its own mode afterwards.
-    """
-    module = engine.module_to_evaluate(model)
-    share_buffers(model)
-    modes = [(part, part.training) for part in model.modules()]
-    try:
-        with torch.no_grad():
-            module.eval()
-            yield module
-    finally:
-        for part, training in modes:
-            part.training = training
 
 
 def check_finite(model: torch.nn.Module) -> None:

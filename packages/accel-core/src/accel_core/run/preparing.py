@@ -13,7 +13,8 @@ from ..callbacks.limit_batches import limit_loaders
 from ..data.loader import ShardedDataLoader
 from ..engines.choose import check_accumulation
 from ..engines.engine import LEFT_TO_ENGINE, Prepared
-from ..engines.weights import evaluation_mode, move_modules, renew_step
+from ..engines.modes import evaluation_mode
+from ..engines.weights import move_modules, renew_step
 from ..errors import ConfigurationError
 from ..processes.agreement import Agreement
 from ..processes.collectives import broadcast_object
@@ -22,6 +23,7 @@ from ..state.checkpoint import TrainerState
 from ..state.random import seed_process
 from .batch_output import add_way_out
 from .loss_tracker import LossTracker, MeanTrackers
+from .modes import begin_train_mode
 from .rollback import Rollback, TrainingRollback
 from .run import Run
 from .run_config import check_same_on_all, plan_run
@@ -183,6 +185,7 @@ def begin_training(
     check_engine(trainer, run, arguments, base)
     trainer.agreement = Agreement(trainer.device)
     prepared = prepare_parts(trainer, run, arguments.per_device_batch_size)
+    begin_train_mode(trainer, run)
     run.engine.set_clipping(arguments.gradient_clip_norm)
     trainer.train_loss = LossTracker(trainer.device)
     run.train_logs = MeanTrackers(trainer.device)
@@ -222,7 +225,7 @@ def evaluating(trainer: TrainerParts, run: Run) -> Iterator[None]:
     model = trainer.model
     trainer.eval_loss.reset()
     try:
-        with run.evaluating(), evaluation_mode(run.engine, model) as trainer.model:
+        with run.evaluating(), evaluation_mode(run.engine, model, vars(trainer)) as trainer.model:
             yield
     finally:
         trainer.model = model
@@ -237,7 +240,7 @@ def running(trainer: TrainerParts, run: Run) -> Iterator[Run]:
     if run.arguments is None:
         run.rollback = Rollback(trainer.run_history, trainer.device)
     else:
-        run.rollback = TrainingRollback(model, optimizer, trainer.run_history, trainer.device)
+        run.rollback = TrainingRollback(vars(trainer), trainer.run_history, trainer.device)
     trainer._run = run
     try:
         yield run

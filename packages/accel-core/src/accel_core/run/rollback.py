@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
+from ..engines.modes import find_in_eval_mode, set_optimizer_modes
 from ..state.random import capture_random_state, restore_random_state
 from .run_history import RunHistory
 
@@ -27,17 +29,26 @@ class Rollback:
 
 
 class TrainingRollback(Rollback):
-    """Buffers and modes of the model, and settings of the optimizer, too."""
+    """Buffers and modes of the model, and modes and settings of the optimizer, too."""
 
-    def __init__(
-        self, model: torch.nn.Module, optimizer: Any, run_history: RunHistory, device: torch.device
-    ) -> None:
+    def __init__(self, attributes: Mapping[str, Any], run_history: RunHistory, device: torch.device) -> None:
+        """Keep what the run found.
+
+        Args:
+            attributes: those of the trainer, before its model and optimizer are prepared.
+        """
         super().__init__(run_history, device)
-        self.model = model
-        self.optimizer = optimizer
-        self.modes = [(module, module.training) for module in model.modules()]
-        self.buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-        groups = [] if optimizer is None else optimizer.param_groups
+        self.model: torch.nn.Module = attributes["model"]
+        self.optimizer = attributes["optimizer"]
+        self.modes = [(module, module.training) for module in self.model.modules()]
+        self.optimizers_in_eval = find_in_eval_mode(attributes)
+        # The buffers of lazy modules have no values before the first forward pass.
+        self.buffers = {
+            name: buffer.clone()
+            for name, buffer in self.model.named_buffers()
+            if not torch.nn.parameter.is_lazy(buffer)
+        }
+        groups = [] if self.optimizer is None else self.optimizer.param_groups
         self.groups = [
             {key: copy.copy(value) for key, value in group.items() if key != "params"} for group in groups
         ]
@@ -47,6 +58,8 @@ class TrainingRollback(Rollback):
         super().restore()
         for module, training in self.modes:
             module.training = training
+        for optimizer in self.optimizers_in_eval:
+            set_optimizer_modes({"optimizer": optimizer}, training=False)
         with torch.no_grad():
             for name, buffer in self.model.named_buffers():
                 if name in self.buffers:

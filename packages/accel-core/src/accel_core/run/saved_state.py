@@ -17,6 +17,7 @@ from ..state.export import read_export, write_export
 from ..state.random import capture_random_state, restore_random_state
 from ..state.resume import compare, read_resume_point
 from ..state.save import save_folder
+from .modes import loading_weights, weights_to_export, weights_to_train
 from .preparing import begin_run, prepare_parts
 from .run import Run
 from .run_progress import RunProgress
@@ -34,15 +35,16 @@ def save_export(
 ) -> None:
     """Write what `Trainer.save_checkpoint` promises. Every process takes part."""
     check_finite(model)
-    content = {
-        "model_state_dict": trainer.engine.full_weights(model, trainer.create_model_state),
-        **(values or {}),
-    }
-    if with_optimizer and trainer.optimizer is not None and not trainer.engine.shards_parameters:
-        content["optimizer_state_dict"] = trainer.optimizer.state_dict()
-    if with_scheduler and trainer.scheduler is not None:
-        content["scheduler_state_dict"] = trainer.scheduler.state_dict()
-    run_on_main(lambda: write_export(path, content), trainer.is_main_process)
+    with weights_to_export(trainer):
+        content = {
+            "model_state_dict": trainer.engine.full_weights(model, trainer.create_model_state),
+            **(values or {}),
+        }
+        if with_optimizer and trainer.optimizer is not None and not trainer.engine.shards_parameters:
+            content["optimizer_state_dict"] = trainer.optimizer.state_dict()
+        if with_scheduler and trainer.scheduler is not None:
+            content["scheduler_state_dict"] = trainer.scheduler.state_dict()
+        run_on_main(lambda: write_export(path, content), trainer.is_main_process)
 
 
 def load_export(
@@ -53,7 +55,10 @@ def load_export(
     model = trainer.get_model(keep_torch_compile=False)
     optimizer = trainer.optimizer if with_optimizer and "optimizer_state_dict" in content else None
     load = trainer.engine.load_full_weights(trainer.load_model_state)
-    with load_together(model, content["model_state_dict"], path, load, optimizer):
+    with (
+        loading_weights(trainer, training=False),
+        load_together(model, content["model_state_dict"], path, load, optimizer),
+    ):
         if optimizer is not None:
             load_into(optimizer, path, content["optimizer_state_dict"])
         if with_scheduler and trainer.scheduler is not None and "scheduler_state_dict" in content:
@@ -69,16 +74,18 @@ def save_run(trainer: TrainerParts, run: Run, path: Path, values: dict[str, Any]
     extra = {"extra.pt": values or {}}
     state = create_run_state(trainer)
     progress = dict(state["run_progress"])
-    if save_folder(
-        path,
-        state,
-        lambda: {**engine.main_files(trainer.scheduler, trainer.create_model_state), **extra},
-        lambda: create_process_state(trainer, run),
-        process_index=engine.group.index,
-        gather=all_gather_object,
-        write_engine=engine.write_own_files,
-        is_known=run.known_states.get(path) == progress,
-    ):
+    with weights_to_train(trainer):
+        is_new = save_folder(
+            path,
+            state,
+            lambda: {**engine.main_files(trainer.scheduler, trainer.create_model_state), **extra},
+            lambda: create_process_state(trainer, run),
+            process_index=engine.group.index,
+            gather=all_gather_object,
+            write_engine=engine.write_own_files,
+            is_known=run.known_states.get(path) == progress,
+        )
+    if is_new:
         run.known_states[path] = progress
         trainer.callbacks.on_checkpoint_saved(trainer, path=path)  # type: ignore[arg-type]
     trainer.last_checkpoint = path
@@ -177,7 +184,8 @@ def restore_objects(trainer: TrainerParts, run: Run, folder: Path, state: Traine
     with files.raising_checkpoint_error(folder / STATE_FILE, "is damaged; use another checkpoint"):
         progress = RunProgress(**state["run_progress"])
         trainer.run_history.load_state_dict(state["run_history"])
-    run.engine.load_files(folder, trainer.scheduler, trainer.load_model_state)
+    with loading_weights(trainer, training=True):
+        run.engine.load_files(folder, trainer.scheduler, trainer.load_model_state)
     trainer.run_progress = progress
     run.rollback = None
 
