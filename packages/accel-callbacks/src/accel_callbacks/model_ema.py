@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import numbers
 import warnings
 from pathlib import Path
@@ -13,9 +12,17 @@ from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from accel_core import AccelWarning, ConfigurationError, TrainerCallback
-from accel_core.extending import NotFiniteError, broadcast_tensors, preserving_random_state, preview
+from accel_core.extending import (
+    NotFiniteError,
+    broadcast_tensors,
+    preserving_random_state,
+    preview,
+    with_names_of,
+    with_plain_names,
+)
 
 from .export_path import check_export_path
+from .model_copy import copy_model, remove_patches
 from .watched_metric import WatchedMetric
 
 if TYPE_CHECKING:
@@ -136,6 +143,11 @@ class ModelEmaCallback(TrainerCallback):
         if not self._is_evaluated(trainer) and not trainer.agreement.signal_number:
             self._export(trainer, None)
 
+    def on_run_close(self, trainer: Trainer) -> None:
+        """Leave an average that computes as its weights are, whatever the precision of the run."""
+        if self.ema_model is not None and trainer.engine.prepared is not None:
+            remove_patches(self.ema_model)
+
     def on_checkpoint_loaded(self, trainer: Trainer, path: Path) -> None:
         """Go on with the averages of the state, or begin with its weights where it has none."""
         state, self._loaded_state = self._loaded_state, None
@@ -146,7 +158,8 @@ class ModelEmaCallback(TrainerCallback):
         self.num_updates, self.best_metric = state["num_updates"], state["best_metric"]
         self.best_metric_epoch = state["best_metric_epoch"]
         # Only the main process has saved the parameters.
-        cast(nn.Module, self.ema_model).load_state_dict(state["ema_model"], strict=False)
+        model = cast(nn.Module, self.ema_model)
+        model.load_state_dict(with_names_of(model.state_dict(), state["ema_model"]), strict=False)
         broadcast_tensors(self._averages)
 
     def state_dict(self) -> dict[str, Any]:
@@ -164,7 +177,7 @@ class ModelEmaCallback(TrainerCallback):
             "num_updates": self.num_updates,
             "best_metric": self.best_metric,
             "best_metric_epoch": self.best_metric_epoch,
-            "ema_model": state,
+            "ema_model": with_plain_names(state),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -173,13 +186,7 @@ class ModelEmaCallback(TrainerCallback):
 
     def _begin(self, trainer: Trainer) -> None:
         model = trainer.get_model(keep_torch_compile=False)
-        try:
-            self.ema_model = copy.deepcopy(model)
-        except (RuntimeError, TypeError) as error:
-            raise ConfigurationError(
-                f"ModelEmaCallback needs a copy of the model, but a {type(model).__name__} cannot be copied: "
-                f"{error} Give it a __deepcopy__, or leave ModelEmaCallback out."
-            ) from error
+        self.ema_model = copy_model(model, "ModelEmaCallback")
         self.ema_model.requires_grad_(False).eval()
         self.num_updates, self.best_metric, self.best_metric_epoch = 0, None, None
         self._is_main_process = trainer.is_main_process

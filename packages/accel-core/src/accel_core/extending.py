@@ -43,6 +43,8 @@ from .state.checkpoint import refuse_other_run as refuse_other_run
 from .state.checkpoint import remove_checkpoint as remove_checkpoint
 from .state.checkpoint import remove_leftovers as remove_leftovers
 from .state.random import preserving_random_state as preserving_random_state
+from .state.weight_names import with_names_of as with_names_of
+from .state.weight_names import with_plain_names as with_plain_names
 from .text import did_you_mean as did_you_mean
 from .text import preview as preview
 from .text import with_full_stop as with_full_stop

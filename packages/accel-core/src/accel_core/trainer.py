@@ -237,7 +237,7 @@ class Trainer:
         run.rollback = None
         self.optimizer_step()
         was_skipped = run.engine.may_skip_updates and bool(self.accelerator.optimizer_step_was_skipped)
-        if run.schedule.after_update and not was_skipped:
+        if self.scheduler is not None and run.schedule.after_update and not was_skipped:
             self.scheduler_step()
         self.optimizer_zero_grad()
         run.phase = Phase.BETWEEN_UPDATES
@@ -319,7 +319,7 @@ class Trainer:
         """Count the epoch if the data is through; a run may have reached its limit before."""
         self.run_progress.run_completed = self.run_progress.epoch_cut_by_limit
         if not self.run_progress.epoch_cut_by_limit:
-            if run.schedule.after_epoch:
+            if self.scheduler is not None and run.schedule.after_epoch:
                 self.scheduler_step()
             self.run_progress.complete_epoch()
         self.training_run_epoch_end()
@@ -395,7 +395,7 @@ class Trainer:
         run.engine.optimizer.step()
 
     def scheduler_step(self) -> None:
-        """Step the scheduler: after an update, or after an epoch, as `train` was told. One that needs a metric gets it."""
+        """Step the scheduler, which is called if there is one, as `train` was told; one that needs a metric gets it."""
         run = self._run or outside_run("scheduler_step")
         if self.scheduler is None:
             return

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import torch
 
 from ..processes.group import DataGroup
+from .patches import Patches
 
 CreateState = Callable[[torch.nn.Module], dict[str, Any]]
 LoadState = Callable[[torch.nn.Module, dict[str, Any]], None]
@@ -32,10 +33,12 @@ class Prepared:
     user_optimizer: Any
     model: torch.nn.Module
     optimizer: Any
+    patches: Patches
+    """What `prepare` has set on the user's model and in the accelerator; on in a run."""
 
     def is_of(self, model: torch.nn.Module, optimizer: Any) -> bool:
-        """Whether these are the very objects that were prepared."""
-        return self.user_model is model and self.user_optimizer is optimizer
+        """Whether these are the very objects that were prepared, and the model as it was then."""
+        return self.user_model is model and self.user_optimizer is optimizer and self.patches.fit()
 
 
 class Engine(Protocol):

@@ -15,6 +15,7 @@ from ..errors import CheckpointError
 from ..processes.collectives import broadcast_tensors
 from ..processes.group import DataGroup
 from ..state.checkpoint import model_files, read_model_state
+from ..state.weight_names import with_plain_names
 from .engine import Context, CreateState, LoadState, Prepared
 from .weights import is_frozen, load_into, load_together, local_shard, share_buffers
 
@@ -129,7 +130,7 @@ class SingleProcess:
         """Return the files of model, optimizer, scheduler and scaler."""
         prepared = self._parts()
         model = self.accelerator.unwrap_model(prepared.model, keep_torch_compile=False)
-        files = model_files(create_state(model))
+        files = model_files(with_plain_names(create_state(model)))
         if prepared.optimizer is not None:
             files["optimizer.pt"] = prepared.optimizer.state_dict()
         return {**files, **self._small_files(scheduler)}

@@ -13,6 +13,7 @@ from ..errors import CheckpointError, NotFiniteError
 from ..processes.collectives import all_gather_object, broadcast_tensors
 from ..state import files
 from ..state.random import preserving_random_state
+from ..state.weight_names import with_names_of
 from ..text import with_full_stop
 from .engine import LoadState
 
@@ -106,6 +107,7 @@ def load_together(
     A state with other names or shapes comes first: if it is refused, that is why the rest would not fit either.
     """
     own = model.state_dict()
+    state = with_names_of(own, state)
     before = None if optimizer is None else optimizer.state_dict()
     shared = {name: own[name] for name in own.keys() & state.keys() if isinstance(own[name], torch.Tensor)}
     is_other = own.keys() != state.keys() or any(

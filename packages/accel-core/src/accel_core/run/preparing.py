@@ -14,6 +14,7 @@ from ..data.loader import ShardedDataLoader
 from ..engines.choose import check_accumulation
 from ..engines.engine import LEFT_TO_ENGINE, Prepared
 from ..engines.modes import evaluation_mode
+from ..engines.patches import Patches
 from ..engines.weights import move_modules, renew_step
 from ..errors import ConfigurationError
 from ..processes.agreement import Agreement
@@ -159,10 +160,16 @@ def prepare_parts(trainer: TrainerParts, run: Run, per_device_batch_size: int = 
     if engine.prepared is None or not engine.prepared.is_of(trainer.model, trainer.optimizer):
         trainer.callbacks.on_prepare_start(trainer)  # type: ignore[arg-type]
         user_parts = (trainer.model, trainer.optimizer)
-        with engine.completed_config(per_device_batch_size):
-            trainer.prepare()
-        engine.keep(Prepared(*user_parts, trainer.model, trainer.optimizer))
+        patches = Patches(trainer.model, trainer.accelerator, engine.shards_parameters)
+        try:
+            with engine.completed_config(per_device_batch_size):
+                trainer.prepare()
+        except BaseException:
+            patches.take_off()
+            raise
+        engine.keep(Prepared(*user_parts, trainer.model, trainer.optimizer, patches))
     prepared = run.prepared
+    prepared.patches.put_on()
     trainer.model, trainer.optimizer = prepared.model, prepared.optimizer
     move_modules(vars(trainer), trainer.device)
     engine.bind(prepared.optimizer)
@@ -258,6 +265,8 @@ def running(trainer: TrainerParts, run: Run) -> Iterator[Run]:
         trainer._run = None
         if run.engine.prepared is not prepared and run.engine.prepared is not None:
             model, optimizer = run.engine.prepared.user_model, run.engine.prepared.user_optimizer
+        if run.engine.prepared is not None:
+            run.engine.prepared.patches.take_off()
         trainer.model, trainer.optimizer = model, optimizer
 
 

@@ -17,6 +17,7 @@ from ..state.export import read_export, write_export
 from ..state.random import capture_random_state, restore_random_state
 from ..state.resume import compare, read_resume_point
 from ..state.save import save_folder
+from ..state.weight_names import with_plain_names
 from .modes import loading_weights, weights_to_export, weights_to_train
 from .preparing import begin_run, prepare_parts
 from .run import Run
@@ -37,7 +38,9 @@ def save_export(
     check_finite(model)
     with weights_to_export(trainer):
         content = {
-            "model_state_dict": trainer.engine.full_weights(model, trainer.create_model_state),
+            "model_state_dict": with_plain_names(
+                trainer.engine.full_weights(model, trainer.create_model_state)
+            ),
             **(values or {}),
         }
         if with_optimizer and trainer.optimizer is not None and not trainer.engine.shards_parameters:
