@@ -17,6 +17,7 @@ from ..processes.group import DataGroup
 from ..state.checkpoint import model_files, read_model_state
 from ..state.weight_names import with_plain_names
 from .engine import Context, CreateState, LoadState, Prepared
+from .second_order import needs_second_order, second_order_backward
 from .weights import is_frozen, load_into, load_together, local_shard, share_buffers
 
 _NOTHING = contextlib.nullcontext()
@@ -80,6 +81,8 @@ class SingleProcess:
         bypasses = self.bypasses_accelerate(optimizer)
         self.optimizer = getattr(optimizer, "optimizer", optimizer) if bypasses else optimizer
         self.backward = torch.Tensor.backward if bypasses else self.accelerator.backward
+        if needs_second_order(optimizer):
+            self.backward = functools.partial(second_order_backward, self.backward)
         self.zero_grad = choose_zero_grad(self.optimizer)
         clips_whole_tensors = bypasses and not self.shards_parameters
         self.clip_norm = (

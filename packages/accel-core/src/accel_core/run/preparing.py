@@ -15,6 +15,7 @@ from ..engines.choose import check_accumulation
 from ..engines.engine import LEFT_TO_ENGINE, Prepared
 from ..engines.modes import evaluation_mode
 from ..engines.patches import Patches
+from ..engines.second_order import check_second_order
 from ..engines.weights import move_modules, renew_step
 from ..errors import ConfigurationError
 from ..processes.agreement import Agreement
@@ -151,6 +152,8 @@ def check_engine(trainer: TrainerParts, run: Run, arguments: TrainArguments, bas
     run.counts_before_forward = getattr(kind, "count_items") is not getattr(base, "count_items")  # noqa: B009
     is_sized = run.train_loader is not None and run.train_loader.is_sized
     has_plan = is_sized or run.counts_before_forward
+    engine = run.engine
+    check_second_order(trainer.optimizer, trainer.accelerator, engine.group, engine.steps_in_backward)
     run.engine.check(overridden, arguments.gradient_clip_value, arguments.gradient_clip_norm, has_plan)
 
 

@@ -15,13 +15,15 @@ from accel_core.extending import check_not_negative, check_positive, did_you_mea
 from .import_timm import import_timm
 
 _BASE = "unscaled_lr"
-"""The key of a parameter group for the rate that its `lr_scale` belongs to."""
+"""The key of a parameter group for the rate that its `layer_lr_scale` belongs to."""
+_SCALE = "layer_lr_scale"
+"""The key for what timm calls `lr_scale`: a key of that name lets its schedulers multiply once more by it."""
 
 
 def timm_parameter_groups(
     model: nn.Module, lr: float, weight_decay: float = 0.05, layer_decay: float | None = None, **kwargs: Any
 ) -> list[dict[str, Any]]:
-    """Return parameter groups for any optimizer: without weight decay where it harms, with rates by layer if wanted.
+    """Return parameter groups for any optimizer, without weight decay where it harms, and with rates by layer.
 
     No weight decay have biases, parameters of one dimension, and those that the model names in
     `no_weight_decay()`.
@@ -30,8 +32,9 @@ def timm_parameter_groups(
         model: its parameters with `requires_grad` are grouped.
         lr: learning rate of the head, and of everything without `layer_decay`.
         layer_decay: each layer learns with this times the rate of the layer above it. Every group has its own
-            `lr`, so this holds with any scheduler, and with none. Schedulers of timm also multiply their
-            minimum and the start of their warm-up by it, as in timm.
+            `lr`, so this holds with any scheduler, and with none. Schedulers of timm that `timm_scheduler_fn`
+            makes also multiply their minimum and the start of their warm-up by it, as in timm; those that you
+            make by timm's own factory give each layer its rate, and one minimum to all.
         kwargs: further arguments of timm's `param_groups_weight_decay` or `param_groups_layer_decay`.
 
     Raises:
@@ -93,12 +96,11 @@ def create_timm_optimizer(
 
 @contextlib.contextmanager
 def with_unscaled_base(optimizer: Optimizer) -> Iterator[None]:
-    """Let schedulers of timm that are built within see the rates that they multiply by `lr_scale` themselves.
-
-    For all others the base of a group is its own scaled rate, which stands there again afterwards.
-    """
+    """Let schedulers of timm that are built within scale the rates of the layers themselves, from then on."""
     scaled = [group for group in optimizer.param_groups if _BASE in group]
     for group in scaled:
+        # A state of an older version has the scale under timm's own name already.
+        group["lr_scale"] = group.get(_SCALE, group.get("lr_scale", 1.0))
         group["initial_lr"] = group[_BASE]
     try:
         yield
@@ -112,7 +114,8 @@ def _scale_rates(groups: list[dict[str, Any]]) -> None:
     for group in groups:
         if "lr_scale" in group:
             group[_BASE] = group["lr"]
-            group["lr"] = group["lr"] * group["lr_scale"]
+            group[_SCALE] = group.pop("lr_scale")
+            group["lr"] = group["lr"] * group[_SCALE]
 
 
 def _check_numbers(lr: Any, weight_decay: Any, layer_decay: Any) -> None:
