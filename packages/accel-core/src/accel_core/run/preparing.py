@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import secrets
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,11 +11,9 @@ import torch
 from ..callbacks.limit_batches import limit_loaders
 from ..data.loader import ShardedDataLoader
 from ..engines.choose import check_accumulation
-from ..engines.engine import LEFT_TO_ENGINE, Prepared
 from ..engines.modes import evaluation_mode
-from ..engines.patches import Patches
-from ..engines.second_order import check_second_order
-from ..engines.weights import move_modules, renew_step
+from ..engines.trained import clear_gradients
+from ..engines.weights import renew_step
 from ..errors import ConfigurationError
 from ..processes.agreement import Agreement
 from ..processes.collectives import broadcast_object
@@ -26,11 +23,13 @@ from ..state.random import seed_process
 from .batch_output import add_way_out
 from .loss_tracker import LossTracker, MeanTrackers
 from .modes import begin_train_mode
+from .prepared_parts import check_engine, prepare_parts
 from .rollback import Rollback, TrainingRollback
 from .run import Run
 from .run_config import check_same_on_all, plan_run
-from .run_progress import RunProgress
+from .schedule_fit import check_fit
 from .scheduling import plan_schedule
+from .stages import begin_counting, goes_on
 from .train_arguments import TrainArguments
 from .trainer_parts import TrainerParts
 from .update_groups import ItemTotals
@@ -64,7 +63,10 @@ def begin_evaluation(
     kwargs: Any,
     collate_fn: Any,
 ) -> ShardedDataLoader:
-    """Build what an evaluation needs, and leave `training_run`, the latest one, as it is. Every process takes part."""
+    """Build what an evaluation needs, and leave `training_run`, the latest one, as it is.
+
+    Every process takes part.
+    """
     begin_run(trainer, run, None, keep_seed=training_run is not None)
     loader = create_eval_loader(trainer, run, dataset, batch_size, kwargs, collate_fn)
     if training_run is None:
@@ -76,7 +78,10 @@ def begin_evaluation(
 
 
 def create_loaders(trainer: TrainerParts, run: Run, arguments: TrainArguments) -> ShardedDataLoader:
-    """Make this process's loaders for training and evaluation, and return the first. Every process takes part."""
+    """Make this process's loaders for training and evaluation, and return the first.
+
+    Every process takes part.
+    """
     seeds_samples = arguments.seed_each_sample
     loader = trainer.create_train_dataloader(
         arguments.per_device_batch_size, arguments.train_dataloader_kwargs
@@ -97,7 +102,10 @@ def create_loaders(trainer: TrainerParts, run: Run, arguments: TrainArguments) -
 def create_eval_loader(
     trainer: TrainerParts, run: Run, dataset: Any, batch_size: int, kwargs: Any, collate_fn: Any
 ) -> ShardedDataLoader:
-    """Return this process's loader of `dataset`, and leave the data of the trainer as it is. Every process takes part."""
+    """Return this process's loader of `dataset`, and leave the data of the trainer as it is.
+
+    Every process takes part.
+    """
     before = (trainer.eval_dataset, trainer.collate_fn)
     trainer.eval_dataset, trainer.collate_fn = dataset, collate_fn
     try:
@@ -141,44 +149,6 @@ def _shard(trainer: TrainerParts, run: Run, loader: Any, seed_each_sample: bool 
     return sharded
 
 
-def check_engine(trainer: TrainerParts, run: Run, arguments: TrainArguments, base: type) -> None:
-    """Raise if the run asks for what the engine does not do.
-
-    Args:
-        base: `Trainer`, by which is known what the trainer's class overrides.
-    """
-    kind = type(trainer)
-    overridden = [name for name in LEFT_TO_ENGINE if getattr(kind, name) is not getattr(base, name)]
-    run.counts_before_forward = getattr(kind, "count_items") is not getattr(base, "count_items")  # noqa: B009
-    is_sized = run.train_loader is not None and run.train_loader.is_sized
-    has_plan = is_sized or run.counts_before_forward
-    engine = run.engine
-    check_second_order(trainer.optimizer, trainer.accelerator, engine.group, engine.steps_in_backward)
-    run.engine.check(overridden, arguments.gradient_clip_value, arguments.gradient_clip_norm, has_plan)
-
-
-def prepare_parts(trainer: TrainerParts, run: Run, per_device_batch_size: int = 1) -> Prepared:
-    """Place and wrap model and optimizer, unless they are those of the run before."""
-    engine = run.engine
-    if engine.prepared is None or not engine.prepared.is_of(trainer.model, trainer.optimizer):
-        trainer.callbacks.on_prepare_start(trainer)  # type: ignore[arg-type]
-        user_parts = (trainer.model, trainer.optimizer)
-        patches = Patches(trainer.model, trainer.accelerator, engine.shards_parameters)
-        try:
-            with engine.completed_config(per_device_batch_size):
-                trainer.prepare()
-        except BaseException:
-            patches.take_off()
-            raise
-        engine.keep(Prepared(*user_parts, trainer.model, trainer.optimizer, patches))
-    prepared = run.prepared
-    prepared.patches.put_on()
-    trainer.model, trainer.optimizer = prepared.model, prepared.optimizer
-    move_modules(vars(trainer), trainer.device)
-    engine.bind(prepared.optimizer)
-    return prepared
-
-
 def begin_training(
     trainer: TrainerParts, run: Run, arguments: TrainArguments, state: TrainerState | None, base: type
 ) -> None:
@@ -188,7 +158,8 @@ def begin_training(
         state: what the run goes on from, or None.
         base: `Trainer`, by which is known what the trainer's class overrides.
     """
-    begin_run(trainer, run, state)
+    # A run has one order of the data, whatever was seeded between two of its stages.
+    begin_run(trainer, run, state, keep_seed=state is None and goes_on(trainer, arguments))
     create_loaders(trainer, run, arguments)
     # A cached property, which may be set.
     trainer.run_config = trainer.create_run_config(**arguments.as_keywords())  # type: ignore[misc]
@@ -210,11 +181,9 @@ def begin_training(
     loader = run.train_loader
     may_differ = loader is not None and (loader.has_own_collate or not loader.is_sized)
     run.item_totals = ItemTotals(run.engine.group, may_differ)
-    trainer.run_progress = RunProgress()
-    if arguments.reset_run_history and state is None:
-        trainer.run_history.reset()
-    trainer.run_id = broadcast_object(secrets.token_hex(6)) if state is None else state["run_id"]
-    trainer.last_checkpoint = None
+    begin_counting(trainer, arguments, state)
+    if state is None:
+        check_fit(trainer, run)
 
 
 @contextlib.contextmanager
@@ -250,7 +219,7 @@ def running(trainer: TrainerParts, run: Run) -> Iterator[Run]:
     if run.arguments is None:
         run.rollback = Rollback(trainer.run_history, trainer.device)
     else:
-        run.rollback = TrainingRollback(vars(trainer), trainer.run_history, trainer.device)
+        run.rollback = TrainingRollback(trainer.run_history, trainer.device, vars(trainer))
     trainer._run = run
     try:
         yield run
@@ -264,6 +233,8 @@ def running(trainer: TrainerParts, run: Run) -> Iterator[Run]:
         trainer.callbacks.on_run_close(trainer)  # type: ignore[arg-type]
     finally:
         run.close()
+        if run.engine.further is not None:
+            run.engine.further.release()
         run.rollback = None
         trainer._run = None
         if run.engine.prepared is not prepared and run.engine.prepared is not None:
@@ -287,6 +258,8 @@ def _close_after(error: BaseException, trainer: TrainerParts, optimizer: Any) ->
         trainer.callbacks.on_run_close(trainer)  # type: ignore[arg-type]
     if optimizer is not None:
         optimizer.zero_grad()
+    if trainer.engine.trained is not None:
+        clear_gradients(trainer.engine.trained.cleared)
 
 
 @contextlib.contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -28,16 +27,35 @@ class Rollback:
         self.run_history.restore(self.history)
 
 
-class TrainingRollback(Rollback):
-    """Buffers and modes of the model, and modes and settings of the optimizer, too."""
+_OF_A_TRAINING_RUN = (
+    "_training_run",
+    "data_seed",
+    "last_checkpoint",
+    "run_config",
+    "run_id",
+    "run_progress",
+    "scheduler",
+    "train_dataloader",
+    "train_loss",
+)
+"""Attributes of a trainer that say where its latest training run stands."""
 
-    def __init__(self, attributes: Mapping[str, Any], run_history: RunHistory, device: torch.device) -> None:
+
+class TrainingRollback(Rollback):
+    """Buffers and modes of the model, modes and settings of the optimizer, and the training run before, too.
+
+    The next call of `train` goes on with that run, as if the one that failed had not been made.
+    """
+
+    def __init__(self, run_history: RunHistory, device: torch.device, attributes: dict[str, Any]) -> None:
         """Keep what the run found.
 
         Args:
-            attributes: those of the trainer, before its model and optimizer are prepared.
+            attributes: those of the trainer by name, which are changed in place; nothing is prepared yet.
         """
         super().__init__(run_history, device)
+        self.attributes = attributes
+        self.run_before = {name: attributes[name] for name in _OF_A_TRAINING_RUN if name in attributes}
         self.model: torch.nn.Module = attributes["model"]
         self.optimizer = attributes["optimizer"]
         self.modes = [(module, module.training) for module in self.model.modules()]
@@ -56,6 +74,9 @@ class TrainingRollback(Rollback):
     def restore(self) -> None:
         """Put everything back."""
         super().restore()
+        for name in _OF_A_TRAINING_RUN:
+            self.attributes.pop(name, None)
+        self.attributes.update(self.run_before)
         for module, training in self.modes:
             module.training = training
         for optimizer in self.optimizers_in_eval:

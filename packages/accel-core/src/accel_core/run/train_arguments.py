@@ -25,8 +25,8 @@ def _check_scheduler_fn(name: str, value: Any) -> Any:
     if is_scheduler and not isinstance(value, type):
         kind = type(value).__name__
         raise ConfigurationError(
-            f"{name} is a {kind}, which is a scheduler, but must be a function from an optimizer to one. Pass "
-            f"functools.partial({kind}, ...) without the optimizer."
+            f"{name} is a {kind}, which is a scheduler, but must be a function from an optimizer to one. "
+            f"Pass functools.partial({kind}, ...) without the optimizer."
         )
     return check_callable(name, value, "Pass a function from an optimizer to a scheduler.")
 
@@ -34,8 +34,8 @@ def _check_scheduler_fn(name: str, value: Any) -> Any:
 def _check_metric_name(name: str, value: Any) -> Any:
     if not isinstance(value, str):
         raise ConfigurationError(
-            f"{name} is {preview(value)}, but must be a string. Pass the name of a metric of the run history, such as "
-            "'eval_loss_epoch'."
+            f"{name} is {preview(value)}, but must be a string. Pass the name of a metric of the run "
+            "history, such as 'eval_loss_epoch'."
         )
     return value
 
@@ -54,7 +54,7 @@ _KEEP_GRADIENTS = "Use None to leave gradients as they are."
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainArguments:
-    """What `train` was asked for. Making one raises `ConfigurationError` unless everything in it can be used."""
+    """The arguments of `train`. Making one raises `ConfigurationError` unless all of them can be used."""
 
     train_dataset: Any
     eval_dataset: Any = None
@@ -98,7 +98,8 @@ class TrainArguments:
     def _check_limits(self) -> None:
         if self.num_epochs is None and self.max_num_train_steps is None:
             raise ConfigurationError(
-                "num_epochs and max_num_train_steps are both None, but one must say when to end. Pass num_epochs=1."
+                "num_epochs and max_num_train_steps are both None, but one must say when to end. Pass "
+                "num_epochs=1."
             )
 
     def _check_data(self) -> None:
@@ -119,8 +120,8 @@ class TrainArguments:
             getattr(self.train_dataset, "dataset", self.train_dataset)
         ):
             raise ConfigurationError(
-                f"seed_each_sample is True, but the samples of {type(self.train_dataset).__name__} have no index to seed "
-                "them by. Leave it out, or pass a data set with __getitem__ and __len__."
+                f"seed_each_sample is True, but the samples of {type(self.train_dataset).__name__} have no "
+                "index to seed them by. Leave it out, or pass a data set with __getitem__ and __len__."
             )
 
     @property
