@@ -1,4 +1,4 @@
-"""What extensions of accel need beyond the public names: callbacks, adapters and trainers of your own.
+"""Exports what callbacks, adapters and trainers of your own need beyond the public names.
 
 `accel_callbacks` and `accel_integrations` use nothing else of the core. The names here follow the same rules
 of versions as those of `accel_core`.

@@ -1,6 +1,6 @@
-"""Names that other libraries call, and what to use here.
+"""Lists names that other libraries call, and what to use here.
 
-Without these a class that was written for another library would be ignored silently.
+Without this list a class that was written for another library would be ignored silently.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The trainer, with its loop. A level of nesting is a method:
+"""Holds the trainer with its loop. Each level of nesting is a method:
 
     train                        check, build and prepare, resume, then
       run_training               for each epoch: run_train_epoch, run_eval_epoch
@@ -772,7 +772,7 @@ class Trainer:
             print(*args, **kwargs)  # noqa: T201
 
     def gather(self, tensor: torch.Tensor, padding_value: float | None = None) -> torch.Tensor:
-        """Join the tensors of all processes on the first dimension, which may differ. All take part.
+        """Join the tensors of all processes on the first dimension, of any size. Every process takes part.
 
         Inside a step it raises `ConfigurationError` if a process may have no batch there, and never answer.
 

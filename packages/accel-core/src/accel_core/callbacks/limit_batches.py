@@ -1,4 +1,4 @@
-"""Quick runs with a few batches, by a callback, a context manager or an environment variable."""
+"""Limits runs to a few batches, by a callback, a context manager or an environment variable."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..errors import ConfigurationError
 from .callback import TrainerCallback
 
 LIMIT_BATCHES_ENV_VAR = "ACCEL_LIMIT_BATCHES"
-"""A number of batches, such as `3`, or `3:overfit`."""
+"""Holds a number of batches, such as `3`, or `3:overfit`."""
 
 
 _WAY_OUT = "Use 1 for a single batch an epoch."

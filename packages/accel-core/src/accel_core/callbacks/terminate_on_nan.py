@@ -1,4 +1,4 @@
-"""TerminateOnNaNCallback: an agreed stop when the loss is no longer finite."""
+"""TerminateOnNaNCallback stops all processes when the loss is no longer finite."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class TerminateOnNaNCallback(TrainerCallback):
     def on_train_step_end(
         self, trainer: Trainer, batch: Any, batch_output: dict[str, Any], step: int
     ) -> None:
-        """Look at the loss, or at the one before where it is on an accelerator."""
+        """Look at the loss, or at the one before if it is on an accelerator."""
         loss = batch_output["loss"]
         if loss.is_cpu:
             if not math.isfinite(loss.item()):

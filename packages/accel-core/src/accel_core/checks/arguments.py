@@ -1,4 +1,4 @@
-"""Checks of the parts of a trainer, and of when its methods may be called."""
+"""Checks the parts of a trainer, and when its methods may be called."""
 
 from __future__ import annotations
 

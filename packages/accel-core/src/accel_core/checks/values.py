@@ -1,7 +1,7 @@
-"""Checks of single values that users pass, for accel's own classes and for those of extensions.
+"""Checks single values that users pass, for accel's own classes and for those of extensions.
 
-Each returns the value, as a plain number of Python where it is one, and raises before anything has changed.
-Each error names the value, what was expected, and the way out.
+Each check returns the value, as a plain number of Python if it is one, and raises before anything has
+changed. Each error names the value, what was expected, and the way out.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ..errors import ConfigurationError
 from ..text import did_you_mean, preview
 
 LONGEST_NAME = 255
-"""Bytes of one part of a path, on the disks that there are."""
+"""Most bytes in one part of a path, on the file systems in use."""
 
 
 def check_whole_number(name: str, value: Any, way_out: str, optional: bool = False) -> Any:
@@ -72,11 +72,12 @@ def check_path(name: str, value: Any, way_out: str) -> Path:
         raise ConfigurationError(f"{name} is {preview(value)}, but must be a path. {way_out}")
     if str(value) in ("", ".") and not isinstance(value, Path):
         raise ConfigurationError(f"{name} is {value!r}, but must name something. {way_out}")
+    # Checked now, since the first save may come hours after the mistake.
     longest = max(Path(value).parts, key=len, default="")
     if len(longest.encode("utf-8", "surrogatepass")) > LONGEST_NAME or "\0" in str(value):
         raise ConfigurationError(
-            f"{name} has a part of {len(longest)} characters ({longest[:20]!r}…), which is no name that a disk "
-            f"takes: at most {LONGEST_NAME}, without a zero. {way_out}"
+            f"{name} has a part of {len(longest)} characters ({longest[:20]!r}…), which is no name that a "
+            f"disk takes: at most {LONGEST_NAME}, without a zero. {way_out}"
         )
     return Path(value)
 
