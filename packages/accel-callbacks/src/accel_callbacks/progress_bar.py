@@ -178,7 +178,10 @@ class _Bar:
         values = {"loss": f"{self.loss.average:.4g}"}
         # An evaluation has no learning rate.
         if trainer.optimizer is not None and self.loss is trainer.train_loss:
-            values["lr"] = f"{trainer.optimizer.param_groups[0]['lr']:.3g}"
+            learning_rate = trainer.optimizer.param_groups[0].get("lr")
+            # Some optimizers choose it at each update, and have none to show.
+            if learning_rate is not None:
+                values["lr"] = f"{float(learning_rate):.3g}"
         if self.samples_in_step:
             # Only steps of this process's own time: a resumed epoch begins behind some.
             rate = (self.completed - self.begun_at) * self.samples_in_step / max(now - self.began, 1e-9)

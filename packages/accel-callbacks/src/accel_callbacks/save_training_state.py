@@ -107,7 +107,7 @@ class SaveTrainingStateCallback(TrainerCallback):
         self._is_end_saved = False
 
     def on_training_run_start(self, trainer: Trainer) -> None:
-        """Raise if the folder holds states of another run; begin to count, and save the start of a later stage."""
+        """Raise if the folder holds states of another run; begin to count, and save a later stage's start."""
         if self.keep_best is not None:
             self.watched.check_will_be_recorded(trainer)
         self._known = KnownStates(self.save_dir)

@@ -88,12 +88,12 @@ class TrackerCallback(TrainerCallback):
         self._num_processes = 1
         self._sums = (0.0, 0.0)
         """Total and count of the epoch's loss when it was sent last, on this process."""
-        self._rates: dict[str, float] = {}
+        self._rates: dict[str, float] | None = None
 
     def on_training_run_start(self, trainer: Trainer) -> None:
         """Begin a new run of the tracker, unless a stage before or a state says where to continue."""
         self._sums = (0.0, 0.0)
-        self._rates = {}
+        self._rates = None
         self._num_processes = trainer.data_group.size
         self._num_records_sent = len(trainer.run_history.get_records())
         # A later stage continues what the stage before has sent.
@@ -118,9 +118,10 @@ class TrackerCallback(TrainerCallback):
 
     def on_optimizer_step_end(self, trainer: Trainer) -> None:
         """Send the running loss and the learning rates, if it is time."""
-        if self._rates:
+        # Empty if the optimizer has no rates: the loss is sent nevertheless.
+        if self._rates is not None:
             rates = self._rates
-            self._rates = {}
+            self._rates = None
             self._send(trainer, {"train_loss": self._running_loss(trainer), **rates})
 
     def on_training_run_epoch_end(self, trainer: Trainer) -> None:

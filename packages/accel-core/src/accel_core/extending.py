@@ -1,9 +1,10 @@
-"""What extensions of accel need beyond the public names: callbacks, adapters and trainers of your own.
+"""Exports what callbacks, adapters and trainers of your own need beyond the public names.
 
 `accel_callbacks` and `accel_integrations` use nothing else of the core. The names here follow the same rules
 of versions as those of `accel_core`.
 """
 
+# `as` with the same name marks what is public here, for type checkers and the documentation.
 from .callbacks.print_progress import how_it_ended as how_it_ended
 from .checks.values import check_callable as check_callable
 from .checks.values import check_choice as check_choice

@@ -1,4 +1,4 @@
-"""The callbacks that a trainer has if it is given none."""
+"""Lists the callbacks that a trainer has if it is given none."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from .log_metrics import LogMetricsCallback
 from .print_progress import PrintProgressCallback
 from .terminate_on_nan import TerminateOnNaNCallback
 
+# Classes, so that each trainer gets instances of its own; a tuple, so that nobody changes it for all.
 DEFAULT_CALLBACKS: tuple[type[TrainerCallback], ...] = (
     TerminateOnNaNCallback,
     PrintProgressCallback,

@@ -1,4 +1,4 @@
-"""Quick runs with a few batches, by a callback, a context manager or an environment variable."""
+"""Limits runs to a few batches, by a callback, a context manager or an environment variable."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..errors import ConfigurationError
 from .callback import TrainerCallback
 
 LIMIT_BATCHES_ENV_VAR = "ACCEL_LIMIT_BATCHES"
-"""A number of batches, such as `3`, or `3:overfit`."""
+"""Holds a number of batches, such as `3`, or `3:overfit`."""
 
 
 _WAY_OUT = "Use 1 for a single batch an epoch."
@@ -50,9 +50,11 @@ class LimitBatchesCallback(TrainerCallback):
     def limit(self, train: ShardedDataLoader | None, evaluation: ShardedDataLoader | None) -> None:
         """Limit the loaders of a run; of several limits the smallest counts."""
         if train is not None and not (self.eval_only or self.intermediate_only):
+            # `max_steps` is None if nothing limits the loader yet.
             train.max_steps = min(train.max_steps or self.num_batches, self.num_batches)
             train.repeat_first_epoch = train.repeat_first_epoch or self.overfit
         if evaluation is not None:
+            # All three modes limit the evaluations in mid-epoch.
             evaluation.max_intermediate_steps = min(
                 evaluation.max_intermediate_steps or self.num_batches, self.num_batches
             )
@@ -81,6 +83,7 @@ class LimitBatches:
 
     def __enter__(self) -> None:
         self.before = os.environ.get(LIMIT_BATCHES_ENV_VAR)
+        # By the environment, so that it reaches trainers which other code makes.
         os.environ[LIMIT_BATCHES_ENV_VAR] = self.wanted
 
     def __exit__(
@@ -99,6 +102,7 @@ def batch_limits(callbacks: Iterable[TrainerCallback]) -> list[LimitBatchesCallb
     if not wanted:
         return limits
     number, _, overfit = wanted.partition(":")
+    # `int` alone would accept ' 3' and '1_0'.
     if not (number.isdecimal() and int(number) > 0 and overfit in ("", "overfit")):
         raise ConfigurationError(
             f"The environment variable {LIMIT_BATCHES_ENV_VAR} is {wanted!r}, but must be a whole number of "

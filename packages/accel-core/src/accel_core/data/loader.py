@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 from accelerate.utils import send_to_device
-from torch.utils.data import DataLoader, default_collate
+from torch.utils.data import DataLoader, IterableDataset, default_collate
 
 from ..errors import ConfigurationError
 from ..processes.group import DataGroup
 from .iterable import IterableSource
 from .map_style import MapStyleSource
-from .readers import name_of_data
+from .readers import name_of_data, unwrapped
 from .ready_batches import ReadyBatchesSource
 from .source import Source
 
@@ -96,6 +96,18 @@ class ShardedDataLoader:
         if steps is None or self.max_steps is None:
             return steps
         return min(steps, self.max_steps)
+
+    @property
+    def has_certain_length(self) -> bool:
+        """Whether an epoch has exactly `num_steps` steps.
+
+        Two and more workers may divide iterable data into other batches than its `__len__` says, or read all of
+        it each.
+        """
+        if self.is_sized or self.num_steps is None:
+            return self.is_sized
+        is_iterable = isinstance(unwrapped(self.dataset), IterableDataset)
+        return not is_iterable or getattr(self.loader, "num_workers", 0) < 2
 
     @property
     def step_size(self) -> int:

@@ -29,10 +29,13 @@ def local_shard(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def move_modules(attributes: Mapping[str, Any], device: torch.device) -> None:
-    """Move the modules among the attributes of the trainer (metrics, loss modules) to `device`."""
+    """Move the modules among the attributes of the trainer (metrics, loss modules), and parameters, to `device`."""
     for name, value in attributes.items():
         if isinstance(value, torch.nn.Module) and name != "model":
             value.to(device)
+        elif isinstance(value, torch.Tensor) and value.requires_grad and value.is_leaf:
+            # The object stays, since an optimizer may hold it.
+            value.data = value.data.to(device)
 
 
 def renew_step(optimizer: Any) -> None:

@@ -25,10 +25,11 @@ from .loss_tracker import LossTracker, MeanTrackers
 from .rollback import Rollback, TrainingRollback
 from .run import Run
 from .run_config import check_same_on_all, plan_run
+from .schedule_fit import check_fit
 from .scheduling import plan_schedule
 from .stages import begin_counting, goes_on
 from .train_arguments import TrainArguments
-from .trained_state import modules_of_optimizer, what_is_trained
+from .trained_state import modules_of_optimizer, train_beside, what_is_trained
 from .trainer_parts import TrainerParts
 from .update_groups import ItemTotals
 
@@ -176,8 +177,7 @@ def prepare_parts(trainer: TrainerParts, run: Run, per_device_batch_size: int = 
     prepared = run.prepared
     trainer.model, trainer.optimizer = prepared.model, prepared.optimizer
     move_modules(vars(trainer), trainer.device)
-    engine.train_beside(what_is_trained(trainer, prepared), run.weight_of_step, run.stepped)
-    engine.bind(prepared.optimizer)
+    train_beside(run, what_is_trained(trainer, prepared))
     return prepared
 
 
@@ -213,6 +213,8 @@ def begin_training(
     may_differ = loader is not None and (loader.has_own_collate or not loader.is_sized)
     run.item_totals = ItemTotals(run.engine.group, may_differ)
     begin_counting(trainer, arguments, state)
+    if state is None:
+        check_fit(trainer, run)
 
 
 @contextlib.contextmanager

@@ -33,6 +33,7 @@ from .history_lines import metrics_of_update, split_state
 from .preparing import begin_run, prepare_parts
 from .run import Run
 from .run_progress import RunProgress
+from .schedule_fit import check_fit
 from .stages import load_history
 from .train_arguments import TrainArguments
 from .trained_state import compare_weights, create_state, loaded, names_of, read_state, what_is_trained
@@ -52,8 +53,8 @@ def save_export(
     if trainer.run_progress.stage_skipped:
         warnings.warn(
             f"'{path}' was not written, since the model does not have the weights of stage "
-            f"{trainer.run_progress.stage}: train did nothing, as resume_from is a state of a later stage. Do not "
-            "export between two calls of train if trainer.run_progress.stage_skipped.",
+            f"{trainer.run_progress.stage}: train did nothing, as resume_from is a state of a later "
+            "stage. Do not export between two calls of train if trainer.run_progress.stage_skipped.",
             AccelWarning,
             stacklevel=3,
         )
@@ -221,6 +222,7 @@ def begin_resuming(
     print_differences(trainer, arguments, state)
     with setting_damage_aside(trainer, folder):
         restore_objects(trainer, run, folder, state)
+    check_fit(trainer, run, state)
 
 
 def restore_objects(trainer: TrainerParts, run: Run, folder: Path, state: TrainerState) -> None:

@@ -1,4 +1,4 @@
-"""Which stage of a run a call of `train` is, and what it goes on from.
+"""Finds which stage of a run a call of `train` is, and what it goes on from.
 
 A script of two stages calls `train` twice and passes the same `resume_from` to both calls:
 
@@ -29,12 +29,12 @@ from .trainer_parts import TrainerParts
 
 @dataclasses.dataclass(frozen=True)
 class Start:
-    """What a call of `train` begins with."""
+    """Holds what a call of `train` begins with."""
 
     stage: int
-    """Of this call, counted from 1."""
+    """Number of this call within the run, counted from 1."""
     folder: Path | None = None
-    """Of the state that `resume_from` names."""
+    """Folder of the state that `resume_from` names."""
     state: TrainerState | None = None
     """Its content if this call resumes it or is skipped; None if the call begins a stage of its own."""
     known_states: dict[Path, dict[str, Any]] = dataclasses.field(default_factory=dict)
@@ -52,7 +52,7 @@ def goes_on(trainer: TrainerParts, arguments: TrainArguments) -> bool:
 
 
 def choose_start(trainer: TrainerParts, arguments: TrainArguments) -> Start:
-    """Return what a call of `train` with `arguments` begins with. Every process takes part; nothing is changed.
+    """Return what a call of `train` with `arguments` begins with. Every process takes part.
 
     Raises:
         CheckpointError: `resume_from` is no complete state.
@@ -66,6 +66,7 @@ def choose_start(trainer: TrainerParts, arguments: TrainArguments) -> Start:
 
     def open_chosen() -> tuple[str | Path | None, TrainerState | None]:
         chosen = arguments.resume_from
+        # A later stage begins where this script is, not at a state that it has saved on the way.
         is_own = chosen is None or (Path(chosen).absolute() in known and not progress.stage_skipped)
         return chosen, None if is_own or chosen is None else open_training_state(chosen)
 
@@ -74,9 +75,9 @@ def choose_start(trainer: TrainerParts, arguments: TrainArguments) -> Start:
     if folder is None or state is None:
         if progress.stage_skipped:
             raise ConfigurationError(
-                f"resume_from is None, but the call of train before did nothing, since its state is of a stage "
-                f"later than stage {progress.stage}, whose weights the model therefore does not have. Pass the same "
-                "resume_from to all calls of train."
+                "resume_from is None, but the call of train before did nothing, since its state is of a "
+                f"stage later than stage {progress.stage}, whose weights the model therefore does not have. "
+                "Pass the same resume_from to all calls of train."
             )
         return Start(stage, known_states=known)
     if state["run_progress"]["stage"] >= stage:
@@ -95,25 +96,26 @@ def _check_holds_stage_before(
         return
     held = "skipped the stage before" if trainer.run_progress.stage_skipped else "trained another run"
     raise ConfigurationError(
-        f"resume_from='{folder}' is a state of stage {saved_stage} of the run {state['run_id']!r}, but this call of "
-        f"train is stage {stage}, and the trainer has {held}. Pass the same resume_from to all calls of train, or leave "
-        "out reset_run_history=False to resume that state alone."
+        f"resume_from='{folder}' is a state of stage {saved_stage} of the run {state['run_id']!r}, but this "
+        f"call of train is stage {stage}, and the trainer has {held}. Pass the same resume_from to all "
+        "calls of train, or leave out reset_run_history=False to resume that state alone."
     )
 
 
 def skip_stage(trainer: TrainerParts, arguments: TrainArguments, start: Start) -> None:
     """Note that a stage was skipped, so that the next call of `train` is the stage after it.
 
-    Model and optimizer stay as they are. The history gets the records of the stages before that of the state, since
-    scripts read it between two calls.
+    Model and optimizer stay as they are. The history gets the records of the stages before that of the
+    state, since scripts read it between two calls.
     """
     state, folder = start.state, start.folder
+    # For type checkers: a stage is skipped only because of a state.
     if state is None or folder is None:
         return
     progress = state["run_progress"]
     trainer.print(
-        f"'{folder}' is a state of stage {progress['stage']} of its run, so this call of train, which is stage "
-        f"{start.stage}, does nothing."
+        f"'{folder}' is a state of stage {progress['stage']} of its run, so this call of train, which is "
+        f"stage {start.stage}, does nothing."
     )
     trainer.run_progress = RunProgress(stage=start.stage, stage_skipped=True)
     trainer.run_id = state["run_id"]
@@ -126,6 +128,7 @@ def skip_stage(trainer: TrainerParts, arguments: TrainArguments, start: Start) -
     history.reset()
     for record in records:
         history.add_record(record)
+    # The history stands where the stage before it ended.
     history.current_epoch = progress["epochs_before_stage"]
     history.current_update = progress["updates_before_stage"]
 
@@ -135,6 +138,7 @@ def begin_counting(trainer: TrainerParts, arguments: TrainArguments, state: Trai
     progress = trainer.run_progress
     is_later_stage = goes_on(trainer, arguments)
     if state is not None:
+        # `restore_objects` replaces these counters by those of the state.
         trainer.run_progress = RunProgress(stage=progress.stage + 1 if is_later_stage else 1)
         trainer.run_id = state["run_id"]
         trainer.last_checkpoint = None
@@ -142,6 +146,7 @@ def begin_counting(trainer: TrainerParts, arguments: TrainArguments, state: Trai
         trainer.run_progress = progress.begin_stage()
     else:
         trainer.run_progress = progress.begin_run()
+        # From the system, so that two runs with the same seed have different names.
         trainer.run_id = broadcast_object(secrets.token_hex(6))
         trainer.last_checkpoint = None
         if arguments.reset_run_history:

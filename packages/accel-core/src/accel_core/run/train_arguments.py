@@ -1,4 +1,4 @@
-"""The arguments of `train`, `evaluate` and `predict`, with their checks."""
+"""Holds the arguments of `train`, `evaluate` and `predict`, with their checks."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ from ..text import preview
 
 
 def _checked(check: Callable[..., Any], default: Any = dataclasses.MISSING, **options: Any) -> Any:
-    """A field whose value goes through `check(name, value, **options)`, which returns what is kept."""
+    """Return a field whose value goes through `check(name, value, **options)`, which returns what is kept."""
     return dataclasses.field(default=default, metadata={"check": partial(check, **options)})
 
 
 def _check_scheduler_fn(name: str, value: Any) -> Any:
+    # By attributes: schedulers of other libraries need not derive from torch's class.
     is_scheduler = hasattr(value, "step") and hasattr(value, "state_dict")
     if is_scheduler and not isinstance(value, type):
         kind = type(value).__name__
@@ -45,6 +46,7 @@ def _check_resume_from(name: str, value: Any) -> Any:
         "Pass the folder of a training state, such as latest_checkpoint('checkpoints') gives it, which is None, to "
         "start afresh, if there is none yet."
     )
+    # An empty string would be read as the current folder.
     return value if value is None else check_path(name, value, way_out)
 
 
@@ -53,7 +55,7 @@ _KEEP_GRADIENTS = "Use None to leave gradients as they are."
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainArguments:
-    """The arguments of `train`. Making one raises `ConfigurationError` unless all of them can be used."""
+    """Holds the arguments of `train`. Making one raises `ConfigurationError` if one cannot be used."""
 
     train_dataset: Any
     eval_dataset: Any = None
@@ -106,6 +108,7 @@ class TrainArguments:
         given = {
             name: dataset
             for name, dataset in datasets.items()
+            # Without training data there is nothing to train on, so None is checked there.
             if dataset is not None or name == "train_dataset"
         }
         for name, dataset in given.items():
@@ -115,6 +118,7 @@ class TrainArguments:
         )
         check_dataloader_arguments("eval_dataloader_kwargs", self.eval_dataloader_kwargs, self.eval_dataset)
         check_collate_fn(self.collate_fn, *given.values())
+        # A ready loader stands for the data that it holds.
         if self.seed_each_sample and not is_map_style(
             getattr(self.train_dataset, "dataset", self.train_dataset)
         ):
@@ -125,11 +129,12 @@ class TrainArguments:
 
     @property
     def eval_batch_size(self) -> int:
-        """Samples in a step of an evaluation on one process."""
+        """Return the samples in a step of an evaluation on one process."""
         return self.eval_per_device_batch_size or self.per_device_batch_size
 
     def as_keywords(self) -> dict[str, Any]:
         """Return the arguments by name, but for the data sets: what `create_run_config` gets."""
+        # The loaders say all about the data that the numbers of a run need.
         names = [field.name for field in dataclasses.fields(self) if not field.name.endswith("_dataset")]
         return {name: getattr(self, name) for name in names}
 

@@ -42,12 +42,17 @@ def modules_of_optimizer(trainer: TrainerParts) -> Iterable[str]:
     return Trained(attributes, trainer.model, trainer.optimizer).modules
 
 
+def train_beside(run: Run, trained: Trained) -> None:
+    """Let the steps and updates of `run` train all of `trained`. Every process takes part."""
+    run.engine.train_beside(trained, run.weight_of_step, run.stepped)
+    run.engine.bind(run.prepared.optimizer)
+
+
 def find_made_at_start(run: Run) -> None:
     """Train also what `training_run_start` and callbacks have made. Every process takes part."""
     trained = run.engine.trained
     if trained is not None and trained.refresh():
-        run.engine.train_beside(trained, run.weight_of_step, run.stepped)
-        run.engine.bind(run.prepared.optimizer)
+        train_beside(run, trained)
 
 
 def compare_weights(engine: Engine) -> None:
