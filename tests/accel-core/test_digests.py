@@ -356,3 +356,33 @@ class TestFormat:
         changed = bytearray(sealed)
         changed[place] ^= 1 << bit
         assert not files.is_sealed(bytes(changed))
+
+
+class TestPaths:
+    @pytest.mark.parametrize("path", ["", 5, None, "a" * 5000, "a\0b"])
+    def test_a_path_that_is_none_is_a_sentence(self, path):
+        trainer = train(create_trainer())
+        for method in (trainer.save_checkpoint, trainer.load_checkpoint, trainer.save_training_state):
+            with pytest.raises(ConfigurationError, match=r"path|dir"):
+                method(path)
+        with pytest.raises((ConfigurationError, CheckpointError), match=r"(?i)pass|use"):
+            trainer.load_training_state(path)
+        if path is not None:
+            with pytest.raises((ConfigurationError, CheckpointError), match=r"resume_from|not exist"):
+                train(create_trainer(), resume_from=path)
+            with pytest.raises((ConfigurationError, CheckpointError)):
+                latest_checkpoint(path)
+
+
+class Counts(torch.Tensor):
+    """A class of tensors that torch reads only if it is told to."""
+
+
+def test_what_torch_can_read_safely_can_be_saved(tmp_path):
+    value = {"state": torch.zeros(2).as_subclass(Counts)}
+    with pytest.raises(ConfigurationError, match=r"'state' is a .*Counts.*Keep tensors"):
+        files.write_object(tmp_path / "object.pt", value)
+    known = [Counts, torch._tensor._rebuild_from_type_v2]
+    with torch.serialization.safe_globals(known):
+        files.write_object(tmp_path / "object.pt", value)
+        assert type(files.read_object(tmp_path / "object.pt")["state"]) is Counts

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..checks.values import check_callable, check_choice, check_positive, check_whole_number
+from ..checks.values import check_callable, check_choice, check_path, check_positive, check_whole_number
 from ..data.dataset_checks import check_collate_fn, check_dataloader_arguments, check_dataset
 from ..data.readers import is_map_style
 from ..errors import ConfigurationError
@@ -42,13 +42,12 @@ def _check_metric_name(name: str, value: Any) -> Any:
 
 
 def _check_resume_from(name: str, value: Any) -> Any:
+    way_out = (
+        "Pass the folder of a training state, such as latest_checkpoint('checkpoints') gives it, which is None, to "
+        "start afresh, if there is none yet."
+    )
     # An empty string would be read as the current folder.
-    if value is not None and (not isinstance(value, (str, Path)) or value == ""):
-        raise ConfigurationError(
-            f"{name} is {preview(value)}, but must be the folder of a training state. Use "
-            "latest_checkpoint('checkpoints'), which is None, to start afresh, if there is none yet."
-        )
-    return value
+    return value if value is None else check_path(name, value, way_out)
 
 
 _KEEP_GRADIENTS = "Use None to leave gradients as they are."

@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from ..checks.values import check_path
 from ..errors import CheckpointError
 from .checkpoint import (
     ORDER,
@@ -28,6 +29,7 @@ from .checkpoint import (
 
 DAMAGED = "damaged_"
 
+_WAY_OUT = "Pass the folder in which SaveTrainingStateCallback saves, such as 'checkpoints'."
 _SECONDS_UNTIL_LISTED_AGAIN = 0.02
 _MOST_LISTINGS = 100
 
@@ -146,7 +148,7 @@ def latest_checkpoint(
     Raises:
         CheckpointError: there are states and none of them can be used. The message names them and how to start afresh.
     """
-    folder = Path(folder)
+    folder = check_path("folder", folder, _WAY_OUT)
     if isinstance(examine(folder), dict):
         _logger.warning("'%s' is itself a training state: give it to resume_from as it is.", folder)
     for _ in range(_MOST_LISTINGS):
@@ -195,7 +197,7 @@ def best_checkpoint(
     passed over with a warning; of equal ones the older is returned.
     """
     values = {}
-    states = complete_checkpoints(folder)
+    states = complete_checkpoints(check_path("folder", folder, _WAY_OUT))
     for path, state in states.items():
         value = metrics_of(state).get(metric)
         if value is not None and value == value:  # nan is no best value
