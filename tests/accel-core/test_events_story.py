@@ -1,7 +1,7 @@
 """What happens in a run, told in the order in which it happens. Methods of the trainer are in capitals, events are not."""
 
-import signal
 import functools
+import signal
 import textwrap
 from pathlib import Path
 from typing import Any
