@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -38,25 +37,29 @@ from .data.loader import ShardedDataLoader
 from .engines.choose import choose_engine
 from .engines.engine import Engine
 from .engines.weights import preserving_buffers_and_rng
-from .errors import AccelWarning, ConfigurationError, RunInterrupted
-from .foreign_names import check_trainer_class
+from .errors import ConfigurationError, RunInterrupted
+from .foreign_names import check_trainer_class, take_old_name
 from .processes.agreement import Agreement
 from .processes.collectives import gather_tensor, run_on_main
 from .processes.group import DataGroup, data_group
 from .run import preparing, saved_state
-from .run.batch_output import call_loss, check_batch_output, num_samples_in, unpack_batch
+from .run.batch_output import unpack_batch
+from .run.counted_loss import count_targets
+from .run.counted_samples import create_batch_output, describe_counting
 from .run.description import describe_run
 from .run.evaluation_kind import EvaluationKind
+from .run.first_steps import check_first_output
 from .run.loss_tracker import LossTracker, MeanTrackers, record_losses
 from .run.placeholders import resolve_placeholders
-from .run.predictions import join_over_processes, to_cpu
+from .run.predictions import collect_predictions, join_over_processes
 from .run.run import Phase, Run, outside_run, require_training
 from .run.run_config import TrainerRunConfig, plan_run
 from .run.run_history import InMemoryRunHistory, RunHistory
 from .run.run_progress import RunProgress
 from .run.scheduling import build_scheduler
+from .run.steps import Step, report_left_out
 from .run.train_arguments import TrainArguments, check_evaluation_arguments
-from .run.update_groups import Step, UpdateGroup, eval_steps, items_of, update_groups
+from .run.update_groups import WEIGHS_NOTHING, UpdateGroup, check_epoch, eval_steps, items_of, update_groups
 from .state.checkpoint import open_training_state
 from .state.random import preserving_random_state
 
@@ -197,6 +200,7 @@ class Trainer:
             self.run_update(group)
         self.agreement.collect(blocking=True)
         if run.phase is not Phase.CUT_SHORT:
+            check_epoch(loader, run.has_weight, run.unchecked_steps)
             record_losses(self.run_history, EvaluationKind("train"), self.train_loss, run.train_logs)
             progress.train_epoch_completed = True
         self.train_epoch_end()
@@ -208,15 +212,12 @@ class Trainer:
         if step.is_padding:
             self._run_padding_step(run, step, group)
             return
+        run.samples_in_step = step.num_samples
         self.callbacks.on_train_step_start(self, batch=step.batch)
         with run.engine.synchronize(self.model, step.is_last):
             output = self.calculate_train_batch_loss(step.batch)
-            if "calculate_train_batch_loss" in run.unchecked_steps:
-                is_fresh = self.run_progress.updates_completed == 0
-                check_batch_output(
-                    output, "calculate_train_batch_loss", needs_gradient=True, is_first=is_fresh
-                )
-                run.unchecked_steps.remove("calculate_train_batch_loss")
+            if output is None or "calculate_train_batch_loss" in run.unchecked_steps:
+                check_first_output(self, run, output, "calculate_train_batch_loss", step.batch)
             loss, num_items = output["loss"], items_of(output)
             weight = group.weigh(step, output, num_items)
             self.backward_step(loss if weight is None else loss * weight)
@@ -230,13 +231,16 @@ class Trainer:
         """Change the parameters by the gradients of `group`, and count it."""
         run = self._run or outside_run("run_update")
         scale = None if group.needs_no_weight else run.item_totals.gradient_scale(group, self.device)
-        if scale is not None:
+        was_skipped = scale is WEIGHS_NOTHING
+        if scale is not None and not was_skipped:
             run.engine.scale_gradients(self.model, scale)
         self.callbacks.on_optimizer_step_start(self)
-        self.clip_gradients()
-        run.rollback = None
-        self.optimizer_step()
-        was_skipped = run.engine.may_skip_updates and bool(self.accelerator.optimizer_step_was_skipped)
+        if not was_skipped:
+            self.clip_gradients()
+            run.rollback = None
+            run.has_weight = True
+            self.optimizer_step()
+            was_skipped = run.engine.may_skip_updates and bool(self.accelerator.optimizer_step_was_skipped)
         if run.schedule.after_update and not was_skipped:
             self.scheduler_step()
         self.optimizer_zero_grad()
@@ -269,10 +273,7 @@ class Trainer:
             dataloader: the name of `dataset` in versions before 0.2; it goes with the next one.
         """
         run = self._run or outside_run("run_eval_epoch")
-        if dataloader is not None:
-            message = "run_eval_epoch was called with dataloader, which is called dataset now. Pass dataset=... instead."
-            warnings.warn(message, AccelWarning, stacklevel=2)
-            dataset = dataloader
+        dataset = take_old_name("run_eval_epoch", "dataset", dataset, "dataloader", dataloader)
         kind = EvaluationKind(metric_prefix, is_intermediate)
         logs = MeanTrackers(self.device)
         preserving = preserving_random_state(self.device) if is_intermediate else contextlib.nullcontext()
@@ -283,6 +284,7 @@ class Trainer:
                 self.callbacks.on_eval_epoch_start(self, **event)
                 for step in self._eval_steps(run, loader, is_intermediate):
                     self.run_eval_step(step, logs)
+            report_left_out(loader)
             record_losses(self.run_history, kind, self.eval_loss, logs)
             self.run_progress.eval_epoch_completed |= kind.completes_epoch
             with self.run_history.added_prefix(kind.metric_prefix):
@@ -292,15 +294,15 @@ class Trainer:
     def run_eval_step(self, step: Step, logs: MeanTrackers) -> None:
         """Make the forward pass of one batch; what a padding step computes is thrown away."""
         run = self._run or outside_run("run_eval_step")
+        run.samples_in_step = step.num_samples
         if step.is_padding:
-            if run.engine.has_collective_forward:
+            if run.engine.has_collective_forward and step.batch is not None:
                 self.calculate_eval_batch_loss(step.batch)
             return
         self.callbacks.on_eval_step_start(self, batch=step.batch)
         output = self.calculate_eval_batch_loss(step.batch)
-        if "calculate_eval_batch_loss" in run.unchecked_steps:
-            check_batch_output(output, "calculate_eval_batch_loss", needs_gradient=False, is_first=False)
-            run.unchecked_steps.remove("calculate_eval_batch_loss")
+        if output is None or "calculate_eval_batch_loss" in run.unchecked_steps:
+            check_first_output(self, run, output, "calculate_eval_batch_loss", step.batch)
         self.eval_loss.update(output["loss"], items_of(output))
         if "log" in output:
             logs.update(output["log"], items_of(output))
@@ -327,10 +329,13 @@ class Trainer:
         self.agreement.collect(blocking=True)
 
     def _run_padding_step(self, run: Run, step: Step, group: UpdateGroup) -> None:
-        """Take part in the communication of a step without samples: a batch is repeated with weight zero."""
+        """Take part in the communication of a step without samples: a batch, if there is one, weighs nothing."""
+        group.count_padding(step)
+        if step.batch is None:
+            return
         preserving = preserving_buffers_and_rng(self.model, self.device)
         with preserving, run.engine.synchronize(self.model, step.is_last):
-            group.steps_completed += 1
+            run.samples_in_step = step.num_samples
             self.backward_step(self.calculate_train_batch_loss(step.batch)["loss"] * 0.0)
 
     def _eval_steps(
@@ -354,9 +359,7 @@ class Trainer:
         scalars, is averaged and recorded as `train_<name>_epoch`.
         """
         inputs, targets = unpack_batch(batch)
-        outputs = self.model(inputs)
-        loss = call_loss(self.loss_func, outputs, targets)
-        return {"loss": loss, "model_outputs": outputs, "batch_size": num_samples_in(inputs)}
+        return create_batch_output(self, self.loss_func, inputs, self.model(inputs), targets)
 
     def calculate_eval_batch_loss(self, batch: Any) -> dict[str, Any]:
         """Return the same as `calculate_train_batch_loss`, without gradients; by default by the same computation."""
@@ -369,12 +372,13 @@ class Trainer:
         """
         return self.model(batch[0] if isinstance(batch, (tuple, list)) else batch)
 
-    def count_items(self, batch: Any) -> int | None:
+    def count_items(self, batch: Any) -> float | None:
         """Return the items of a batch that its loss is the mean of; None leaves it to the forward pass.
 
-        Engines that step inside backward need it for losses that are no mean over samples.
+        Engines that step inside backward need it for losses that are no mean over samples. By default it counts the
+        targets of the cross entropies of torch.
         """
-        return None
+        return count_targets(self.loss_func, batch)
 
     def backward_step(self, loss: torch.Tensor) -> None:
         """Compute gradients; `loss` already carries its weight within the update."""
@@ -617,12 +621,9 @@ class Trainer:
             loader = preparing.begin_evaluation(
                 self, run, self._training_run, dataset, per_device_batch_size, dataloader_kwargs, collate_fn
             )
-            outputs = []
             with preparing.evaluating(self, run):
-                for step in self._eval_steps(run, loader):
-                    output = to_cpu(self.calculate_predictions(step.batch))
-                    if not step.is_padding:
-                        outputs.append(output)
+                outputs = collect_predictions(self.calculate_predictions, self._eval_steps(run, loader))
+            report_left_out(loader)
             return join_over_processes(outputs, self.prediction_padding)
 
     def load_training_state(self, input_dir: str | Path) -> dict[str, Any]:
@@ -789,6 +790,5 @@ class Trainer:
         """Return what will happen, or happened last: data, updates, precision, processes, callbacks in order."""
         datasets = {"train_dataset": self.train_dataset, "eval_dataset": self.eval_dataset}
         config = None if self._training_run is None else self.run_config
-        return describe_run(
-            self.model, self.optimizer, self.callbacks, datasets, self.accelerator, self.engine, config
-        )
+        parts = (self.model, self.optimizer, self.callbacks, datasets, self.accelerator, self.engine)
+        return describe_run(*parts, describe_counting(self, Trainer), config)

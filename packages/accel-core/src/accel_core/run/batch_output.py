@@ -93,6 +93,32 @@ def num_samples_in(batch: Any) -> int:
     )
 
 
+class UnclearBatchSize(int):
+    """The number of samples by the targets of a batch, if the loader gave another one.
+
+    A step that knows better replaces it in its output. Whatever is still unclear when the batch is weighed is
+    refused.
+    """
+
+    given: int
+    """Samples that the loader gave for the batch."""
+
+    def __new__(cls, number: int, given: int) -> UnclearBatchSize:
+        """Make the number."""
+        unclear = super().__new__(cls, number)
+        unclear.given = given
+        return unclear
+
+    def refuse(self) -> None:
+        """Raise `ConfigurationError`."""
+        raise ConfigurationError(
+            f"The targets of the batch have the length {int(self)}, but its collate function was given {self.given} "
+            "samples, so it is not known what the loss is the mean of. Let the targets have one entry for each "
+            "sample, or override calculate_train_batch_loss and calculate_eval_batch_loss: call super() and set "
+            "'batch_size', the number of samples, in what it returns."
+        )
+
+
 def call_loss(loss_func: Any, outputs: Any, targets: Any) -> torch.Tensor:
     """Return `loss_func(outputs, targets)`; an error gets a note on what the function was given."""
     try:

@@ -21,6 +21,7 @@ from ..processes.shutdown import check_processes
 from ..state.checkpoint import TrainerState
 from ..state.random import seed_process
 from .batch_output import add_way_out
+from .counted_loss import counted_loss
 from .loss_tracker import LossTracker, MeanTrackers
 from .rollback import Rollback, TrainingRollback
 from .run import Run
@@ -30,6 +31,9 @@ from .scheduling import plan_schedule
 from .train_arguments import TrainArguments
 from .trainer_parts import TrainerParts
 from .update_groups import ItemTotals
+
+_COUNT = "count_items"
+_STEP = "calculate_train_batch_loss"
 
 
 def begin_run(trainer: TrainerParts, run: Run, state: TrainerState | None, keep_seed: bool = False) -> None:
@@ -145,7 +149,10 @@ def check_engine(trainer: TrainerParts, run: Run, arguments: TrainArguments, bas
     """
     kind = type(trainer)
     overridden = [name for name in LEFT_TO_ENGINE if getattr(kind, name) is not getattr(base, name)]
-    run.counts_before_forward = getattr(kind, "count_items") is not getattr(base, "count_items")  # noqa: B009
+    is_own = {name: getattr(kind, name) is not getattr(base, name) for name in (_COUNT, _STEP)}
+    # The default counts for the default step, which an engine needs that changes the parameters inside backward.
+    counts_targets = run.engine.steps_in_backward and counted_loss(trainer.loss_func) is not None
+    run.counts_before_forward = is_own[_COUNT] or (counts_targets and not is_own[_STEP])
     is_sized = run.train_loader is not None and run.train_loader.is_sized
     has_plan = is_sized or run.counts_before_forward
     run.engine.check(overridden, arguments.gradient_clip_value, arguments.gradient_clip_norm, has_plan)
@@ -195,7 +202,8 @@ def begin_training(
     step_every, metric = arguments.scheduler_step_every, arguments.scheduler_metric
     run.schedule = plan_schedule(trainer.scheduler, step_every, metric, trainer.eval_dataset is not None)
     loader = run.train_loader
-    may_differ = loader is not None and (loader.has_own_collate or not loader.is_sized)
+    may_differ = loader is not None and loader.may_leave_out_batches
+    may_differ |= counted_loss(trainer.loss_func) is not None
     run.item_totals = ItemTotals(run.engine.group, may_differ)
     trainer.run_progress = RunProgress()
     if arguments.reset_run_history and state is None:

@@ -14,6 +14,7 @@ from ..data.loader import ShardedDataLoader
 from ..engines.engine import Engine, Prepared
 from ..errors import ConfigurationError
 from ..state.resume import ResumePoint
+from .counted_loss import CountedLoss
 from .loss_tracker import MeanTrackers
 from .rollback import Rollback
 from .run_progress import RunProgress
@@ -70,8 +71,14 @@ class Run:
         """What the loop still has to restore once it is at the place where the state was saved."""
         self.item_totals = ItemTotals(engine.group)
         self.train_logs = MeanTrackers(torch.device("cpu"))
+        self.samples_in_step: int | None = None
+        """Samples that the loader gave for the step that goes on; None if it does not know."""
+        self.counted_loss: tuple[Any, CountedLoss | None] = (None, None)
+        """The loss function of the latest default step, and how it counts."""
+        self.has_weight = False
+        """Some update has changed the parameters; false while no batch weighs anything."""
         self.counts_before_forward = False
-        """The trainer's class overrides `count_items`."""
+        """`count_items` counts the batches of an update before its first forward pass."""
         self.unchecked_steps = {"calculate_train_batch_loss", "calculate_eval_batch_loss"}
         """Methods whose first output is still to be checked."""
         self.known_states: dict[Path, dict[str, Any]] = {}

@@ -27,6 +27,7 @@ class TrainerParts(Protocol):
     """Attributes and methods of `Trainer`, which documents them."""
 
     model: torch.nn.Module
+    loss_func: Any
     optimizer: Any
     scheduler: Any
     callbacks: CallbackList

@@ -13,11 +13,11 @@ from torch.nn import functional as F
 
 from accel_core import DEFAULT_CALLBACKS, ConfigurationError, RunHistory, Trainer, TrainerCallback
 from accel_core.extending import (
-    call_loss,
+    COUNTS_BY_DEFAULT,
     check_callable,
     check_choice,
     check_whole_number,
-    num_samples_in,
+    create_batch_output,
     preview,
     unpack_batch,
 )
@@ -35,6 +35,8 @@ class TimmTrainer(Trainer):
     resumed run mixes the same. The batch itself stays as it is, for callbacks. In a batch of odd size the
     last image is not mixed.
     """
+
+    step_counts = COUNTS_BY_DEFAULT
 
     def __init__(
         self,
@@ -142,15 +144,12 @@ class TimmTrainer(Trainer):
         self._check_targets(targets)
         mixed_images, mixed_targets = self.mix(images, targets)
         outputs = self.model(mixed_images)
-        loss = call_loss(self.loss_func, outputs, mixed_targets)
-        return {"loss": loss, "model_outputs": outputs, "batch_size": num_samples_in(images)}
+        return create_batch_output(self, self.loss_func, mixed_images, outputs, mixed_targets)
 
     def calculate_eval_batch_loss(self, batch: Any) -> dict[str, Any]:
         """Return `eval_loss_func` of the batch as it is."""
         images, targets = unpack_batch(batch)
-        outputs = self.model(images)
-        loss = call_loss(self.eval_loss_func, outputs, targets)
-        return {"loss": loss, "model_outputs": outputs, "batch_size": num_samples_in(images)}
+        return create_batch_output(self, self.eval_loss_func, images, self.model(images), targets)
 
     def _check_targets(self, targets: Any) -> None:
         shape = tuple(getattr(targets, "shape", ()))

@@ -12,12 +12,13 @@ from accelerate import Accelerator
 
 from accel_core import DEFAULT_CALLBACKS, ConfigurationError, RunHistory, Trainer, TrainerCallback
 from accel_core.extending import (
+    UnclearBatchSize,
     call_loss,
     check_finite,
     is_frozen,
     is_ready_loader,
-    num_samples_in,
     run_on_main,
+    samples_of,
 )
 
 from . import adapter_state
@@ -40,6 +41,8 @@ class TransformersTrainer(Trainer):
     """
 
     prediction_padding = IGNORED_LABEL
+    step_counts = "the labels other than -100 if the model predicts tokens, else over samples"
+    """What `describe` says that the loss of a batch is the mean over."""
 
     def __init__(
         self,
@@ -119,9 +122,13 @@ class TransformersTrainer(Trainer):
             raise ConfigurationError(
                 f"loss_func needs 'labels', but the batch has only {list(batch)}. Add them to the samples."
             )
-        output = {"loss": loss, "model_outputs": outputs, "batch_size": num_samples_in(batch)}
+        batch_size = samples_of(self, batch.get("labels"), batch)
+        output = {"loss": loss, "model_outputs": outputs, "batch_size": batch_size}
         num_labels = self.count_labels(batch)
         if num_labels is not None:
+            if isinstance(batch_size, UnclearBatchSize):
+                # Several samples may be packed into one row: the labels are counted, whatever the rows are.
+                output["batch_size"] = batch_size.given
             # The mean over no label is nan, which would stay nan whatever it is multiplied by.
             output["loss"] = torch.where(num_labels > 0, loss, 0.0)
             output["num_items_in_batch"] = num_labels
