@@ -48,7 +48,7 @@ from .run.counted_loss import count_targets
 from .run.counted_samples import create_batch_output, describe_counting
 from .run.description import describe_run
 from .run.evaluation_kind import EvaluationKind
-from .run.first_steps import check_first_output
+from .run.first_steps import check_first_output, report_evaluation_step
 from .run.loss_tracker import LossTracker, MeanTrackers, record_losses
 from .run.placeholders import resolve_placeholders
 from .run.predictions import collect_predictions, join_over_processes
@@ -362,7 +362,11 @@ class Trainer:
         return create_batch_output(self, self.loss_func, inputs, self.model(inputs), targets)
 
     def calculate_eval_batch_loss(self, batch: Any) -> dict[str, Any]:
-        """Return the same as `calculate_train_batch_loss`, without gradients; by default by the same computation."""
+        """Return the same as `calculate_train_batch_loss`, without gradients.
+
+        By default it is what `Trainer` computes for `(inputs, targets)`, also if your class trains otherwise: what
+        regularises training must not leak into an evaluation. Override it to return your own loss.
+        """
         return Trainer.calculate_train_batch_loss(self, batch)
 
     def calculate_predictions(self, batch: Any) -> Any:
@@ -594,6 +598,7 @@ class Trainer:
                 dataloader_kwargs,
                 own_collate_fn,
             )
+            report_evaluation_step(self)
             num_records = len(self.run_history.get_records())
             self.evaluation_run_start()
             self.callbacks.on_evaluation_run_start(self)

@@ -22,6 +22,7 @@ from ..state.checkpoint import TrainerState
 from ..state.random import seed_process
 from .batch_output import add_way_out
 from .counted_loss import counted_loss
+from .first_steps import report_evaluation_step
 from .loss_tracker import LossTracker, MeanTrackers
 from .rollback import Rollback, TrainingRollback
 from .run import Run
@@ -85,6 +86,7 @@ def create_loaders(trainer: TrainerParts, run: Run, arguments: TrainArguments) -
     trainer.train_dataloader = run.train_loader = train_loader
     trainer.eval_dataloader = None
     if trainer.eval_dataset is not None:
+        report_evaluation_step(trainer)
         loader = trainer.create_eval_dataloader(arguments.eval_batch_size, arguments.eval_dataloader_kwargs)
         trainer.eval_dataloader = _shard(trainer, run, loader, seeds_samples)
     for message in limit_loaders(trainer.callbacks, train_loader, trainer.eval_dataloader):

@@ -87,6 +87,7 @@ class RepeatedBatch:
 
 
 def steps_without_plan(ahead: LookAhead, most: int) -> Iterator[Step]:
+    """Yield the steps of one update of data without a length, `most` of them. Every process takes part."""
     for number in range(1, most + 1):
         step = ahead.take()
         is_last = number == most or not ahead.has_next

@@ -135,7 +135,10 @@ class TransformersTrainer(Trainer):
         return output
 
     def calculate_eval_batch_loss(self, batch: Any) -> dict[str, Any]:
-        """Like `calculate_train_batch_loss`, without gradients; by default the same computation."""
+        """Return the same as `calculate_train_batch_loss`, without gradients.
+
+        By default it is what `TransformersTrainer` computes, also if your class trains otherwise.
+        """
         return TransformersTrainer.calculate_train_batch_loss(self, batch)
 
     def calculate_predictions(self, batch: Any) -> Any:
