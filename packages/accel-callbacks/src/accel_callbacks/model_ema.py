@@ -13,7 +13,13 @@ from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from accel_core import AccelWarning, ConfigurationError, TrainerCallback
-from accel_core.extending import NotFiniteError, broadcast_tensors, preserving_random_state, preview
+from accel_core.extending import (
+    NotFiniteError,
+    broadcast_tensors,
+    plain,
+    preserving_random_state,
+    preview,
+)
 
 from .export_path import check_export_path
 from .watched_metric import WatchedMetric
@@ -68,8 +74,7 @@ class ModelEmaCallback(TrainerCallback):
         Raises:
             ConfigurationError: an argument cannot be used.
         """
-        _check_decay(decay)
-        self.decay = decay
+        self.decay = _check_decay(decay)
         self.warmup = warmup
         self.evaluate_during_training = evaluate_during_training
         self.save_path = None if save_path is None else Path(save_path)
@@ -218,13 +223,15 @@ class ModelEmaCallback(TrainerCallback):
         return True
 
 
-def _check_decay(decay: Any) -> None:
-    is_number = isinstance(decay, numbers.Real) and not isinstance(decay, bool)
-    if not (is_number and 0 <= float(decay) < 1):
+def _check_decay(decay: Any) -> float:
+    number = plain(decay)
+    is_number = isinstance(number, numbers.Real) and not isinstance(number, bool)
+    if not (is_number and 0 <= float(number) < 1):
         raise ConfigurationError(
             f"decay is {preview(decay)}, but must be a number from 0 to below 1. Use 0.999 to average over "
             "about the last thousand updates."
         )
+    return float(number)
 
 
 def _is_fractional(tensor: torch.Tensor) -> bool:

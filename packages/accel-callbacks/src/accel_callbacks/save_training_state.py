@@ -84,10 +84,9 @@ class SaveTrainingStateCallback(TrainerCallback):
         self.save_dir = Path(save_dir)
         self.periodic = Periodic("save", save_every_n_epochs, save_every_n_updates, save_every_n_minutes)
         self.save_at_end = save_at_end
-        check_whole_number("keep_last", keep_last, "Use None to keep all.", optional=True)
-        check_whole_number("keep_best", keep_best, "Use None to keep none for its metric.", optional=True)
-        self.keep_last = keep_last
-        self.keep_best = keep_best
+        self.keep_last = check_whole_number("keep_last", keep_last, "Use None to keep all.", optional=True)
+        way_out = "Use None to keep none for its metric."
+        self.keep_best = check_whole_number("keep_best", keep_best, way_out, optional=True)
         self.watched = WatchedMetric(type(self).__name__, watch_metric, greater_is_better)
         self.signal_numbers = _signal_numbers(save_on_signals)
         self._handlers_before: dict[int, Any] = {}

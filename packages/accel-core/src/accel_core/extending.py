@@ -10,6 +10,7 @@ from .checks.values import check_choice as check_choice
 from .checks.values import check_not_negative as check_not_negative
 from .checks.values import check_positive as check_positive
 from .checks.values import check_whole_number as check_whole_number
+from .checks.values import plain as plain
 from .data.loader import ShardedDataLoader as ShardedDataLoader
 from .data.readers import is_ready_loader as is_ready_loader
 from .engines.engine import Engine as Engine

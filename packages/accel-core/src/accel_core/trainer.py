@@ -587,17 +587,10 @@ class Trainer:
         self._check_can_run("evaluate", "calculate_eval_batch_loss")
         own_collate_fn = self.collate_fn if dataset is None and collate_fn is None else collate_fn
         dataset = self.eval_dataset if dataset is None else dataset
-        check_evaluation_arguments(dataset, per_device_batch_size, dataloader_kwargs, collate_fn)
+        loading = check_evaluation_arguments(dataset, per_device_batch_size, dataloader_kwargs, collate_fn)
         with preparing.running(self, Run(self.engine)) as run:
-            loader = preparing.begin_evaluation(
-                self,
-                run,
-                self._training_run,
-                dataset,
-                per_device_batch_size,
-                dataloader_kwargs,
-                own_collate_fn,
-            )
+            begin = preparing.begin_evaluation
+            loader = begin(self, run, self._training_run, dataset, *loading, own_collate_fn)
             report_evaluation_step(self)
             num_records = len(self.run_history.get_records())
             self.evaluation_run_start()
@@ -621,11 +614,10 @@ class Trainer:
         dimension. A list of mappings or plain values has one item a sample, as detectors give them.
         """
         self._check_can_run("predict")
-        check_evaluation_arguments(dataset, per_device_batch_size, dataloader_kwargs, collate_fn)
+        loading = check_evaluation_arguments(dataset, per_device_batch_size, dataloader_kwargs, collate_fn)
         with preparing.running(self, Run(self.engine)) as run:
-            loader = preparing.begin_evaluation(
-                self, run, self._training_run, dataset, per_device_batch_size, dataloader_kwargs, collate_fn
-            )
+            begin = preparing.begin_evaluation
+            loader = begin(self, run, self._training_run, dataset, *loading, collate_fn)
             with preparing.evaluating(self, run):
                 outputs = collect_predictions(self.calculate_predictions, self._eval_steps(run, loader))
             report_left_out(loader)

@@ -7,11 +7,17 @@ import operator
 from collections.abc import Callable
 from typing import Any
 
+import torch
+
+from ..checks.values import plain
 from ..errors import ConfigurationError
 
 
 class Placeholder:
     """A number of the run config, or arithmetic on such numbers (`+ - * / //`, on either side)."""
+
+    __array_ufunc__ = None
+    """Lets numbers of numpy on the left leave the arithmetic to this class."""
 
     def __init__(self, description: str, calculate: Callable[[Any], Any]) -> None:
         self.description = description
@@ -26,6 +32,7 @@ def _combine(
     symbol: str, operation: Callable[[Any, Any], Any], swapped: bool
 ) -> Callable[[Placeholder, Any], Any]:
     def combined(placeholder: Placeholder, other: Any) -> Any:
+        other = plain(other)
         if not isinstance(other, (int, float, Placeholder)) or isinstance(other, bool):
             return NotImplemented
         left, right = (other, placeholder) if swapped else (placeholder, other)
@@ -72,7 +79,10 @@ class TrainerPlaceholderValues:
 
 
 def resolve_placeholders(value: Any, run_config: Any) -> Any:
-    """Return `value` with each placeholder in it replaced, also inside partials, lists, tuples and dicts."""
+    """Return `value` with each placeholder in it replaced, also inside partials, lists, tuples and dicts.
+
+    Numbers of numpy become Python's, which schedulers ask for.
+    """
     if isinstance(value, Placeholder):
         return value.calculate(run_config)
     if isinstance(value, functools.partial):
@@ -82,4 +92,4 @@ def resolve_placeholders(value: Any, run_config: Any) -> Any:
         return type(value)(resolve_placeholders(item, run_config) for item in value)
     if type(value) is dict:
         return {key: resolve_placeholders(item, run_config) for key, item in value.items()}
-    return value
+    return value if isinstance(value, torch.Tensor) else plain(value)

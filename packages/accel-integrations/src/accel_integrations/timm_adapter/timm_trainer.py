@@ -18,6 +18,7 @@ from accel_core.extending import (
     check_choice,
     check_whole_number,
     create_batch_output,
+    plain,
     preview,
     unpack_batch,
 )
@@ -88,6 +89,9 @@ class TimmTrainer(Trainer):
         """
         import_timm()
         _check_arguments(locals())
+        num_classes = plain(num_classes)
+        label_smoothing = plain(label_smoothing)
+        binary_target_threshold = plain(binary_target_threshold)
         is_mixed = mixup_alpha > 0 or cutmix_alpha > 0
         _check_loss(loss_func, label_smoothing, is_mixed, binary_targets, binary_target_threshold)
         self.num_classes = num_classes
@@ -100,10 +104,10 @@ class TimmTrainer(Trainer):
         """
         if is_mixed:
             self.mixup = import_timm("timm.data").Mixup(
-                mixup_alpha=mixup_alpha,
-                cutmix_alpha=cutmix_alpha,
-                prob=mixup_probability,
-                switch_prob=mixup_switch_probability,
+                mixup_alpha=plain(mixup_alpha),
+                cutmix_alpha=plain(cutmix_alpha),
+                prob=plain(mixup_probability),
+                switch_prob=plain(mixup_switch_probability),
                 mode=mixup_mode,
                 label_smoothing=label_smoothing,
                 num_classes=num_classes,
@@ -224,8 +228,9 @@ def _check_arguments(arguments: Mapping[str, Any]) -> None:
 
 
 def _check_number(name: str, value: Any, most: float, way_out: str) -> None:
-    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if not (is_number and 0 <= float(value) <= most and float(value) < math.inf):
+    number = plain(value)
+    is_number = isinstance(number, numbers.Real) and not isinstance(number, bool)
+    if not (is_number and 0 <= float(number) <= most and float(number) < math.inf):
         limit = "of at least 0" if most == math.inf else f"from 0 to {most:g}"
         raise ConfigurationError(f"{name} is {preview(value)}, but must be a number {limit}. {way_out}")
 
