@@ -31,6 +31,7 @@ class ProgressBarCallback(TrainerCallback):
     A run that all processes stop early ends with a line that says why.
     """
 
+    reads_batches = False
     seconds_between_draws: ClassVar[float] = 0.1
     seconds_between_lines: ClassVar[float] = 60.0
 

@@ -48,7 +48,7 @@ from .run.counted_loss import count_targets
 from .run.counted_samples import create_batch_output, describe_counting
 from .run.description import describe_run
 from .run.evaluation_kind import EvaluationKind
-from .run.first_steps import check_first_output, report_evaluation_step
+from .run.first_steps import check_first_output, check_first_update, report_evaluation_step
 from .run.loss_tracker import LossTracker, MeanTrackers, record_losses
 from .run.placeholders import resolve_placeholders
 from .run.predictions import collect_predictions, join_over_processes
@@ -236,9 +236,11 @@ class Trainer:
             run.engine.scale_gradients(self.model, scale)
         self.callbacks.on_optimizer_step_start(self)
         if not was_skipped:
+            if not run.has_weight:
+                check_first_update(self, run, Trainer)
+                run.has_weight = True
             self.clip_gradients()
             run.rollback = None
-            run.has_weight = True
             self.optimizer_step()
             was_skipped = run.engine.may_skip_updates and bool(self.accelerator.optimizer_step_was_skipped)
         if run.schedule.after_update and not was_skipped:

@@ -20,6 +20,8 @@ class TerminateOnNaNCallback(TrainerCallback):
     step later.
     """
 
+    reads_batches = False
+
     def on_training_run_start(self, trainer: Trainer) -> None:
         """Forget the run before."""
         self._pending: tuple[torch.Tensor, torch.Event, int] | None = None

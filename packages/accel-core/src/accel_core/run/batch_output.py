@@ -30,6 +30,11 @@ _WAYS_OUT = {
         "The optimizer computes the loss several times an update, by a closure. Override optimizer_step: define the "
         "closure there, and call self.optimizer.step(closure)."
     ),
+    "Expected to have finished reduction in the prior iteration": (
+        "Some parameters that are trained got no gradient, which DistributedDataParallel does not expect. Remove or "
+        "freeze them; or, if only some batches use them, pass accelerator=Accelerator(kwargs_handlers=["
+        "DistributedDataParallelKwargs(find_unused_parameters=True)]), both from accelerate."
+    ),
     "default_collate: batch must contain": (
         "The default collate_fn cannot join what the data set returns. Pass a collate_fn of your own, or return "
         "tensors, numbers, strings, tuples, lists or dictionaries."

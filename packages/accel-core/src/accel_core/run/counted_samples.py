@@ -10,6 +10,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from .batch_output import UnclearBatchSize, call_loss, num_samples_in
 from .counted_loss import counted_loss
+from .silent_mistakes import warn_of_loss
 from .trainer_parts import TrainerParts
 
 COUNTS_BY_DEFAULT = "what create_batch_output counts"
@@ -28,8 +29,11 @@ def create_batch_output(
     Args:
         trainer: is in a run, or not if its user calls a step by hand.
     """
-    loss = call_loss(loss_func, outputs, targets)
     run = trainer._run
+    if run is not None and run.is_before_first_loss:
+        run.is_before_first_loss = False
+        warn_of_loss(loss_func, outputs, targets)
+    loss = call_loss(loss_func, outputs, targets)
     given = None if run is None else run.samples_in_step
     is_tensor = isinstance(targets, torch.Tensor) and targets.ndim
     # One comparison decides here for almost every batch, since this is called in each step.

@@ -75,6 +75,8 @@ class Run:
         """Samples that the loader gave for the step that goes on; None if it does not know."""
         self.counted_loss: tuple[Any, CountedLoss | None] = (None, None)
         """The loss function of the latest default step, and how it counts."""
+        self.is_before_first_loss = True
+        """The default step has computed no loss yet."""
         self.has_weight = False
         """Some update has changed the parameters; false while no batch weighs anything."""
         self.counts_before_forward = False
