@@ -16,6 +16,7 @@ from accel_core.extending import (
     NotFiniteError,
     broadcast_tensors,
     check_path,
+    plain,
     preserving_random_state,
     preview,
     run_on_main,
@@ -74,8 +75,7 @@ class ModelEmaCallback(TrainerCallback):
         Raises:
             ConfigurationError: an argument cannot be used.
         """
-        _check_decay(decay)
-        self.decay = decay
+        self.decay = _check_decay(decay)
         self.warmup = warmup
         self.evaluate_during_training = evaluate_during_training
         way_out = "Pass the name of a file, or None to export nothing."
@@ -253,13 +253,15 @@ class ModelEmaCallback(TrainerCallback):
         return True
 
 
-def _check_decay(decay: Any) -> None:
-    is_number = isinstance(decay, numbers.Real) and not isinstance(decay, bool)
-    if not (is_number and 0 <= float(decay) < 1):
+def _check_decay(decay: Any) -> float:
+    number = plain(decay)
+    is_number = isinstance(number, numbers.Real) and not isinstance(number, bool)
+    if not (is_number and 0 <= float(number) < 1):
         raise ConfigurationError(
             f"decay is {preview(decay)}, but must be a number from 0 to below 1. Use 0.999 to average over "
             "about the last thousand updates."
         )
+    return float(number)
 
 
 def _is_fractional(tensor: torch.Tensor) -> bool:

@@ -90,10 +90,9 @@ class SaveTrainingStateCallback(TrainerCallback):
         self.save_dir = check_path("save_dir", save_dir, "Pass the name of a folder, such as 'checkpoints'.")
         self.periodic = Periodic("save", save_every_n_epochs, save_every_n_updates, save_every_n_minutes)
         self.save_at_end = save_at_end
-        check_whole_number("keep_last", keep_last, "Use None to keep all.", optional=True)
-        check_whole_number("keep_best", keep_best, "Use None to keep none for its metric.", optional=True)
-        self.keep_last = keep_last
-        self.keep_best = keep_best
+        self.keep_last = check_whole_number("keep_last", keep_last, "Use None to keep all.", optional=True)
+        way_out = "Use None to keep none for its metric."
+        self.keep_best = check_whole_number("keep_best", keep_best, way_out, optional=True)
         self.watched = WatchedMetric(type(self).__name__, watch_metric, greater_is_better)
         self.signals = StopSignals(save_on_signals)
         self.on_error = check_choice("on_error", on_error, ("raise", "retry"))

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -36,26 +35,30 @@ from .data.loader import ShardedDataLoader
 from .engines.choose import choose_engine
 from .engines.engine import Engine
 from .engines.weights import preserving_buffers_and_rng
-from .errors import AccelWarning, ConfigurationError, RunInterrupted
-from .foreign_names import check_trainer_class
+from .errors import ConfigurationError, RunInterrupted
+from .foreign_names import check_trainer_class, take_old_name
 from .processes.agreement import Agreement
 from .processes.collectives import gather_tensor
 from .processes.group import DataGroup, data_group
 from .run import modes, preparing, saved_state, trained_state
-from .run.batch_output import call_loss, num_samples_in, unpack_batch
+from .run.batch_output import unpack_batch
+from .run.counted_loss import count_targets
+from .run.counted_samples import create_batch_output, describe_counting
 from .run.description import describe_run
 from .run.evaluation_kind import EvaluationKind
+from .run.first_steps import check_first_output, check_first_update, report_evaluation_step
 from .run.loss_tracker import LossTracker, MeanTrackers, record_losses
 from .run.placeholders import resolve_placeholders
-from .run.predictions import join_over_processes, to_cpu
+from .run.predictions import collect_predictions, join_over_processes
 from .run.run import Phase, Run, outside_run, require_training
 from .run.run_config import TrainerRunConfig, plan_run
 from .run.run_history import InMemoryRunHistory, RunHistory
 from .run.run_progress import RunProgress
 from .run.scheduling import build_scheduler
 from .run.stages import choose_start, skip_stage
+from .run.steps import Step, report_left_out
 from .run.train_arguments import TrainArguments, check_evaluation_arguments
-from .run.update_groups import Step, UpdateGroup, items_of, update_groups
+from .run.update_groups import WEIGHS_NOTHING, UpdateGroup, check_epoch, items_of, update_groups
 from .state.random import preserving_random_state
 
 
@@ -189,6 +192,7 @@ class Trainer:
             self.run_update(group)
         self.agreement.collect(blocking=True)  # Whether to evaluate has to be decided alike.
         if run.phase is not Phase.CUT_SHORT:
+            check_epoch(loader, run.has_weight, run.unchecked_steps)
             record_losses(self.run_history, EvaluationKind("train"), self.train_loss, run.train_logs)
             progress.train_epoch_completed = True
         self.train_epoch_end()
@@ -203,11 +207,12 @@ class Trainer:
         if step.is_padding:
             self._run_padding_step(run, step, group)
             return
+        run.samples_in_step = step.num_samples
         self.callbacks.on_train_step_start(self, batch=step.batch)
         with run.engine.synchronize(self.model, step.is_last):  # DDP reduces in the last step of the group.
             output = self.calculate_train_batch_loss(step.batch)
-            if "calculate_train_batch_loss" in run.unchecked_steps:
-                run.check_first_output(output, "calculate_train_batch_loss", self.run_progress)
+            if output is None or "calculate_train_batch_loss" in run.unchecked_steps:
+                check_first_output(self, run, output, "calculate_train_batch_loss", step.batch)
             loss, num_items = output["loss"], items_of(output)
             weight = group.weigh(step, output, num_items)
             self.backward_step(loss if weight is None else loss * weight)
@@ -223,14 +228,19 @@ class Trainer:
         if run.may_wrap_anew:
             run.engine.average_beside()  # Backward averages the parameters of the model alone.
         scale = None if group.needs_no_weight else run.item_totals.gradient_scale(group, self.device)
-        if scale is not None:
+        was_skipped = scale is WEIGHS_NOTHING
+        if scale is not None and not was_skipped:
             run.engine.scale_gradients(self.model, scale)
         self.callbacks.on_optimizer_step_start(self)
-        self.clip_gradients()  # Once an update: clipping each step would clip partial sums.
-        run.rollback = None  # Parameters change from here on, and they are not put back.
-        self.optimizer_step()
-        was_skipped = run.engine.may_skip_updates and bool(self.accelerator.optimizer_step_was_skipped)
-        # A float16 scaler skips gradients that overflow.
+        if not was_skipped:
+            if not run.has_weight:
+                check_first_update(self, run, Trainer)
+                run.has_weight = True
+            self.clip_gradients()  # Once an update: clipping each step would clip partial sums.
+            run.rollback = None  # Parameters change from here on, and they are not put back.
+            self.optimizer_step()
+            # A float16 scaler skips gradients that overflow.
+            was_skipped = run.engine.may_skip_updates and bool(self.accelerator.optimizer_step_was_skipped)
         if self.scheduler is not None and run.schedule.after_update and not was_skipped:
             self.scheduler_step()
         self.optimizer_zero_grad()
@@ -265,10 +275,7 @@ class Trainer:
             dataloader: the name of `dataset` in versions before 0.2; it goes with the next one.
         """
         run = self._run or outside_run("run_eval_epoch")
-        if dataloader is not None:
-            message = "run_eval_epoch was called with dataloader, which is called dataset now. "
-            warnings.warn(f"{message}Pass dataset=... instead.", AccelWarning, stacklevel=2)
-            dataset = dataloader
+        dataset = take_old_name("run_eval_epoch", "dataset", dataset, "dataloader", dataloader)
         kind = EvaluationKind(metric_prefix, is_intermediate)
         logs = MeanTrackers(self.device)
         preserving = preserving_random_state(self.device) if is_intermediate else contextlib.nullcontext()
@@ -279,6 +286,7 @@ class Trainer:
                 self.callbacks.on_eval_epoch_start(self, **event)
                 for step in run.eval_steps(loader, is_intermediate):
                     self.run_eval_step(step, logs)
+            report_left_out(loader)
             record_losses(self.run_history, kind, self.eval_loss, logs)
             self.run_progress.eval_epoch_completed |= kind.completes_epoch
             with self.run_history.added_prefix(kind.metric_prefix):
@@ -288,14 +296,15 @@ class Trainer:
     def run_eval_step(self, step: Step, logs: MeanTrackers) -> None:
         """Make the forward pass of one batch; what a padding step computes is thrown away."""
         run = self._run or outside_run("run_eval_step")
+        run.samples_in_step = step.num_samples
         if step.is_padding:
-            if run.engine.has_collective_forward:  # The other processes would wait for this one.
+            if run.engine.has_collective_forward and step.batch is not None:
                 self.calculate_eval_batch_loss(step.batch)
             return
         self.callbacks.on_eval_step_start(self, batch=step.batch)
         output = self.calculate_eval_batch_loss(step.batch)
-        if "calculate_eval_batch_loss" in run.unchecked_steps:
-            run.check_first_output(output, "calculate_eval_batch_loss", self.run_progress)
+        if output is None or "calculate_eval_batch_loss" in run.unchecked_steps:
+            check_first_output(self, run, output, "calculate_eval_batch_loss", step.batch)
         self.eval_loss.update(output["loss"], items_of(output))
         if "log" in output:
             logs.update(output["log"], items_of(output))
@@ -322,10 +331,13 @@ class Trainer:
         self.agreement.collect(blocking=True)  # A stop asked for in the event holds before the next epoch.
 
     def _run_padding_step(self, run: Run, step: Step, group: UpdateGroup) -> None:
-        """Take part in the communication of a step without samples: a batch is repeated with weight zero."""
+        """Take part in the communication of a step without samples: a batch, if there is one, weighs nothing."""
+        group.count_padding(step)
+        if step.batch is None:
+            return
         preserving = preserving_buffers_and_rng(self.model, self.device)
         with preserving, run.engine.synchronize(self.model, step.is_last):
-            group.steps_completed += 1
+            run.samples_in_step = step.num_samples
             self.backward_step(self.calculate_train_batch_loss(step.batch)["loss"] * 0.0)
 
     # ------------------------------------------------------------------ what you may override
@@ -338,13 +350,15 @@ class Trainer:
         dictionary of scalars, is averaged and recorded as `train_<name>_epoch`.
         """
         inputs, targets = unpack_batch(batch)
-        outputs = self.model(inputs)
-        loss = call_loss(self.loss_func, outputs, targets)
-        return {"loss": loss, "model_outputs": outputs, "batch_size": num_samples_in(inputs)}
+        return create_batch_output(self, self.loss_func, inputs, self.model(inputs), targets)
 
     def calculate_eval_batch_loss(self, batch: Any) -> dict[str, Any]:
-        """Return the same as `calculate_train_batch_loss`, by default computed alike; without gradients."""
-        return Trainer.calculate_train_batch_loss(self, batch)  # An override of it is for training alone.
+        """Return the same as `calculate_train_batch_loss`, without gradients.
+
+        By default it is what `Trainer` computes for `(inputs, targets)`, also if your class trains otherwise: what
+        regularises training must not leak into an evaluation. Override it to return your own loss.
+        """
+        return Trainer.calculate_train_batch_loss(self, batch)
 
     def calculate_predictions(self, batch: Any) -> Any:
         """Return the outputs for a batch.
@@ -353,12 +367,13 @@ class Trainer:
         """
         return self.model(batch[0] if isinstance(batch, (tuple, list)) else batch)
 
-    def count_items(self, batch: Any) -> int | None:
+    def count_items(self, batch: Any) -> float | None:
         """Return the items of a batch that its loss is the mean of; None leaves it to the forward pass.
 
-        Engines that step inside backward need it for losses that are no mean over samples.
+        Engines that step inside backward need it for losses that are no mean over samples. By default it counts the
+        targets of the cross entropies of torch.
         """
-        return None
+        return count_targets(self.loss_func, batch)
 
     def backward_step(self, loss: torch.Tensor) -> None:
         """Compute gradients; `loss` already carries its weight within the update."""
@@ -584,17 +599,11 @@ class Trainer:
         self._check_can_run("evaluate", "calculate_eval_batch_loss")
         own_collate_fn = self.collate_fn if dataset is None and collate_fn is None else collate_fn
         dataset = self.eval_dataset if dataset is None else dataset
-        check_evaluation_arguments(dataset, per_device_batch_size, dataloader_kwargs, collate_fn)
+        loading = check_evaluation_arguments(dataset, per_device_batch_size, dataloader_kwargs, collate_fn)
         with preparing.running(self, Run(self.engine)) as run:
-            loader = preparing.begin_evaluation(
-                self,
-                run,
-                self._training_run,
-                dataset,
-                per_device_batch_size,
-                dataloader_kwargs,
-                own_collate_fn,
-            )
+            begin = preparing.begin_evaluation
+            loader = begin(self, run, self._training_run, dataset, *loading, own_collate_fn)
+            report_evaluation_step(self)
             num_records = len(self.run_history.get_records())
             self.evaluation_run_start()
             self.callbacks.on_evaluation_run_start(self)
@@ -617,17 +626,13 @@ class Trainer:
         dimension. A list of mappings or plain values has one item a sample, as detectors give them.
         """
         self._check_can_run("predict")
-        check_evaluation_arguments(dataset, per_device_batch_size, dataloader_kwargs, collate_fn)
+        loading = check_evaluation_arguments(dataset, per_device_batch_size, dataloader_kwargs, collate_fn)
         with preparing.running(self, Run(self.engine)) as run:
-            loader = preparing.begin_evaluation(
-                self, run, self._training_run, dataset, per_device_batch_size, dataloader_kwargs, collate_fn
-            )
-            outputs = []
+            begin = preparing.begin_evaluation
+            loader = begin(self, run, self._training_run, dataset, *loading, collate_fn)
             with preparing.evaluating(self, run):
-                for step in run.eval_steps(loader):
-                    output = to_cpu(self.calculate_predictions(step.batch))
-                    if not step.is_padding:  # A padding step is there for a forward that communicates.
-                        outputs.append(output)
+                outputs = collect_predictions(self.calculate_predictions, run.eval_steps(loader))
+            report_left_out(loader)
             return join_over_processes(outputs, self.prediction_padding)
 
     def load_training_state(self, input_dir: str | Path) -> dict[str, Any]:
@@ -792,6 +797,5 @@ class Trainer:
         """Return what will happen or has happened: data, updates, precision, processes, callbacks."""
         datasets = {"train_dataset": self.train_dataset, "eval_dataset": self.eval_dataset}
         config = None if self._training_run is None else self.run_config
-        return describe_run(
-            self.model, self.optimizer, self.callbacks, datasets, self.accelerator, self.engine, config
-        )
+        parts = (self.model, self.optimizer, self.callbacks, datasets, self.accelerator, self.engine)
+        return describe_run(*parts, describe_counting(self, Trainer), config)

@@ -47,6 +47,8 @@ class TrainerCallback:
     those that it uses and take the rest as `**kwargs`. What fails in a callback fails the run.
     """
 
+    reads_batches: ClassVar[bool] = True
+    """Whether its events of steps may look at more of a batch than the loss does, such as the number of a sample."""
     order: ClassVar[int] = 0
     """Callbacks are called by this number, and those with the same number as they are listed.
 

@@ -20,6 +20,8 @@ class TerminateOnNaNCallback(TrainerCallback):
     one step later.
     """
 
+    reads_batches = False
+
     def on_training_run_start(self, trainer: Trainer) -> None:
         """Forget the run before."""
         # The loss on its way to the CPU, the event after its copy, and the number of its batch.

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, IterableDataset, default_collate
 
 from ..errors import ConfigurationError
 from ..processes.group import DataGroup
+from .counted_batches import CountedBatch
 from .iterable import IterableSource
 from .map_style import MapStyleSource
 from .readers import name_of_data, unwrapped
@@ -69,6 +70,10 @@ class ShardedDataLoader:
         """Is given sentences about what takes long."""
         self.seconds_waited = 0.0
         """Time that the loop has waited for batches."""
+        self.samples_given: int | None = None
+        """Samples that were joined to the batch read last, if counted there; None if not known."""
+        self.batches_left_out = 0
+        """Batches of the epoch begun that were None, as collate functions return it for bad samples."""
         self._position = 0
 
     def __repr__(self) -> str:
@@ -129,6 +134,7 @@ class ShardedDataLoader:
         beginning.
         """
         self._position = position
+        self.batches_left_out = 0
         self.source.begin_epoch(0 if self.repeat_first_epoch else epoch, position, max_steps)
 
     def plan(self) -> list[tuple[int, int]] | None:
@@ -155,9 +161,27 @@ class ShardedDataLoader:
     def __iter__(self) -> Iterator[Any]:
         # The plain iterator of the source, so that a step costs no call more.
         batches = self.source.read(self.log)
+        if self.may_leave_out_batches:
+            batches = self._count(batches)
         if self.device.type == "cpu":
             return batches
         return (send_to_device(batch, self.device, non_blocking=True) for batch in batches)
+
+    def _count(self, batches: Iterator[Any]) -> Iterator[Any]:
+        for batch in batches:
+            is_counted = type(batch) is CountedBatch
+            self.samples_given = batch.num_samples if is_counted else None
+            yield batch.batch if is_counted else batch
+
+    @property
+    def plan_counts_samples(self) -> bool:
+        """Whether the plan has the samples of each batch, and default collation joins just these."""
+        return self.is_sized and not self.has_own_collate and self.loader.batch_sampler is not None
+
+    @property
+    def may_leave_out_batches(self) -> bool:
+        """Whether a batch may be None: torch's `default_collate` never makes one."""
+        return self.has_own_collate or not self.is_sized
 
     @property
     def may_lack_batches(self) -> bool:

@@ -27,11 +27,13 @@ def describe_run(
     datasets: dict[str, Any],
     accelerator: Accelerator,
     engine: Engine,
+    counting: str,
     config: TrainerRunConfig | None,
 ) -> str:
     """Return data, batch sizes, updates, precision, processes, and callbacks with what each listens to.
 
     Args:
+        counting: what the loss of a batch is the mean of.
         config: the numbers of the training run that goes on or was the latest; None before the first.
     """
     parameters = list(model.parameters())
@@ -42,6 +44,7 @@ def describe_run(
         f"optimizer: {'none' if optimizer is None else type(optimizer).__name__}",
         f"processes: {engine.group.size}, device: {accelerator.device}, precision: "
         f"{accelerator.mixed_precision}",
+        counting,
     ]
     if engine.steps_in_backward:
         lines.append(

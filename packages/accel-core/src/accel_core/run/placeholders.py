@@ -8,6 +8,9 @@ import operator
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import torch
+
+from ..checks.values import plain
 from ..errors import ConfigurationError
 
 _WAYS_OUT = {
@@ -61,6 +64,9 @@ def _takes(function: Any, argument: str) -> bool:
 class Placeholder:
     """Stands for a number of the run config, or arithmetic on such numbers (`+ - * / //`, on either side)."""
 
+    __array_ufunc__ = None
+    """Lets numbers of numpy on the left leave the arithmetic to this class."""
+
     def __init__(self, description: str, calculate: Callable[[Any], Any]) -> None:
         self.description = description
         self.calculate = calculate
@@ -74,6 +80,7 @@ def _combine(
     symbol: str, operation: Callable[[Any, Any], Any], swapped: bool
 ) -> Callable[[Placeholder, Any], Any]:
     def combined(placeholder: Placeholder, other: Any) -> Any:
+        other = plain(other)
         if not isinstance(other, (int, float, Placeholder)) or isinstance(other, bool):
             # Python then asks the other operand, and raises a TypeError that names both types.
             return NotImplemented
@@ -119,7 +126,10 @@ class TrainerPlaceholderValues:
 
 
 def resolve_placeholders(value: Any, run_config: Any) -> Any:
-    """Return `value` with each placeholder in it replaced, also inside partials, lists, tuples and dicts."""
+    """Return `value` with each placeholder in it replaced, also inside partials, lists, tuples and dicts.
+
+    Numbers of numpy become Python's, which schedulers ask for.
+    """
     if isinstance(value, Placeholder):
         return value.calculate(run_config)
     if isinstance(value, functools.partial):
@@ -129,7 +139,7 @@ def resolve_placeholders(value: Any, run_config: Any) -> Any:
         return type(value)(_resolve_each(value, run_config))
     if type(value) is dict:
         return dict(zip(value, _resolve_each(value.values(), run_config), strict=True))
-    return value
+    return value if isinstance(value, torch.Tensor) else plain(value)
 
 
 def _resolve_partial(value: functools.partial[Any], run_config: Any) -> functools.partial[Any]:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 
 from ..errors import ConfigurationError
 from ..processes.collectives import all_gather_object, pad_to
+from .steps import Step
 
 
 def to_cpu(output: Any) -> Any:
@@ -22,19 +24,44 @@ def to_cpu(output: Any) -> Any:
     return output if parts is None else _rebuild(output, names, [to_cpu(part) for part in parts])
 
 
-def join_over_processes(outputs: list[Any], padding_value: float | None = None) -> Any:
-    """Join the batches of all processes in the order of the data. Every process takes part.
+def collect_predictions(calculate: Callable[[Any], Any], steps: Iterator[Step]) -> list[list[Any]]:
+    """Return what `calculate` gives for the batch of each step, on the CPU: a list of one, or an empty one.
 
-    `padding_value` fills up the other dimensions of tensors where they differ; without it they have to be
-    equal.
+    It is empty for a batch that is left out, which keeps its place so that those of all processes stay in order. A
+    padding step has none; its batch, if there is one, is only there for engines whose forward is collective.
+    """
+    outputs = []
+    for step in steps:
+        output = [] if step.batch is None else [to_cpu(calculate(step.batch))]
+        if not step.is_padding:
+            outputs.append(output)
+        elif step.is_left_out:
+            outputs.append([])
+    return outputs
+
+
+def join_over_processes(outputs: list[list[Any]], padding_value: float | None = None) -> Any:
+    """Join the batches of all processes in the order in which they were assigned. Every process takes part.
+
+    Args:
+        outputs: a list for each step of this process: of the one batch, or empty if the batch was left out.
+        padding_value: fills up the other dimensions of tensors where they differ; without it they have to be
+            equal.
+
+    Raises:
+        ConfigurationError: outputs cannot be joined, or all batches were left out.
     """
     by_process = all_gather_object(outputs)
     # A process may have fewer batches than others, or none.
     longest = max(map(len, by_process))
-    # In the order of the data, step k of every process comes before step k + 1 of any.
-    return _join(
-        [part[step] for step in range(longest) for part in by_process if step < len(part)], padding_value
-    )
+    steps = [part[step] for step in range(longest) for part in by_process if step < len(part)]
+    batches = list(itertools.chain.from_iterable(steps))
+    if not batches:
+        raise ConfigurationError(
+            f"All {len(steps)} batches of the data are None, so there is nothing to predict. Check why the "
+            "collate function returns None for each of them."
+        )
+    return _join(batches, padding_value)
 
 
 def _join(batches: list[Any], padding_value: float | None) -> Any:

@@ -7,10 +7,14 @@ from ..engines.patches import Patches
 from ..engines.second_order import check_second_order
 from ..engines.trained import Trained
 from ..engines.weights import move_modules
+from .counted_loss import counted_loss
 from .run import Run
 from .train_arguments import TrainArguments
 from .trained_state import modules_of_optimizer, train_beside, what_is_trained
 from .trainer_parts import TrainerParts
+
+_COUNT = "count_items"
+_STEP = "calculate_train_batch_loss"
 
 
 def check_engine(trainer: TrainerParts, run: Run, arguments: TrainArguments, base: type) -> None:
@@ -21,7 +25,10 @@ def check_engine(trainer: TrainerParts, run: Run, arguments: TrainArguments, bas
     """
     kind = type(trainer)
     overridden = [name for name in LEFT_TO_ENGINE if getattr(kind, name) is not getattr(base, name)]
-    run.counts_before_forward = getattr(kind, "count_items") is not getattr(base, "count_items")  # noqa: B009
+    is_own = {name: getattr(kind, name) is not getattr(base, name) for name in (_COUNT, _STEP)}
+    # The default counts for the default step, which an engine needs that changes the parameters inside backward.
+    counts_targets = run.engine.steps_in_backward and counted_loss(trainer.loss_func) is not None
+    run.counts_before_forward = is_own[_COUNT] or (counts_targets and not is_own[_STEP])
     is_sized = run.train_loader is not None and run.train_loader.is_sized
     has_plan = is_sized or run.counts_before_forward
     engine = run.engine

@@ -21,6 +21,8 @@ from ..processes.shutdown import check_processes
 from ..state.checkpoint import TrainerState
 from ..state.random import seed_process
 from .batch_output import add_way_out
+from .counted_loss import counted_loss
+from .first_steps import report_evaluation_step
 from .loss_tracker import LossTracker, MeanTrackers
 from .modes import begin_train_mode
 from .prepared_parts import check_engine, prepare_parts
@@ -90,6 +92,7 @@ def create_loaders(trainer: TrainerParts, run: Run, arguments: TrainArguments) -
     trainer.train_dataloader = run.train_loader = train_loader
     trainer.eval_dataloader = None
     if trainer.eval_dataset is not None:
+        report_evaluation_step(trainer)
         loader = trainer.create_eval_dataloader(arguments.eval_batch_size, arguments.eval_dataloader_kwargs)
         trainer.eval_dataloader = _shard(trainer, run, loader, seeds_samples)
     for message in limit_loaders(trainer.callbacks, train_loader, trainer.eval_dataloader):
@@ -179,7 +182,8 @@ def begin_training(
     step_every, metric = arguments.scheduler_step_every, arguments.scheduler_metric
     run.schedule = plan_schedule(trainer.scheduler, step_every, metric, trainer.eval_dataset is not None)
     loader = run.train_loader
-    may_differ = loader is not None and (loader.has_own_collate or not loader.is_sized)
+    may_differ = loader is not None and loader.may_leave_out_batches
+    may_differ |= counted_loss(trainer.loss_func) is not None
     run.item_totals = ItemTotals(run.engine.group, may_differ)
     begin_counting(trainer, arguments, state)
     if state is None:

@@ -20,9 +20,9 @@ class RunProgress:
     epochs_completed: int = 0
     """Epochs whose training and evaluation are done."""
     updates_completed: int = 0
-    """Updates of the run, with those of earlier stages and those that a gradient scaler skipped."""
+    """Updates of the run, with those of earlier stages and those that were skipped."""
     updates_skipped: int = 0
-    """Updates that a gradient scaler skipped because a gradient was not finite."""
+    """Updates that changed nothing: a gradient was not finite under a gradient scaler, or no batch weighed anything."""
     updates_completed_in_epoch: int = 0
     steps_completed_in_epoch: int = 0
     """Batches of this process in the epoch that goes on."""

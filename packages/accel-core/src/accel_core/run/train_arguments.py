@@ -8,7 +8,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..checks.values import check_callable, check_choice, check_path, check_positive, check_whole_number
+from ..checks.values import (
+    check_callable,
+    check_choice,
+    check_path,
+    check_positive,
+    check_whole_number,
+    plain_arguments,
+)
 from ..data.dataset_checks import check_collate_fn, check_dataloader_arguments, check_dataset
 from ..data.readers import is_map_style
 from ..errors import ConfigurationError
@@ -50,6 +57,11 @@ def _check_resume_from(name: str, value: Any) -> Any:
     return value if value is None else check_path(name, value, way_out)
 
 
+def _plain_arguments(name: str, value: Any) -> Any:
+    # `check_dataloader_arguments` checks them later, together with the data.
+    return plain_arguments(value)
+
+
 _KEEP_GRADIENTS = "Use None to leave gradients as they are."
 
 
@@ -73,8 +85,8 @@ class TrainArguments:
     create_scheduler_fn: Callable[[Any], Any] | None = _checked(  # noqa: RUF009
         _check_scheduler_fn, None
     )
-    train_dataloader_kwargs: dict[str, Any] | None = None
-    eval_dataloader_kwargs: dict[str, Any] | None = None
+    train_dataloader_kwargs: dict[str, Any] | None = _checked(_plain_arguments, None)  # noqa: RUF009
+    eval_dataloader_kwargs: dict[str, Any] | None = _checked(_plain_arguments, None)  # noqa: RUF009
     reset_run_history: bool = _checked(check_choice, True, choices=(True, False))
     collate_fn: Callable[[list[Any]], Any] | None = None
     resume_from: str | Path | None = _checked(_check_resume_from, None)  # noqa: RUF009
@@ -139,13 +151,21 @@ class TrainArguments:
         return {name: getattr(self, name) for name in names}
 
 
-def check_evaluation_arguments(dataset: Any, batch_size: Any, kwargs: Any, collate_fn: Any) -> None:
-    """Raise unless the arguments of `evaluate` or `predict` can be used."""
+def check_evaluation_arguments(
+    dataset: Any, batch_size: Any, kwargs: Any, collate_fn: Any
+) -> tuple[int, dict[str, Any] | None]:
+    """Return the batch size and the arguments of the loader, in numbers of Python.
+
+    Raises:
+        ConfigurationError: an argument of `evaluate` or `predict` cannot be used.
+    """
     if dataset is None:
         raise ConfigurationError(
             "dataset is None, and no run before had an eval_dataset. Pass the data to read."
         )
     check_dataset("dataset", dataset)
-    check_whole_number("per_device_batch_size", batch_size, "Use 1 for single samples.")
+    batch_size = check_whole_number("per_device_batch_size", batch_size, "Use 1 for single samples.")
+    kwargs = plain_arguments(kwargs)
     check_dataloader_arguments("dataloader_kwargs", kwargs, dataset)
     check_collate_fn(collate_fn, dataset)
+    return batch_size, kwargs

@@ -28,6 +28,7 @@ class TrainerParts(Protocol):
     """Lists attributes and methods of `Trainer`, which documents them."""
 
     model: torch.nn.Module
+    loss_func: Any
     optimizer: Any
     scheduler: Any
     callbacks: CallbackList

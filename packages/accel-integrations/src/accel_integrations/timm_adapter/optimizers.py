@@ -42,7 +42,7 @@ def timm_parameter_groups(
 
     Source: layer-wise rates, https://arxiv.org/abs/2106.08254, section 2.4.
     """
-    _check_numbers(lr, weight_decay, layer_decay)
+    lr, weight_decay, layer_decay = _check_numbers(lr, weight_decay, layer_decay)
     optim = import_timm("timm.optim")
     # timm's factory of optimizers asks the model for these names, but its functions for groups do not.
     name_exceptions: Any = getattr(model, "no_weight_decay", tuple)
@@ -79,7 +79,7 @@ def create_timm_optimizer(
         ConfigurationError: timm is missing or has no such optimizer, a rate is not above 0, or `weight_decay`
             is below it.
     """
-    _check_numbers(lr, weight_decay, layer_decay)
+    lr, weight_decay, layer_decay = _check_numbers(lr, weight_decay, layer_decay)
     optim = import_timm("timm.optim")
     try:
         # timm wraps any optimizer in a Lookahead if its name has this prefix.
@@ -126,8 +126,10 @@ def _scale_rates(groups: list[dict[str, Any]]) -> None:
             group["lr"] = group["lr"] * group[_SCALE]
 
 
-def _check_numbers(lr: Any, weight_decay: Any, layer_decay: Any) -> None:
-    check_positive("lr", lr, "Use 1e-3 to begin with AdamW, 0.1 with SGD.")
-    check_not_negative("weight_decay", weight_decay, "Use 0.05, or 0.0 for none.")
+def _check_numbers(lr: Any, weight_decay: Any, layer_decay: Any) -> tuple[float, float, float | None]:
     way_out = "Use None for one rate for all layers, 0.75 to change early layers less."
-    check_positive("layer_decay", layer_decay, way_out, optional=True)
+    return (
+        check_positive("lr", lr, "Use 1e-3 to begin with AdamW, 0.1 with SGD."),
+        check_not_negative("weight_decay", weight_decay, "Use 0.05, or 0.0 for none."),
+        check_positive("layer_decay", layer_decay, way_out, optional=True),
+    )

@@ -39,9 +39,10 @@ def transformers_parameter_groups(
     Source: layer-wise rates, https://arxiv.org/abs/1801.06146, section 3.2, there called discriminative
         fine-tuning.
     """
-    check_positive("lr", lr, "Use 5e-5, for example.")
-    check_not_negative("weight_decay", weight_decay, "Use 0.01, or 0.0 for none.")
-    check_positive("layer_decay", layer_decay, "Use None for the same rate everywhere.", optional=True)
+    lr = check_positive("lr", lr, "Use 5e-5, for example.")
+    weight_decay = check_not_negative("weight_decay", weight_decay, "Use 0.01, or 0.0 for none.")
+    way_out = "Use None for the same rate everywhere."
+    layer_decay = check_positive("layer_decay", layer_decay, way_out, optional=True)
     depths = _depths(model)
     highest = max(depths.values(), default=0)
     groups: dict[tuple[int, bool], dict[str, Any]] = {}

@@ -12,12 +12,13 @@ from accelerate import Accelerator
 
 from accel_core import DEFAULT_CALLBACKS, ConfigurationError, RunHistory, Trainer, TrainerCallback
 from accel_core.extending import (
+    UnclearBatchSize,
     call_loss,
     check_finite,
     is_frozen,
     is_ready_loader,
-    num_samples_in,
     run_on_main,
+    samples_of,
     weights_to_export,
 )
 
@@ -41,6 +42,8 @@ class TransformersTrainer(Trainer):
     """
 
     prediction_padding = IGNORED_LABEL
+    step_counts = "the labels other than -100 if the model predicts tokens, else over samples"
+    """What `describe` says that the loss of a batch is the mean over."""
 
     def __init__(
         self,
@@ -126,17 +129,23 @@ class TransformersTrainer(Trainer):
             raise ConfigurationError(
                 f"loss_func needs 'labels', but the batch has only {list(batch)}. Add them to the samples."
             )
-        output = {"loss": loss, "model_outputs": outputs, "batch_size": num_samples_in(batch)}
+        batch_size = samples_of(self, batch.get("labels"), batch)
+        output = {"loss": loss, "model_outputs": outputs, "batch_size": batch_size}
         num_labels = self.count_labels(batch)
         if num_labels is not None:
-            # The mean over no label is nan, which stays nan when it is multiplied by its weight of 0.
+            if isinstance(batch_size, UnclearBatchSize):
+                # Several samples may be packed into one row: the labels are counted, whatever the rows are.
+                output["batch_size"] = batch_size.given
+            # The mean over no label is nan, which would stay nan whatever it is multiplied by.
             output["loss"] = torch.where(num_labels > 0, loss, 0.0)
             output["num_items_in_batch"] = num_labels
         return output
 
     def calculate_eval_batch_loss(self, batch: Any) -> dict[str, Any]:
-        """Like `calculate_train_batch_loss`, without gradients; by default the same computation."""
-        # Not by `self`: what a subclass does in training, such as mixing, is not for evaluations.
+        """Return the same as `calculate_train_batch_loss`, without gradients.
+
+        By default it is what `TransformersTrainer` computes, also if your class trains otherwise.
+        """
         return TransformersTrainer.calculate_train_batch_loss(self, batch)
 
     def calculate_predictions(self, batch: Any) -> Any:
