@@ -400,9 +400,8 @@ class Trainer:
     ) -> None:
         """Step a further optimizer among the attributes of the trainer. Every process takes part.
 
-        Averages its gradients over the processes, by samples inside a step; unscales those of float16; clips
-        as `train` does; steps it, and the scheduler among the attributes whose `optimizer` it is; clears its
-        gradients, and what the loss of the same step adds to them afterwards.
+        Averages its gradients over the processes, unscales those of float16, clips, steps it and the scheduler
+        whose `optimizer` it is, and clears its gradients, also of what the loss of the same step adds later.
         """
         run = self._run or outside_run("step_optimizer")
         run.step_optimizer(optimizer, gradient_clip_norm, gradient_clip_value)
