@@ -39,6 +39,7 @@ CORRECT = 1e-4
 """Relative difference of the weights up to which they count as equal: sums of float32 differ by their order."""
 MODULES = {"accel": "accel_core", "pytorch-accelerated": "pytorch_accelerated"}
 START_TARGETS = {"import": "+0.15 s", "first_forward": "+0.15 s", "peak_megabytes": "+10 MB"}
+SAVE_TARGETS = {"digests, a core free, %": "10", "digests, no core free, %": "25"}
 OWN_PACKAGES = ["torch", "accelerate", "accel-core"]
 CORRECTNESS_PACKAGES = ["torch", "accelerate", "pytorch-accelerated", "lightning", "transformers"]
 OTHERS_PACKAGES = ["torch", "pytorch-ignite", *(name for name in OTHERS if name != "ignite")]
@@ -46,7 +47,7 @@ OTHERS_PACKAGES = ["torch", "pytorch-ignite", *(name for name in OTHERS if name 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    only = [*WORKLOADS, "start", "long"]
+    only = [*WORKLOADS, "start", "long", "saves"]
     parser.add_argument("--only", action="append", choices=only, help="measure this; may be repeated")
     parser.add_argument("--rounds", type=int, default=15, help="pairs of chunks for each figure")
     parser.add_argument("--others", action="store_true", help="measure the other libraries too")
@@ -78,6 +79,8 @@ def measure_ours(figures: dict[str, Any], wanted: list[str], rounds: int) -> Non
     for name in wanted:
         if name == "long":
             keep(figures, "long", "accel", _run([sys.executable, str(HERE / "long_run.py"), "100000"]))
+        elif name == "saves":
+            keep(figures, "saves", "accel", _run([sys.executable, str(HERE / "saves.py"), "500", "1000"]))
         elif name == "start":
             for loop in ("accelerate", "accel"):
                 keep(figures, "start", loop, measure_start(loop, sys.executable))
@@ -145,6 +148,10 @@ def print_tables(figures: dict[str, Any]) -> None:
         print("\n| 100,000 updates with history, progress bar and callbacks | after 1 % | at the end |\n|---|---|---|")
         for name, (before, after) in figures["long"]["accel"].items():
             _row(name, f"{before:,.1f}", f"{after:,.1f}")
+    if "saves" in figures:
+        print("\n| a save of 500 MB, and of a small model in a folder of many | target | |\n|---|---|---|")
+        for name, value in figures["saves"]["accel"].items():
+            _row(name, SAVE_TARGETS.get(name, ""), f"{value:.1f}")
     print(f"\n| over the hand-written loop | {' | '.join(f'{name} (target {value})' for name, value in START_TARGETS.items())} |")
     print("|---" * (len(START_TARGETS) + 1) + "|")
     for loop, start in figures.get("start", {}).items():

@@ -1,6 +1,7 @@
 import errno
 import os
 import pickle
+import signal
 import subprocess
 import sys
 import textwrap
@@ -149,7 +150,14 @@ def test_the_state_of_torch_schedulers_comes_back(name: str, tmp_path: Path) -> 
 
 def test_tensors_that_share_memory_are_each_written(tmp_path: Path) -> None:
     base = torch.arange(6.0).reshape(2, 3)
-    tied = {"a": base, "b": base, "row": base[1], "turned": base.t(), "empty": torch.zeros(0), "scalar": torch.tensor(2)}
+    tied = {
+        "a": base,
+        "b": base,
+        "row": base[1],
+        "turned": base.t(),
+        "empty": torch.zeros(0),
+        "scalar": torch.tensor(2),
+    }
     write_tensors(tmp_path / "model.safetensors", tied)
     assert is_equal(read_tensors(tmp_path / "model.safetensors"), tied)
 
@@ -258,11 +266,47 @@ def test_files_can_be_read_by_whom_the_umask_lets(name: str, tmp_path: Path) -> 
 # ---------------------------------------------------------------------- one file, replaced
 
 
-def test_replace_file_cleans_up_after_a_killed_one(tmp_path: Path) -> None:
-    (tmp_path / "file.json.incomplete").mkdir()
-    (tmp_path / "file.json.incomplete" / ".tmpAbc").touch()
-    replace_file(tmp_path / "file.json", lambda aside: write_json(aside, 1))
-    assert [entry.name for entry in tmp_path.iterdir()] == ["file.json"]
+KILLED_WRITER = """
+    import os, signal, sys
+    from pathlib import Path
+    from accel_core.state.files import replace_file
+
+    def write(staging):
+        staging.write_text("half")
+        print("writes", flush=True)
+        if sys.argv[2] == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        sys.stdin.read()
+
+    replace_file(Path(sys.argv[1]), write)
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there are no such locks")
+def test_replace_file_cleans_up_after_a_killed_one_and_leaves_one_that_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "file.json"
+    command = [sys.executable, "-c", textwrap.dedent(KILLED_WRITER), str(path)]
+    assert subprocess.run([*command, "killed"], capture_output=True, timeout=60).returncode == -signal.SIGKILL
+    assert len(list(tmp_path.iterdir())) == 1
+    with subprocess.Popen([*command, "alive"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None and other.stdout.readline() == "writes\n"
+        replace_file(path, lambda staging: write_json(staging, 1))
+        assert read_json(path) == 1
+        assert len(list(tmp_path.iterdir())) == 2
+        other.communicate(timeout=60)
+    assert other.returncode == 0
+    assert path.read_text() == "half" and [entry.name for entry in tmp_path.iterdir()] == ["file.json"]
+
+
+@pytest.mark.parametrize(
+    "name", ["file.json.incomplete", "file.json.backup.incomplete", "other.json.0123456789abcdef.incomplete"]
+)
+def test_replace_file_leaves_files_and_folders_of_others_alone(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "thesis.txt").write_text("precious")
+    (tmp_path / f"mine.{name}").write_text("precious")
+    replace_file(tmp_path / "file.json", lambda staging: write_json(staging, 1))
+    assert (tmp_path / name / "thesis.txt").read_text() == (tmp_path / f"mine.{name}").read_text() == "precious"
 
 
 def test_replace_file_makes_the_folders_and_leaves_nothing_beside(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """Callbacks for the trainer of accel-core: one a file."""
 
-# Those of the core too, so that every callback can be had here.
+# Those of the core too, so that every callback can be imported from here.
 from accel_core import LimitBatches as LimitBatches
 from accel_core import LimitBatchesCallback as LimitBatchesCallback
 from accel_core import LogMetricsCallback as LogMetricsCallback
@@ -36,4 +36,7 @@ DEFAULT_CALLBACKS: tuple[type[TrainerCallback], ...] = (
     ProgressBarCallback,
     LogMetricsCallback,
 )
-"""For `Trainer(..., callbacks=DEFAULT_CALLBACKS)`: a bar in place of the lines of `accel_core.DEFAULT_CALLBACKS`."""
+"""The callbacks of `accel_core.DEFAULT_CALLBACKS`, with a progress bar in place of printed lines.
+
+Pass them as `Trainer(..., callbacks=DEFAULT_CALLBACKS)`.
+"""

@@ -1,4 +1,4 @@
-"""find_batch_size: the largest batch of one step that fits into memory, with the same batch of each update."""
+"""find_batch_size: the largest batch of one step that fits into memory, for the same batch of each update."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ class BatchSizeRecord(TypedDict):
 
     per_device_batch_size: int
     fits: bool
-    """On every process."""
+    """Whether it fits on every process."""
 
 
 @dataclasses.dataclass(frozen=True)
 class BatchSize:
-    """What to give to `Trainer.train`: together the two make the same updates as the batch that was asked for."""
+    """Numbers for `Trainer.train` that make the same updates as the batch that was asked for."""
 
     per_device_batch_size: int
     """Samples in a step of one process."""
     gradient_accumulation_steps: int
     """Steps of each process in an update."""
     records: list[BatchSizeRecord]
-    """What was tried, in this order."""
+    """Sizes that were tried, in this order."""
 
 
 def find_batch_size(
@@ -51,11 +51,11 @@ def find_batch_size(
 ) -> BatchSize:
     """Return the largest batch of one step that fits into memory and divides `per_device_batch_size`.
 
-    What is asked for is the share of one process in an update, `per_device_batch_size` times
-    `gradient_accumulation_steps`. If it is too much for one step, it is made of several, so that the update,
-    and with it the learning rate that suits it, stays the same (for models without batch statistics). Each
-    size is tried by updates of a copy of the model, down from the whole share, until one fits on every
-    process. `trainer` is not changed, as by `find_learning_rate`.
+    You ask for the samples of one process in an update: `per_device_batch_size` times
+    `gradient_accumulation_steps`. If they are too many for one step, they are spread over several. The
+    update, and with it the learning rate that suits it, stays the same (for models without batch
+    statistics). Each size is tried by updates of a copy of the model, from the largest down, until one fits
+    on every process. `trainer` is not changed, as with `find_learning_rate`.
 
         found = find_batch_size(trainer, train_data, per_device_batch_size=256)
         trainer.train(
@@ -65,15 +65,15 @@ def find_batch_size(
             gradient_accumulation_steps=found.gradient_accumulation_steps,
         )
 
-    The memory that the trainer's own model takes on the device counts as in use, so call it before the first
-    run. Where samples differ in size, the largest may come later than the updates that were tried: raise
+    Call it before the first run, since memory that the trainer's own model takes on the device counts as in
+    use. If samples differ in size, the largest may come after the updates that were tried: raise
     `num_updates`, or sort the data. Every process takes part and gets the same result.
 
     Args:
-        dataset: like that of `Trainer.train`; read as often as needed.
-        per_device_batch_size: samples of one process in an update, if `gradient_accumulation_steps` is not
+        dataset: data as for `Trainer.train`; it is read as often as needed.
+        per_device_batch_size: samples of one process in an update, unless `gradient_accumulation_steps` is
             given.
-        num_updates: with which each size is tried; the second also has the memory of the optimizer in use.
+        num_updates: updates that try a size; from the second on the optimizer's states take memory too.
         train_arguments: further arguments of `Trainer.train` about data, accumulation and clipping.
 
     Raises:
@@ -96,6 +96,7 @@ def find_batch_size(
         )
     share = int(per_device_batch_size) * int(train_arguments.pop("gradient_accumulation_steps", 1))
     records: list[BatchSizeRecord] = []
+    # The largest first, which is the answer as soon as one fits.
     for size in (size for size in range(share, 0, -1) if share % size == 0):
         arguments = {
             **train_arguments,
@@ -103,6 +104,7 @@ def find_batch_size(
             "max_num_train_steps": num_updates,
         }
         fits = _fits(trainer, dataset, {"per_device_batch_size": size, **arguments})
+        # Else what a failed size leaves in the allocator would count against the next.
         clear_device_cache(garbage_collection=True)
         records.append({"per_device_batch_size": size, "fits": fits})
         if fits:
@@ -114,7 +116,7 @@ def find_batch_size(
 
 
 class _DoesNotFitError(Exception):
-    """A process is out of memory; raised on all of them at the same place."""
+    """Some process is out of memory. Raised on all of them after the same step."""
 
 
 def _fits(trainer: Trainer, dataset: Any, arguments: dict[str, Any]) -> bool:
@@ -128,26 +130,26 @@ def _fits(trainer: Trainer, dataset: Any, arguments: dict[str, Any]) -> bool:
         except Exception as error:
             if not _is_out_of_memory(error):
                 raise
-            # Outside of a step, as in fetching a batch: the others ask after their next step.
+            # It happened outside of a step, as in fetching a batch. The others take part in this after
+            # their next step.
             fits = all(all_gather_object(False))
     return fits
 
 
 class _AgreeOnMemory(Trainer):
-    """Lets the processes agree after each part of an update whether it had enough memory.
+    """Lets the processes agree after each step, and after the optimizer's, whether there was enough memory.
 
-    Otherwise those that had would wait for the others forever.
+    Otherwise those that had enough would wait for the others forever.
     """
 
     def run_train_step(self, step: Step, group: UpdateGroup) -> None:
-        """Run the step without synchronising gradients, for which the others would wait.
-
-        The memory needed is the same, since DDP has made its buffers before.
-        """
+        """Run the step without synchronising gradients."""
+        # A process without memory would leave the others waiting in backward. The step needs no less memory
+        # like this, since DDP has made its buffers before.
         _agree(super().run_train_step, step._replace(is_last=False), group)
 
     def optimizer_step(self) -> None:
-        """Change the parameters; the optimizer may make its states here."""
+        """Change the parameters, for which the optimizer makes its states in the first update."""
         _agree(super().optimizer_step)
 
 
@@ -165,7 +167,8 @@ def _agree(act: Callable[..., None], *arguments: Any) -> None:
 
 
 def _is_out_of_memory(error: BaseException | None) -> bool:
-    """Whether `error`, or what it came from, says that memory ran out."""
+    """Whether memory ran out, according to `error` or to what caused it."""
+    # A data loader and a user's own code may raise another error from the one of the allocator.
     while error is not None:
         if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
             return True

@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
 
 class ConvertSyncBatchNormCallback(TrainerCallback):
-    """Replace the batch norms of the model by `torch.nn.SyncBatchNorm`, which normalises over the batches of all processes.
+    """Replace the batch norms of the model by `torch.nn.SyncBatchNorm`.
 
-    For batches that are small on each process. The model is converted before it is wrapped, and only where
-    there are several processes; parameters and buffers stay the same objects, so the optimizer need not know.
-    It trains on accelerators only.
+    `SyncBatchNorm` normalises over the batches of all processes. Use it if the batch of one process is too
+    small for good statistics. The model is converted before it is wrapped, and only if several processes
+    share the data. `SyncBatchNorm` trains on accelerators only.
     """
 
     order = -100
@@ -26,11 +26,14 @@ class ConvertSyncBatchNormCallback(TrainerCallback):
 
     def on_prepare_start(self, trainer: Trainer) -> None:
         """Convert the model."""
+        # A single process sees the whole batch already.
         if trainer.data_group.is_single:
             return
+        # A frozen model is evaluated only, with statistics that it has already, which works on a CPU too.
         if trainer.device.type == "cpu" and not is_frozen(trainer.model):
             raise ConfigurationError(
                 "ConvertSyncBatchNormCallback needs an accelerator, but this run is on the CPU, where torch "
                 "has no SyncBatchNorm for training. Leave the callback out on a CPU."
             )
+        # The new modules hold the old parameters and buffers, so the optimizer need not know.
         trainer.model = nn.SyncBatchNorm.convert_sync_batchnorm(trainer.model)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class EarlyStoppingCallback(TrainerCallback):
-    """Ask all processes to stop after `early_stopping_patience` epochs in a row without a better value of a metric.
+    """Ask all processes to stop if a metric has not improved for `early_stopping_patience` epochs.
 
     The best value and the patience that is left are saved with the training state.
     """
@@ -38,8 +38,9 @@ class EarlyStoppingCallback(TrainerCallback):
             early_stopping_threshold: a value counts as better if it differs by more than this, in the
                 metric's own unit.
             watch_metric: its name in the run history.
-            reset_on_train: forget the best value at each call of `train`; a resumed run goes on with the one
-                it saved.
+            reset_on_train: forget the best value when a run begins; a resumed run goes on with the one it
+                saved. A later stage (`reset_run_history=False`) keeps the best value, and has the whole
+                patience again.
 
         Raises:
             ConfigurationError: an argument cannot be used.
@@ -54,27 +55,34 @@ class EarlyStoppingCallback(TrainerCallback):
         self.reset_on_train = reset_on_train
         self.watched = WatchedMetric(type(self).__name__, watch_metric, greater_is_better)
         self.best_metric: float | None = None
+        """Best value so far; None before the first."""
         self.epochs_without_improvement = 0
+        """Epochs in a row since the best value."""
 
     def on_training_run_start(self, trainer: Trainer) -> None:
-        """Forget the run before."""
+        """Forget the run before; a later stage of it has a patience of its own."""
         self.watched.check_will_be_recorded(trainer)
         if self.reset_on_train:
-            self.best_metric, self.epochs_without_improvement = None, 0
+            self.epochs_without_improvement = 0
+            if trainer.run_progress.stage == 1:
+                self.best_metric = None
 
     def on_training_run_epoch_end(self, trainer: Trainer) -> None:
         """Compare the value of this epoch with the best one."""
         value = self.watched.value_of_epoch(trainer)
+        # A metric need not be recorded in every epoch; only those with a value count.
         if value is None:
             return
         if self.watched.is_better(value, self.best_metric, self.early_stopping_threshold):
-            self.best_metric, self.epochs_without_improvement = value, 0
+            self.best_metric = value
+            self.epochs_without_improvement = 0
         else:
             self.epochs_without_improvement += 1
         self._stop_if_exhausted(trainer)
 
     def on_checkpoint_loaded(self, trainer: Trainer, path: Path) -> None:
-        """Stop at once where the patience was exhausted already."""
+        """Stop at once if the patience was exhausted before the state was saved."""
+        # Without this, resuming a run that this callback has ended would train one more epoch.
         self._stop_if_exhausted(trainer)
 
     def _stop_if_exhausted(self, trainer: Trainer) -> None:
@@ -88,7 +96,7 @@ class EarlyStoppingCallback(TrainerCallback):
             )
 
     def state_dict(self) -> dict[str, Any]:
-        """The best value, and for how many epochs it has been the best."""
+        """Return the best value, and the number of epochs since it was recorded."""
         return {
             "best_metric": self.best_metric,
             "epochs_without_improvement": self.epochs_without_improvement,

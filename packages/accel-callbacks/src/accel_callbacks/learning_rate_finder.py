@@ -26,13 +26,14 @@ if TYPE_CHECKING:
     from accel_core import Trainer
 
 _SMOOTHING = 0.9
+"""What is kept of the exponential mean of the losses at an update."""
 
 
 class LearningRateRecord(TypedDict):
     """One update of the range test."""
 
     learning_rate: float
-    """Of the group of parameters that has the highest."""
+    """Rate of the parameter group that has the highest."""
     loss: float
     """Mean over the samples of the update on all processes, before the parameters changed."""
     smoothed_loss: float
@@ -48,21 +49,23 @@ class LearningRateRange:
 
     @property
     def suggestion(self) -> float:
-        """The learning rate at which the smoothed loss fell the fastest, by the logarithm of the rate.
+        """Learning rate at which the smoothed loss fell the fastest, by the logarithm of the rate.
 
-        How fast is the slope of the line of least squares through a fifth of the test, so that the noise of
+        The speed is the slope of the line of least squares through a fifth of the test, so that the noise of
         single batches does not count.
 
         Raises:
             ConfigurationError: the loss never fell.
         """
         losses = [record["smoothed_loss"] for record in self.records]
+        # Behind the lowest loss training fails, so no slope there counts.
         lowest = losses.index(min(losses))
         width = min(max(3, len(losses) // 5), lowest + 1)
         slopes = [
             (_slope(losses[start : start + width]), start + width // 2) for start in range(lowest + 2 - width)
         ]
-        steepest, place = min(slopes)
+        # Rates rise by the same factor at each update, so the slope by update is that by their logarithm.
+        steepest, middle = min(slopes)
         if steepest >= 0:
             rates = [record["learning_rate"] for record in self.records]
             raise ConfigurationError(
@@ -70,7 +73,7 @@ class LearningRateRange:
                 "none can be suggested. Look at plot(path), and try another min_lr, a longer test or "
                 "another batch size."
             )
-        return self.records[place]["learning_rate"]
+        return self.records[middle]["learning_rate"]
 
     def plot(self, path: str | Path | None = None) -> Figure:
         """Draw the loss by learning rate, with the suggestion marked, and save it as `path` if that is given.
@@ -97,6 +100,7 @@ class LearningRateRange:
         try:
             suggestion = self.suggestion
         except ConfigurationError:
+            # The picture is needed most if there is nothing to suggest.
             axes.set_title("The loss did not fall", loc="left")
         else:
             loss = next(
@@ -108,7 +112,8 @@ class LearningRateRange:
         axes.set_xscale("log")
         axes.set_xlabel("learning rate")
         axes.set_ylabel("training loss")
-        # The last losses of a test are huge, and would press the rest to a line.
+        # The last losses of a test are huge, and would press the rest to a line: the losses up to the
+        # lowest are to fill the height.
         smoothed = [record["smoothed_loss"] for record in self.records]
         low, high = min(smoothed), max(smoothed[: smoothed.index(min(smoothed)) + 1])
         room = (high - low) or abs(low) or 1.0
@@ -121,10 +126,11 @@ class LearningRateRange:
 
 
 def _slope(values: list[float]) -> float:
-    """Slope of the line of least squares through `values`, by their place."""
+    """Return the slope of the line of least squares through `values`, by their index."""
     middle = (len(values) - 1) / 2
-    squares = sum((place - middle) ** 2 for place in range(len(values)))
-    return sum((place - middle) * value for place, value in enumerate(values)) / squares if squares else 0.0
+    squares = sum((index - middle) ** 2 for index in range(len(values)))
+    # A single value has no slope.
+    return sum((index - middle) * value for index, value in enumerate(values)) / squares if squares else 0.0
 
 
 def find_learning_rate(
@@ -138,7 +144,7 @@ def find_learning_rate(
     stop_factor: float = 4.0,
     **train_arguments: Any,
 ) -> LearningRateRange:
-    """Train a copy of the model with a learning rate that rises with each update, and return how the loss answered.
+    """Train a copy of the model with a learning rate that rises with each update, and return the losses.
 
     The rate rises from `min_lr` to `max_lr` by the same factor at each update; groups of parameters keep the
     ratio of their rates. The test ends early when the loss is far above its lowest value or not finite.
@@ -152,11 +158,11 @@ def find_learning_rate(
             group["lr"] = found.suggestion
 
     Args:
-        dataset: like that of `Trainer.train`; read as often as needed.
+        dataset: data as for `Trainer.train`; it is read as often as needed.
         per_device_batch_size: samples in a step of one process.
         min_lr: learning rate of the first update.
         max_lr: learning rate of the last update.
-        num_updates: of the whole test.
+        num_updates: updates of the whole test.
         stop_factor: the test ends when the smoothed loss is this many times its lowest value.
         train_arguments: further arguments of `Trainer.train` about data, accumulation and clipping.
 
@@ -177,6 +183,7 @@ def find_learning_rate(
             "out to take the defaults."
         )
     check_trial("find_learning_rate", trainer, dataset, per_device_batch_size, train_arguments)
+    _check_has_rates(trainer.optimizer)
     test = _RangeTest(min_lr, max_lr, num_updates, stop_factor)
     with trial_of(trainer, dataset, test) as trial:
         trial.train(
@@ -189,29 +196,32 @@ def find_learning_rate(
 
 
 class _RangeTest(TrainerCallback):
-    """Sets the learning rates of each update, and notes its loss."""
+    """Sets the learning rates of each update, and keeps its loss."""
 
     def __init__(self, min_lr: float, max_lr: float, num_updates: int, stop_factor: float) -> None:
-        self.min_lr, self.factor, self.stop_factor = (
-            min_lr,
-            (max_lr / min_lr) ** (1 / (num_updates - 1)),
-            stop_factor,
-        )
+        self.min_lr = min_lr
+        self.factor: float = (max_lr / min_lr) ** (1 / (num_updates - 1))
+        """What the rate is multiplied by at each update."""
+        self.stop_factor = stop_factor
         self.records: list[LearningRateRecord] = []
-        self.mean, self.is_over = 0.0, False
+        self.mean = 0.0
+        """Exponential mean of the losses, which begins at zero and is corrected for that."""
+        self.is_over = False
 
     def on_training_run_start(self, trainer: Trainer) -> None:
-        """Note the ratio of the groups' rates."""
+        """Keep the ratio of the groups' rates."""
+        # Without any rate above 0, as before a warm-up, there is no ratio to keep.
         rates = [float(group["lr"]) for group in trainer.optimizer.param_groups]
         highest = max(rates)
         self.ratios = [rate / highest if highest > 0 else 1.0 for rate in rates]
 
     def on_train_epoch_start(self, trainer: Trainer) -> None:
-        """The sums of the loss begin at zero."""
+        """Begin with sums of the loss at zero, as `train_loss` does."""
         self.sums = (0.0, 0.0)
 
     def on_optimizer_step_start(self, trainer: Trainer) -> None:
-        """Note the loss of the update, and set its learning rates."""
+        """Keep the loss of the update, and set its learning rates."""
+        # What the epoch's tracker has added up since the update before is the loss of this one.
         sums = float(trainer.train_loss.total), float(trainer.train_loss.count)
         own = [now - before for now, before in zip(sums, self.sums, strict=True)]
         self.sums = sums
@@ -222,11 +232,12 @@ class _RangeTest(TrainerCallback):
         self._add(trainer, rate, total / count)
 
     def _add(self, trainer: Trainer, rate: float, loss: float) -> None:
-        # Several processes make one more update after they were asked to stop.
+        # Several processes make one more update after a stop was requested.
         if self.is_over or not math.isfinite(loss):
             self._end(trainer)
             return
         self.mean = _SMOOTHING * self.mean + (1 - _SMOOTHING) * loss
+        # Corrected for the mean's beginning at zero, as Adam does.
         smoothed = self.mean / (1 - _SMOOTHING ** (len(self.records) + 1))
         self.records.append({"learning_rate": rate, "loss": loss, "smoothed_loss": smoothed})
         lowest = min(record["smoothed_loss"] for record in self.records)
@@ -239,8 +250,20 @@ class _RangeTest(TrainerCallback):
         trainer.request_stop("the range test is over")
 
 
+def _check_has_rates(optimizer: Any) -> None:
+    """Raise if the optimizer chooses its learning rate itself, so that there is none to be found."""
+    if any(group.get("lr") is None for group in optimizer.param_groups):
+        name = type(optimizer).__name__
+        raise ConfigurationError(
+            f"find_learning_rate was given a trainer whose {name} has the learning rate None, which {name} chooses "
+            "at each update, so there is none to be found. Give the optimizer a number as lr, or leave the "
+            "test out."
+        )
+
+
 def set_learning_rate(group: dict[str, Any], rate: float) -> None:
-    """Set the learning rate of a group of parameters; one that is a tensor stays the same tensor."""
+    """Set the learning rate of a group of parameters."""
+    # Captured and compiled optimizers read the tensor that they were built with.
     if isinstance(group["lr"], torch.Tensor):
         group["lr"].fill_(rate)
     else:

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 class MaxTimeCallback(TrainerCallback):
     """Ask all processes to stop once a number of minutes has passed since the run started on any of them.
 
-    The clock starts anew with each call of `train`, since a limit is one of a job: a resumed run has all the
-    time again. It is looked at after updates and epochs, so leave enough for one update, one evaluation and
-    saving.
+    The clock starts anew with each call of `train`, since the limit is that of a job: a resumed run has all
+    the time again. The clock is read after updates and epochs, so leave enough time for one update, one
+    evaluation and saving.
     """
 
     def __init__(self, minutes: float) -> None:
@@ -30,16 +30,18 @@ class MaxTimeCallback(TrainerCallback):
 
     def on_training_run_start(self, trainer: Trainer) -> None:
         """Start the clock."""
+        # Monotonic, since the time of day may be set while a job runs.
         self.ends_at = time.monotonic() + 60 * self.minutes
 
     def on_optimizer_step_end(self, trainer: Trainer) -> None:
-        """Look at the clock."""
+        """Stop if the time is over."""
         self._stop_if_over(trainer)
 
     def on_training_run_epoch_end(self, trainer: Trainer) -> None:
-        """Look at the clock, so that no epoch begins after the evaluation that took the rest of the time."""
+        """Stop if the evaluation has taken the rest of the time, so that no further epoch begins."""
         self._stop_if_over(trainer)
 
     def _stop_if_over(self, trainer: Trainer) -> None:
+        # The processes' clocks differ a little: the first one over asks, and all stop after the same update.
         if time.monotonic() >= self.ends_at:
             trainer.request_stop(f"the time limit of {self.minutes:g} minutes is reached")

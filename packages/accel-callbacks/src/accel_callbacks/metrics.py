@@ -1,4 +1,4 @@
-"""MetricsCallback: metrics of torchmetrics, moved, reset, computed and recorded without help."""
+"""MetricsCallback: update, compute and record metrics of torchmetrics."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ Update = Callable[[Any, Any, Mapping[str, Any]], None]
 class MetricsCallback(TrainerCallback):
     """Record metrics of each evaluation, of training, or of both, exactly on any number of processes.
 
-    A metric `accuracy` is recorded as `accuracy` for the evaluations of a training run, `train_accuracy` for
-    training, `intermediate_accuracy` in mid-epoch, `evaluation_accuracy` by `evaluate`, and
+    A metric `accuracy` is recorded as `accuracy` for the evaluations of a training run, `train_accuracy`
+    for training, `intermediate_accuracy` in mid-epoch, `evaluation_accuracy` by `evaluate`, and
     `ema_model_accuracy` for averaged weights.
     """
 
@@ -39,11 +39,11 @@ class MetricsCallback(TrainerCallback):
 
         Args:
             metrics: a `torchmetrics.Metric`, a `MetricCollection`, or a dict of metrics by name.
-            update: called as `update(metric, batch, batch_output)` for each metric and batch; by default
-                `metric.update(batch_output["model_outputs"], batch[1])`, and with the outputs' `logits` and
-                `batch["labels"]` where batches are mappings.
-            prefix: put before each name.
-            on: `"train"`, `"eval"` or `"both"`.
+            update: called as `update(metric, batch, batch_output)` for each metric and batch. By default it
+                is `metric.update(batch_output["model_outputs"], batch[1])`, or `metric.update` of the
+                outputs' `logits` and `batch["labels"]` if batches are mappings.
+            prefix: beginning of each name.
+            on: what is measured, `"train"`, `"eval"` or `"both"`.
 
         Raises:
             ConfigurationError: an argument cannot be used.
@@ -60,6 +60,7 @@ class MetricsCallback(TrainerCallback):
         self.update = _update_with_outputs_and_targets if update is None else update
         self.prefix = prefix
         self.on = on
+        # Copies, since an evaluation in mid-epoch must not touch the sums of the epoch.
         self._train_metrics = (
             {name: metric.clone() for name, metric in self._metrics.items()} if on != "eval" else {}
         )
@@ -78,23 +79,25 @@ class MetricsCallback(TrainerCallback):
         self._move(trainer.device)
 
     def on_train_epoch_start(self, trainer: Trainer) -> None:
-        """Begin anew."""
+        """Reset the metrics of training."""
         _reset(self._train_metrics)
 
     def on_train_step_end(
         self, trainer: Trainer, batch: Any, batch_output: dict[str, Any], step: int
     ) -> None:
         """Add a batch."""
+        # The outputs still have their graph, which the sums would keep alive.
         with torch.no_grad():
             self._add(self._train_metrics, batch, batch_output)
 
     def on_train_epoch_end(self, trainer: Trainer) -> None:
         """Record the metrics of the epoch, unless a stop cut it short."""
+        # A resumed run goes on with an epoch that was cut short, and records it then.
         if trainer.run_progress.train_epoch_completed or trainer.stop_reason is None:
             self._record(trainer, self._train_metrics, "train_")
 
     def on_eval_epoch_start(self, trainer: Trainer, is_intermediate: bool, metric_prefix: str) -> None:
-        """Begin anew."""
+        """Reset the metrics of evaluation."""
         _reset(self._eval_metrics)
 
     def on_eval_step_end(self, trainer: Trainer, batch: Any, batch_output: dict[str, Any]) -> None:
@@ -106,14 +109,18 @@ class MetricsCallback(TrainerCallback):
         self._record(trainer, self._eval_metrics, "")
 
     def state_dict(self) -> dict[str, Any]:
-        """The metrics of the epoch of training that goes on, as they are on this process."""
+        """Return what this process has added to the metrics of training in the current epoch."""
         if not self._train_metrics:
             return {}
         states = {name: _states_of(metric) for name, metric in self._train_metrics.items()}
         return {"num_processes": self._num_processes, "metrics": states}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on with the sums of `state`, unless they are those of another number of processes: then of the rest alone."""
+        """Go on with the sums of `state`.
+
+        Sums of another number of processes cannot be divided, so the metrics then cover only the rest of the
+        epoch.
+        """
         _reset(self._train_metrics)
         if state["num_processes"] == self._num_processes:
             for name, metric in self._train_metrics.items():
@@ -121,7 +128,7 @@ class MetricsCallback(TrainerCallback):
                     _set_states(metric, [state["metrics"][name]])
 
     def _check_names(self, trainer: Trainer) -> None:
-        """Raise if another callback records a metric of the same name, which would have two values an epoch."""
+        """Raise if another callback records a metric of the same name: it would have two values per epoch."""
         for other in trainer.callbacks:
             shared = (
                 self._names() & other._names()
@@ -131,12 +138,12 @@ class MetricsCallback(TrainerCallback):
             if shared:
                 raise ConfigurationError(
                     f"Two MetricsCallbacks record {min(shared)!r}, so the run history would have two values "
-                    "of it an epoch. Give one of them a prefix, or pass its metrics as a dict with other "
+                    "of it per epoch. Give one of them a prefix, or pass its metrics as a dict with other "
                     "names."
                 )
 
     def _names(self) -> set[str]:
-        """What the metrics are recorded as, as far as that is known before they are computed."""
+        """Return the names that the metrics are recorded as, if they are known before computing."""
         return {
             f"{start}{self.prefix}" + f"{name}_{key}".strip("_")
             for start, metrics in (("train_", self._train_metrics), ("", self._eval_metrics))
@@ -153,20 +160,19 @@ class MetricsCallback(TrainerCallback):
             self.update(metric, batch, batch_output)
 
     def _record(self, trainer: Trainer, metrics: dict[str, Any], prefix: str) -> None:
-        """Compute over all processes, each of which takes part, and record the same on each."""
+        """Compute over all processes, and record the same on each. Every process takes part."""
         for name, metric in metrics.items():
             for key, number in compute_over_processes(name, metric, trainer.is_main_process).items():
                 trainer.run_history.update_metric(f"{prefix}{self.prefix}{key}", number)
 
 
 def compute_over_processes(name: str, metric: Any, is_main: bool) -> dict[str, float]:
-    """Compute `metric`, or a collection, over what all processes have added to it.
+    """Return the values of `metric`, or of a collection, over what all processes have added to it.
 
-    Nothing if that is nothing.
-
-    The states are gathered whole, and the main process computes. What torchmetrics does by itself waits
-    forever where states are lists of different lengths, and counts a process without a batch into means.
+    Returns nothing if no process has added a batch. Every process takes part.
     """
+    # What torchmetrics does by itself waits forever if states are lists of different lengths, and counts a
+    # process without a batch into means. So the states are gathered whole, and the main process computes.
     if not is_distributed():
         is_updated = any(single.update_count for single in _singles(metric))
         return _numbers(name, metric.compute()) if is_updated else {}
@@ -177,6 +183,7 @@ def compute_over_processes(name: str, metric: Any, is_main: bool) -> dict[str, f
     def compute() -> dict[str, float]:
         merged = metric.clone()
         for single in _singles(merged):
+            # All states are here, so torchmetrics must not gather them again on this process only.
             single._to_sync = False
         _set_states(merged, by_process)
         return _numbers(name, merged.compute())
@@ -191,6 +198,7 @@ def _by_name(metrics: Any) -> dict[str, Any]:
         # A collection names its metrics itself, and updates those that share sums only once.
         by_name = {"": metrics}
     else:
+        # MulticlassF1Score becomes f1_score.
         name = re.sub("^(Binary|Multiclass|Multilabel)", "", type(metrics).__name__)
         by_name = {re.sub("(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower(): metrics}
     if all(hasattr(metric, "compute") and not isinstance(metric, type) for metric in by_name.values()):
@@ -203,6 +211,7 @@ def _by_name(metrics: Any) -> dict[str, Any]:
 
 def _update_with_outputs_and_targets(metric: Any, batch: Any, batch_output: Mapping[str, Any]) -> None:
     outputs = batch_output["model_outputs"]
+    # As the default loss step unpacks a batch, or as models of transformers name its entries.
     if isinstance(batch, (tuple, list)) and len(batch) > 1:
         metric.update(outputs, batch[1])
     elif isinstance(batch, Mapping) and "labels" in batch:
@@ -221,15 +230,15 @@ def _reset(metrics: dict[str, Any]) -> None:
 
 
 def _singles(metric: Any) -> list[Any]:
-    """Every metric in `metric`: itself, those of a collection, those inside a wrapper.
+    """Return every metric in `metric`: itself, those of a collection, those inside a wrapper.
 
-    In the same order on every process.
+    They are in the same order on every process.
     """
     return [module for module in metric.modules() if hasattr(module, "_reductions")]
 
 
 def _states_of(metric: Any) -> list[dict[str, Any]]:
-    """The sums of this process, on the CPU."""
+    """Return the sums of this process, on the CPU."""
     return [
         {
             "updates": single.update_count,
@@ -242,8 +251,10 @@ def _states_of(metric: Any) -> list[dict[str, Any]]:
 def _set_states(metric: Any, by_process: list[list[dict[str, Any]]]) -> None:
     """Give `metric` the sums of the processes that had a batch, reduced as each state asks for."""
     for number, single in enumerate(_singles(metric)):
+        # The initial state of a process without a batch would pull a mean to zero.
         parts = [states[number] for states in by_process if states[number]["updates"]]
         single._update_count = sum(part["updates"] for part in parts)
+        # torchmetrics keeps what it has computed until the next update.
         single._computed = None
         for key, reduction in single._reductions.items():
             values = [_moved(part["state"][key], single.device) for part in parts]
@@ -265,7 +276,10 @@ def _moved(value: Any, device: Any) -> Any:
 
 
 def _numbers(name: str, value: Any) -> dict[str, float]:
-    """Numbers by name: those of a dict are named after its keys too, those of a vector after their places."""
+    """Return numbers by name.
+
+    Those of a dict are named after its keys too, and those of a vector after their indices.
+    """
     if isinstance(value, Mapping):
         return {
             key: number
@@ -274,7 +288,7 @@ def _numbers(name: str, value: Any) -> dict[str, float]:
         }
     tensor = torch.as_tensor(value)
     if tensor.ndim == 1 and tensor.numel() > 1:
-        return {f"{name}_{place}": number for place, number in enumerate(map(float, tensor))}
+        return {f"{name}_{index}": number for index, number in enumerate(map(float, tensor))}
     if tensor.numel() != 1:
         raise ConfigurationError(
             f"The metric {name!r} gives a tensor of shape {tuple(tensor.shape)}, but must give a number, a "

@@ -1,8 +1,7 @@
-"""ModelEmaCallback: an exponential moving average of the model, evaluated and exported beside it."""
+"""ModelEmaCallback: keep an exponential moving average of the model, evaluate and export it."""
 
 from __future__ import annotations
 
-import copy
 import numbers
 import warnings
 from pathlib import Path
@@ -16,12 +15,17 @@ from accel_core import AccelWarning, ConfigurationError, TrainerCallback
 from accel_core.extending import (
     NotFiniteError,
     broadcast_tensors,
+    check_path,
     plain,
     preserving_random_state,
     preview,
+    run_on_main,
+    with_names_of,
+    with_plain_names,
 )
 
-from .export_path import check_export_path
+from .export_path import Exported, check_export_path, why_not_own
+from .model_copy import copy_model, remove_patches
 from .watched_metric import WatchedMetric
 
 if TYPE_CHECKING:
@@ -29,7 +33,7 @@ if TYPE_CHECKING:
 
 
 class ModelEmaCallback(TrainerCallback):
-    """Average the weights over the updates; often the average is better than the weights of any update.
+    """Average the weights over the updates. The average is often better than the weights of any update.
 
     After update n, counted from 1, each parameter's average is `d * average + (1 - d) * parameter`, where d
     is `decay`, or with `warmup` the smaller of `decay` and `n / (9 + n)`. It begins with the weights that the
@@ -38,19 +42,16 @@ class ModelEmaCallback(TrainerCallback):
 
     After each epoch the average is evaluated like the model, with the same metrics:
     `ema_model_eval_loss_epoch`, `ema_model_accuracy`. It is exported whenever the watched metric was better
-    than ever before; where it is not evaluated, once at the end of the run. Training is the same with and
-    without this callback, and nothing waits for the device after an update. Averages and the best value are
-    saved with the training state; each new call of `train` begins with new ones.
+    than ever before, or once at the end of the run if it is not evaluated. Training is bit-identical with
+    and without this callback, and nothing waits for the device after an update. Averages and the best value
+    are saved with the training state; each new call of `train` begins with new ones.
 
     Source:
         Warm-up: `tf.train.ExponentialMovingAverage` of TensorFlow, argument `num_updates`.
     """
 
     order = 20
-    """After callbacks of your own.
-
-    Before those that log, watch or save, which need its metrics and averages.
-    """
+    """After callbacks of your own, and before those that log, watch or save, which need its results."""
 
     def __init__(
         self,
@@ -64,12 +65,12 @@ class ModelEmaCallback(TrainerCallback):
         """Hold how to average.
 
         Args:
-            decay: what is kept of the average at an update; 0.999 averages over about the last thousand.
-            warmup: forget the beginning faster, so that short runs too have an average worth having.
-            evaluate_during_training: after each epoch, if `train` has an `eval_dataset`.
-            save_path: of the export, which holds weights only and the value of `watch_metric`; None exports
+            decay: part of the average that an update keeps; 0.999 averages over about the last thousand.
+            warmup: forget the beginning faster, so that the average is of use in short runs too.
+            evaluate_during_training: evaluate after each epoch, if `train` has an `eval_dataset`.
+            save_path: path of the export, which holds weights and the value of `watch_metric`; None exports
                 nothing.
-            watch_metric: its name in the run history.
+            watch_metric: name of the metric in the run history.
 
         Raises:
             ConfigurationError: an argument cannot be used.
@@ -77,7 +78,8 @@ class ModelEmaCallback(TrainerCallback):
         self.decay = _check_decay(decay)
         self.warmup = warmup
         self.evaluate_during_training = evaluate_during_training
-        self.save_path = None if save_path is None else Path(save_path)
+        way_out = "Pass the name of a file, or None to export nothing."
+        self.save_path = None if save_path is None else check_path("save_path", save_path, way_out)
         self.watched = WatchedMetric(type(self).__name__, watch_metric, greater_is_better)
         self.ema_model: nn.Module | None = None
         """The averaged model, unwrapped, in eval mode and without gradients; None before the first run."""
@@ -85,16 +87,17 @@ class ModelEmaCallback(TrainerCallback):
         """Updates that are in the average."""
         self.best_metric: float | None = None
         self.best_metric_epoch: int | None = None
-        """From 1."""
+        """Epoch of the best value, from 1."""
+        self._exported: Exported | None = None
         self._is_main_process = True
         self._loaded_state: dict[str, Any] | None = None
 
     def calculate_decay(self, num_updates: int) -> float:
-        """Return what is kept of the average at the next update, when `num_updates` are in it."""
+        """Return the part of the average that the next update keeps, when `num_updates` are in it."""
         return min(self.decay, (1 + num_updates) / (10 + num_updates)) if self.warmup else self.decay
 
     def on_training_run_start(self, trainer: Trainer) -> None:
-        """Begin with the weights of the model."""
+        """Begin with the weights of the model, in a later stage too, which keeps the best value."""
         if trainer.engine.shards_parameters:
             raise ConfigurationError(
                 f"ModelEmaCallback was given a model that {trainer.engine.name} has "
@@ -103,10 +106,14 @@ class ModelEmaCallback(TrainerCallback):
         if self.save_path is not None:
             check_export_path(trainer, self, self.save_path)
         self._begin(trainer)
+        if trainer.run_progress.stage == 1:
+            self.best_metric = None
+            self.best_metric_epoch = None
 
     def on_optimizer_step_end(self, trainer: Trainer) -> None:
         """Average the weights of this update in."""
-        averages, values = [*self._averages], [*self._values]
+        averages = [*self._averages]
+        values = [*self._values]
         for averaged_module, module, name, is_averaged in self._buffers:
             average, value = getattr(averaged_module, name), getattr(module, name)
             if average.shape != value.shape:
@@ -134,33 +141,58 @@ class ModelEmaCallback(TrainerCallback):
             and self.watched.is_better(value, self.best_metric)
             and self._export(trainer, value)
         ):
-            self.best_metric, self.best_metric_epoch = value, trainer.run_history.current_epoch
+            self.best_metric = value
+            self.best_metric_epoch = trainer.run_history.current_epoch
+            update = trainer.run_progress.updates_completed
+            self._exported = {"run_id": trainer.run_id, "update": update, "value": value}
 
     def on_training_run_end(self, trainer: Trainer) -> None:
-        """Export the average where it was not evaluated."""
-        if not self._is_evaluated(trainer) and not trainer.agreement.signal_number:
+        """Export the average if it was not evaluated, or say if the export is not this run's best any more."""
+        # A run that a signal ended goes on from its state, and has no time for more.
+        if trainer.agreement.signal_number:
+            return
+        if not self._is_evaluated(trainer):
             self._export(trainer, None)
+        elif self.save_path is not None and self._exported is not None:
+            path, exported = self.save_path, self._exported
+            reason = run_on_main(
+                lambda: why_not_own(path, exported, self.watched.name), trainer.is_main_process
+            )
+            if reason is not None:
+                trainer.print(f"{reason}, which ModelEmaCallback has found best.")
+
+    def on_run_close(self, trainer: Trainer) -> None:
+        """Leave an average that computes as its weights are, whatever the precision of the run."""
+        if self.ema_model is not None and trainer.engine.prepared is not None:
+            remove_patches(self.ema_model)
 
     def on_checkpoint_loaded(self, trainer: Trainer, path: Path) -> None:
-        """Go on with the averages of the state, or begin with its weights where it has none."""
-        state, self._loaded_state = self._loaded_state, None
+        """Go on with the averages of the state, or begin with its weights if it has none."""
+        state = self._loaded_state
+        self._loaded_state = None
+        # The model has its weights of the state only now, after `on_training_run_start`.
         self._begin(trainer)
         if state is None:
+            self.best_metric = None
+            self.best_metric_epoch = None
             trainer.print(f"'{path}' has no averages, so ModelEmaCallback begins with its weights.")
             return
-        self.num_updates, self.best_metric = state["num_updates"], state["best_metric"]
+        self.num_updates = state["num_updates"]
+        self.best_metric = state["best_metric"]
         self.best_metric_epoch = state["best_metric_epoch"]
+        # States of earlier versions do not know what was exported.
+        exported = state.get("exported")
+        self._exported = None if exported is None else cast(Exported, dict(exported))
         # Only the main process has saved the parameters.
-        cast(nn.Module, self.ema_model).load_state_dict(state["ema_model"], strict=False)
+        model = cast(nn.Module, self.ema_model)
+        model.load_state_dict(with_names_of(model.state_dict(), state["ema_model"]), strict=False)
         broadcast_tensors(self._averages)
 
     def state_dict(self) -> dict[str, Any]:
-        """Averages and the best value.
-
-        The parameters of all processes are equal, so only the main one saves them.
-        """
+        """Return the averages and the best value; the main process's part holds the parameters."""
         if self.ema_model is None:
             return {}
+        # The parameters of all processes are equal, so one copy is enough; buffers may differ.
         state = self.ema_model.state_dict()
         if not self._is_main_process:
             parameters = dict(self.ema_model.named_parameters(remove_duplicate=False))
@@ -169,30 +201,27 @@ class ModelEmaCallback(TrainerCallback):
             "num_updates": self.num_updates,
             "best_metric": self.best_metric,
             "best_metric_epoch": self.best_metric_epoch,
-            "ema_model": state,
+            "exported": None if self._exported is None else dict(self._exported),
+            "ema_model": with_plain_names(state),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Hold `state` until the model is there."""
+        """Hold `state` until `on_checkpoint_loaded`, when the model has the weights of the state."""
         self._loaded_state = state
 
     def _begin(self, trainer: Trainer) -> None:
         model = trainer.get_model(keep_torch_compile=False)
-        try:
-            self.ema_model = copy.deepcopy(model)
-        except (RuntimeError, TypeError) as error:
-            raise ConfigurationError(
-                f"ModelEmaCallback needs a copy of the model, but a {type(model).__name__} cannot be copied: "
-                f"{error} Give it a __deepcopy__, or leave ModelEmaCallback out."
-            ) from error
+        self.ema_model = copy_model(model, "ModelEmaCallback")
         self.ema_model.requires_grad_(False).eval()
-        self.num_updates, self.best_metric, self.best_metric_epoch = 0, None, None
+        self.num_updates = 0
         self._is_main_process = trainer.is_main_process
         pairs = zip(self.ema_model.parameters(), model.parameters(), strict=True)
         # Whole numbers are quantised weights, which no optimizer changes.
         changing = [(average, value) for average, value in pairs if _is_fractional(average)]
-        self._averages, self._values = [average for average, _ in changing], [value for _, value in changing]
+        self._averages = [average for average, _ in changing]
+        self._values = [value for _, value in changing]
         modules = zip(self.ema_model.modules(), model.modules(), strict=True)
+        # With the modules that hold them, since a forward pass may replace a buffer by another tensor.
         self._buffers = [
             (averaged_module, module, name, _is_fractional(buffer) and bool(torch.isfinite(buffer).all()))
             for averaged_module, module in modules
@@ -209,7 +238,7 @@ class ModelEmaCallback(TrainerCallback):
         return self.evaluate_during_training and trainer.eval_dataloader is not None
 
     def _export(self, trainer: Trainer, value: float | None) -> bool:
-        """Write the export; every process takes part. Returns whether it may count as the best."""
+        """Export the average, and return whether it may count as the best. Every process takes part."""
         if self.save_path is None:
             return True
         content = {} if value is None else {self.watched.name: value}
@@ -218,6 +247,7 @@ class ModelEmaCallback(TrainerCallback):
                 self.save_path, content, save_optimizer=False, save_scheduler=False, model=self.ema_model
             )
         except NotFiniteError as error:
+            # The export before is intact, and training itself may still be fine.
             warnings.warn(str(error), AccelWarning)
             return False
         return True
@@ -235,5 +265,5 @@ def _check_decay(decay: Any) -> float:
 
 
 def _is_fractional(tensor: torch.Tensor) -> bool:
-    """Whether an average of such tensors can be told from them: floating-point or complex numbers."""
+    """Whether tensors of this dtype can be averaged: those of floating-point and of complex numbers."""
     return tensor.is_floating_point() or tensor.is_complex()

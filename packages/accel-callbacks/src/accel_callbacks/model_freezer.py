@@ -10,7 +10,7 @@ from typing import NamedTuple, TypedDict
 from torch import nn
 
 from accel_core import ConfigurationError
-from accel_core.extending import did_you_mean, preview
+from accel_core.extending import allow_train_mode, did_you_mean, keep_in_eval_mode, preview
 
 BN_MODULES: tuple[type[nn.Module], ...] = (
     nn.BatchNorm1d,
@@ -21,31 +21,31 @@ BN_MODULES: tuple[type[nn.Module], ...] = (
     nn.LazyBatchNorm3d,
     nn.SyncBatchNorm,
 )
-"""What counts as batch norm."""
+"""Modules that count as batch norms."""
 
 
 class LayerGroup(NamedTuple):
     """A module that is an attribute of the model, with all that is in it."""
 
     layer_group_idx: tuple[int, int]
-    """Its number among the groups, from 0, and the same counted from the end, from -1."""
+    """Its index among the groups, from 0, and the same counted from the end, from -1."""
     module: nn.Module
     is_frozen: bool
-    """At least one of its parameters is frozen."""
+    """Whether at least one of its parameters is frozen."""
 
 
 class Layer(NamedTuple):
-    """A module that holds parameters itself or has no modules in it."""
+    """A module that holds parameters itself, or has no modules in it."""
 
     layer_group_idx: tuple[int, int]
-    """The group that it belongs to."""
+    """The indices of the group that it belongs to."""
     module: nn.Module
     is_frozen: bool
-    """At least one of the parameters that it holds itself is frozen; a layer without any is in eval mode."""
+    """Whether a parameter that it holds itself is frozen; if it holds none, whether it is in eval mode."""
 
 
 class ParameterGroup(TypedDict):
-    """What `add_param_group` of an optimizer takes."""
+    """A parameter group, as `add_param_group` of an optimizer takes it."""
 
     params: list[nn.Parameter]
 
@@ -78,13 +78,14 @@ class ModelFreezer:
             raise ConfigurationError(
                 f"model is {preview(model)}, but must be a torch.nn.Module. Pass the model itself."
             )
+        # The modules of a compiled model have the names of the plain one only inside of its wrapper.
         self.model: nn.Module = getattr(model, "_orig_mod", model)
         self.freeze_batch_norms = freeze_batch_norms
         self.modules_kept_in_eval: list[nn.Module] = []
-        """Those that were frozen with `set_modules_as_eval=True` and are not unfrozen since."""
+        """Modules that were frozen with `set_modules_as_eval=True` and are not unfrozen since."""
 
     def get_layer_groups(self) -> list[LayerGroup]:
-        """The layer groups as they are now."""
+        """Return the layer groups as they are now."""
         groups = self._groups()
         return [
             LayerGroup((index, index - len(groups)), module, _any_frozen(_parameters_in(modules)))
@@ -92,7 +93,7 @@ class ModelFreezer:
         ]
 
     def get_layers(self) -> list[Layer]:
-        """The layers as they are now, in the order of the groups."""
+        """Return the layers as they are now, in the order of the groups."""
         layers = []
         groups = self._groups()
         for index, (_, modules) in enumerate(groups):
@@ -104,11 +105,11 @@ class ModelFreezer:
         return layers
 
     def get_trainable_parameters(self) -> list[nn.Parameter]:
-        """Parameters that are not frozen, for the optimizer."""
+        """Return the parameters that are not frozen, for the optimizer."""
         return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
 
     def get_parameters(self, part: int | str) -> list[nn.Parameter]:
-        """The parameters that `freeze(part, part)` freezes, or `freeze_parameters(part)` if it is a name.
+        """Return the parameters that `freeze(part, part)`, or `freeze_parameters(part)` of a name, freezes.
 
         Raises:
             ConfigurationError: there is no such layer group or parameter.
@@ -126,8 +127,8 @@ class ModelFreezer:
             from_index: from 0; a negative one counts from the end.
             to_index: likewise; may be the smaller one.
             set_modules_as_eval: put their modules in eval mode, which stops dropout and, with
-                `freeze_batch_norms`, the statistics of batch norms. `model.train()` undoes it, and the
-                trainer calls that before `on_train_epoch_start`: call `restore_eval_modes` there.
+                `freeze_batch_norms`, the statistics of batch norms. The trainer leaves them in it until
+                they are unfrozen; in a loop of your own call `restore_eval_modes` after `model.train()`.
 
         Raises:
             ConfigurationError: there is no such layer group.
@@ -149,8 +150,8 @@ class ModelFreezer:
             set_modules_as_training: put their modules in train mode.
 
         Returns:
-            The parameters that were frozen, by layer group, for `optimizer.add_param_group` where the
-            optimizer does not have them: `{3: {"params": [...]}}`.
+            The parameters that were frozen, by layer group, for `optimizer.add_param_group` if the optimizer
+            does not have them: `{3: {"params": [...]}}`.
 
         Raises:
             ConfigurationError: there is no such layer group.
@@ -190,7 +191,7 @@ class ModelFreezer:
             set_modules_as_training: put the modules that hold them in train mode.
 
         Returns:
-            Those that were frozen, by layer group, as `unfreeze` does.
+            The parameters that were frozen, by layer group, as `unfreeze` returns them.
 
         Raises:
             ConfigurationError: a name matches no parameter.
@@ -209,14 +210,17 @@ class ModelFreezer:
 
     def restore_eval_modes(self) -> None:
         """Put `modules_kept_in_eval` in eval mode again, after `model.train()`."""
+        # Not `module.eval()`, which would reach modules inside that are to train.
         for module in self.modules_kept_in_eval:
             module.training = False
 
     def _groups(self) -> list[tuple[nn.Module, list[nn.Module]]]:
-        """Of each layer group, the module that is the attribute, and all modules that belong to the group."""
+        """Return for each layer group the module that is the attribute, and all modules of the group."""
+        # Found anew each time, since the user may replace layers, such as the head.
         groups = [(child, list(child.modules())) for child in self.model.children()]
         if not groups:
             return [(self.model, [self.model])]
+        # What the model holds directly (`cls_token`, `pos_embed`) is close to the input.
         if next(self.model.parameters(recurse=False), None) is not None:
             groups[0][1].insert(0, self.model)
         return groups
@@ -229,16 +233,19 @@ class ModelFreezer:
         number = len(self._groups())
         for name, index in (("from_index", from_index), ("to_index", to_index)):
             if not isinstance(index, numbers.Integral) or not -number <= index < number:
-                owner, names = type(self.model).__name__, [child for child, _ in self.model.named_children()]
+                owner = type(self.model).__name__
+                names = [child for child, _ in self.model.named_children()]
                 raise ConfigurationError(
                     f"{name} is {index!r}, but must be between {-number} and {number - 1}, as {owner} has "
                     f"the layer groups {names or '[the model itself]'}. Pass another index, or use "
                     "freeze_parameters and unfreeze_parameters with names."
                 )
+        # Negative indices count from the end, and the two may be given in any order.
         low, high = sorted((from_index % number, to_index % number))
         return range(low, high + 1)
 
     def _find(self, names: str | Sequence[str]) -> list[nn.Parameter]:
+        # By identity, since tied parameters have several names, and two patterns may match the same one.
         found: dict[int, nn.Parameter] = {}
         by_name = dict(self.model.named_parameters(remove_duplicate=False))
         for pattern in [names] if isinstance(names, str) else names:
@@ -262,23 +269,24 @@ class ModelFreezer:
 
     def _keep_in_eval(self, modules: Iterable[nn.Module]) -> None:
         known = {id(module) for module in self.modules_kept_in_eval}
-        self.modules_kept_in_eval += [
+        kept = [
             module
             for module in modules
             if id(module) not in known and not self._is_model_with_modules(module)
         ]
-        self.restore_eval_modes()
+        self.modules_kept_in_eval += kept
+        keep_in_eval_mode(self.modules_kept_in_eval)
 
     def _set_as_training(self, modules: Iterable[nn.Module]) -> None:
         chosen = {id(module): module for module in modules if not self._is_model_with_modules(module)}
         self.modules_kept_in_eval = [
             module for module in self.modules_kept_in_eval if id(module) not in chosen
         ]
-        for module in chosen.values():
-            module.training = True
+        allow_train_mode(chosen.values())
 
     def _is_model_with_modules(self, module: nn.Module) -> bool:
-        """The mode of the whole model does not depend on the parameters that it holds directly."""
+        """Whether `module` is the whole model, and not a group of its own."""
+        # The mode of the whole model does not depend on the parameters that it holds directly.
         return module is self.model and _has_modules(module)
 
 
@@ -287,7 +295,7 @@ def _has_modules(module: nn.Module) -> bool:
 
 
 def _parameters_in(modules: Iterable[nn.Module]) -> list[nn.Parameter]:
-    """The parameters that the modules hold themselves, each once."""
+    """Return the parameters that the modules hold themselves, each once."""
     own = (parameter for module in modules for parameter in module.parameters(recurse=False))
     return list({id(parameter): parameter for parameter in own}.values())
 
@@ -304,10 +312,8 @@ def _freeze(parameters: Iterable[nn.Parameter]) -> None:
 
 
 def _unfreeze(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
-    """Unfreeze those that are frozen, and return them.
-
-    Whole numbers (quantised weights) cannot have a gradient.
-    """
+    """Unfreeze those that are frozen, and return them."""
+    # Whole numbers, as of quantised weights, cannot have a gradient.
     frozen = [
         parameter
         for parameter in parameters

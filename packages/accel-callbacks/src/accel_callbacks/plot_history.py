@@ -1,4 +1,4 @@
-"""plot_history: the run history as a picture for a report."""
+"""plot_history: draw the run history as a picture for a report."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class _Kind:
-    """What the prefix of a metric's name says about where it was measured, and how that is drawn."""
+    """A kind of metrics, known by the prefix of their names: its label and how it is drawn."""
 
     prefix: str
     label: str
     style: dict[str, Any]
 
 
-# The colours are those of Okabe and Ito, which colour-blind readers can tell apart. Longer prefixes come
-# first.
+# The colours are those of Okabe and Ito, which colour-blind readers can distinguish. Longer prefixes come
+# first, since the first that fits is taken.
 _KINDS = (
     _Kind("ema_model_eval_", "averaged weights", {"color": "#009E73", "marker": "s"}),
     _Kind("ema_model_", "averaged weights", {"color": "#009E73", "marker": "s"}),
@@ -40,6 +40,7 @@ _KINDS = (
 _PLAIN = _Kind("", "evaluation", {"color": "#D55E00", "marker": "o"})
 _ORDER_OF_LABELS = ("training", "evaluation", "averaged weights", "mid-epoch", "evaluate()")
 _LEARNING_RATES = ("lr", "learning_rate")
+"""Names of learning rates, which may be followed by the name of a parameter group."""
 _SMALLER_IS_BETTER = (
     "loss",
     "error",
@@ -54,9 +55,11 @@ _SMALLER_IS_BETTER = (
     "divergence",
 )
 _MOST_MARKERS = 30
+"""Values of a line with markers; more of them would hide it."""
 _MANY_VALUES = 200
+"""Values from which on a line is thin."""
 _WIDTH_OF_TITLE = 44
-"""In characters; a longer one would run into the panel beside it."""
+"""Width in characters; a longer title would run into the next panel."""
 
 
 @dataclass
@@ -69,7 +72,7 @@ class _Series:
 
     @property
     def is_by_update(self) -> bool:
-        """Whether there are several values in an epoch."""
+        """Whether some epoch has several values."""
         return len(self.records) > len({record["epoch"] for record in self.records})
 
     @property
@@ -80,18 +83,18 @@ class _Series:
 def plot_history(run_history: RunHistory, path: str | Path | None = None) -> Figure:
     """Draw losses and metrics by epoch, with the best evaluation marked, and the learning rate by update.
 
-    There is a panel for the losses, one for each metric, with its values in training and evaluation, and one
-    for the learning rates, if a callback recorded them as `learning_rate` or `lr`. Other metrics with several
+    The losses have a panel, each metric has one with its values in training and evaluation, and so have the
+    learning rates, if a callback recorded them as `learning_rate` or `lr`. Other metrics with several
     values in an epoch are drawn by update too. Values that are not finite leave a gap and are marked with a
-    cross at the lower edge. Losses and errors that span a factor of more than 100 are drawn on a logarithmic
-    axis.
+    cross at the lower edge. Losses and errors that span a factor of more than 100 are drawn on a
+    logarithmic axis.
 
-    Needs matplotlib, of which it changes no global state, so that it works without a screen.
+    Needs matplotlib, but changes none of its global state, so that it works without a screen.
 
     Args:
-        run_history: that of `trainer.run_history`, or what `trainer.train` returned.
-        path: where to save the picture; its ending says the format (`.png`, `.pdf`, `.svg`). Folders are
-            made. On several processes, save on one: `if trainer.is_main_process`.
+        run_history: `trainer.run_history`, or what `trainer.train` returned.
+        path: where to save the picture, in the format of its suffix (`.png`, `.pdf`, `.svg`). Missing folders
+            are made. On several processes, save on one: `if trainer.is_main_process`.
 
     Returns:
         The figure, to change or to show.
@@ -118,7 +121,7 @@ def plot_history(run_history: RunHistory, path: str | Path | None = None) -> Fig
     for axes, (name, series) in zip(grid, panels.items(), strict=False):
         _draw_panel(axes, name, series, position_in_epochs)
     if by_epoch:
-        # The same epochs in all of these panels, so that they can be compared, and room for the marks at the
+        # The same epochs in all of these panels, so that they can be compared, with room for marks at the
         # ends.
         low, high = (
             limit(axes.dataLim.intervalx[end] for axes in by_epoch) for end, limit in enumerate((min, max))
@@ -126,6 +129,7 @@ def plot_history(run_history: RunHistory, path: str | Path | None = None) -> Fig
         room = max(0.25, 0.03 * high)
         for axes in by_epoch:
             axes.set_xlim(low - room, high + room)
+    # A grid of 2 by 3 has a cell too many for five panels.
     for axes in grid[len(panels) :]:
         axes.remove()
     save_figure(figure, path)
@@ -133,9 +137,14 @@ def plot_history(run_history: RunHistory, path: str | Path | None = None) -> Fig
 
 
 def create_figure(caller: str, size: tuple[float, float]) -> Figure:
-    """Return an empty figure of `size` (inches) that no window knows.
+    """Return an empty figure that no window shows.
 
-    Raises `ConfigurationError` without matplotlib.
+    Args:
+        caller: the function that needs it, for errors.
+        size: width and height in inches.
+
+    Raises:
+        ConfigurationError: matplotlib is not installed.
     """
     try:
         from matplotlib.figure import Figure
@@ -144,24 +153,25 @@ def create_figure(caller: str, size: tuple[float, float]) -> Figure:
             f"{caller} needs the package 'matplotlib', which is not installed. Install it with: "
             'pip install "accel-callbacks[matplotlib]"'
         ) from None
+    # pyplot would choose a backend, and keep the figure until it is closed.
     return Figure(figsize=size, layout="constrained")
 
 
 def save_figure(figure: Figure, path: str | Path | None) -> None:
-    """Save `figure` as `path`, if that is given, and make its folder."""
+    """Save `figure` as `path` if one is given, and make its folder."""
     if path is not None:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=150)
 
 
 def _sort_into_panels(records: Sequence[MetricRecord]) -> dict[str, list[_Series]]:
-    """The series by what they measure: losses first, then what is by epoch, then what is by update, learning rates last."""
+    """Return the series by panel: losses, then metrics by epoch, those by update, and learning rates."""
     series: dict[str, _Series] = {}
     panels: dict[str, list[_Series]] = {}
     for record in records:
         name = record["name"]
         if name not in series:
-            panel, kind, label = _place(name)
+            panel, kind, label = _choose_panel(name)
             series[name] = _Series(kind, label)
             panels.setdefault(panel, []).append(series[name])
         series[name].records.append(record)
@@ -170,21 +180,23 @@ def _sort_into_panels(records: Sequence[MetricRecord]) -> dict[str, list[_Series
             key=lambda member: _ORDER_OF_LABELS.index(member.label) if member.label in _ORDER_OF_LABELS else 0
         )
 
-    def place(item: tuple[str, list[_Series]]) -> tuple[bool, bool, bool]:
+    def position(item: tuple[str, list[_Series]]) -> tuple[bool, bool, bool]:
         name, members = item
+        # False sorts before True.
         return name == "learning_rate", _is_by_update(name, members), name != "loss"
 
-    return dict(sorted(panels.items(), key=place))
+    return dict(sorted(panels.items(), key=position))
 
 
 def _is_by_update(name: str, series: Sequence[_Series]) -> bool:
     return name == "learning_rate" or all(member.is_by_update for member in series)
 
 
-def _place(name: str) -> tuple[str, _Kind, str]:
-    """The panel of a metric, its kind, and what it is called in that panel."""
+def _choose_panel(name: str) -> tuple[str, _Kind, str]:
+    """Return the panel of a metric, its kind, and its label in that panel."""
     for rate in _LEARNING_RATES:
         if name == rate or name.startswith(f"{rate}_"):
+            # TrainingStatisticsCallback names the rates of further groups `learning_rate_<name>`.
             group = name.removeprefix(rate).strip("_").replace("_", " ")
             return "learning_rate", _PLAIN, group or "first group"
     for kind in _KINDS:
@@ -194,14 +206,19 @@ def _place(name: str) -> tuple[str, _Kind, str]:
 
 
 def _position_in_epochs(records: Sequence[MetricRecord]) -> Callable[[MetricRecord], float]:
-    """A function from a record to its place on an axis of epochs: the end of epoch 3 is 3, its middle 2.5."""
+    """Return a function from a record to its position on an axis of epochs.
+
+    The end of epoch 3 is at 3, its middle at 2.5.
+    """
     ends: dict[int, int] = {}
     for record in records:
         ends[record["epoch"]] = max(ends.get(record["epoch"], 0), record["update"])
+    # The loss of training is recorded exactly at the end of an epoch, so it decides if there is one.
     ends |= {record["epoch"]: record["update"] for record in records if record["name"] == "train_loss_epoch"}
 
     def position(record: MetricRecord) -> float:
-        epoch, start = record["epoch"], ends.get(record["epoch"] - 1, 0)
+        epoch = record["epoch"]
+        start = ends.get(epoch - 1, 0)
         length = ends[epoch] - start
         share = (record["update"] - start) / length if length > 0 else 1.0
         return epoch - 1 + min(1.0, max(0.0, share))
@@ -215,20 +232,24 @@ def _draw_panel(
     from matplotlib.ticker import MaxNLocator
 
     by_update = _is_by_update(name, series)
+    # The lowest point of a noisy curve by update means nothing.
     best = None if by_update else _series_with_best(series)
     for index, member in enumerate(series):
         style = _style_by_update(index, len(series)) if by_update else dict(member.kind.style)
-        places = [record["update"] if by_update else position_in_epochs(record) for record in member.records]
-        # A cross for each value that is missing, in a row of the series' own, as series often fail together.
+        positions = [
+            record["update"] if by_update else position_in_epochs(record) for record in member.records
+        ]
+        # Series often fail together, so each has a row of its own for the crosses of missing values.
         _draw_series(
             axes,
             member,
-            places,
+            positions,
             style,
             name if member is best else None,
             height_of_crosses=0.03 + 0.04 * index,
         )
     if any(len(member.finite) < len(member.records) for member in series):
+        # Nothing is drawn: it is an entry of the legend for the crosses of all series.
         axes.plot([], [], color="gray", marker="x", markersize=4, linestyle="none", label="not finite")
     axes.set_title(textwrap.fill(_readable(name), _WIDTH_OF_TITLE), loc="left")
     axes.set_xlabel("update" if by_update else "epoch")
@@ -238,7 +259,7 @@ def _draw_panel(
     if _smaller_is_better(name) and values and min(values) > 0 and max(values) > 100 * min(values):
         axes.set_yscale("log")
     else:
-        # Without a common factor, which would stand where the title is.
+        # No common factor, which matplotlib would write over the title.
         axes.yaxis.set_major_formatter("{x:g}")
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
@@ -249,7 +270,7 @@ def _draw_panel(
 def _style_by_update(index: int, number: int) -> dict[str, Any]:
     from matplotlib import colormaps
 
-    # Groups of parameters have an order, and so have these colours; the palest, at 1.0, is hard to see.
+    # Groups of parameters have an order, and so have these colours. The palest, at 1.0, is hard to see.
     color = "#0072B2" if number == 1 else colormaps["viridis"](0.9 * index / (number - 1))
     return {"color": color, "marker": "o"}
 
@@ -257,22 +278,22 @@ def _style_by_update(index: int, number: int) -> dict[str, Any]:
 def _draw_series(
     axes: Axes,
     series: _Series,
-    places: Sequence[float],
+    positions: Sequence[float],
     style: dict[str, Any],
     best_of: str | None,
     height_of_crosses: float,
 ) -> None:
     values = [record["value"] if math.isfinite(record["value"]) else math.nan for record in series.records]
     if len(values) > _MOST_MARKERS and style.get("linestyle") != "none":
-        # Only where there is no line to see: between two values that are not finite.
+        # Markers only for values that no line shows: those between two that are not finite.
         style["markevery"] = _isolated(values)
     label = series.label
     if best_of is not None:
-        value, place = _find_best(values, places, best_of)
-        word = "lowest" if _smaller_is_better(best_of) else "highest"
-        label += f", {word} {value:.4g} in epoch {math.ceil(place):,}"
+        value, position = _find_best(values, positions, best_of)
+        extreme = "lowest" if _smaller_is_better(best_of) else "highest"
+        label += f", {extreme} {value:.4g} in epoch {math.ceil(position):,}"
         axes.plot(
-            place,
+            position,
             value,
             color=style["color"],
             marker="o",
@@ -281,14 +302,15 @@ def _draw_series(
             markeredgewidth=1.5,
         )
     axes.plot(
-        places,
+        positions,
         values,
         label=label,
         markersize=4.5,
         linewidth=1.0 if len(values) > _MANY_VALUES else 1.5,
         **style,
     )
-    missing = [place for place, value in zip(places, values, strict=True) if math.isnan(value)]
+    missing = [position for position, value in zip(positions, values, strict=True) if math.isnan(value)]
+    # The height is that of the panel, from 0 to 1, whatever the values are.
     axes.plot(
         missing,
         [height_of_crosses] * len(missing),
@@ -301,7 +323,7 @@ def _draw_series(
 
 
 def _isolated(values: Sequence[float]) -> list[int]:
-    """Indices of the numbers that have no number beside them."""
+    """Return the indices of numbers whose neighbours are both nan."""
     padded = [math.nan, *values, math.nan]
     return [
         index
@@ -311,18 +333,19 @@ def _isolated(values: Sequence[float]) -> list[int]:
 
 
 def _series_with_best(series: Sequence[_Series]) -> _Series | None:
-    """That of the evaluations, or else of training."""
+    """Return the series whose best value is marked: that of the evaluations, or else of training."""
     by_label = {member.label: member for member in series if member.finite}
     return by_label.get("evaluation", by_label.get("training"))
 
 
-def _find_best(values: Sequence[float], places: Sequence[float], name: str) -> tuple[float, float]:
+def _find_best(values: Sequence[float], positions: Sequence[float], name: str) -> tuple[float, float]:
     choose = min if _smaller_is_better(name) else max
     best = choose(value for value in values if not math.isnan(value))
-    return best, places[list(values).index(best)]
+    return best, positions[list(values).index(best)]
 
 
 def _smaller_is_better(name: str) -> bool:
+    # By whole words, so that "glossy" has no loss.
     return any(word in _SMALLER_IS_BETTER for word in name.lower().split("_"))
 
 

@@ -1,4 +1,4 @@
-"""ProgressBarCallback: a bar in a terminal and in a notebook, few lines elsewhere."""
+"""ProgressBarCallback: show a bar in a terminal and in a notebook, and print a few lines elsewhere."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 class ProgressBarCallback(TrainerCallback):
     """Show epoch, running loss, learning rate, samples a second and remaining time, on the main process.
 
-    In a terminal or a notebook: a bar for each epoch of training, which stays, and one for each evaluation,
-    which goes when it is done. Elsewhere, so that no log is filled, the name of each epoch, and a line a
-    minute at most. The loss is the mean so far of the main process, the rate that of all processes. Both are
-    read only when they are shown, so a step pays for a look at the clock. What `trainer.print` prints while a
-    bar is in the terminal appears above it.
+    A terminal or a notebook shows a bar for each epoch of training, which stays, and one for each
+    evaluation, which disappears when it is done. Elsewhere the callback prints the name of each epoch, and
+    at most one line per minute, so that no log is filled. The loss is the main process's mean so far;
+    samples per second are those of all processes. Both are read only when they are drawn, so a step costs
+    one look at the clock. What `trainer.print` prints while a bar is in the terminal appears above it.
 
-    A run that all processes stop early ends with a line that says why.
+    If all processes stop early, the last line has the reason.
     """
 
     reads_batches = False
@@ -45,16 +45,20 @@ class ProgressBarCallback(TrainerCallback):
 
     def on_train_epoch_start(self, trainer: Trainer) -> None:
         """Open the bar of the epoch."""
-        config, progress, loader = trainer.run_config, trainer.run_progress, trainer.train_dataloader
+        config = trainer.run_config
+        progress = trainer.run_progress
+        loader = trainer.train_dataloader
         if not trainer.is_main_process or loader is None:
             return
         total = len(loader) if loader.is_sized else None
+        # A limit in updates may end the run in the middle of this epoch.
         if total is not None and config.max_num_train_steps is not None:
-            updates = config.max_num_train_steps - progress.updates_completed
+            updates = config.max_num_train_steps + progress.updates_before_stage - progress.updates_completed
             total = min(
                 total, progress.steps_completed_in_epoch + updates * config.gradient_accumulation_steps
             )
-        of = f"/{config.num_epochs}" if config.num_epochs is not None else ""
+        # Epochs are counted through all stages of a run, and its limit is that of the call.
+        of = "" if config.num_epochs is None else f"/{progress.epochs_before_stage + config.num_epochs}"
         bar = _Bar(
             f"Epoch {progress.current_epoch}{of}",
             trainer.train_loss,
@@ -70,8 +74,9 @@ class ProgressBarCallback(TrainerCallback):
     def on_train_step_end(
         self, trainer: Trainer, batch: Any, batch_output: dict[str, Any], step: int
     ) -> None:
-        """Count the batch; show it if it is time."""
+        """Count the batch, and draw the bar if it is time."""
         if self._bars:
+            # An evaluation in mid-epoch has closed its own bar by now, so the last one is that of training.
             self._bars[-1].completed = step + 1
             if perf_counter() >= self._bars[-1].next_time:
                 self._bars[-1].show(trainer)
@@ -89,7 +94,7 @@ class ProgressBarCallback(TrainerCallback):
             self._open(trainer, _Bar("Evaluation", trainer.eval_loss, samples_in_step, total, stays=False))
 
     def on_eval_step_end(self, trainer: Trainer, batch: Any, batch_output: dict[str, Any]) -> None:
-        """Count the batch; show it if it is time."""
+        """Count the batch, and draw the bar if it is time."""
         if self._bars:
             self._bars[-1].completed += 1
             if perf_counter() >= self._bars[-1].next_time:
@@ -100,12 +105,13 @@ class ProgressBarCallback(TrainerCallback):
         self._close(trainer)
 
     def on_training_run_end(self, trainer: Trainer) -> None:
-        """Say why the run was stopped, if it was."""
+        """Print why the run was stopped, if it was."""
         if trainer.stop_reason is not None:
             trainer.print(how_it_ended(trainer))
 
     def on_run_close(self, trainer: Trainer) -> None:
-        """Close what an exception has left open."""
+        """Close bars that an exception has left open."""
+        # A run that fails while it prepares its model has no bars yet.
         for bar in reversed(getattr(self, "_bars", [])):
             bar.close()
         self._bars = []
@@ -113,6 +119,7 @@ class ProgressBarCallback(TrainerCallback):
 
     def _open(self, trainer: Trainer, bar: _Bar) -> None:
         if isinstance(bar.tqdm, _TextBar) and not self._bars:
+            # Else a line would be printed into the bar, and the bar be drawn again below it.
             self._print = trainer.print
             trainer.print = self._print_above  # type: ignore[method-assign]
         self._bars.append(bar)
@@ -131,12 +138,13 @@ class ProgressBarCallback(TrainerCallback):
             self._print(*args, **kwargs)
 
     def _print_as_before(self, trainer: Trainer) -> None:
+        # Another callback may have replaced it meanwhile, and would lose its own.
         if vars(trainer).get("print") == self._print_above:
             del trainer.print
 
 
 class _Bar:
-    """One bar, or where there is no terminal the lines in its place."""
+    """Draws one bar, or prints lines if there is no terminal."""
 
     def __init__(
         self,
@@ -169,9 +177,14 @@ class _Bar:
         now = perf_counter()
         self.next_time = now + self.seconds
         values = {"loss": f"{self.loss.average:.4g}"}
+        # An evaluation has no learning rate.
         if trainer.optimizer is not None and self.loss is trainer.train_loss:
-            values["lr"] = f"{trainer.optimizer.param_groups[0]['lr']:.3g}"
+            learning_rate = trainer.optimizer.param_groups[0].get("lr")
+            # Some optimizers choose it at each update, and have none to show.
+            if learning_rate is not None:
+                values["lr"] = f"{float(learning_rate):.3g}"
         if self.samples_in_step:
+            # Only steps of this process's own time: a resumed epoch begins behind some.
             rate = (self.completed - self.begun_at) * self.samples_in_step / max(now - self.began, 1e-9)
             values["samples/s"] = f"{rate:,.0f}"
         if self.tqdm is not None:
@@ -180,11 +193,11 @@ class _Bar:
             self.tqdm.refresh()
         else:
             of = f"/{self.total}" if self.total is not None else ""
-            told = ", ".join(f"{name} {value}" for name, value in values.items())
-            trainer.print(f"{self.title}: batch {self.completed}{of}, {told}{self._remaining(now)}")
+            text = ", ".join(f"{name} {value}" for name, value in values.items())
+            trainer.print(f"{self.title}: batch {self.completed}{of}, {text}{self._remaining(now)}")
 
     def close(self) -> None:
-        """Let go of the line of the terminal."""
+        """Release the line of the terminal."""
         if self.tqdm is not None:
             self.tqdm.close()
 
@@ -208,22 +221,22 @@ def _samples_in_step(trainer: Trainer, loader: ShardedDataLoader | None) -> int:
 
 
 def _bar_class() -> Any:
-    """The bar of tqdm for this place, or None where a bar would only fill a log."""
+    """Return the class of tqdm for a notebook or a terminal, or None if a bar would only fill a log."""
     ipython = sys.modules.get("IPython")
     # Libraries import ipykernel outside of notebooks too; only the shell of a notebook has a kernel.
     if ipython is not None and hasattr(ipython.get_ipython(), "kernel"):
+        # Without ipywidgets tqdm's bar for notebooks raises.
         has_widgets = importlib.util.find_spec("ipywidgets") is not None
         return importlib.import_module("tqdm.notebook").tqdm if has_widgets else _TextBar
     return _TextBar if sys.stderr is not None and sys.stderr.isatty() else None
 
 
 def _width() -> dict[str, Any]:
-    """The width of the terminal, also when it changes.
-
-    One of our own where it has none, and the bar would not be seen.
-    """
+    """Return the arguments of tqdm that set the width of the bar."""
+    # Some terminals, as in containers, claim to have no width, and tqdm would draw nothing.
     try:
         has_width = os.get_terminal_size(sys.stderr.fileno()).columns > 0
     except (OSError, ValueError):
+        # Standard error was replaced by something without a file, as in a notebook; tqdm has a default then.
         has_width = True
     return {"dynamic_ncols": True} if has_width else {"ncols": 100, "nrows": 20}

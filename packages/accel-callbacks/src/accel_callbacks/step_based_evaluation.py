@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 class StepBasedEvaluationCallback(TrainerCallback):
     """Evaluate every n updates, wherever the epoch stands, on the `eval_dataset` of the run.
 
-    What is found is recorded as `intermediate_eval_loss_epoch` and `intermediate_accuracy`, beside the
-    evaluations at the end of the epochs. Training is the same with and without this callback: the evaluation
-    happens between two updates, and modes and random state are put back. Updates are counted from the
+    Metrics are recorded as `intermediate_eval_loss_epoch` and `intermediate_accuracy`, in addition to those
+    of the evaluations at the end of the epochs. Training is bit-identical with and without this callback:
+    it evaluates between two updates, and modes and random state are put back. Updates are counted from the
     beginning of the run, so a resumed run goes on in the same rhythm.
     """
 
@@ -25,8 +25,9 @@ class StepBasedEvaluationCallback(TrainerCallback):
         """Hold the period.
 
         Raises:
-            ConfigurationError: it is no whole number of at least 1.
+            ConfigurationError: the period is no whole number of at least 1.
         """
+        # For Periodic None means never, but a callback that does nothing is a mistake.
         if eval_every_n_updates is None:
             raise ConfigurationError(
                 "eval_every_n_updates is None, but must be a whole number of at least 1. Leave the callback "

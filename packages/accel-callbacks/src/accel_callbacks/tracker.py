@@ -1,4 +1,4 @@
-"""TrackerCallback: the run in an experiment tracker, by the trackers of Accelerate."""
+"""TrackerCallback: send a run to an experiment tracker, through the trackers of Accelerate."""
 
 from __future__ import annotations
 
@@ -19,27 +19,29 @@ if TYPE_CHECKING:
     from accel_core import Trainer
 
 _OTHER_NAMES = {"comet": "comet_ml"}
+"""Names of trackers that differ from those of Accelerate."""
 _PACKAGES = {"tensorboard": '"accel-callbacks[trackers]"', "comet_ml": "comet-ml"}
-"""What to install, where it is not named as the tracker."""
+"""Packages to install that are not named like their trackers."""
 _KEEP_CONFIG = ("tensorboard", "mlflow")
-"""Those that would show it twice, or refuse it if it has changed, in a run that goes on."""
+"""Trackers that show the configuration twice, or refuse a changed one, in a run that goes on."""
 
 
 class TrackerCallback(TrainerCallback):
-    """Send a run to one tracker: hyper-parameters, the running loss, learning rates, and all that the run history gets.
+    """Send hyper-parameters, running loss, learning rates and all records of the history to one tracker.
 
     Every value is sent with the number of updates completed, so that training, evaluations in mid-epoch and
-    epochs share one axis. Names are those of the run history; `train_loss` is the mean over the samples of
-    all processes since the value before it, or since the epoch began, and `learning_rate` is named as by
-    `TrainingStatisticsCallback`. The main process alone has a tracker. It is always finished, also after an
+    epochs share one axis. Names are those of the run history. `train_loss` is the mean over the samples of
+    all processes since the previous value, or since the epoch began, and `learning_rate` is named as by
+    `TrainingStatisticsCallback`. Only the main process has a tracker. It is always finished, also after an
     exception, and opened again by `evaluate`. The process group stays.
 
-    A run is named by `trainer.run_id`. A resumed run goes on in the same place in tensorboard, mlflow,
-    trackio and wandb, and in a new one on the same axis elsewhere, unless `init_kwargs` say how to go on.
+    A run is named by `trainer.run_id`. A resumed run, or a later stage of a run, continues the same run of
+    tensorboard, mlflow, trackio and wandb. Other trackers get a new run on the same axis, unless
+    `init_kwargs` let them continue one.
     """
 
     order = 850
-    """After all that record metrics, before the state is saved that says what was sent."""
+    """After callbacks that record metrics, and before the state is saved, which holds what was sent."""
 
     def __init__(
         self,
@@ -56,12 +58,12 @@ class TrackerCallback(TrainerCallback):
             name: `"tensorboard"`, `"wandb"`, `"mlflow"`, `"trackio"`, `"aim"`, `"comet"`, `"clearml"`,
                 `"dvclive"`, `"swanlab"`, or any other that Accelerate knows.
             project_name: the project or experiment in which the run appears; a folder of tensorboard.
-            config: hyper-parameters of your own, beside those of `trainer.run_config`; nested mappings are
+            config: hyper-parameters of your own, besides those of `trainer.run_config`; nested mappings are
                 flattened.
             logging_dir: the folder of tensorboard and aim, by default that of the accelerator, or `"runs"`;
-                mlflow puts its artifacts there. Other places are chosen by the tracker's own settings, such
-                as MLFLOW_TRACKING_URI.
-            log_every_n_updates: how often the running loss and the learning rates are sent, and what other
+                mlflow puts its artifacts there. The tracker's own settings, such as MLFLOW_TRACKING_URI,
+                choose everything else.
+            log_every_n_updates: period of sending the running loss, the learning rates, and what other
                 callbacks have recorded meanwhile. Reading the loss waits for the device.
             init_kwargs: arguments for the tracker itself, as Accelerate's `init_trackers` takes them for one
                 tracker.
@@ -80,34 +82,44 @@ class TrackerCallback(TrainerCallback):
         """Accelerate's tracker, while it is open on this process."""
         self._tracker_run_id: str | None = None
         self._is_continued = False
-        self._num_records_sent, self._num_processes, self._sums = 0, 1, (0.0, 0.0)
-        self._rates: dict[str, float] = {}
+        self._num_records_sent = 0
+        self._num_processes = 1
+        self._sums = (0.0, 0.0)
+        """Total and count of the epoch's loss when it was sent last, on this process."""
+        self._rates: dict[str, float] | None = None
 
     def on_training_run_start(self, trainer: Trainer) -> None:
-        """Begin a new run of the tracker, unless a state is loaded that says where to go on."""
-        self._sums, self._rates = (0.0, 0.0), {}
+        """Begin a new run of the tracker, unless a stage before or a state says where to continue."""
+        self._sums = (0.0, 0.0)
+        self._rates = None
         self._num_processes = trainer.data_group.size
         self._num_records_sent = len(trainer.run_history.get_records())
-        self._is_continued, self._tracker_run_id = False, None
+        # A later stage continues what the stage before has sent.
+        self._is_continued = trainer.run_progress.stage > 1
+        if not self._is_continued:
+            self._tracker_run_id = None
 
     def on_evaluation_run_start(self, trainer: Trainer) -> None:
         """Send what is recorded from now on."""
         self._num_records_sent = len(trainer.run_history.get_records())
 
     def on_train_epoch_start(self, trainer: Trainer) -> None:
-        """Open the tracker; the sums of the loss begin at zero."""
+        """Open the tracker, and begin with sums of the loss at zero."""
+        # Not in `on_training_run_start`: only now is it known whether the run goes on from a state.
         self._open(trainer)
         self._sums = (0.0, 0.0)
 
     def on_optimizer_step_start(self, trainer: Trainer) -> None:
-        """Note the learning rates, which the scheduler changes afterwards."""
+        """Keep the learning rates, which the scheduler changes afterwards."""
         if (trainer.run_progress.updates_completed + 1) % self.log_every_n_updates == 0:
             self._rates = learning_rates(trainer.optimizer)
 
     def on_optimizer_step_end(self, trainer: Trainer) -> None:
         """Send the running loss and the learning rates, if it is time."""
-        if self._rates:
-            rates, self._rates = self._rates, {}
+        # Empty if the optimizer has no rates: the loss is sent nevertheless.
+        if self._rates is not None:
+            rates = self._rates
+            self._rates = None
             self._send(trainer, {"train_loss": self._running_loss(trainer), **rates})
 
     def on_training_run_epoch_end(self, trainer: Trainer) -> None:
@@ -125,11 +137,13 @@ class TrackerCallback(TrainerCallback):
             try:
                 self._send(trainer)
             finally:
-                tracker, self.tracker = self.tracker, None
+                # Forgotten first, so that a tracker that fails to finish is not used again.
+                tracker = self.tracker
+                self.tracker = None
                 tracker.finish()
 
     def state_dict(self) -> dict[str, Any]:
-        """What was sent, where, and the sums of the loss at that point."""
+        """Return what was sent, the tracker's run, and the sums of the loss when it was sent last."""
         return {
             "num_records_sent": self._num_records_sent,
             "num_processes": self._num_processes,
@@ -140,12 +154,15 @@ class TrackerCallback(TrainerCallback):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from `state`."""
         self._is_continued = True
-        self._num_records_sent, self._tracker_run_id = state["num_records_sent"], state["tracker_run_id"]
+        self._num_records_sent = state["num_records_sent"]
+        self._tracker_run_id = state["tracker_run_id"]
+        # The losses of an epoch begun are kept by process, so with another number of them the sums begin
+        # anew.
         if state["num_processes"] == self._num_processes:
             self._sums = (state["sums"][0], state["sums"][1])
 
     def _running_loss(self, trainer: Trainer) -> float:
-        """The mean over all processes, each of which takes part, since the last call or the beginning of the epoch."""
+        """Return the mean loss since the last call, or since the epoch began. Every process takes part."""
         sums = float(trainer.train_loss.total), float(trainer.train_loss.count)
         own = [now - before for now, before in zip(sums, self._sums, strict=True)]
         self._sums = sums
@@ -155,17 +172,17 @@ class TrackerCallback(TrainerCallback):
     def _open(self, trainer: Trainer) -> None:
         if self.tracker is not None or not trainer.is_main_process:
             return
-        tracker_class, project, arguments = (
-            LOGGER_TYPE_TO_CLASS[self.name],
-            self.project_name,
-            self._arguments(trainer),
-        )
+        tracker_class = LOGGER_TYPE_TO_CLASS[self.name]
+        project = self.project_name
+        arguments = self._arguments(trainer)
         folder = self.logging_dir or trainer.accelerator.logging_dir or "runs"
         if self.name == "tensorboard":
+            # It knows no runs, only folders.
             project = str(Path(project) / (trainer.run_id or "evaluation"))
+        # Trackers without a folder of their own do not take the argument.
         directory = [str(folder)] if tracker_class.requires_logging_directory else []
         tracker = tracker_class(project, *directory, **{**arguments, **self.init_kwargs})
-        # Before Accelerate 1.8 the constructor starts it.
+        # Before Accelerate 1.8 the constructor starts it, and there is no such method.
         getattr(tracker, "start", lambda: None)()
         self.tracker = tracker
         self._tracker_run_id = getattr(getattr(tracker.tracker, "info", None), "run_id", None)
@@ -174,26 +191,29 @@ class TrackerCallback(TrainerCallback):
         self._is_continued = True
 
     def _arguments(self, trainer: Trainer) -> dict[str, Any]:
-        """How the run is named, and found again, in trackers that can go on with a run."""
+        """Return the arguments that name a run, and find it again, for trackers that can continue one."""
         run_id = trainer.run_id
         if self.name == "tensorboard":
-            # What a run that was killed has sent after its state was saved comes again.
+            # A killed run has sent values after its state was saved. The resumed run sends them again.
             return {"purge_step": trainer.run_progress.updates_completed + 1} if self._is_continued else {}
         if self.name == "mlflow":
-            place = {} if self.logging_dir is None else {"logging_dir": str(self.logging_dir)}
+            folder = {} if self.logging_dir is None else {"logging_dir": str(self.logging_dir)}
+            # mlflow numbers its runs itself, so its own number is in the state.
             run = {"run_name": run_id} if self._tracker_run_id is None else {"run_id": self._tracker_run_id}
-            return {**place, **run}
+            return {**folder, **run}
         if run_id is not None and self.name in ("wandb", "trackio"):
             return {"name": run_id, "resume": "allow", **({"id": run_id} if self.name == "wandb" else {})}
         return {}
 
     def _send(self, trainer: Trainer, values: Mapping[str, float] | None = None) -> None:
-        """Send what the history has got since the last time, each with its update, and `values` of the update just made."""
+        """Send new records of the history, each with its update, and `values` with the current update."""
         records = trainer.run_history.get_records()
         new = list(records[self._num_records_sent :])
         self._num_records_sent = len(records)
-        update, epoch = trainer.run_progress.updates_completed, trainer.run_progress.current_epoch
+        update = trainer.run_progress.updates_completed
+        epoch = trainer.run_progress.current_epoch
         own = [MetricRecord(name=n, value=v, epoch=epoch, update=update) for n, v in (values or {}).items()]
+        # Counted on every process, since each saves a state of its own, but sent by the main one.
         if self.tracker is not None:
             for step, group in itertools.groupby([*new, *own], key=lambda record: record["update"]):
                 self.tracker.log({record["name"]: record["value"] for record in group}, step=step)
@@ -202,7 +222,8 @@ class TrackerCallback(TrainerCallback):
 def check_tracker(name: Any) -> str:
     """Return Accelerate's name for the tracker.
 
-    Raises `ConfigurationError` if it has none, or its package is missing.
+    Raises:
+        ConfigurationError: Accelerate has no such tracker, or its package is not installed.
     """
     known = _OTHER_NAMES.get(name, name) if isinstance(name, str) else name
     if known not in LOGGER_TYPE_TO_CLASS:
@@ -219,9 +240,9 @@ def check_tracker(name: Any) -> str:
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Values by name, those of nested mappings as `outer.inner`.
+    """Return the values by name, those of nested mappings as `outer.inner`.
 
-    What is neither number, string nor None as its text.
+    Values that are no numbers, strings or None become strings, since trackers accept no others.
     """
     flat: dict[str, Any] = {}
     for name, value in config.items():

@@ -1,4 +1,4 @@
-"""TrainingStatisticsCallback: what the optimizer does and how fast it goes, in the run history."""
+"""TrainingStatisticsCallback: record learning rates, the norm of the gradients, and speed."""
 
 from __future__ import annotations
 
@@ -17,28 +17,27 @@ if TYPE_CHECKING:
 class TrainingStatisticsCallback(TrainerCallback):
     """Record after the first update and every n updates, with the same values on every process:
 
-    - `learning_rate`: with which this update was made, of the first group of parameters;
-      `learning_rate_<name>` of each further group whose rate differs from it, `<name>` being the group's own
-      `"name"`, or its number from 0;
+    - `learning_rate`: rate of this update for the first group of parameters; `learning_rate_<name>` for each
+      further group whose rate differs from it, `<name>` being the group's own `"name"`, or its number from 0;
     - `gradient_norm`: L2 norm of all gradients of this update together, before clipping; not for FSDP and
       DeepSpeed, which spread the gradients over the processes;
-    - `samples_per_second` and `updates_per_second`: of all processes, since the record before, without
-      evaluations;
-    - `data_wait_share`: which part of that time, from 0 to 1, was spent waiting for the next batch.
+    - `samples_per_second` and `updates_per_second`: speed of all processes together since the previous
+      record, without evaluations;
+    - `data_wait_share`: part of that time, from 0 to 1, that was spent waiting for the next batch.
 
-    `plot_history` draws them by update. The device is waited for when they are recorded, and at no other
-    update. A resumed run records at the same updates as one that was never stopped; its speed counts from
-    where it went on.
+    `plot_history` draws them by update. The callback waits for the device when it records, and at no other
+    update. A resumed run records at the same updates as one that was never stopped; its speed counts from the
+    update at which it went on.
     """
 
     order = 700
-    """Before those that send the history elsewhere or save it."""
+    """Before callbacks that send the history elsewhere or save it."""
 
     def __init__(self, record_every_n_updates: int = 10) -> None:
         """Hold the period.
 
         Raises:
-            ConfigurationError: it is no whole number of at least 1.
+            ConfigurationError: the period is no whole number of at least 1.
         """
         way_out = "Use 1 to record at every update."
         self.record_every_n_updates = check_whole_number(
@@ -48,21 +47,22 @@ class TrainingStatisticsCallback(TrainerCallback):
 
     def on_training_run_start(self, trainer: Trainer) -> None:
         """Begin to count."""
-        self._noted: dict[str, Any] = {}
+        self._kept: dict[str, Any] | None = None
         self._began = None
         self._begin_period(trainer)
 
     def on_train_epoch_start(self, trainer: Trainer) -> None:
-        """Go on with the clock."""
+        """Start the clock."""
         self._began = perf_counter()
+        # A resumed epoch begins behind samples that it has not read.
         self._position = trainer.run_progress.samples_completed_in_epoch
 
     def on_optimizer_step_start(self, trainer: Trainer) -> None:
-        """Note the learning rates, which the scheduler changes afterwards, and the norm of the gradients."""
+        """Keep the learning rates, which the scheduler changes afterwards, and the norm of the gradients."""
         update = trainer.run_progress.updates_completed + 1
         # The first one too, so that a run of few updates has something to show.
         if update == 1 or update % self.record_every_n_updates == 0:
-            self._noted = {**learning_rates(trainer.optimizer), **gradient_norm(trainer)}
+            self._kept = {**learning_rates(trainer.optimizer), **gradient_norm(trainer)}
 
     def on_optimizer_step_end(self, trainer: Trainer) -> None:
         """Count the update, and record if it is time."""
@@ -70,8 +70,10 @@ class TrainingStatisticsCallback(TrainerCallback):
         self._samples += position - self._position
         self._position = position
         self._updates += 1
-        if self._noted:
-            self._record(trainer)
+        # Empty if the optimizer has no rates: the speed is recorded nevertheless.
+        if self._kept is not None:
+            self._record(trainer, self._kept)
+            self._kept = None
 
     def on_train_epoch_end(self, trainer: Trainer) -> None:
         """Stop the clock."""
@@ -83,7 +85,7 @@ class TrainingStatisticsCallback(TrainerCallback):
         self._stop_clock()
 
     def on_eval_epoch_end(self, trainer: Trainer, is_intermediate: bool, metric_prefix: str) -> None:
-        """Go on with the clock."""
+        """Start the clock again, unless the evaluation came after the epoch."""
         if self._began is not None:
             self._began = perf_counter()
 
@@ -92,16 +94,21 @@ class TrainingStatisticsCallback(TrainerCallback):
             self._seconds += perf_counter() - self._began
             self._began = perf_counter()
 
-    def _record(self, trainer: Trainer) -> None:
-        """Record what was noted and the speed since the record before; every process takes part."""
-        # Reading the norm waits for the device, so that the clock is looked at when the work is done.
-        noted, self._noted = {name: float(value) for name, value in self._noted.items()}, {}
+    def _record(self, trainer: Trainer, kept: dict[str, Any]) -> None:
+        """Record what was `kept`, and the speed since the previous record. Every process takes part."""
+        # Reading the norm waits for the device, so that the clock is read when the work is done.
+        values = {name: float(value) for name, value in kept.items()}
         self._stop_clock()
         own_waited = _seconds_waited(trainer) - self._waited_before
         seconds, waited = sum_over_processes([self._seconds, own_waited], trainer.device)
-        mean = max(seconds, 1e-9) / trainer.data_group.size
-        speed = {"samples_per_second": self._samples / mean, "updates_per_second": self._updates / mean}
-        for name, value in {**noted, **speed, "data_wait_share": waited / max(seconds, 1e-9)}.items():
+        # The coarse clocks of some platforms may not have moved.
+        seconds = max(seconds, 1e-9)
+        seconds_of_a_process = seconds / trainer.data_group.size
+        # Samples and updates are those of all processes already, but seconds were added up over them.
+        values["samples_per_second"] = self._samples / seconds_of_a_process
+        values["updates_per_second"] = self._updates / seconds_of_a_process
+        values["data_wait_share"] = waited / seconds
+        for name, value in values.items():
             trainer.run_history.update_metric(name, value)
         self._begin_period(trainer)
 
@@ -120,25 +127,28 @@ def _seconds_waited(trainer: Trainer) -> float:
 
 
 def learning_rates(optimizer: Any) -> dict[str, float]:
-    """The rates of an optimizer by name, as `TrainingStatisticsCallback` records them."""
-    first, *others = (float(group["lr"]) for group in optimizer.param_groups)
-    rates = {"learning_rate": first}
+    """Return the rates of an optimizer by name, as `TrainingStatisticsCallback` records them.
+
+    A group without one, whose optimizer chooses it at each update as Adafactor does, is left out.
+    """
+    given = [group.get("lr") for group in optimizer.param_groups]
+    first, *others = (None if rate is None else float(rate) for rate in given)
+    rates = {} if first is None else {"learning_rate": first}
     for number, rate in enumerate(others, start=1):
-        if rate != first:
+        if rate is not None and rate != first:
             rates[f"learning_rate_{optimizer.param_groups[number].get('name', number)}"] = rate
     return rates
 
 
 def gradient_norm(trainer: Trainer) -> dict[str, torch.Tensor]:
-    """The L2 norm of all gradients, not read from the device yet.
-
-    Nothing where they are spread over the processes.
-    """
+    """Return the L2 norm of all gradients by name, or nothing if they are spread over the processes."""
     parameters = (parameter for group in trainer.optimizer.param_groups for parameter in group["params"])
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     if trainer.engine.shards_parameters or not gradients:
         return {}
+    # A sparse gradient may hold several values for one element, which have to be added up first.
     dense = [gradient.coalesce().values() if gradient.is_sparse else gradient for gradient in gradients]
     norm = torch.nn.utils.get_total_norm(dense)
+    # Gradients of float16 are still multiplied by the scale.
     scaler = trainer.accelerator.scaler
     return {"gradient_norm": norm if scaler is None else norm / scaler.get_scale()}

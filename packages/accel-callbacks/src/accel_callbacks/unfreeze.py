@@ -1,4 +1,4 @@
-"""UnfreezeCallback: parts of a model that are frozen at first, and trained from a later epoch on."""
+"""UnfreezeCallback: freeze parts of a model at first, and train them from a later epoch on."""
 
 from __future__ import annotations
 
@@ -20,13 +20,15 @@ Part = int | str
 
 
 class _Entry(NamedTuple):
+    """A part of the model, and the epoch from which on it is trained."""
+
     epoch: int
     part: Part
     lr: float | None
 
 
 class UnfreezeCallback(TrainerCallback):
-    """Freeze what the schedule names before the model is prepared, and unfreeze each part when its epoch begins.
+    """Freeze the parts in the schedule before the first epoch, and unfreeze each when its epoch begins.
 
     ```python
     UnfreezeCallback({2: -2, 4: {"encoder.*": 1e-5, "cls_token": 1e-6}})
@@ -38,10 +40,10 @@ class UnfreezeCallback(TrainerCallback):
     rate. All groups are there from the first update, so schedulers know them: the rates are base rates, on
     which a scheduler acts from the beginning of the run.
 
-    What the schedule does not name stays as it is, as do adapters on a frozen base. A part that is named
-    twice is trained from the first of its epochs on. Each call of `train` begins frozen; a resumed run is
-    where it was. On several processes the model is wrapped again, so that the gradients of what is unfrozen
-    are synchronised.
+    Parts that the schedule does not name stay as they are, as do adapters on a frozen base. A part that is
+    named twice is trained from the first of its epochs on. Each run begins with all parts frozen; a later
+    stage of it (`reset_run_history=False`) and a resumed run go on with those that were unfrozen. On several
+    processes the model is wrapped again, so that the gradients of what is unfrozen are synchronised.
     """
 
     order = -50
@@ -67,10 +69,11 @@ class UnfreezeCallback(TrainerCallback):
         self.freeze_batch_norms = freeze_batch_norms
         self.set_modules_as_eval = set_modules_as_eval
         self.freezer: ModelFreezer | None = None
-        """Of the model, once it is prepared."""
+        """Freezes and unfreezes the model; None until it is prepared."""
 
     def on_prepare_start(self, trainer: Trainer) -> None:
         """Freeze, and give the optimizer the parameter groups of the schedule."""
+        # Before DDP wraps the model, which would wait for gradients of parameters that have none.
         if trainer.engine.shards_parameters:
             raise ConfigurationError(
                 f"UnfreezeCallback cannot unfreeze what {trainer.engine.name} has "
@@ -79,6 +82,7 @@ class UnfreezeCallback(TrainerCallback):
         freezer = ModelFreezer(trainer.get_model(keep_torch_compile=False), self.freeze_batch_norms)
         parts = [(entry.lr, freezer.get_parameters(entry.part)) for entry in self._entries]
         self._check_parts([parameters for _, parameters in parts])
+        # A run without anything to train fails in backward, with a message of torch.
         scheduled = {id(parameter) for _, parameters in parts for parameter in parameters}
         if scheduled.issuperset(map(id, freezer.get_trainable_parameters())):
             raise ConfigurationError(
@@ -94,22 +98,26 @@ class UnfreezeCallback(TrainerCallback):
                 _give_to_optimizer(trainer.optimizer, parameters, lr, names)
 
     def on_training_run_start(self, trainer: Trainer) -> None:
-        """Begin frozen, also in a second run."""
+        """Freeze again, also in a second run; a later stage unfreezes when its first epoch begins."""
+        # The model is prepared only once, so `on_prepare_start` fires only before the first run.
         self._freeze(self._freezer_of(trainer))
 
     def on_train_epoch_start(self, trainer: Trainer) -> None:
         """Unfreeze what is due, and keep the rest in eval mode if that is wanted."""
-        freezer, epoch = self._freezer_of(trainer), trainer.run_progress.current_epoch
+        freezer = self._freezer_of(trainer)
+        epoch = trainer.run_progress.current_epoch
         num_unfrozen = 0
+        # Earlier epochs too, since a resumed run begins in the middle of the schedule.
         for entry in self._entries:
             if entry.epoch <= epoch:
                 num_unfrozen += self._unfreeze(freezer, entry.part)
+        # The trainer has put the whole model in train mode just before.
         freezer.restore_eval_modes()
         if num_unfrozen:
             trainer.print(f"{num_unfrozen:,} more parameters are trained from epoch {epoch} on.")
 
     def _check_parts(self, parameters_of_parts: list[list[nn.Parameter]]) -> None:
-        """Raise if the schedule names nothing for some epoch but modules without parameters."""
+        """Raise if the schedule names only modules without parameters for some epoch."""
         with_parameters = {
             entry.epoch
             for entry, parameters in zip(self._entries, parameters_of_parts, strict=True)
@@ -132,7 +140,7 @@ class UnfreezeCallback(TrainerCallback):
         return self.freezer
 
     def _unfreeze(self, freezer: ModelFreezer, part: Part) -> int:
-        """Unfreeze a part, and return how many numbers in it were frozen."""
+        """Unfreeze a part, and return the number of its elements that were frozen."""
         if isinstance(part, str):
             groups = freezer.unfreeze_parameters(part, set_modules_as_training=self.set_modules_as_eval)
         else:
@@ -183,7 +191,7 @@ def _is_part(value: Any) -> bool:
 def _each_once(
     parts: list[tuple[float | None, list[nn.Parameter]]],
 ) -> list[tuple[float | None, list[nn.Parameter]]]:
-    """The parts without the parameters that an earlier one has."""
+    """Return the parts without the parameters that an earlier part has."""
     seen: set[int] = set()
     separate = []
     for lr, parameters in parts:
@@ -195,7 +203,12 @@ def _each_once(
 def _give_to_optimizer(
     optimizer: Any, parameters: list[nn.Parameter], lr: float | None, names: Mapping[int, str]
 ) -> None:
-    """Add to the optimizer what it does not hold, and give all a learning rate of their own if there is one."""
+    """Let the optimizer hold `parameters`, with the learning rate `lr` if it is not None.
+
+    Args:
+        names: names of the parameters by their `id`.
+    """
+    # An optimizer that was made of named parameters takes only such.
     has_names = "param_names" in optimizer.param_groups[0]
 
     def add(chosen: list[nn.Parameter], **options: Any) -> None:
@@ -204,6 +217,7 @@ def _give_to_optimizer(
 
     wanted = {id(parameter) for parameter in parameters}
     held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    # A list of its own, since new groups are added below.
     groups_before = list(optimizer.param_groups)
     if wanted - held:
         add(
@@ -214,8 +228,10 @@ def _give_to_optimizer(
         chosen = [parameter for parameter in group["params"] if id(parameter) in wanted]
         if len(chosen) == len(group["params"]):
             group["lr"] = lr
+            # The base of an earlier scheduler, which a new one would take in place of the rate.
             group.pop("initial_lr", None)
         elif chosen:
+            # The optimizer's states belong to parameters, not to groups, so they stay with those that move.
             stays = [id(parameter) not in wanted for parameter in group["params"]]
             for key in {"params", "param_names"} & group.keys():
                 group[key] = list(itertools.compress(group[key], stays))

@@ -1,4 +1,4 @@
-"""A metric of the run history that a callback watches, and which of its values is better."""
+"""A metric of the run history that a callback watches, and the comparison of its values."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class WatchedMetric:
-    """The values of one metric, as a callback sees them at the end of each epoch."""
+    """Reads the value of one metric at the end of each epoch, and compares it with others."""
 
     def __init__(self, owner: str, name: str, greater_is_better: bool) -> None:
         """Hold the name.
@@ -33,7 +33,11 @@ class WatchedMetric:
         self.greater_is_better = greater_is_better
 
     def check_will_be_recorded(self, trainer: Trainer) -> None:
-        """Raise before an epoch is spent, where the loss of an evaluation is watched and there is no evaluation."""
+        """Raise if the loss of evaluations is watched, but the run has no evaluation data.
+
+        Call it in `on_training_run_start`, before an epoch is spent.
+        """
+        # Other names are not known before they are recorded: callbacks and the user's own steps choose them.
         if self.name == "eval_loss_epoch" and trainer.eval_dataloader is None:
             raise ConfigurationError(
                 f"{self.owner} watches 'eval_loss_epoch', but train got no eval_dataset, so it would never "
@@ -41,7 +45,7 @@ class WatchedMetric:
             )
 
     def value_of_epoch(self, trainer: Trainer) -> float | None:
-        """Return the newest value, or None if it was not recorded in the epoch that goes on.
+        """Return the newest value, or None if it was not recorded in the current epoch.
 
         Raises:
             ConfigurationError: the run history has no such metric at all.
@@ -57,7 +61,9 @@ class WatchedMetric:
         )
 
     def is_better(self, value: float, best: float | None, by_more_than: float = 0.0) -> bool:
-        """Whether `value` is better than `best` (None is worse than any number). nan is never better."""
+        """Whether `value` is better than `best`. None is worse than any number; nan is never better."""
+        # A comparison with nan is False, so nan is never better; as the first value it has to be refused
+        # here.
         if best is None:
             return not math.isnan(value)
         return (value - best if self.greater_is_better else best - value) > by_more_than

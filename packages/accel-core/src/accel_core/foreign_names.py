@@ -1,4 +1,7 @@
-"""Names of other libraries and of earlier versions, and what to use here: they would be silently ignored."""
+"""Lists names of other libraries and of earlier versions, and what to use here.
+
+Without this list a class that was written for another library would be ignored silently.
+"""
 
 from __future__ import annotations
 
@@ -53,6 +56,7 @@ FOREIGN_METHODS = {
 def check_trainer_class(trainer_class: type) -> None:
     """Raise if a subclass of `Trainer` has a method that another library calls and this one does not."""
     for name, here in FOREIGN_METHODS.items():
+        # Not only in the class itself: a mixin may bring the method.
         if hasattr(trainer_class, name):
             raise ConfigurationError(
                 f"{trainer_class.__name__}.{name} is a method that pytorch-accelerated calls, but accel "

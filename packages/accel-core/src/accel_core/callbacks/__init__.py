@@ -1,1 +1,1 @@
-"""What reacts to the events of a run: the base class, the list of a trainer, and the few callbacks of the core."""
+"""Holds what reacts to the events of a run: the base class, the list, and the callbacks of the core."""

@@ -1,13 +1,14 @@
-"""Checks of single values that users pass, for accel's own classes and for those of extensions.
+"""Checks single values that users pass, for accel's own classes and for those of extensions.
 
-Each returns the value, as a plain number of Python where it is one, and raises before anything has changed. Each
-error names the value, what was expected, and the way out.
+Each check returns the value, as a plain number of Python if it is one, and raises before anything has
+changed. Each error names the value, what was expected, and the way out.
 """
 
 from __future__ import annotations
 
 import math
 import numbers
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,9 +17,12 @@ import torch
 from ..errors import ConfigurationError
 from ..text import did_you_mean, preview
 
+LONGEST_NAME = 255
+"""Most bytes in one part of a path, on the file systems in use."""
+
 
 def check_whole_number(name: str, value: Any, way_out: str, optional: bool = False) -> Any:
-    """Return `value` as an `int`. Raises unless it is a whole number of at least 1, or None if that is allowed."""
+    """Return `value` as an `int`. Raises unless it is at least 1 and whole, or None if that is allowed."""
     if optional and value is None:
         return None
     number = plain(value)
@@ -33,7 +37,7 @@ def check_whole_number(name: str, value: Any, way_out: str, optional: bool = Fal
 
 
 def check_positive(name: str, value: Any, way_out: str, optional: bool = False) -> Any:
-    """Return `value` as a plain number. Raises unless it is finite and above 0, or None if that is allowed."""
+    """Return `value` as a number. Raises unless it is finite and above 0, or None if that is allowed."""
     if optional and value is None:
         return None
     number = plain(value)
@@ -66,8 +70,25 @@ def check_choice(name: str, value: Any, choices: tuple[Any, ...]) -> Any:
     return value
 
 
+def check_path(name: str, value: Any, way_out: str) -> Path:
+    """Return `value` as a `Path`. Raises unless it is text or a path that a disk could have."""
+    if not isinstance(value, (str, Path)):
+        raise ConfigurationError(f"{name} is {preview(value)}, but must be a path. {way_out}")
+    if str(value) in ("", ".") and not isinstance(value, Path):
+        raise ConfigurationError(f"{name} is {value!r}, but must name something. {way_out}")
+    # Checked now, since the first save may come hours after the mistake.
+    longest = max(Path(value).parts, key=len, default="")
+    if len(longest.encode("utf-8", "surrogatepass")) > LONGEST_NAME or "\0" in str(value):
+        raise ConfigurationError(
+            f"{name} has a part of {len(longest)} characters ({longest[:20]!r}…), which is no name that a "
+            f"disk takes: at most {LONGEST_NAME}, without a zero. {way_out}"
+        )
+    return Path(value)
+
+
 def _is_finite(value: Any) -> bool:
     is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    # Infinity is above 0, so comparisons alone would let it pass.
     return is_number and math.isfinite(float(value))
 
 

@@ -97,6 +97,7 @@ class ShardedBatchSampler(Sampler[Any]):
         has_batch = False
         for first, _, part in self._steps():
             if part.stop == part.start:
+                # Only the last step may lack samples, so a batch that was read before can be repeated.
                 if has_batch:
                     continue
                 part = slice(first, first + 1)

@@ -27,8 +27,10 @@ def check_dataset(name: str, dataset: Any, num_passes: int | None = 1) -> None:
             f"{name} is a {kind}, which Accelerate has prepared already, so it would be sharded twice. "
             "Pass the loader as it was before accelerator.prepare."
         )
+    # A tensor of no dimensions has __len__ and __getitem__, which fail.
     is_scalar = isinstance(dataset, torch.Tensor) and dataset.ndim == 0
     is_data = is_map_style(dataset) or isinstance(dataset, Iterable)
+    # A dictionary of tensors and a path can be iterated too, but hardly ever are the samples.
     if isinstance(dataset, (Mapping, str, bytes, type)) or is_scalar or not is_data:
         raise ConfigurationError(
             f"{name} is {preview(dataset)}, but must be a data set (with __getitem__ and __len__, or "
@@ -57,6 +59,7 @@ def check_dataloader_arguments(name: str, kwargs: Any, dataset: Any) -> None:
             f"{name} is {preview(kwargs)}, but must be a dictionary of arguments of torch's DataLoader. Pass "
             "dict(num_workers=2)."
         )
+    # The first parameter is the data set itself.
     known = list(inspect.signature(DataLoader).parameters)[1:]
     for key in kwargs:
         if key not in known:
@@ -80,6 +83,7 @@ def check_dataloader_arguments(name: str, kwargs: Any, dataset: Any) -> None:
 def check_collate_fn(collate_fn: Any, *datasets: Any) -> None:
     """Raise unless `collate_fn` is None, or a function that one of `datasets` has a use for."""
     check_callable("collate_fn", collate_fn, "Pass a function from a list of samples to a batch.")
+    # One of them may be a ready loader: the function then joins the samples of the other.
     if collate_fn is not None and all(map(is_ready_loader, datasets)):
         raise ConfigurationError(
             f"collate_fn is {preview(collate_fn)}, but the data is a ready {type(datasets[0]).__name__}, "

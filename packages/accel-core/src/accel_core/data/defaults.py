@@ -23,12 +23,14 @@ def default_num_workers(dataset: Any, num_local_processes: int) -> int:
 
     0 for what is in memory, for iterable data (each worker would repeat it) and if workers are not forked.
     """
+    # Sending a sample from a worker takes longer than reading it from memory.
     in_memory = (
         isinstance(dataset, (list, tuple, torch.Tensor, np.ndarray)) or indexable_tensors(dataset) is not None
     )
     method = multiprocessing.get_start_method(allow_none=True) or multiprocessing.get_all_start_methods()[0]
     if in_memory or not is_map_style(dataset) or method != "fork":
         return 0
+    # A container or a scheduler may allow fewer cores than the machine has.
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(cores // num_local_processes, MOST_WORKERS)
 
@@ -37,6 +39,7 @@ def default_dataloader_kwargs(
     dataset: Any, batch_size: int, shuffle: bool, accelerator: Accelerator
 ) -> dict[str, Any]:
     """Return the arguments of a `DataLoader` over `dataset` that hold if the user gives none."""
+    # On several machines the processes of the others have cores of their own.
     num_local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))
     return {
         "batch_size": batch_size,
@@ -67,6 +70,7 @@ def create_dataloader(
     elif kwargs.get("sampler") is not None or not is_map_style(dataset):
         replaced = ("shuffle",)
     kwargs = {key: value for key, value in kwargs.items() if key not in replaced or key in own}
+    # Starting the workers anew for each epoch takes seconds if the data set is large.
     kwargs.setdefault("persistent_workers", kwargs.get("num_workers", 0) > 0)
     is_torchs = is_map_style(dataset) or isinstance(dataset, IterableDataset)
     try:

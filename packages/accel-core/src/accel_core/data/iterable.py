@@ -55,8 +55,10 @@ class IterableSource(SequentialSource):
         """Begin to read: the samples to skip are left out singly, with workers in whole batches."""
         torch_loader: Any = self.torch_loader
         if not self.loader.num_workers:
+            # Samples are counted before they are joined, so a batch of another size begins at the right one.
             torch_loader.dataset.num_skipped = self.samples_to_skip
             return iter(torch_loader)
+        # What a worker reads cannot be reached any more, so a cut batch is read again as a whole.
         return itertools.islice(iter(torch_loader), self.samples_to_skip // self.loader.batch_size, None)
 
     def take_step(self, batches: Iterator[Any]) -> list[Any]:

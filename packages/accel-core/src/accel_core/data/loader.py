@@ -1,4 +1,4 @@
-"""The door to the data: it chooses the kind of a loader, and gives the batches of this process."""
+"""Chooses the kind of data for a loader, and gives this process its batches."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import Any
 
 import torch
 from accelerate.utils import send_to_device
-from torch.utils.data import DataLoader, default_collate
+from torch.utils.data import DataLoader, IterableDataset, default_collate
 
 from ..errors import ConfigurationError
 from ..processes.group import DataGroup
 from .counted_batches import CountedBatch
 from .iterable import IterableSource
 from .map_style import MapStyleSource
-from .readers import name_of_data
+from .readers import name_of_data, unwrapped
 from .ready_batches import ReadyBatchesSource
 from .source import Source
 
@@ -55,6 +55,7 @@ class ShardedDataLoader:
         self.seed = seed
         self.device = device
         self.group = group
+        # Nothing else asks which kind of data it is.
         kind = next(kind for kind in SOURCES if kind.accepts(loader))
         self.source: Source = kind(loader, seed, group, seed_each_sample)
         self.batch_size = self.source.batch_size
@@ -102,6 +103,18 @@ class ShardedDataLoader:
         return min(steps, self.max_steps)
 
     @property
+    def has_certain_length(self) -> bool:
+        """Whether an epoch has exactly `num_steps` steps.
+
+        Two and more workers may divide iterable data into other batches than its `__len__` says, or read all of
+        it each.
+        """
+        if self.is_sized or self.num_steps is None:
+            return self.is_sized
+        is_iterable = isinstance(unwrapped(self.dataset), IterableDataset)
+        return not is_iterable or getattr(self.loader, "num_workers", 0) < 2
+
+    @property
     def step_size(self) -> int:
         """Samples of a full step on all processes; batches if their size is not known."""
         return (self.batch_size or 1) * self.group.size
@@ -130,12 +143,14 @@ class ShardedDataLoader:
         None if that is not known.
         """
         plan = self.source.plan()
+        # An epoch without a step has no loss to record.
         if plan == []:
             self.check_not_empty()
         return plan
 
     def check_not_empty(self) -> None:
         """Raise for an epoch without a batch, unless it was begun behind its first sample."""
+        # A run that resumes at the very end of an epoch has had its batches before.
         if self._position == 0:
             raise ConfigurationError(
                 f"The data, a {name_of_data(self.dataset)}, gave no batch: it is empty, smaller than a "

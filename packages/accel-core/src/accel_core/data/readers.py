@@ -39,6 +39,7 @@ def indexable_tensors(dataset: Any) -> tuple[tuple[torch.Tensor, ...], torch.Ten
 
     Only for exactly a `TensorDataset`, or `Subset`s of one: a subclass may do anything in `__getitem__`.
     """
+    # A Subset of a Subset selects from the selection.
     indices: torch.Tensor | None = None
     while type(dataset) is Subset:
         own = torch.as_tensor(dataset.indices, dtype=torch.int64)
@@ -67,6 +68,7 @@ class SampleReader(Dataset[Any]):
 
     def __init__(self, dataset: Any) -> None:
         self.dataset = dataset
+        # Data sets such as those of Hugging Face read a whole batch at once, which is much faster.
         self.read_batch = getattr(dataset, "__getitems__", None)
 
     def __getitem__(self, index: Any) -> Any:
@@ -135,6 +137,7 @@ class SeededSampleReader(SampleReader):
 
     def __getitem__(self, key: tuple[int, Any]) -> Any:
         epoch, index = key
+        # Not the process, nor the worker: the sample is the same whoever reads it.
         with SeededRandomness(derive_seed(self.seed, "sample", epoch, index)):
             return super().__getitem__(index)
 
@@ -162,12 +165,14 @@ class ShardedIterable(IterableDataset[Any]):
         """Samples that are read and left out at the beginning."""
 
     def __iter__(self) -> Iterator[Any]:
+        # All processes read all samples: nothing else tells them what the others have.
         samples = itertools.islice(self.iterable, self.num_skipped, None)
         if self.group.is_single:
             yield from samples
             return
         step_size = self.batch_size * self.group.size
         while step := list(itertools.islice(samples, step_size)):
+            # With drop_last an incomplete step is dropped on all processes, so that they stay in step.
             if len(step) == step_size or not self.drop_last:
                 yield from step[shard_of(len(step), self.group)]
 

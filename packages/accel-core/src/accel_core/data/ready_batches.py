@@ -33,6 +33,7 @@ class ReadyBatchesSource(SequentialSource):
 
     def open_batches(self) -> Iterator[Any]:
         """Begin to iterate the loader, in whole batches."""
+        # A batch cannot be cut, so one that was trained on in part is read again as a whole.
         return itertools.islice(iter(self.loader), self.samples_to_skip // (self.batch_size or 1), None)
 
     def take_step(self, batches: Iterator[Any]) -> list[Any]:

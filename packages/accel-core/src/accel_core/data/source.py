@@ -181,6 +181,7 @@ class SequentialSource:
         self._epoch = epoch
         self._steps_to_skip, self.samples_to_skip = divmod(position, self.step_size)
         self._max_steps = max_steps
+        # A training state is restored after the epoch has been begun.
         self._is_restored = False
         self._is_at_end = False
         samplers = (getattr(self.loader, name, None) for name in ("batch_sampler", "sampler"))
@@ -194,6 +195,7 @@ class SequentialSource:
 
         Those before it are read and left out, unless the data was restored at its position.
         """
+        # It was saved after the last batch: reading would begin the next epoch.
         if self._is_at_end:
             return
         first = self._steps_to_skip if self._is_restored else 0
@@ -223,6 +225,7 @@ class SequentialSource:
         # The end is kept apart, since many a data set begins anew by itself once it has come to its end.
         stateful = self.stateful
         if stateful is not None:
+            # Copied, since many a state_dict returns the live object, which goes on to change.
             self.state = {"source": copy.deepcopy(stateful.state_dict()), "is_at_end": is_at_end}
 
     def restore(self, state: Any) -> None:
@@ -238,6 +241,7 @@ class SequentialSource:
     def limits_of_exactness(self, saved_position: int, saved_num_processes: int) -> list[str]:
         """Return what is read again, what comes twice, and what is drawn anew."""
         steps, rest = divmod(saved_position, self.step_size)
+        # The state of another process is about another shard.
         has_position = self.stateful is not None and saved_num_processes == self.group.size
         name = name_of_data(self.dataset)
         sentences = []

@@ -13,8 +13,9 @@ from ..errors import CheckpointError, NotFiniteError
 from ..processes.collectives import all_gather_object, broadcast_tensors
 from ..state import files
 from ..state.random import preserving_random_state
+from ..state.weight_names import with_names_of
 from ..text import with_full_stop
-from .engine import Engine, LoadState
+from .engine import LoadState
 
 
 def is_frozen(model: torch.nn.Module) -> bool:
@@ -29,10 +30,13 @@ def local_shard(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def move_modules(attributes: Mapping[str, Any], device: torch.device) -> None:
-    """Move the modules among the attributes of the trainer (metrics, loss modules) to `device`."""
+    """Move the modules among the attributes of the trainer (metrics, loss modules), and parameters, to `device`."""
     for name, value in attributes.items():
         if isinstance(value, torch.nn.Module) and name != "model":
             value.to(device)
+        elif isinstance(value, torch.Tensor) and value.requires_grad and value.is_leaf:
+            # The object stays, since an optimizer may hold it.
+            value.data = value.data.to(device)
 
 
 def renew_step(optimizer: Any) -> None:
@@ -60,29 +64,17 @@ def preserving_buffers_and_rng(model: torch.nn.Module, device: torch.device) -> 
             buffer.copy_(before)
 
 
-@contextlib.contextmanager
-def evaluation_mode(engine: Engine, model: torch.nn.Module) -> Iterator[torch.nn.Module]:
-    """Give the module to evaluate, in eval mode and without gradients. Every process takes part.
+def check_finite(model: torch.nn.Module, beside: Mapping[str, torch.nn.Module] | None = None) -> None:
+    """Raise on every process if a parameter is not finite on any. Every process takes part.
 
-    It has the main process's buffers on every process. Each of its modules is back in its own mode afterwards.
+    Args:
+        beside: modules beside the model, by the names that begin those of their parameters.
     """
-    module = engine.module_to_evaluate(model)
-    share_buffers(model)
-    modes = [(part, part.training) for part in model.modules()]
-    try:
-        with torch.no_grad():
-            module.eval()
-            yield module
-    finally:
-        for part, training in modes:
-            part.training = training
-
-
-def check_finite(model: torch.nn.Module) -> None:
-    """Raise on every process if a parameter is not finite on any. Every process takes part."""
+    parts = {"": model, **{f"{name}.": module for name, module in (beside or {}).items()}}
     names = (
-        name
-        for name, parameter in model.named_parameters()
+        prefix + name
+        for prefix, module in parts.items()
+        for name, parameter in module.named_parameters()
         if not torch.isfinite(local_shard(parameter)).all()
     )
     found = next(filter(None, all_gather_object(next(names, None))), None)
@@ -124,6 +116,7 @@ def load_together(
     A state with other names or shapes comes first: if it is refused, that is why the rest would not fit either.
     """
     own = model.state_dict()
+    state = with_names_of(own, state)
     before = None if optimizer is None else optimizer.state_dict()
     shared = {name: own[name] for name in own.keys() & state.keys() if isinstance(own[name], torch.Tensor)}
     is_other = own.keys() != state.keys() or any(

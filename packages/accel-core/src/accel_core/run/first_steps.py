@@ -53,7 +53,9 @@ def check_first_update(trainer: TrainerParts, run: Run, base: type) -> None:
         base: `Trainer`, by which is known what the trainer's class overrides.
     """
     attributes = vars(trainer)
-    modules = {f"trainer.{name}.": module for name, module in attributes.items() if isinstance(module, nn.Module)}
+    modules = {
+        f"trainer.{name}.": module for name, module in attributes.items() if isinstance(module, nn.Module)
+    }
     modules.pop("trainer.model.", None)
     overrides_backward = getattr(type(trainer), "backward_step") is not getattr(base, "backward_step")  # noqa: B009
     model = trainer.get_model(keep_torch_compile=False)

@@ -1,4 +1,4 @@
-"""Outputs of batches, joined in the order of the data."""
+"""Joins the outputs of batches in the order of the data."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from .steps import Step
 
 
 def to_cpu(output: Any) -> Any:
-    """A copy of a nested structure with its tensors on the CPU, free of any graph."""
+    """Return a copy of a nested structure with its tensors on the CPU, free of any graph."""
     if isinstance(output, torch.Tensor):
+        # A copy also of what is on the CPU: a model may write its next outputs into the same memory.
         return output.detach().to("cpu", copy=True)
     names, parts = _parts_of(output)
     return output if parts is None else _rebuild(output, names, [to_cpu(part) for part in parts])
@@ -51,6 +52,7 @@ def join_over_processes(outputs: list[list[Any]], padding_value: float | None = 
         ConfigurationError: outputs cannot be joined, or all batches were left out.
     """
     by_process = all_gather_object(outputs)
+    # A process may have fewer batches than others, or none.
     longest = max(map(len, by_process))
     steps = [part[step] for step in range(longest) for part in by_process if step < len(part)]
     batches = list(itertools.chain.from_iterable(steps))
@@ -64,10 +66,12 @@ def join_over_processes(outputs: list[list[Any]], padding_value: float | None = 
 
 def _join(batches: list[Any], padding_value: float | None) -> Any:
     first = batches[0]
+    # A model may leave out an optional part of its outputs.
     if first is None:
         return None
     if isinstance(first, torch.Tensor) and first.ndim:
         shapes = {part.shape[1:] for part in batches}
+        # Shapes without the first dimension, which counts samples and may always differ.
         if len(shapes) > 1 and padding_value is not None and len(set(map(len, shapes))) == 1:
             sizes = [max(column) for column in zip(*shapes, strict=True)]
             batches = [pad_to(part, [len(part), *sizes], padding_value) for part in batches]
@@ -102,9 +106,10 @@ def _is_nested(value: Any) -> bool:
 
 
 def _parts_of(value: Any) -> tuple[list[Any], list[Any] | None]:
-    """Names and parts of a mapping, dataclass, tuple or list; None as parts of anything else."""
+    """Return names and parts of a mapping, dataclass, tuple or list; None as parts of anything else."""
     if isinstance(value, Mapping):
         return list(value), list(value.values())
+    # `is_dataclass` holds for the class as well.
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         names = [field.name for field in dataclasses.fields(value)]
         return names, [getattr(value, name) for name in names]
@@ -112,14 +117,16 @@ def _parts_of(value: Any) -> tuple[list[Any], list[Any] | None]:
 
 
 def _rebuild(example: Any, names: list[Any], parts: list[Any]) -> Any:
-    """A structure like `example` of `parts`."""
+    """Return a structure like `example`, made of `parts`."""
     kind: Any = type(example)
     if dataclasses.is_dataclass(example):
         return kind(**dict(zip(names, parts, strict=True)))
     if isinstance(example, Mapping):
         return (
+            # A defaultdict takes its factory first, which nobody needs in a result.
             dict(zip(names, parts, strict=True))
             if kind is defaultdict
             else kind(zip(names, parts, strict=True))
         )
+    # A named tuple takes its parts one by one.
     return kind(*parts) if hasattr(example, "_fields") else kind(parts)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import secrets
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,8 +11,9 @@ import torch
 from ..callbacks.limit_batches import limit_loaders
 from ..data.loader import ShardedDataLoader
 from ..engines.choose import check_accumulation
-from ..engines.engine import LEFT_TO_ENGINE, Prepared
-from ..engines.weights import evaluation_mode, move_modules, renew_step
+from ..engines.modes import evaluation_mode
+from ..engines.trained import clear_gradients
+from ..engines.weights import renew_step
 from ..errors import ConfigurationError
 from ..processes.agreement import Agreement
 from ..processes.collectives import broadcast_object
@@ -24,17 +24,17 @@ from .batch_output import add_way_out
 from .counted_loss import counted_loss
 from .first_steps import report_evaluation_step
 from .loss_tracker import LossTracker, MeanTrackers
+from .modes import begin_train_mode
+from .prepared_parts import check_engine, prepare_parts
 from .rollback import Rollback, TrainingRollback
 from .run import Run
 from .run_config import check_same_on_all, plan_run
-from .run_progress import RunProgress
+from .schedule_fit import check_fit
 from .scheduling import plan_schedule
+from .stages import begin_counting, goes_on
 from .train_arguments import TrainArguments
 from .trainer_parts import TrainerParts
 from .update_groups import ItemTotals
-
-_COUNT = "count_items"
-_STEP = "calculate_train_batch_loss"
 
 
 def begin_run(trainer: TrainerParts, run: Run, state: TrainerState | None, keep_seed: bool = False) -> None:
@@ -65,7 +65,10 @@ def begin_evaluation(
     kwargs: Any,
     collate_fn: Any,
 ) -> ShardedDataLoader:
-    """Build what an evaluation needs, and leave `training_run`, the latest one, as it is. Every process takes part."""
+    """Build what an evaluation needs, and leave `training_run`, the latest one, as it is.
+
+    Every process takes part.
+    """
     begin_run(trainer, run, None, keep_seed=training_run is not None)
     loader = create_eval_loader(trainer, run, dataset, batch_size, kwargs, collate_fn)
     if training_run is None:
@@ -77,7 +80,10 @@ def begin_evaluation(
 
 
 def create_loaders(trainer: TrainerParts, run: Run, arguments: TrainArguments) -> ShardedDataLoader:
-    """Make this process's loaders for training and evaluation, and return the first. Every process takes part."""
+    """Make this process's loaders for training and evaluation, and return the first.
+
+    Every process takes part.
+    """
     seeds_samples = arguments.seed_each_sample
     loader = trainer.create_train_dataloader(
         arguments.per_device_batch_size, arguments.train_dataloader_kwargs
@@ -99,7 +105,10 @@ def create_loaders(trainer: TrainerParts, run: Run, arguments: TrainArguments) -
 def create_eval_loader(
     trainer: TrainerParts, run: Run, dataset: Any, batch_size: int, kwargs: Any, collate_fn: Any
 ) -> ShardedDataLoader:
-    """Return this process's loader of `dataset`, and leave the data of the trainer as it is. Every process takes part."""
+    """Return this process's loader of `dataset`, and leave the data of the trainer as it is.
+
+    Every process takes part.
+    """
     before = (trainer.eval_dataset, trainer.collate_fn)
     trainer.eval_dataset, trainer.collate_fn = dataset, collate_fn
     try:
@@ -143,39 +152,6 @@ def _shard(trainer: TrainerParts, run: Run, loader: Any, seed_each_sample: bool 
     return sharded
 
 
-def check_engine(trainer: TrainerParts, run: Run, arguments: TrainArguments, base: type) -> None:
-    """Raise if the run asks for what the engine does not do.
-
-    Args:
-        base: `Trainer`, by which is known what the trainer's class overrides.
-    """
-    kind = type(trainer)
-    overridden = [name for name in LEFT_TO_ENGINE if getattr(kind, name) is not getattr(base, name)]
-    is_own = {name: getattr(kind, name) is not getattr(base, name) for name in (_COUNT, _STEP)}
-    # The default counts for the default step, which an engine needs that changes the parameters inside backward.
-    counts_targets = run.engine.steps_in_backward and counted_loss(trainer.loss_func) is not None
-    run.counts_before_forward = is_own[_COUNT] or (counts_targets and not is_own[_STEP])
-    is_sized = run.train_loader is not None and run.train_loader.is_sized
-    has_plan = is_sized or run.counts_before_forward
-    run.engine.check(overridden, arguments.gradient_clip_value, arguments.gradient_clip_norm, has_plan)
-
-
-def prepare_parts(trainer: TrainerParts, run: Run, per_device_batch_size: int = 1) -> Prepared:
-    """Place and wrap model and optimizer, unless they are those of the run before."""
-    engine = run.engine
-    if engine.prepared is None or not engine.prepared.is_of(trainer.model, trainer.optimizer):
-        trainer.callbacks.on_prepare_start(trainer)  # type: ignore[arg-type]
-        user_parts = (trainer.model, trainer.optimizer)
-        with engine.completed_config(per_device_batch_size):
-            trainer.prepare()
-        engine.keep(Prepared(*user_parts, trainer.model, trainer.optimizer))
-    prepared = run.prepared
-    trainer.model, trainer.optimizer = prepared.model, prepared.optimizer
-    move_modules(vars(trainer), trainer.device)
-    engine.bind(prepared.optimizer)
-    return prepared
-
-
 def begin_training(
     trainer: TrainerParts, run: Run, arguments: TrainArguments, state: TrainerState | None, base: type
 ) -> None:
@@ -185,13 +161,15 @@ def begin_training(
         state: what the run goes on from, or None.
         base: `Trainer`, by which is known what the trainer's class overrides.
     """
-    begin_run(trainer, run, state)
+    # A run has one order of the data, whatever was seeded between two of its stages.
+    begin_run(trainer, run, state, keep_seed=state is None and goes_on(trainer, arguments))
     create_loaders(trainer, run, arguments)
     # A cached property, which may be set.
     trainer.run_config = trainer.create_run_config(**arguments.as_keywords())  # type: ignore[misc]
     check_engine(trainer, run, arguments, base)
     trainer.agreement = Agreement(trainer.device)
     prepared = prepare_parts(trainer, run, arguments.per_device_batch_size)
+    begin_train_mode(trainer, run)
     run.engine.set_clipping(arguments.gradient_clip_norm)
     trainer.train_loss = LossTracker(trainer.device)
     run.train_logs = MeanTrackers(trainer.device)
@@ -207,11 +185,9 @@ def begin_training(
     may_differ = loader is not None and loader.may_leave_out_batches
     may_differ |= counted_loss(trainer.loss_func) is not None
     run.item_totals = ItemTotals(run.engine.group, may_differ)
-    trainer.run_progress = RunProgress()
-    if arguments.reset_run_history and state is None:
-        trainer.run_history.reset()
-    trainer.run_id = broadcast_object(secrets.token_hex(6)) if state is None else state["run_id"]
-    trainer.last_checkpoint = None
+    begin_counting(trainer, arguments, state)
+    if state is None:
+        check_fit(trainer, run)
 
 
 @contextlib.contextmanager
@@ -232,7 +208,7 @@ def evaluating(trainer: TrainerParts, run: Run) -> Iterator[None]:
     model = trainer.model
     trainer.eval_loss.reset()
     try:
-        with run.evaluating(), evaluation_mode(run.engine, model) as trainer.model:
+        with run.evaluating(), evaluation_mode(run.engine, model, vars(trainer)) as trainer.model:
             yield
     finally:
         trainer.model = model
@@ -247,7 +223,7 @@ def running(trainer: TrainerParts, run: Run) -> Iterator[Run]:
     if run.arguments is None:
         run.rollback = Rollback(trainer.run_history, trainer.device)
     else:
-        run.rollback = TrainingRollback(model, optimizer, trainer.run_history, trainer.device)
+        run.rollback = TrainingRollback(trainer.run_history, trainer.device, vars(trainer))
     trainer._run = run
     try:
         yield run
@@ -261,10 +237,14 @@ def running(trainer: TrainerParts, run: Run) -> Iterator[Run]:
         trainer.callbacks.on_run_close(trainer)  # type: ignore[arg-type]
     finally:
         run.close()
+        if run.engine.further is not None:
+            run.engine.further.release()
         run.rollback = None
         trainer._run = None
         if run.engine.prepared is not prepared and run.engine.prepared is not None:
             model, optimizer = run.engine.prepared.user_model, run.engine.prepared.user_optimizer
+        if run.engine.prepared is not None:
+            run.engine.prepared.patches.take_off()
         trainer.model, trainer.optimizer = model, optimizer
 
 
@@ -282,6 +262,8 @@ def _close_after(error: BaseException, trainer: TrainerParts, optimizer: Any) ->
         trainer.callbacks.on_run_close(trainer)  # type: ignore[arg-type]
     if optimizer is not None:
         optimizer.zero_grad()
+    if trainer.engine.trained is not None:
+        clear_gradients(trainer.engine.trained.cleared)
 
 
 @contextlib.contextmanager

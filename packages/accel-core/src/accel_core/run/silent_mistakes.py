@@ -42,7 +42,9 @@ def warn_of_loss(loss_func: Any, outputs: Any, targets: Any) -> None:
             f"loss_func is {name} with reduction='sum', but batches are weighed as if it were the mean over their "
             "samples, so epoch losses and accumulated updates depend on the batch size. Use reduction='mean'."
         )
-    is_elementwise = type(loss_func) in _ELEMENTWISE or any(function is known for known in _ELEMENTWISE.values())
+    is_elementwise = type(loss_func) in _ELEMENTWISE or any(
+        function is known for known in _ELEMENTWISE.values()
+    )
     if not is_elementwise or not isinstance(outputs, torch.Tensor) or not isinstance(targets, torch.Tensor):
         return
     if outputs.shape == targets.shape or outputs.numel() != targets.numel():
@@ -79,7 +81,9 @@ def warn_of_batch(batch: Any, step_class: type, callbacks: CallbackList) -> None
         )
 
 
-def warn_of_unreached(engine: Engine, optimizer: Any, modules: dict[str, Any], overrides_backward: bool) -> None:
+def warn_of_unreached(
+    engine: Engine, optimizer: Any, modules: dict[str, Any], overrides_backward: bool
+) -> None:
     """Warn if trainable parameters that the optimizer holds have no gradient at the first update.
 
     On several processes DDP raises an error of its own. Where a gradient may have been used already, nothing is
@@ -91,7 +95,12 @@ def warn_of_unreached(engine: Engine, optimizer: Any, modules: dict[str, Any], o
     is_sure = engine.group.is_single and not engine.shards_parameters and not overrides_backward
     if not is_sure or not (engine.may_skip_updates or engine.bypasses_accelerate(optimizer)):
         return
-    held = [parameter for group in optimizer.param_groups for parameter in group["params"] if parameter.requires_grad]
+    held = [
+        parameter
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+        if parameter.requires_grad
+    ]
     if any(getattr(parameter, "_post_accumulate_grad_hooks", None) for parameter in held):
         return
     unreached = [parameter for parameter in held if parameter.grad is None]

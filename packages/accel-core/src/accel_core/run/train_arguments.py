@@ -1,4 +1,4 @@
-"""The arguments of `train`, `evaluate` and `predict`, with their checks."""
+"""Holds the arguments of `train`, `evaluate` and `predict`, with their checks."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 from ..checks.values import (
     check_callable,
     check_choice,
+    check_path,
     check_positive,
     check_whole_number,
     plain_arguments,
@@ -22,17 +23,18 @@ from ..text import preview
 
 
 def _checked(check: Callable[..., Any], default: Any = dataclasses.MISSING, **options: Any) -> Any:
-    """A field whose value goes through `check(name, value, **options)`, which returns what is kept."""
+    """Return a field whose value goes through `check(name, value, **options)`, which returns what is kept."""
     return dataclasses.field(default=default, metadata={"check": partial(check, **options)})
 
 
 def _check_scheduler_fn(name: str, value: Any) -> Any:
+    # By attributes: schedulers of other libraries need not derive from torch's class.
     is_scheduler = hasattr(value, "step") and hasattr(value, "state_dict")
     if is_scheduler and not isinstance(value, type):
         kind = type(value).__name__
         raise ConfigurationError(
-            f"{name} is a {kind}, which is a scheduler, but must be a function from an optimizer to one. Pass "
-            f"functools.partial({kind}, ...) without the optimizer."
+            f"{name} is a {kind}, which is a scheduler, but must be a function from an optimizer to one. "
+            f"Pass functools.partial({kind}, ...) without the optimizer."
         )
     return check_callable(name, value, "Pass a function from an optimizer to a scheduler.")
 
@@ -40,19 +42,19 @@ def _check_scheduler_fn(name: str, value: Any) -> Any:
 def _check_metric_name(name: str, value: Any) -> Any:
     if not isinstance(value, str):
         raise ConfigurationError(
-            f"{name} is {preview(value)}, but must be a string. Pass the name of a metric of the run history, such as "
-            "'eval_loss_epoch'."
+            f"{name} is {preview(value)}, but must be a string. Pass the name of a metric of the run "
+            "history, such as 'eval_loss_epoch'."
         )
     return value
 
 
 def _check_resume_from(name: str, value: Any) -> Any:
-    if value is not None and (not isinstance(value, (str, Path)) or value == ""):
-        raise ConfigurationError(
-            f"{name} is {preview(value)}, but must be the folder of a training state. Use "
-            "latest_checkpoint('checkpoints'), which is None, to start afresh, if there is none yet."
-        )
-    return value
+    way_out = (
+        "Pass the folder of a training state, such as latest_checkpoint('checkpoints') gives it, which is None, to "
+        "start afresh, if there is none yet."
+    )
+    # An empty string would be read as the current folder.
+    return value if value is None else check_path(name, value, way_out)
 
 
 def _plain_arguments(name: str, value: Any) -> Any:
@@ -65,7 +67,7 @@ _KEEP_GRADIENTS = "Use None to leave gradients as they are."
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainArguments:
-    """What `train` was asked for. Making one raises `ConfigurationError` unless everything in it can be used."""
+    """Holds the arguments of `train`. Making one raises `ConfigurationError` if one cannot be used."""
 
     train_dataset: Any
     eval_dataset: Any = None
@@ -109,7 +111,8 @@ class TrainArguments:
     def _check_limits(self) -> None:
         if self.num_epochs is None and self.max_num_train_steps is None:
             raise ConfigurationError(
-                "num_epochs and max_num_train_steps are both None, but one must say when to end. Pass num_epochs=1."
+                "num_epochs and max_num_train_steps are both None, but one must say when to end. Pass "
+                "num_epochs=1."
             )
 
     def _check_data(self) -> None:
@@ -117,6 +120,7 @@ class TrainArguments:
         given = {
             name: dataset
             for name, dataset in datasets.items()
+            # Without training data there is nothing to train on, so None is checked there.
             if dataset is not None or name == "train_dataset"
         }
         for name, dataset in given.items():
@@ -126,21 +130,23 @@ class TrainArguments:
         )
         check_dataloader_arguments("eval_dataloader_kwargs", self.eval_dataloader_kwargs, self.eval_dataset)
         check_collate_fn(self.collate_fn, *given.values())
+        # A ready loader stands for the data that it holds.
         if self.seed_each_sample and not is_map_style(
             getattr(self.train_dataset, "dataset", self.train_dataset)
         ):
             raise ConfigurationError(
-                f"seed_each_sample is True, but the samples of {type(self.train_dataset).__name__} have no index to seed "
-                "them by. Leave it out, or pass a data set with __getitem__ and __len__."
+                f"seed_each_sample is True, but the samples of {type(self.train_dataset).__name__} have no "
+                "index to seed them by. Leave it out, or pass a data set with __getitem__ and __len__."
             )
 
     @property
     def eval_batch_size(self) -> int:
-        """Samples in a step of an evaluation on one process."""
+        """Return the samples in a step of an evaluation on one process."""
         return self.eval_per_device_batch_size or self.per_device_batch_size
 
     def as_keywords(self) -> dict[str, Any]:
         """Return the arguments by name, but for the data sets: what `create_run_config` gets."""
+        # The loaders say all about the data that the numbers of a run need.
         names = [field.name for field in dataclasses.fields(self) if not field.name.endswith("_dataset")]
         return {name: getattr(self, name) for name in names}
 

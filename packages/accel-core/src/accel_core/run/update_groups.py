@@ -22,9 +22,9 @@ WEIGHS_NOTHING = 0.0
 class UpdateGroup:
     """The steps of one update; iterate it once.
 
-    The gradient of an update is the mean over all items of all its steps on all processes. Since processes are
-    averaged by DDP, a step's loss, being the mean of n items, is multiplied by n over `planned_items`, the planned
-    items of the group divided by the number of processes.
+    The gradient of an update is the mean over all items of all its steps on all processes. Since processes
+    are averaged by DDP, a step's loss, being the mean of n items, is multiplied by n over `planned_items`,
+    the planned items of the group divided by the number of processes.
     """
 
     num_items: Any = 0
@@ -55,7 +55,10 @@ class UpdateGroup:
     def count_before_forward(
         self, count_items: Callable[[Any], float | None], num_processes: int, device: torch.device
     ) -> None:
-        """Plan with what `count_items` finds in the batches, which are all held for it. Every process takes part."""
+        """Plan with what `count_items` finds in the batches, which are all held for it.
+
+        Every process takes part.
+        """
         steps = list(self.steps)
         counts = [0 if step.is_padding else count_items(step.batch) for step in steps]
         numbers = [count for count in counts if count is not None]
@@ -152,7 +155,7 @@ def items_of(output: Mapping[str, Any]) -> Any:
 
 
 class ItemTotals:
-    """Whether the processes have to add up the items of an update, since they may differ from the plan on any of them.
+    """Decides whether the processes have to add up the items of an update, which may differ from the plan.
 
     They do if a collate function of the user's own may drop samples, if the data has no length, if the loss counts
     targets, and from the first update on if a step counts tokens.
@@ -176,9 +179,9 @@ class ItemTotals:
             self._is_first = False
         if group.differs_from_plan and not self.is_needed:
             raise ConfigurationError(
-                "The batch_size that calculate_train_batch_loss returned differs from the samples that were asked for, or "
-                "the step began to return num_items_in_batch, which other processes cannot know in mid-run. Return "
-                "num_items_in_batch in every step."
+                "The batch_size that calculate_train_batch_loss returned differs from the samples that were "
+                "asked for, or the step began to return num_items_in_batch, which other processes cannot "
+                "know in mid-run. Return num_items_in_batch in every step."
             )
         if not self.is_needed:
             return None

@@ -1,4 +1,4 @@
-"""Schedulers of learning rates, and of any other field of the parameter groups, as functions of the updates completed."""
+"""Schedulers of learning rates and other fields of parameter groups, by the number of updates completed."""
 
 from .cosine_scheduler import CosineLrScheduler as CosineLrScheduler
 from .scheduler_base import SchedulerBase as SchedulerBase

@@ -22,7 +22,7 @@ from .scheduler_base import (
 
 
 class CosineLrScheduler(StatefulSchedulerBase):
-    """Raises the learning rate linearly, anneals it along half a cosine wave without restarts, and holds the minimum.
+    """Raises the learning rate linearly, anneals it along half a cosine wave, and holds the minimum.
 
     With T updates in all, of which W are warm-up and C cooldown, a group with the base rate b has after n
     updates
@@ -31,7 +31,8 @@ class CosineLrScheduler(StatefulSchedulerBase):
     - `low + (b - low) * (1 + cos(pi * ((n - W) / (T - C - W)) ** k_decay)) / 2` for W <= n < T - C,
     - `low` from then on, so that `low` is reached after exactly T - C updates.
 
-    `low` and `start` are never above the base rate of the group: a group with a tiny or zero rate keeps it.
+    There are no restarts. `low` and `start` are never above the base rate of the group: a group with a tiny
+    or zero rate keeps it.
 
     Args:
         optimizer: each parameter group has a base rate of its own.
@@ -39,12 +40,12 @@ class CosineLrScheduler(StatefulSchedulerBase):
         num_update_steps_per_epoch: updates in an epoch, the same number on every process.
         k_decay: above 1 the rate stays high for longer, below 1 it falls earlier.
         lr_min: the rate at the end.
-        min_lr_ratio: the rate at the end as a fraction of each group's base rate; goes before `lr_min`.
-        num_warmup_epochs: length of the warm-up, which may be fractional; rounded to whole updates.
+        min_lr_ratio: the rate at the end as a fraction of each group's base rate; overrides `lr_min`.
+        num_warmup_epochs: length of the warm-up, which may be fractional; it is rounded to whole updates.
         warmup_starting_lr: the rate of the first update, if there is a warm-up.
-        warmup_starting_lr_ratio: that rate as a fraction of each group's base rate; goes before
+        warmup_starting_lr_ratio: that rate as a fraction of each group's base rate; overrides
             `warmup_starting_lr`.
-        num_cooldown_epochs: how long the rate at the end is held; may be fractional.
+        num_cooldown_epochs: number of epochs for which the rate at the end is held; may be fractional.
 
     Raises:
         ConfigurationError: an argument is out of its range, or nothing is left of the run between warm-up and
@@ -96,8 +97,10 @@ class CosineLrScheduler(StatefulSchedulerBase):
         self.warmup_starting_lr = plain(warmup_starting_lr)
         self.warmup_starting_lr_ratio = plain(warmup_starting_lr_ratio)
         check_field(optimizer, "lr")
+        # Smaller groups keep their own rate, so the limits only have to make sense for the largest one.
         highest = max(calculate_base_values(optimizer, "lr"))
         _check_rate("lr_min", lr_min, "min_lr_ratio", min_lr_ratio, highest)
+        # Without a warm-up the starting rate is never used, and its default need not fit.
         if self.num_warmup_updates:
             _check_rate(
                 "warmup_starting_lr",
@@ -111,7 +114,7 @@ class CosineLrScheduler(StatefulSchedulerBase):
     def get_updated_values(self, num_updates: int) -> list[float]:
         """Return the learning rate of each group after `num_updates` updates.
 
-        Beyond the last update, that at the end.
+        Beyond the last update it is the rate at the end.
         """
         return [self._calculate_value(num_updates, base) for base in self.base_values]
 
@@ -122,7 +125,9 @@ class CosineLrScheduler(StatefulSchedulerBase):
         else:
             low = _rate(self.lr_min, self.min_lr_ratio, base)
             annealing_updates = self.total_updates - self.num_cooldown_updates - self.num_warmup_updates
+            # The cooldown, and updates beyond the plan, hold the end.
             progress = min(1.0, (num_updates - self.num_warmup_updates) / annealing_updates)
+            # Equation 5 of SGDR; k-decay bends the progress.
             share_of_base = (1 + math.cos(math.pi * progress**self.k_decay)) / 2
         return interpolate(low, base, share_of_base)
 
@@ -139,17 +144,19 @@ class CosineLrScheduler(StatefulSchedulerBase):
         warmup_starting_lr_ratio: float | None = None,
         num_cooldown_epochs: float = 0,
     ) -> Callable[[Optimizer], CosineLrScheduler]:
-        """Return a `functools.partial` to be given to `Trainer.train` as `create_scheduler_fn`.
+        """Return a function to pass to `Trainer.train` as `create_scheduler_fn`: a `functools.partial`.
 
         ```python
-        trainer.train(dataset, num_epochs=10,
-        create_scheduler_fn=CosineLrScheduler.create_scheduler_fn(num_warmup_epochs=1)) ```
+        create_scheduler_fn = CosineLrScheduler.create_scheduler_fn(num_warmup_epochs=1)
+        trainer.train(dataset, num_epochs=10, create_scheduler_fn=create_scheduler_fn)
+        ```
 
-        The trainer fills in the updates of an epoch, and `total_num_epochs=None` stands for the run as long
-        as it will be, also where `max_num_train_steps` ends it in the middle of an epoch. For data without a
-        length, give `num_update_steps_per_epoch`, which then says what an epoch of warm-up is. The other
+        The trainer fills in the updates of an epoch. With `total_num_epochs=None` the schedule is as long
+        as the run, also if `max_num_train_steps` ends it in the middle of an epoch. For data without a
+        length, pass `num_update_steps_per_epoch`, which then defines an epoch of warm-up. The other
         arguments are those of the class.
         """
+        # Placeholders can be calculated with; the trainer puts numbers in when it knows them.
         if total_num_epochs is None:
             total_num_epochs = TrainerPlaceholderValues.NUM_UPDATE_STEPS / num_update_steps_per_epoch
         arguments: dict[str, Any] = {
@@ -167,7 +174,7 @@ class CosineLrScheduler(StatefulSchedulerBase):
 
 
 def _count_updates(epochs: dict[str, float], num_update_steps_per_epoch: int) -> list[int]:
-    """Updates of the run, of its warm-up and of its cooldown, in whole numbers."""
+    """Return the updates of the run, of its warm-up and of its cooldown, in whole numbers."""
     check_argument(
         "num_update_steps_per_epoch",
         num_update_steps_per_epoch,
@@ -191,6 +198,7 @@ def _count_updates(epochs: dict[str, float], num_update_steps_per_epoch: int) ->
 
 
 def _check_rate(name: str, rate: float, ratio_name: str, ratio: float | None, highest_base: float) -> None:
+    # A ratio wins, so the rate that it overrides is not looked at.
     if ratio is not None:
         check_argument(
             ratio_name,
@@ -210,4 +218,5 @@ def _check_rate(name: str, rate: float, ratio_name: str, ratio: float | None, hi
 
 
 def _rate(rate: float, ratio: float | None, base: float) -> float:
+    # A rate in absolute numbers may be above that of a small group, which must not rise to it.
     return min(rate, base) if ratio is None else ratio * base

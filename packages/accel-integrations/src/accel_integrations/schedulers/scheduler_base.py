@@ -1,8 +1,8 @@
-"""What all schedulers share: a value for each parameter group as a function of the updates completed.
+"""Bases of schedulers: a value for each parameter group as a function of the updates completed.
 
 Units: everything counts *updates*, which are steps of the optimizer. An update is made by all processes
-    together, so the counts are the same on any number of them. `num_updates` is the number of updates
-    completed; 0 asks for the value that the first update uses.
+together, so the counts are the same on any number of them. `num_updates` is the number of updates completed;
+0 asks for the value that the first update uses.
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ from accel_core.extending import plain
 class SchedulerBase(ABC):
     """Sets one field of every parameter group, from a number of updates that the caller gives.
 
-    Override `get_updated_values`. The values are calculated from `base_values`, never from the current ones,
-    so that any update can be asked for, in any order, and always gives the same answer.
+    Override `get_updated_values`. Calculate the values from `base_values`, never from the current ones:
+    then any update can be asked for, in any order, and always gives the same answer.
 
     Args:
-        optimizer: its parameter groups are changed in place. Groups that are added later are scheduled too.
+        optimizer: the optimizer whose parameter groups are changed in place. Groups that are added later are
+            scheduled too.
         param_group_field: the key of the parameter groups that is scheduled: `"lr"`, `"weight_decay"` or any
             other number.
 
@@ -46,20 +47,21 @@ class SchedulerBase(ABC):
 
     @property
     def base_values(self) -> list[float]:
-        """The value of each group before any schedule, in the order of the groups.
+        """Value of each group before any schedule, in the order of the groups.
 
-        It is the group's `initial_lr` (or `initial_weight_decay` and so on), where PyTorch's schedulers keep
-        it too. A group that has none gets its current value as such. A second run on one optimizer therefore
+        It is the group's `initial_lr` (or `initial_weight_decay` and so on), which PyTorch's schedulers use
+        too. A group that has none gets its current value as such. A second run on one optimizer therefore
         begins at the first one's base.
         """
         return calculate_base_values(self.optimizer, self.param_group_field)
 
     @abstractmethod
     def get_updated_values(self, num_updates: int) -> list[float]:
-        """Return the value of each group after `num_updates` updates, so that of update number `num_updates + 1`."""
+        """Return the value of each group after `num_updates` updates: that of update `num_updates + 1`."""
 
     def step_update(self, num_updates: int) -> None:
         """Give every group its value after `num_updates` updates. Call it after the update."""
+        # Groups that were added since, as by unfreezing, have a base of their own.
         self._remember_base_values()
         values = self.get_updated_values(num_updates)
         groups = self.optimizer.param_groups
@@ -78,7 +80,7 @@ class SchedulerBase(ABC):
                 group[self.param_group_field] = plain(value)
 
     def state_dict(self) -> dict[str, Any]:
-        """The base values and the attributes named in `plan_fields`."""
+        """Return the base values, and the attributes named in `plan_fields`."""
         return {"base_values": self.base_values, **{name: getattr(self, name) for name in self.plan_fields}}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -87,6 +89,7 @@ class SchedulerBase(ABC):
         Raises:
             ConfigurationError: the state is of another class, or of another number of parameter groups.
         """
+        # Loading a part would give a mixture of two plans.
         missing = self.state_dict().keys() - state_dict.keys()
         if missing:
             raise ConfigurationError(
@@ -94,7 +97,8 @@ class SchedulerBase(ABC):
                 f"{sorted(missing)}. Load a state that this class has saved, or leave the scheduler's out "
                 "(load_scheduler=False)."
             )
-        groups, base_values = self.optimizer.param_groups, state_dict["base_values"]
+        groups = self.optimizer.param_groups
+        base_values = state_dict["base_values"]
         if len(base_values) != len(groups):
             raise ConfigurationError(
                 f"The state is for {len(base_values)} parameter groups, but the optimizer has {len(groups)}. "
@@ -113,7 +117,9 @@ class SchedulerBase(ABC):
 
 
 class StatefulSchedulerBase(SchedulerBase, ABC):
-    """Counts the updates itself, like PyTorch's schedulers: this is what `create_scheduler_fn` of the trainer may return.
+    """Counts the updates itself, like PyTorch's schedulers.
+
+    A `create_scheduler_fn` of `Trainer.train` returns one of these.
 
     Once it is constructed, the groups hold the value of the first update; after the n-th `step()`, the value
     after n updates. The constructor calls `get_updated_values(0)`, so a subclass sets what that reads before
@@ -133,11 +139,12 @@ class StatefulSchedulerBase(SchedulerBase, ABC):
     """
 
     num_updates: int
-    """Calls of `step()`, so updates completed."""
+    """Updates completed, which are calls of `step()`."""
 
     def __init__(self, optimizer: Optimizer, param_group_field: str = "lr") -> None:
         super().__init__(optimizer, param_group_field)
         self.num_updates = 0
+        # The first update is made with the schedule's value already, as with PyTorch's schedulers.
         try:
             self.step_update(0)
         except AttributeError as error:
@@ -157,7 +164,7 @@ class StatefulSchedulerBase(SchedulerBase, ABC):
         self.step_update(self.num_updates)
 
     def state_dict(self) -> dict[str, Any]:
-        """The number of updates, the base values and the plan: plain numbers, strings and lists."""
+        """Return the number of updates, the base values and the plan: plain numbers, strings and lists."""
         return {"num_updates": self.num_updates, **super().state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -168,12 +175,12 @@ class StatefulSchedulerBase(SchedulerBase, ABC):
 
 
 def initial_field(param_group_field: str) -> str:
-    """The key under which a parameter group keeps its base value: `"lr"` gives PyTorch's `"initial_lr"`."""
+    """Return the key of a parameter group for its base value: `"lr"` gives PyTorch's `"initial_lr"`."""
     return f"initial_{param_group_field}"
 
 
 def calculate_base_values(optimizer: Optimizer, param_group_field: str) -> list[float]:
-    """The remembered base value of each group, or else its current value."""
+    """Return the remembered base value of each group, or its current value if it has none."""
     key = initial_field(param_group_field)
     return [
         float(group[key] if key in group else group[param_group_field]) for group in optimizer.param_groups
@@ -181,17 +188,20 @@ def calculate_base_values(optimizer: Optimizer, param_group_field: str) -> list[
 
 
 def interpolate(low: float, base: float, share: float) -> float:
-    """`low` for a share of 0, `base` for one of 1, both to the bit, and on the way never above `base`."""
+    """Return a value between `low`, for a share of 0, and `base`, for a share of 1."""
+    # Exact at both ends, and never above `base`. The usual `low + (base - low) * share` may miss `base` at a
+    # share of 1.
     return low if share == 0 else base - (base - low) * (1 - share)
 
 
 def check_field(optimizer: Optimizer, param_group_field: str) -> None:
-    """Raise `ConfigurationError` if a group of `optimizer` has no such field, or something else than a number in it."""
+    """Raise `ConfigurationError` if some group of `optimizer` has no number in this field."""
     for index, group in enumerate(optimizer.param_groups):
         numbers = sorted(key for key, value in group.items() if isinstance(value, float))
         value = group.get(param_group_field)
         if param_group_field not in group:
             problem = f"is missing in parameter group {index} of {type(optimizer).__name__}"
+        # A bool is an int for Python: `nesterov` is no number to schedule.
         elif isinstance(value, bool) or not isinstance(value, (int, float, torch.Tensor)):
             problem = f"is {value!r} in parameter group {index}, but must be a number"
         else:

@@ -1,4 +1,4 @@
-"""WSDCheckpointCallback: what a warm-up-stable-decay run can be continued from, and the models that it gives on the way."""
+"""WSDCheckpointCallback: save states that a WSD run can be continued from, and its decayed models."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class WSDCheckpointCallback(TrainerCallback):
     """
 
     order = 1000
-    """After all others, so that their state is that of the same moment."""
+    """After all others, so that the saved state holds what they did after the same update."""
 
     def __init__(
         self,
@@ -39,15 +39,15 @@ class WSDCheckpointCallback(TrainerCallback):
         save_scheduler: bool = True,
         initial_checkpoint: str | Path | None = None,
     ) -> None:
-        """Hold where to save.
+        """Hold the folder and what exports contain.
 
         Args:
-            save_dir: of one run; on several machines on a disk that they share.
+            save_dir: folder of one run; several machines have to share its disk.
             save_optimizer: whether exports hold the optimizer's state. Training states hold everything.
             save_scheduler: whether exports hold the scheduler's state.
-            initial_checkpoint: the file of an export, with whose weights, and state of the optimizer if there
-                is one, a new run begins. It is read once, when the model is prepared; the schedule begins at
-                its first update.
+            initial_checkpoint: an exported file. A new run begins with its weights, and with its state of
+                the optimizer if it has one. It is read once, when the model is prepared; the schedule
+                begins at its first update.
         """
         self.save_dir = Path(save_dir)
         self.save_optimizer = save_optimizer
@@ -58,13 +58,14 @@ class WSDCheckpointCallback(TrainerCallback):
     def on_prepare_start(self, trainer: Trainer) -> None:
         """Begin with the weights of another run, if that is wanted."""
         if self.initial_checkpoint is not None:
+            # A new run makes a schedule of its own, so that of the export is left out.
             load_optimizer = trainer.optimizer is not None
             trainer.load_checkpoint(
                 self.initial_checkpoint, load_optimizer=load_optimizer, load_scheduler=False
             )
 
     def on_training_run_start(self, trainer: Trainer) -> None:
-        """Raise if there is no such schedule, or if the folder is another run's."""
+        """Raise if there is no such schedule, or if the folder holds states of another run."""
         if not isinstance(trainer.scheduler, WSDLrScheduler):
             found = "None" if trainer.scheduler is None else f"a {type(trainer.scheduler).__name__}"
             raise ConfigurationError(
@@ -76,25 +77,29 @@ class WSDCheckpointCallback(TrainerCallback):
         self._steps_seen = 0
 
     def on_optimizer_step_end(self, trainer: Trainer) -> None:
-        """Save where a decay begins, and export where it ends."""
+        """Save the training state if a decay begins now, and export the model if one has ended."""
         scheduler: WSDLrScheduler = trainer.scheduler
         step = scheduler.get_current_step()
         if step == self._steps_seen:
-            # An update that a gradient scaler has skipped.
+            # A gradient scaler has skipped this update, so the schedule has not moved.
             return
         self._steps_seen = step
+        # The schedule of a later stage begins at its first update, the names go on counting.
+        before = trainer.run_progress.updates_before_stage
         periods = scheduler.get_decay_info()
         try:
             if any(step == period["pre_decay_step"] for period in periods):
-                trainer.save_training_state(self.save_dir / f"checkpoint_{step}_wsd_pre_decay")
+                trainer.save_training_state(self.save_dir / f"checkpoint_{before + step}_wsd_pre_decay")
             if any(step == period["period_end"] for period in periods):
-                path = self.save_dir / f"checkpoint_{step}_wsd_post_decay.pt"
+                path = self.save_dir / f"checkpoint_{before + step}_wsd_post_decay.pt"
                 trainer.save_checkpoint(
                     path, save_optimizer=self.save_optimizer, save_scheduler=self.save_scheduler
                 )
         except NotFiniteError as error:
+            # What was saved before is intact, and a run may recover.
             warnings.warn(str(error), AccelWarning)
 
     def _check_folder(self, run_id: str) -> None:
+        # Names are numbers of updates, so states of another run would be overwritten.
         for path in complete_checkpoints(self.save_dir):
             refuse_other_run(path, run_id)

@@ -22,14 +22,14 @@ from .scheduler_base import (
 
 
 class DecayInfo(TypedDict):
-    """A period of the schedule, which ends with a checkpoint. All are numbers of updates completed."""
+    """A period of the schedule, which ends with a checkpoint. All numbers are updates completed."""
 
     period_start: int
     period_end: int
-    """The decay is done: time for a checkpoint."""
+    """Update that ends the decay, after which the model is exported."""
     decay_steps: int
     pre_decay_step: int
-    """The stable phase is done and the next update begins the decay: a state saved here can be continued from."""
+    """Last update of the stable phase. A run can be continued from a state that was saved after it."""
 
 
 class PhaseInfo(DecayInfo):
@@ -41,16 +41,16 @@ class PhaseInfo(DecayInfo):
 class WSDLrScheduler(StatefulSchedulerBase):
     """Raises the learning rate linearly, holds it, and lets it fall shortly before each checkpoint.
 
-    The run is divided into periods, one for each checkpoint. A period that lasts from S to E has `round((E -
-    S) * decay_phase_ratio)` updates of decay, D. A group with the base rate b has after n updates, with t =
-    (n - (E - D)) / D,
+    The run is divided into periods, one for each checkpoint. A period from update S to update E has `D =
+    round((E - S) * decay_phase_ratio)` updates of decay. With `t = (n - (E - D)) / D`, a group with the
+    base rate b has after n updates
 
     - `start + (b - start) * n / num_warmup_steps` during the warm-up, which only the first period has,
     - `b` before the decay,
     - `b * (lr_min + (1 - lr_min) * (1 - sqrt(t)))` during it, if `use_inverse_sqrt_decay`,
     - `b / (t / lr_min + 1 - t)` during it otherwise (*inverse proportional*, the choice of the paper),
     - `b` again when the next period begins, without a second warm-up (WSD-S), and `b * lr_min` from the last
-    update on.
+      update on.
 
     **Continuing.** A state that was saved at a `pre_decay_step`, or after a decay, can be continued for
     longer:
@@ -60,11 +60,11 @@ class WSDLrScheduler(StatefulSchedulerBase):
     trainer.train(dataset, num_epochs=20, resume_from=folder, create_scheduler_fn=create_scheduler_fn)
     ```
 
-    As everywhere in a resumed run, totals count from the beginning of the first run. Loading the state begins
-    a new stable phase where it stands, and plans checkpoints and decay for the updates that are left. A state
-    of the same total is resumed as it is, so the script that continues a run may itself be restarted. A
-    scheduler that no state is loaded into begins such a phase at update 0, which is what a new run from
-    another run's weights needs.
+    Totals count from the beginning of the first run, as in every resumed run. Loading the state begins a
+    new stable phase at the update of the state, and plans checkpoints and decay for the updates that are
+    left. A state of the same total is resumed as it is, so the script that continues a run may itself be
+    restarted. If no state is loaded, the phase begins at update 0, as a new run from another run's weights
+    needs it.
 
     Args:
         optimizer: each parameter group has a base rate of its own.
@@ -74,14 +74,13 @@ class WSDLrScheduler(StatefulSchedulerBase):
         num_warmup_steps: updates of the warm-up, rounded to a whole number; `None` is a hundredth of the run.
             A continuation has none.
         decay_phase_ratio: fraction of each period that is decay.
-        lr_min: what is left of the base rate after a decay, *as a fraction of it*.
+        lr_min: the rate after a decay, *as a fraction of the base rate*.
         warmup_starting_lr: the rate of the first update, if there is a warm-up; never above the base rate of
             the group.
-        use_inverse_sqrt_decay: which of the two decays.
-        num_checkpoints: how many periods, each twice as long as all before it; see
-            `estimate_checkpoint_steps`.
-        is_continuation_from_checkpoint: there is no warm-up, and a loaded state of another total is
-            continued.
+        use_inverse_sqrt_decay: decay by the square root, or else inverse proportionally.
+        num_checkpoints: number of periods, each of which ends after twice as many updates as the one
+            before; see `estimate_checkpoint_steps`.
+        is_continuation_from_checkpoint: leave out the warm-up, and continue a loaded state of another total.
 
     Raises:
         ConfigurationError: an argument is out of its range, the length of the run is given twice or not at
@@ -106,7 +105,7 @@ class WSDLrScheduler(StatefulSchedulerBase):
     )
 
     continued_from_step: int
-    """Updates that were completed when this continuation began; 0 in a run of its own."""
+    """Updates completed when this continuation began; 0 in a run that continues no other."""
 
     def __init__(
         self,
@@ -135,12 +134,13 @@ class WSDLrScheduler(StatefulSchedulerBase):
         self.is_continuation_from_checkpoint = plain(is_continuation_from_checkpoint)
         self.continued_from_step = 0
         self._check_plan(optimizer)
+        # Last, since it asks for the values of the first update.
         super().__init__(optimizer)
 
     def get_updated_values(self, num_updates: int) -> list[float]:
         """Return the learning rate of each group after `num_updates` updates.
 
-        Beyond the last update, that at the end.
+        Beyond the last update it is the rate at the end.
         """
         if num_updates < self.num_warmup_steps:
             share = num_updates / self.num_warmup_steps
@@ -152,20 +152,22 @@ class WSDLrScheduler(StatefulSchedulerBase):
         return [base * factor for base in self.base_values]
 
     def get_checkpoint_steps(self) -> list[int]:
-        """Numbers of updates after which a decay is done."""
+        """Return the numbers of updates after which a decay is done."""
         return [period["period_end"] for period in self.get_decay_info()]
 
     def get_decay_info(self) -> list[DecayInfo]:
-        """The periods of the schedule in their order, each with the beginning of its decay."""
+        """Return the periods of the schedule in their order, each with the beginning of its decay."""
         return _plan_periods(
             self.continued_from_step, self.total_steps, self.num_checkpoints, self.decay_phase_ratio
         )
 
     def get_phase_info(self, num_updates: int) -> PhaseInfo:
-        """Period and phase of the newest of `num_updates` updates: after the last of a period, still that period."""
+        """Return the period and the phase of update `num_updates`.
+
+        The last update of a period still belongs to it. For 0 the phase is that of the first update.
+        """
         periods = self.get_decay_info()
         period = next((period for period in periods if num_updates <= period["period_end"]), periods[-1])
-        # With no update completed, the phase is that of the first.
         newest = max(num_updates, 1)
         phase: Literal["warmup", "stable", "decay"] = "decay"
         if newest <= self.num_warmup_steps:
@@ -175,20 +177,21 @@ class WSDLrScheduler(StatefulSchedulerBase):
         return {**period, "phase": phase}
 
     def get_current_step(self) -> int:
-        """Updates completed, those of a run that is continued by loading its state included."""
+        """Return the updates completed, with those of a run that this one continues."""
         return self.num_updates
 
     def get_current_phase_info(self) -> PhaseInfo:
-        """`get_phase_info` of the updates completed."""
+        """Return the period and the phase of the newest update."""
         return self.get_phase_info(self.num_updates)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from `state_dict`: with the saved plan, or, if this is a continuation to another total, with a new one.
+        """Go on from `state_dict` with its plan, or with a new one if this continues it to another total.
 
         Raises:
             ConfigurationError: the state is of another class or another number of parameter groups, or this
                 is a continuation that ends before the update at which the state was saved.
         """
+        # The same total means that the continuation itself was interrupted, and goes on with its own plan.
         saved_total = state_dict.get("total_steps", self.total_steps)
         if self.is_continuation_from_checkpoint and saved_total != self.total_steps:
             state_dict = self._continue(state_dict)
@@ -207,16 +210,18 @@ class WSDLrScheduler(StatefulSchedulerBase):
         num_checkpoints: int = 1,
         is_continuation_from_checkpoint: bool = False,
     ) -> Callable[[Optimizer], WSDLrScheduler]:
-        """Return a `functools.partial` to be given to `Trainer.train` as `create_scheduler_fn`.
+        """Return a function to pass to `Trainer.train` as `create_scheduler_fn`: a `functools.partial`.
 
         ```python
-        trainer.train(dataset, num_epochs=10,
-        create_scheduler_fn=WSDLrScheduler.create_scheduler_fn(num_warmup_epochs=0.5)) ```
+        create_scheduler_fn = WSDLrScheduler.create_scheduler_fn(num_warmup_epochs=0.5)
+        trainer.train(dataset, num_epochs=10, create_scheduler_fn=create_scheduler_fn)
+        ```
 
-        `total_num_epochs=None` stands for the run as long as it will be, also where `max_num_train_steps`
-        ends it in the middle of an epoch, and `num_warmup_epochs=None` for a hundredth of it: with both, data
-        without a length needs nothing else. The other arguments are those of the class.
+        With `total_num_epochs=None` the schedule is as long as the run, also if `max_num_train_steps` ends
+        it in the middle of an epoch. `num_warmup_epochs=None` is a hundredth of it. With both, data without
+        a length needs nothing else. The other arguments are those of the class.
         """
+        # Placeholders can be calculated with; the trainer puts numbers in when it knows them.
         total_steps = TrainerPlaceholderValues.NUM_UPDATE_STEPS
         if total_num_epochs is not None:
             total_steps = total_num_epochs * num_update_steps_per_epoch
@@ -235,16 +240,18 @@ class WSDLrScheduler(StatefulSchedulerBase):
         return functools.partial(cls, **arguments)
 
     def _calculate_factor(self, num_updates: int, period: DecayInfo) -> float:
-        """What a base rate is multiplied by: 1 before the decay, `lr_min` once the period is over."""
+        """Return what a base rate is multiplied by: 1 before the decay, `lr_min` after the period."""
+        # With decay_phase_ratio=0 there is no decay to divide by.
         if num_updates <= period["pre_decay_step"] or not period["decay_steps"]:
             return 1.0
+        # Updates beyond the plan hold the end of the last decay.
         progress = min(1.0, (num_updates - period["pre_decay_step"]) / period["decay_steps"])
         if self.use_inverse_sqrt_decay:
             return self.lr_min + (1 - self.lr_min) * (1 - math.sqrt(progress))
         return 1 / (progress / self.lr_min + 1 - progress)
 
     def _continue(self, state_dict: dict[str, Any]) -> dict[str, Any]:
-        """The state of a new stable phase that begins where `state_dict` was saved."""
+        """Return the state of a new stable phase that begins at the update of `state_dict`."""
         updates = state_dict.get("num_updates", 0)
         check_argument(
             "total_steps",
@@ -254,16 +261,17 @@ class WSDLrScheduler(StatefulSchedulerBase):
             "beginning of the first run",
             f"For 1000 more updates, pass total_steps={updates + 1000}; with the trainer, raise num_epochs.",
         )
+        # Raises before anything is changed if too few updates are left for the checkpoints.
         _plan_periods(updates, self.total_steps, self.num_checkpoints, self.decay_phase_ratio)
         own_plan = {name: getattr(self, name) for name in self.plan_fields}
         return {**state_dict, **own_plan, "continued_from_step": updates}
 
     def _check_plan(self, optimizer: Optimizer) -> None:
-        ratio, lr_min, start = self.decay_phase_ratio, self.lr_min, self.warmup_starting_lr
+        lr_min = self.lr_min
         check_argument(
             "decay_phase_ratio",
-            ratio,
-            0 <= ratio <= 1,
+            self.decay_phase_ratio,
+            0 <= self.decay_phase_ratio <= 1,
             "between 0 and 1",
             "It is the part of each period that is decay.",
         )
@@ -282,6 +290,7 @@ class WSDLrScheduler(StatefulSchedulerBase):
                 "above 0 for the inverse proportional decay, which divides by it",
                 "Pass a small number such as 1e-6, or use_inverse_sqrt_decay=True.",
             )
+        # The warm-up has to end before the rate falls for the first time.
         first_period = self.get_decay_info()[0]
         check_argument(
             "num_warmup_steps",
@@ -292,18 +301,19 @@ class WSDLrScheduler(StatefulSchedulerBase):
         )
         check_field(optimizer, "lr")
         highest = max(calculate_base_values(optimizer, "lr"))
+        # Without a warm-up the starting rate is never used, and its default need not fit.
         if self.num_warmup_steps:
             check_argument(
                 "warmup_starting_lr",
-                start,
-                0 <= start <= highest,
+                self.warmup_starting_lr,
+                0 <= self.warmup_starting_lr <= highest,
                 f"between 0 and the largest learning rate of the optimizer, {highest}",
                 "Pass a smaller warmup_starting_lr, or num_warmup_steps=0.",
             )
 
 
 def estimate_checkpoint_steps(total_steps: int, num_checkpoints: int = 3) -> list[int]:
-    """Return the numbers of updates at which to have a decayed model: each twice the one before, the last at the end.
+    """Return the updates at which to have a decayed model, each after twice as many as the one before.
 
     Three are at 25%, 50% and 100% of `total_steps`, rounded down.
 
@@ -330,6 +340,7 @@ def estimate_checkpoint_steps(total_steps: int, num_checkpoints: int = 3) -> lis
 def _plan_periods(
     first_step: int, total_steps: int, num_checkpoints: int, decay_phase_ratio: float
 ) -> list[DecayInfo]:
+    # A continuation counts on from `first_step`, but doubles only what it adds itself.
     periods: list[DecayInfo] = []
     start = first_step
     for steps in estimate_checkpoint_steps(total_steps - first_step, num_checkpoints):
@@ -359,4 +370,5 @@ def _count_total_steps(
         )
     if num_epochs is not None and num_update_steps_per_epoch is not None:
         total_steps = num_epochs * num_update_steps_per_epoch
+    # Fractions of an epoch need not be whole updates.
     return round(total_steps or 0)

@@ -1,4 +1,4 @@
-"""timm in accel: its models, schedulers, optimizers and mixing, with the plain `Trainer` or with `TimmTrainer`."""
+"""Models, transforms, optimizers, schedulers and mixing of timm, for the plain `Trainer` or `TimmTrainer`."""
 
 from .adaptive_gradient_clipping import AdaptiveGradientClippingCallback as AdaptiveGradientClippingCallback
 from .models import TimmTransforms as TimmTransforms

@@ -1,4 +1,4 @@
-"""Clip gradients by the size of the parameters that they belong to."""
+"""AdaptiveGradientClippingCallback: clip gradients by the size of their parameters."""
 
 from __future__ import annotations
 
@@ -18,14 +18,13 @@ if TYPE_CHECKING:
 class AdaptiveGradientClippingCallback(TrainerCallback):
     """Clip the gradient of each unit to `clip_factor` times the norm of its weights, before every update.
 
-    Works with any trainer and any model. It comes before the clipping that `train` is told, once an update,
-    on the gradients of all processes together. The classifier of a timm model is left alone, as the paper
-    advises.
+    Use it with any trainer and any model. It clips once per update, before `gradient_clip_norm` and
+    `gradient_clip_value` of `train`, the gradients of all processes together. The classifier of a timm
+    model is not clipped, as the paper advises.
 
     Args:
-        clip_factor: largest norm of a gradient, as a part of the norm of the weights.
-        eps: weights with a smaller norm than this are treated as if they had it, else those at zero would
-            never learn.
+        clip_factor: largest norm of a gradient, as a fraction of the norm of the weights.
+        eps: smallest norm that weights are taken to have; without it weights at zero would never learn.
 
     Raises:
         ConfigurationError: timm is missing, or an argument is not above 0.
@@ -34,7 +33,7 @@ class AdaptiveGradientClippingCallback(TrainerCallback):
     """
 
     order = 710
-    """After those that record the norm of the gradients as they come."""
+    """After callbacks that record the norm of the gradients as they are before clipping."""
 
     def __init__(self, clip_factor: float = 0.01, eps: float = 1e-3) -> None:
         way_out = "The paper uses 0.01; larger values clip less."
@@ -52,12 +51,14 @@ class AdaptiveGradientClippingCallback(TrainerCallback):
             )
         model: Any = trainer.get_model(keep_torch_compile=False)
         classifier = model.get_classifier() if hasattr(model, "get_classifier") else ()
+        # Distilled models have two classifiers.
         heads = classifier if isinstance(classifier, (tuple, list)) else (classifier,)
-        left_alone = {id(parameter) for head in heads for parameter in head.parameters()}
-        self._parameters = [parameter for parameter in model.parameters() if id(parameter) not in left_alone]
+        not_clipped = {id(parameter) for head in heads for parameter in head.parameters()}
+        self._parameters = [parameter for parameter in model.parameters() if id(parameter) not in not_clipped]
 
     def on_optimizer_step_start(self, trainer: Trainer) -> None:
-        """Clip the gradients of the update; those of float16 are still multiplied by the scale."""
+        """Clip the gradients of the update."""
+        # Gradients of float16 are still multiplied by the scale, so the limit is too.
         scaler = trainer.accelerator.scaler
         scale = 1.0 if scaler is None else scaler.get_scale()
         self._clip(self._parameters, self.clip_factor * scale, self.eps)

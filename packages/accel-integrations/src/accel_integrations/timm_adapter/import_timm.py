@@ -1,4 +1,4 @@
-"""Import timm when it is needed, and say what to install where it is missing."""
+"""Import timm when it is needed, and raise with what to install if it is missing."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ def import_timm(module: str = "timm") -> Any:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
+        # timm needs torchvision, but may be installed without it.
         missing = str(error.name).partition(".")[0]
         if missing not in ("timm", "torchvision"):
             raise
         raise ConfigurationError(
-            f"accel_integrations.timm_adapter needs the package '{missing}', which is not installed. Install it with: "
-            f'pip install "accel-core[timm]"'
+            f"accel_integrations.timm_adapter needs the package '{missing}', which is not installed. Install "
+            'it with: pip install "accel-core[timm]"'
         ) from None

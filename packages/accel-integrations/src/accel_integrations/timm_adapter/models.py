@@ -1,4 +1,4 @@
-"""Models of timm with a classifier of your own, and the transforms that fit their weights."""
+"""Create models of timm with a classifier of your own, and the transforms that fit their weights."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _SEE = "See timm.list_models('*resnet*')."
 
 
 class TimmTransforms(NamedTuple):
-    """What a model of timm wants to be done to images."""
+    """Transforms that turn images into inputs of a model of timm."""
 
     train: Callable[[Any], Any]
-    """From a PIL image to a normalised tensor of shape (channels, height, width), with augmentation."""
+    """Turns a PIL image into a normalised tensor of shape (channels, height, width), with augmentation."""
     evaluation: Callable[[Any], Any]
-    """The same without anything random."""
+    """Does the same without anything random."""
     data_config: dict[str, Any]
-    """Input size, interpolation, mean, standard deviation and crop, as `timm.data.create_transform` takes them."""
+    """Input size, interpolation, mean, standard deviation and crop, for `timm.data.create_transform`."""
 
 
 def create_timm_model(
@@ -38,21 +38,22 @@ def create_timm_model(
 ) -> nn.Module:
     """Return a model of timm with a classifier for `num_classes` classes.
 
-    The weights come from the hub, and stay in its cache; without a network from the cache or from a file:
-    `pretrained_cfg_overlay=dict(file="weights.safetensors")`. `create_timm_transforms(model)` has the
-    transforms.
+    The weights come from the hub, and stay in its cache. Without a network they come from the cache, or from
+    a file: `pretrained_cfg_overlay=dict(file="weights.safetensors")`. `create_timm_transforms(model)` returns
+    the transforms.
 
     Args:
-        name: such as `"resnet50.a1_in1k"`; `timm.list_models(pretrained=True)` has all.
-        num_classes: the classifier is new where the weights were trained for another number.
+        name: name such as `"resnet50.a1_in1k"`; `timm.list_models(pretrained=True)` lists all.
+        num_classes: classes of the data; the classifier is new if the weights were trained for another
+            number.
         pretrained: begin with trained weights.
         pretrained_cfg_overlay: replaces parts of what timm knows about the weights.
-        cache_dir: where downloaded weights are kept, if not in the cache of the hub.
+        cache_dir: folder for downloaded weights, if not the cache of the hub.
         kwargs: further arguments of `timm.create_model`, such as `in_chans`, `img_size` or `drop_path_rate`.
 
     Raises:
-        ConfigurationError: timm is missing, there is no such model, or its weights cannot be had; nothing was
-            downloaded.
+        ConfigurationError: timm is missing, there is no such model, or its weights cannot be reached; nothing
+            was downloaded.
     """
     timm = import_timm()
     way_out = "timm.create_model makes models without a classifier."
@@ -60,6 +61,7 @@ def create_timm_model(
     _check_name(name)
     overlay = dict(pretrained_cfg_overlay or {})
     if pretrained:
+        # timm tries for minutes before it gives up, and its message does not help.
         overlay |= find_weights(name, overlay, kwargs.get("pretrained_cfg"), cache_dir)
     return timm.create_model(  # type: ignore[no-any-return]
         name,
@@ -77,7 +79,7 @@ def create_timm_transforms(
     """Return the transforms for training and evaluation with which `model` was trained, or is meant to be.
 
     Args:
-        model: of timm, not wrapped.
+        model: model of timm, not wrapped.
         input_size: channels, height and width, if not those with which the model was created.
         augmentation: further arguments of `timm.data.create_transform` for training, such as `auto_augment`,
             `re_prob`, `scale`, `hflip` or `color_jitter`; `no_aug=True` for none.
@@ -88,9 +90,10 @@ def create_timm_transforms(
     data = import_timm("timm.data")
     if not hasattr(model, "pretrained_cfg"):
         raise ConfigurationError(
-            f"model is a {type(model).__name__}, which says nothing about its images: it has no "
-            "pretrained_cfg. Pass a model of create_timm_model as it is, before anything wraps it."
+            f"model is a {type(model).__name__} without a pretrained_cfg, so its images are not known. "
+            "Pass a model of create_timm_model as it is, before anything wraps it."
         )
+    # A model may have been created for another size than its weights were trained with.
     size = input_size or import_timm("timm.models").get_model_input_config(model)["input_size"]
     try:
         config = data.resolve_input_data_config(model, {"input_size": size})
@@ -112,9 +115,11 @@ def _check_name(name: Any) -> None:
     try:
         source, model_id = models.parse_model_name(name)
         architecture = model_id.partition(".")[0]
+        # A name with a source, such as hf-hub, is looked up when its weights are.
         if source is None and models.is_model(architecture):
             models.get_pretrained_cfg(model_id)
     except (AttributeError, ValueError, RuntimeError) as error:
+        # What comes after the dot is wrong, or the name is no string at all.
         tags = models.list_models(f"{str(name).partition('.')[0]}.*", pretrained=True)
         raise ConfigurationError(
             f"name is {name!r}, but must be that of a model of timm: {error} "

@@ -1,4 +1,4 @@
-"""timm's optimizers and parameter groups, with learning rates by layer that hold under any scheduler."""
+"""Create timm's optimizers and parameter groups, with learning rates by layer under any scheduler."""
 
 from __future__ import annotations
 
@@ -15,23 +15,26 @@ from accel_core.extending import check_not_negative, check_positive, did_you_mea
 from .import_timm import import_timm
 
 _BASE = "unscaled_lr"
-"""The key of a parameter group for the rate that its `lr_scale` belongs to."""
+"""Key of a parameter group for its rate before it was multiplied by the scale of its layer."""
+_SCALE = "layer_lr_scale"
+"""Key for what timm calls `lr_scale`: a key of that name would let its schedulers multiply by it once more."""
 
 
 def timm_parameter_groups(
     model: nn.Module, lr: float, weight_decay: float = 0.05, layer_decay: float | None = None, **kwargs: Any
 ) -> list[dict[str, Any]]:
-    """Return parameter groups for any optimizer: without weight decay where it harms, with rates by layer if wanted.
+    """Return parameter groups for any optimizer, with weight decay and learning rates as timm sets them.
 
-    No weight decay have biases, parameters of one dimension, and those that the model names in
-    `no_weight_decay()`.
+    Biases, parameters of one dimension, and those that the model names in `no_weight_decay()` have no weight
+    decay.
 
     Args:
-        model: its parameters with `requires_grad` are grouped.
+        model: model whose parameters with `requires_grad` are grouped.
         lr: learning rate of the head, and of everything without `layer_decay`.
         layer_decay: each layer learns with this times the rate of the layer above it. Every group has its own
-            `lr`, so this holds with any scheduler, and with none. Schedulers of timm also multiply their
-            minimum and the start of their warm-up by it, as in timm.
+            `lr`, so this holds with any scheduler, and with none. Schedulers of timm that `timm_scheduler_fn`
+            makes also multiply their minimum and the start of their warm-up by it, as in timm; those that you
+            make by timm's own factory give each layer its rate, and one minimum to all.
         kwargs: further arguments of timm's `param_groups_weight_decay` or `param_groups_layer_decay`.
 
     Raises:
@@ -41,6 +44,7 @@ def timm_parameter_groups(
     """
     lr, weight_decay, layer_decay = _check_numbers(lr, weight_decay, layer_decay)
     optim = import_timm("timm.optim")
+    # timm's factory of optimizers asks the model for these names, but its functions for groups do not.
     name_exceptions: Any = getattr(model, "no_weight_decay", tuple)
     kwargs = {"no_weight_decay_list": name_exceptions(), **kwargs}
     if layer_decay is None:
@@ -49,6 +53,7 @@ def timm_parameter_groups(
         groups = optim.param_groups_layer_decay(
             model, weight_decay=weight_decay, layer_decay=layer_decay, **kwargs
         )
+    # Every optimizer takes its own default otherwise, and the scale would have nothing to multiply.
     for group in groups:
         group["lr"] = lr
     _scale_rates(groups)
@@ -66,7 +71,7 @@ def create_timm_optimizer(
     """Return an optimizer of timm's factory, with the parameter groups of `timm_parameter_groups`.
 
     Args:
-        name: such as `"adamw"`, `"sgd"`, `"lamb"`, `"muon"`; `timm.optim.list_optimizers()` has all.
+        name: name such as `"adamw"`, `"sgd"`, `"lamb"`, `"muon"`; `timm.optim.list_optimizers()` lists all.
         kwargs: further arguments of `timm.optim.create_optimizer_v2`, such as `momentum`, `betas` or
             `filter_bias_and_bn`.
 
@@ -77,6 +82,7 @@ def create_timm_optimizer(
     lr, weight_decay, layer_decay = _check_numbers(lr, weight_decay, layer_decay)
     optim = import_timm("timm.optim")
     try:
+        # timm wraps any optimizer in a Lookahead if its name has this prefix.
         optim.get_optimizer_info(str(name).lower().removeprefix("lookahead_"))
     except ValueError:
         hint = (
@@ -93,12 +99,15 @@ def create_timm_optimizer(
 
 @contextlib.contextmanager
 def with_unscaled_base(optimizer: Optimizer) -> Iterator[None]:
-    """Let schedulers of timm that are built within see the rates that they multiply by `lr_scale` themselves.
+    """Let schedulers of timm that are built within this context see the rates before the layers' scales.
 
-    For all others the base of a group is its own scaled rate, which stands there again afterwards.
+    They multiply by `lr_scale` themselves from then on. For all others the base of a group is its own scaled
+    rate, which is put back afterwards.
     """
     scaled = [group for group in optimizer.param_groups if _BASE in group]
     for group in scaled:
+        # A state of an older version has the scale under timm's own name already.
+        group["lr_scale"] = group.get(_SCALE, group.get("lr_scale", 1.0))
         group["initial_lr"] = group[_BASE]
     try:
         yield
@@ -108,11 +117,13 @@ def with_unscaled_base(optimizer: Optimizer) -> Iterator[None]:
 
 
 def _scale_rates(groups: list[dict[str, Any]]) -> None:
-    """Carry out `lr_scale`, which timm leaves to its schedulers: without one of them it would have no effect."""
+    """Multiply the rates by `lr_scale`."""
+    # timm leaves this to its schedulers, so without one of them the scale would have no effect.
     for group in groups:
         if "lr_scale" in group:
             group[_BASE] = group["lr"]
-            group["lr"] = group["lr"] * group["lr_scale"]
+            group[_SCALE] = group.pop("lr_scale")
+            group["lr"] = group["lr"] * group[_SCALE]
 
 
 def _check_numbers(lr: Any, weight_decay: Any, layer_decay: Any) -> tuple[float, float, float | None]:

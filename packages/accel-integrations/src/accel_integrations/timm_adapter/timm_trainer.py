@@ -1,4 +1,4 @@
-"""A trainer that mixes images and softens targets in training, and evaluates plainly."""
+"""TimmTrainer: mix images and soften targets in training, and evaluate plainly."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ from .import_timm import import_timm
 
 
 class TimmTrainer(Trainer):
-    """A `Trainer` for image classification with timm's mixup, cutmix, label smoothing and binary targets.
+    """Trains image classifiers with timm's mixup, cutmix, label smoothing and binary targets.
 
     Batches are `(images, targets)`. Targets are class indices of shape `(batch,)`; with `binary_targets` they
     may also be rows of zeros and ones of shape `(batch, classes)`, for images with any number of labels.
 
-    How images are mixed is drawn from numpy's global generator, which is part of the training state: a
-    resumed run mixes the same. The batch itself stays as it is, for callbacks. In a batch of odd size the
-    last image is not mixed.
+    Mixing draws from numpy's global generator, which is part of the training state: a resumed run mixes the
+    same. The batch itself does not change, so callbacks see the images as they were. In a batch of odd size
+    the last image is not mixed.
     """
 
     step_counts = COUNTS_BY_DEFAULT
@@ -62,23 +62,25 @@ class TimmTrainer(Trainer):
         """Hold the parts, and choose the losses.
 
         Args:
-            loss_func: of training. It gets targets of shape `(batch, classes)` where images are mixed, and
+            loss_func: loss of training. It gets targets of shape `(batch, classes)` if images are mixed, and
                 the batch's own otherwise. None takes cross entropy, or binary cross entropy with
                 `binary_targets`.
             num_classes: classes of the targets.
-            mixup_alpha: of the beta distribution of how much of another image is added; 0 for no mixup.
-            cutmix_alpha: of that of how large a patch of another image is pasted; 0 for no cutmix.
-            mixup_probability: of mixing at all.
-            mixup_switch_probability: of cutmix where there is both.
+            mixup_alpha: parameter of the beta distribution from which the weight of another image is drawn; 0
+                for no mixup.
+            cutmix_alpha: parameter of the beta distribution from which the area of the pasted patch is
+                drawn; 0 for no cutmix.
+            mixup_probability: probability of mixing at all.
+            mixup_switch_probability: probability of cutmix if both are on.
             mixup_mode: one draw for the `"batch"`, for each `"pair"` of images, or for each image (`"elem"`).
-            label_smoothing: the part of a target that is spread over all classes; of rows of zeros and ones
-                the part that is replaced by a half.
-            binary_targets: ask for each class whether it is there, whatever the others are.
+            label_smoothing: the part of a target that is spread over all classes. Of rows of zeros and ones
+                it is the part that is replaced by a half.
+            binary_targets: learn for each class whether it is in the image, independently of the others.
             binary_target_threshold: mixed targets above it count as 1, others as 0. None leaves them as they
                 are.
-            eval_loss_func: of evaluation. None takes `loss_func` if there is one and nothing is mixed, else
-                cross entropy, or binary cross entropy for targets of shape `(batch, classes)`; both without
-                smoothing.
+            eval_loss_func: loss of evaluation. None takes `loss_func` if there is one and nothing is mixed,
+                else cross entropy, or binary cross entropy for targets of shape `(batch, classes)`; both
+                without smoothing.
             kwargs: `accelerator` and `seed` of `Trainer`.
 
         Raises:
@@ -88,6 +90,7 @@ class TimmTrainer(Trainer):
             targets https://arxiv.org/abs/2110.00476, section 4.2.
         """
         import_timm()
+        # Before anything else is a local variable: these are the arguments by name.
         _check_arguments(locals())
         num_classes = plain(num_classes)
         label_smoothing = plain(label_smoothing)
@@ -98,9 +101,9 @@ class TimmTrainer(Trainer):
         self.label_smoothing = label_smoothing
         self.binary_targets = binary_targets
         self.mixup: Any = None
-        """timm's `Mixup`, or None where nothing is mixed.
+        """timm's `Mixup`, or None if nothing is mixed.
 
-        `mixup.mixup_enabled = False` ends the mixing, not the smoothing.
+        Set `mixup.mixup_enabled = False` to end the mixing; the smoothing stays.
         """
         if is_mixed:
             self.mixup = import_timm("timm.data").Mixup(
@@ -112,6 +115,7 @@ class TimmTrainer(Trainer):
                 label_smoothing=label_smoothing,
                 num_classes=num_classes,
             )
+        # A loss for mixed targets of shape (batch, classes) may not take the class indices of evaluations.
         self.eval_loss_func = eval_loss_func or (plain_loss if is_mixed or loss_func is None else loss_func)
         if loss_func is None:
             loss_func = _create_loss(
@@ -120,21 +124,24 @@ class TimmTrainer(Trainer):
         super().__init__(model, loss_func, optimizer, callbacks, run_history, **kwargs)
 
     def mix(self, images: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return mixed copies of `images`, and targets of shape `(batch, classes)` that say what is in them.
+        """Return mixed copies of `images`, and their targets of shape `(batch, classes)`.
 
-        Each image is mixed with its mirror image in the order of the batch, as timm does, which wants an even
-        number of them.
+        The first image is mixed with the last, the second with the last but one, and so on.
         """
         if self.mixup is None:
             return images, targets
+        # Rows of zeros and ones are mixed as they are; class indices become such rows first.
         self.mixup.multi_label = targets.ndim > 1
+        # timm takes an even number of images only.
         num_mixed = len(images) - len(images) % 2
-        images, parts = images.clone(), []
+        # timm mixes in place, but callbacks are to see the batch as it was.
+        images = images.clone()
+        parts = []
         if num_mixed:
-            parts.append(
-                self.mixup(images[:num_mixed], targets[:num_mixed])[1]
-            )  # changes the images in place
+            _, mixed_targets = self.mixup(images[:num_mixed], targets[:num_mixed])
+            parts.append(mixed_targets)
         if num_mixed < len(images):
+            # The image left over gets a target of the same shape, and the same smoothing.
             mixup_target = import_timm("timm.data.mixup").mixup_target
             rest = targets[num_mixed:]
             parts.append(
@@ -156,6 +163,7 @@ class TimmTrainer(Trainer):
         return create_batch_output(self, self.eval_loss_func, images, self.model(images), targets)
 
     def _check_targets(self, targets: Any) -> None:
+        # The shape alone, since looking at values would wait for the device in each step.
         shape = tuple(getattr(targets, "shape", ()))
         if len(shape) == 1 or (self.binary_targets and shape[1:] == (self.num_classes,)):
             return
@@ -178,7 +186,8 @@ def plain_loss(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
 
 
 def _create_loss(smoothing: float, is_mixed: bool, binary: bool, threshold: float | None) -> nn.Module:
-    """The loss of training; what is mixed has been smoothed already."""
+    """Return the loss of training."""
+    # Targets that were mixed have been smoothed already, so `smoothing` is 0 for them.
     losses = import_timm("timm.loss")
     if binary:
         return _BinaryLoss(
@@ -190,7 +199,7 @@ def _create_loss(smoothing: float, is_mixed: bool, binary: bool, threshold: floa
 
 
 class _BinaryLoss(nn.Module):
-    """timm's, which leaves it to the caller that rows are of the type of the outputs."""
+    """Gives timm's binary loss targets of the dtype of the outputs, which it leaves to its caller."""
 
     def __init__(self, loss: nn.Module) -> None:
         super().__init__()
@@ -202,9 +211,11 @@ class _BinaryLoss(nn.Module):
 
 
 def _check_arguments(arguments: Mapping[str, Any]) -> None:
-    """Raise unless each can be used."""
-    num_classes, threshold = arguments["num_classes"], arguments["binary_target_threshold"]
+    """Raise unless each argument can be used."""
+    num_classes = arguments["num_classes"]
+    threshold = arguments["binary_target_threshold"]
     check_whole_number("num_classes", num_classes, "Pass the number of classes of the targets.")
+    # Models of timm know their number of classes; that of others shows in the first loss.
     num_outputs = getattr(arguments["model"], "num_classes", num_classes)
     if num_outputs != num_classes:
         raise ConfigurationError(
@@ -238,7 +249,7 @@ def _check_number(name: str, value: Any, most: float, way_out: str) -> None:
 def _check_loss(
     loss_func: Any, smoothing: float, is_mixed: bool, binary: bool, threshold: float | None
 ) -> None:
-    """Raise if something was asked for that nothing would do."""
+    """Raise if an argument would have no effect."""
     if loss_func is not None and smoothing and not is_mixed:
         raise ConfigurationError(
             f"label_smoothing is {smoothing}, but loss_func is your own and nothing is mixed, so it would "

@@ -1,4 +1,4 @@
-"""The state of a model with adapters of PEFT: what training can change, without the frozen base."""
+"""Save and load a model with adapters of PEFT: what training can change, without the frozen base."""
 
 from __future__ import annotations
 
@@ -13,7 +13,12 @@ def has_adapters(model: torch.nn.Module) -> bool:
 
 
 def create_adapter_state(model: torch.nn.Module, trained: torch.nn.Module) -> dict[str, Any]:
-    """Return the entries of the model's `state_dict()` without the parameters that are frozen in `trained`, of the same kind."""
+    """Return the entries of the model's `state_dict()`, but for parameters that are frozen in `trained`.
+
+    Args:
+        trained: a model of the same structure, or `model` itself.
+    """
+    # By what is frozen, not by PEFT's own names, so that a new head that is trained is saved too.
     frozen = _frozen_names(trained)
     return {name: value for name, value in model.state_dict().items() if name not in frozen}
 
@@ -24,6 +29,7 @@ def load_adapter_state(model: torch.nn.Module, trained: torch.nn.Module, state: 
     Raises:
         RuntimeError: it is the state of other adapters.
     """
+    # Not strict, since the frozen base is missing; so what else is missing has to be found here.
     missing, unexpected = model.load_state_dict(state, strict=False)
     lacking = sorted(set(missing) - _frozen_names(trained))
     if lacking or unexpected:
@@ -33,5 +39,6 @@ def load_adapter_state(model: torch.nn.Module, trained: torch.nn.Module, state: 
 
 
 def _frozen_names(model: torch.nn.Module) -> set[str]:
+    # With the second names of tied parameters, which `state_dict()` has too.
     parameters = model.named_parameters(remove_duplicate=False)
     return {name for name, parameter in parameters if not parameter.requires_grad}

@@ -1,4 +1,4 @@
-"""The batches of samples that are mappings, where the user gives no collate function."""
+"""Make batches of samples that are mappings, if the user gives no collate function."""
 
 from __future__ import annotations
 
@@ -17,18 +17,20 @@ _LABELS = frozenset(["labels", "label", "label_ids"])
 
 
 def create_collate_fn(model: torch.nn.Module, tokenizer: Any) -> Callable[[list[Any]], Any]:
-    """Return what makes a batch of samples for `model`.
+    """Return a function that makes a batch of samples for `model`.
 
-    With a tokenizer the samples may differ in length and are padded to the longest of the batch, labels of
-    tokens with -100; without one, or with a processor of another kind, they have to be of one shape. Entries
-    that the model does not take, such as the text, are left out.
+    With a tokenizer the samples may differ in length. They are padded to the longest of the batch, labels
+    of tokens with -100. Without one, or with a processor of another kind, they have to be of one shape.
+    Entries that the model does not take, such as the text, are left out.
     """
     transformers = import_transformers()
     if not isinstance(tokenizer, transformers.PreTrainedTokenizerBase):
         collate = transformers.default_data_collator
     elif label_shift(model) is None:
+        # Labels are one class a sample, so only the inputs are padded.
         collate = transformers.DataCollatorWithPadding(tokenizer)
     else:
+        # It also pads labels of tokens, with the label that no loss counts.
         collate = transformers.DataCollatorForSeq2Seq(tokenizer)
     names = input_names(model)
     return CollateKnown(collate, None if names is None else names | _LABELS)
@@ -44,7 +46,8 @@ class CollateKnown:
     def __call__(self, samples: list[Any]) -> Any:
         """Return the batch.
 
-        Raises `ConfigurationError` if the samples are no mappings, or do not fit each other.
+        Raises:
+            ConfigurationError: the samples are no mappings, or do not fit each other.
         """
         if not isinstance(samples[0], Mapping):
             raise ConfigurationError(
@@ -57,7 +60,7 @@ class CollateKnown:
             return self.collate(known)
         except (ValueError, RuntimeError) as error:
             raise ConfigurationError(
-                f"{len(samples)} samples could not be put into one batch: {with_full_stop(error)} Where they "
+                f"{len(samples)} samples could not be put into one batch: {with_full_stop(error)} If they "
                 "differ in length, pass tokenizer to TransformersTrainer, or a collate_fn that pads."
             ) from error
 
@@ -66,6 +69,7 @@ class CollateKnown:
 
 
 def _as_list(value: Any) -> Any:
-    """Tokens as a list, since collators of transformers pad lists quickly and tensors through arrays, with a warning."""
+    """Return a tensor of tokens as a list, and anything else as it is."""
+    # Collators of transformers pad lists quickly, but tensors through arrays, and warn of it.
     is_tokens = isinstance(value, torch.Tensor) and value.ndim == 1 and not value.is_floating_point()
     return value.tolist() if is_tokens else value

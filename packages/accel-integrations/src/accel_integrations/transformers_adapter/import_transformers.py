@@ -1,4 +1,4 @@
-"""Import transformers when it is needed, and say what to install where it is missing."""
+"""Import transformers when it is needed, and raise with what to install if it is missing."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ def import_transformers(module: str = "transformers") -> Any:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
+        # Something that transformers itself needs is missing, which its own message names.
         if error.name != "transformers":
             raise
         raise ConfigurationError(
-            "accel_integrations.transformers_adapter needs the package 'transformers', which is not installed. Install it with: "
-            'pip install "accel-core[transformers]"'
+            "accel_integrations.transformers_adapter needs the package 'transformers', which is not "
+            'installed. Install it with: pip install "accel-core[transformers]"'
         ) from None

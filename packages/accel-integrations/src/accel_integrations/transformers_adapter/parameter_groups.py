@@ -1,27 +1,34 @@
-"""Parameter groups for models of transformers."""
+"""Make parameter groups of models of transformers."""
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import torch
+import torch.nn.utils.parametrize
 
 from accel_core.extending import check_not_negative, check_positive
+
+_IS_BIAS = re.compile(r"bias|\brel(ative)?_(attn|attention|pos|position)")
+"""In the names of parameters that are added to attention or activations, whatever their number of dimensions."""
 
 
 def transformers_parameter_groups(
     model: torch.nn.Module, lr: float, weight_decay: float = 0.01, layer_decay: float | None = None
 ) -> list[dict[str, Any]]:
-    """Return parameter groups for any optimizer: without weight decay where it harms, with rates by layer if wanted.
+    """Return parameter groups for any optimizer, with weight decay for matrices only, and rates by layer.
 
     ```python
-    optimizer = torch.optim.AdamW(transformers_parameter_groups(model, lr=5e-5, weight_decay=0.01,
-    layer_decay=0.9)) ```
+    groups = transformers_parameter_groups(model, lr=5e-5, weight_decay=0.01, layer_decay=0.9)
+    optimizer = torch.optim.AdamW(groups)
+    ```
 
-    No weight decay have parameters of one dimension: biases, and the scales of norms.
+    Parameters of one dimension have no weight decay: biases, and the scales of norms. Nor have biases of more
+    dimensions: tables of relative positions, as in T5 and Swin, and what such biases are computed by.
 
     Args:
-        model: its parameters with `requires_grad` are grouped.
+        model: model whose parameters with `requires_grad` are grouped.
         lr: learning rate of the head, and of everything without `layer_decay`.
         layer_decay: each layer learns with this times the rate of the layer above it; the embeddings are the
             lowest. Encoder and decoder each have their own lowest layer.
@@ -41,7 +48,8 @@ def transformers_parameter_groups(
     groups: dict[tuple[int, bool], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            depth, decays = highest if layer_decay is None else depths[name], parameter.ndim > 1
+            depth = highest if layer_decay is None else depths[name]
+            decays = parameter.ndim > 1 and _IS_BIAS.search(name) is None
             rate = lr * (layer_decay or 1.0) ** (highest - depth)
             group = {"params": [], "lr": rate, "weight_decay": weight_decay if decays else 0.0}
             groups.setdefault((depth, decays), group)["params"].append(parameter)
@@ -49,30 +57,37 @@ def transformers_parameter_groups(
 
 
 def _depths(model: torch.nn.Module) -> dict[str, int]:
-    """The place of each parameter: 0 for embeddings, then the layers from 1, and one more than the last for what follows."""
+    """Return the depth of each parameter.
+
+    It is 0 for embeddings, from 1 on for the layers, and one more than that of the last for what follows.
+    """
     stacks = _stacks(model)
+    # Encoder and decoder end at the same depth, so the shorter of them begins higher.
     top = max(stacks.values(), default=0) + 1
-    depths, is_above = {}, False
+    depths = {}
+    is_above = False
     for name, _ in model.named_parameters():
         stack = next((prefix for prefix in stacks if name.startswith(prefix)), None)
         is_above = is_above or stack is not None
         if stack is not None:
             depths[name] = top - stacks[stack] + int(name.removeprefix(stack).partition(".")[0])
         else:
+            # Parameters are in the order of their definition: input, layers, head. Some models define
+            # embeddings of the decoder after the encoder's layers.
             depths[name] = top if is_above and "embed" not in name else 0
     return depths
 
 
 def _stacks(model: torch.nn.Module) -> dict[str, int]:
-    """The number of layers in each list of layers, by how the names of their parameters begin.
-
-    Lists within layers are none.
-    """
+    """Return the number of layers in each list of layers, by the beginning of their parameters' names."""
     lists = {
         f"{name}.": len(module)
         for name, module in model.named_modules()
+        # The parts of a parametrized weight are in a list too.
         if isinstance(module, torch.nn.ModuleList)
+        and not isinstance(module, torch.nn.utils.parametrize.ParametrizationList)
     }
+    # Lists within layers, such as the experts of a mixture, are no layers.
     return {
         name: size
         for name, size in lists.items()

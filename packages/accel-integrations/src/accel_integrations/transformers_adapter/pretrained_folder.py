@@ -1,4 +1,4 @@
-"""A folder for `from_pretrained`, written so that it is there as a whole."""
+"""Write a folder for `from_pretrained` that is complete or absent."""
 
 from __future__ import annotations
 
@@ -9,43 +9,50 @@ from accel_core import CheckpointError, ConfigurationError
 from accel_core.extending import files
 
 _ENDINGS = frozenset([".json", ".safetensors", ".bin", ".txt", ".model", ".jinja", ".md"])
+"""Endings of the files of a saved model and its tokenizer."""
 _CONFIGS = ("config.json", "adapter_config.json")
+"""Files of which a saved model has at least one."""
 
 
 def write_pretrained_folder(folder: Path, write: Callable[[Path], None]) -> None:
     """Let `write` fill a folder, and give it the name `folder`.
 
-    A model that was saved there before gives way at the end.
+    A model that was saved there before is replaced at the end.
 
     Raises:
         ConfigurationError: something else than a saved model is there.
         CheckpointError: the disk refused it; what was there before is untouched.
     """
     folder = folder.absolute()
-    aside, replaced = (folder.with_name(folder.name + ending) for ending in (".incomplete", ".replaced"))
-    for path in (folder, aside, replaced):
+    staging = folder.with_name(folder.name + ".incomplete")
+    replaced = folder.with_name(folder.name + ".replaced")
+    # Before anything is written: the last two may be there after a crash.
+    for path in (folder, staging, replaced):
         _check_is_own(path)
     try:
-        if aside.exists():
-            files.remove_folder(aside)
-        files.make_folder(aside)
-        write(aside)
-        for path in [*aside.iterdir(), aside]:
+        if staging.exists():
+            files.remove_folder(staging)
+        files.make_folder(staging)
+        write(staging)
+        # On the disk before the name is given, else a power cut could leave a complete name with empty files.
+        for path in [*staging.iterdir(), staging]:
             files.sync(path)
+        # Without `folder` a crash came between the two renames, and the replaced model is the only one.
         if replaced.exists() and folder.exists():
             files.remove_folder(replaced)
-        _replace(folder, aside, replaced)
+        _replace(folder, staging, replaced)
     except OSError as error:
         raise CheckpointError(
             f"'{folder}' could not be written; what was there is untouched: {error}"
         ) from error
 
 
-def _replace(folder: Path, aside: Path, replaced: Path) -> None:
+def _replace(folder: Path, staging: Path, replaced: Path) -> None:
+    # A folder that is not empty cannot be replaced by one rename.
     if folder.exists():
         files.rename(folder, replaced)
     try:
-        files.rename(aside, folder)
+        files.rename(staging, folder)
     except OSError:
         files.rename(replaced, folder)
         raise
@@ -57,6 +64,7 @@ def _check_is_own(path: Path) -> None:
     """Raise if `path` is something that must not be removed."""
     if not path.exists():
         return
+    # An interrupted write may have left no configuration yet, but its folder has our own ending.
     names = {entry.name for entry in path.iterdir()} if path.is_dir() else {path.name}
     is_model = path.is_dir() and all(
         (path / name).is_file() and Path(name).suffix in _ENDINGS for name in names

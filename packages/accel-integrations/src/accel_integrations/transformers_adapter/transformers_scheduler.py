@@ -1,4 +1,4 @@
-"""The schedules of transformers, planned by the trainer."""
+"""Create schedules of transformers that the trainer plans."""
 
 from __future__ import annotations
 
@@ -17,24 +17,25 @@ from ..schedulers.scheduler_base import check_argument
 from .import_transformers import import_transformers
 
 _ENDLESS = ("constant", "constant_with_warmup", "inverse_sqrt", "reduce_lr_on_plateau", "greedy")
-"""Schedules that do not depend on how long the run is."""
+"""Schedules that do not depend on the length of the run."""
 
 
 def transformers_scheduler_fn(
     name: str = "linear", num_warmup_steps: float = 0, num_training_steps: int | None = None, **kwargs: Any
 ) -> Callable[[Optimizer], Any]:
-    """Return a function to be given to `Trainer.train` as `create_scheduler_fn`, which builds a schedule of transformers.
+    """Return a `create_scheduler_fn` for `Trainer.train` that creates a schedule of transformers.
 
     ```python
-    trainer.train(dataset, num_epochs=3, create_scheduler_fn=transformers_scheduler_fn("cosine",
-    num_warmup_steps=0.1)) ```
+    create_scheduler_fn = transformers_scheduler_fn("cosine", num_warmup_steps=0.1)
+    trainer.train(dataset, num_epochs=3, create_scheduler_fn=create_scheduler_fn)
+    ```
 
     Args:
-        name: such as `"linear"`, `"cosine"`, `"constant_with_warmup"`, `"warmup_stable_decay"`, as
-            transformers' `get_scheduler` knows them. `"reduce_lr_on_plateau"` and `"greedy"` step once an
-            epoch, with the metric that `train` is told.
-        num_warmup_steps: updates of warm-up; a number below 1 is a share of the run, rounded up.
-        num_training_steps: updates in which the schedule comes to its end; None is all that the run has.
+        name: name such as `"linear"`, `"cosine"`, `"constant_with_warmup"`, `"warmup_stable_decay"`, as
+            transformers' `get_scheduler` knows them. `"reduce_lr_on_plateau"` and `"greedy"` step once per
+            epoch, with the `scheduler_metric` of `train`.
+        num_warmup_steps: updates of warm-up; a number below 1 is a fraction of the run, rounded up.
+        num_training_steps: updates after which the schedule is at its end; None takes all updates of the run.
         kwargs: arguments of that schedule, such as `num_cycles` or `num_decay_steps`, which may be
             placeholders.
 
@@ -62,6 +63,7 @@ def transformers_scheduler_fn(
             "num_training_steps", num_training_steps, way_out, optional=True
         )
     is_share = isinstance(num_warmup_steps, float) and num_warmup_steps < 1
+    # A schedule without an end does not need the length of the run, which is not known for all data.
     if num_training_steps is None and (name not in _ENDLESS or (is_share and num_warmup_steps)):
         num_training_steps = TrainerPlaceholderValues.NUM_UPDATE_STEPS
     if is_share and num_training_steps is not None:

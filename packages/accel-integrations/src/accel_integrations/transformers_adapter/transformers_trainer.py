@@ -1,4 +1,4 @@
-"""A trainer for models of transformers."""
+"""TransformersTrainer: train models of transformers."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from accel_core.extending import (
     is_ready_loader,
     run_on_main,
     samples_of,
+    weights_to_export,
 )
 
 from . import adapter_state
@@ -29,15 +30,15 @@ from .pretrained_folder import write_pretrained_folder
 
 
 class TransformersTrainer(Trainer):
-    """A trainer whose batches are mappings from the names of the model's inputs to tensors.
+    """Trains models whose batches are mappings from the names of their inputs to tensors.
 
     The loss is the model's own, which it returns for a batch with `labels`. For models that predict tokens
-    the labels are counted, so that an update is that of the one big batch however long the sequences are and
-    however they are spread over steps and processes. Entries that the model does not take, such as the number
-    of a sample, stay in the batch for callbacks.
+    the labels are counted. Accumulated updates then equal one large batch, however long the sequences are
+    and however they are spread over steps and processes. Entries that the model does not take, such as the
+    number of a sample, stay in the batch for callbacks.
 
-    With adapters of PEFT, exports and training states hold the adapters and whatever else is trained, but not
-    the frozen base; what engines that shard save is whole.
+    With adapters of PEFT, exports and training states hold the adapters and whatever else is trained, but
+    not the frozen base. Engines that shard the model save it whole.
     """
 
     prediction_padding = IGNORED_LABEL
@@ -59,10 +60,10 @@ class TransformersTrainer(Trainer):
         """Hold the parts; nothing is placed, wrapped or seeded before the first run.
 
         Args:
-            loss_func: from the model's outputs and `labels` to the mean loss; None takes the loss that the
-                model returns. For models that predict tokens it is the mean over the labels that count (see
-                `count_labels`).
-            tokenizer: pads samples of different lengths where no `collate_fn` is given, and is saved by
+            loss_func: function from the model's outputs and `labels` to the mean loss; None takes the loss
+                that the model returns. For models that predict tokens it is the mean over the labels that
+                count (see `count_labels`).
+            tokenizer: pads samples of different lengths if no `collate_fn` is given, and is saved by
                 `save_pretrained`. A processor of another kind, such as one of images, is only saved.
 
         Raises:
@@ -78,7 +79,7 @@ class TransformersTrainer(Trainer):
     # ------------------------------------------------------------------ what you may create
 
     def create_collate_fn(self) -> Callable[[list[Any]], Any]:
-        """Return what makes batches where no `collate_fn` was given: pads if there is a tokenizer, else stacks."""
+        """Return the function that makes batches if no `collate_fn` is given: it pads with a tokenizer."""
         return create_collate_fn(self.model, self.tokenizer)
 
     def create_train_dataloader(self, batch_size: int, train_dl_kwargs: dict[str, Any] | None = None) -> Any:
@@ -95,6 +96,7 @@ class TransformersTrainer(Trainer):
 
     def prepare(self) -> None:
         """Place and wrap model and optimizer, after a look at what the model takes."""
+        # The user may have replaced the model since the constructor, and DDP hides its `forward`.
         self._look_at_model()
         super().prepare()
 
@@ -102,6 +104,7 @@ class TransformersTrainer(Trainer):
         self._input_names = input_names(self.model)
         self._label_shift = label_shift(self.model)
         self._makes_decoder_inputs = is_encoder_decoder(self.model)
+        # Weak, since the model as an attribute of the trainer under a second name is refused.
         self._own_model = weakref.ref(self.model)
 
     def _with_collate_fn(self, dataset: Any, kwargs: dict[str, Any] | None) -> dict[str, Any] | None:
@@ -112,7 +115,11 @@ class TransformersTrainer(Trainer):
     # ------------------------------------------------------------------ what you may override
 
     def calculate_train_batch_loss(self, batch: Any) -> dict[str, Any]:
-        """Return `loss`, `model_outputs` (as the model returned them), `batch_size`, and `num_items_in_batch` of token losses."""
+        """Return `loss`, `model_outputs` as the model returned them, and `batch_size`.
+
+        For losses over tokens the dictionary also has `num_items_in_batch`.
+        """
+        # With a loss_func the model gets no labels, so that it computes no loss in vain.
         outputs = self.model(**self._inputs_of(batch, with_labels=self.loss_func is None))
         if self.loss_func is None:
             loss = _loss_of(outputs, batch)
@@ -144,44 +151,40 @@ class TransformersTrainer(Trainer):
     def calculate_predictions(self, batch: Any) -> Any:
         """Return the model's outputs for a batch, without `loss` and caches.
 
-        Where their length varies by batch, `predict` fills them up with -100. For generated text, override
-        this with `self.get_model().generate(...)`.
+        If their length varies by batch, `predict` pads them with -100. For generated text, override this with
+        `self.get_model().generate(...)`.
         """
         outputs = self.model(**self._inputs_of(batch, with_labels=False))
         if not isinstance(outputs, Mapping):
             return outputs
+        # Of the same class, so that attributes such as `logits` are still there.
         kind: Any = type(outputs)
         return kind(**{name: value for name, value in outputs.items() if _has_rows(value)})
 
     def count_labels(self, batch: Any) -> torch.Tensor | None:
-        """Return how many labels the loss of `batch` is the mean of, a scalar.
+        """Return the number of labels that the loss of `batch` is the mean of, as a scalar tensor.
 
-        None where it is the mean over samples.
-
-        By default the `labels` other than -100 for models that predict tokens, of causal ones without the
-        first of each sequence. Engines that step inside backward need them earlier: let `count_items` return
-        `int(self.count_labels(batch))`.
+        None means that it is the mean over samples. By default these are the `labels` other than -100 for
+        models that predict tokens; for causal ones without the first of each sequence. Engines that step in
+        backward need the number earlier: let `count_items` return `int(self.count_labels(batch))`.
         """
         labels = batch.get("labels")
         if self._label_shift is None or labels is None:
             return None
+        # A tensor on its device, which nothing waits for.
         return (labels[..., self._label_shift :] != IGNORED_LABEL).sum()
 
     def _inputs_of(self, batch: Any, with_labels: bool) -> dict[str, Any]:
-        """The entries of `batch` that the model takes.
-
-        Labels also where it makes the decoder's inputs of them.
-        """
+        """Return the entries of `batch` that the model takes, with or without labels."""
         if not isinstance(batch, Mapping):
             raise ConfigurationError(
                 f"The batch is a {type(batch).__name__}, but TransformersTrainer needs a mapping from the "
                 "names of the model's inputs to tensors. Pass a collate_fn that makes one, or override "
                 "calculate_train_batch_loss."
             )
-        names, keeps_labels = (
-            self._input_names,
-            with_labels or (self._makes_decoder_inputs and "decoder_input_ids" not in batch),
-        )
+        names = self._input_names
+        # An encoder-decoder makes the decoder's inputs of the labels, so it needs them for predictions too.
+        keeps_labels = with_labels or (self._makes_decoder_inputs and "decoder_input_ids" not in batch)
         inputs = {name: value for name, value in batch.items() if names is None or name in names}
         if not keeps_labels:
             inputs.pop("labels", None)
@@ -203,15 +206,17 @@ class TransformersTrainer(Trainer):
             super().load_model_state(model, state)
 
     def _trained_like(self, model: torch.nn.Module) -> torch.nn.Module:
-        """The model that says what is trained: `model`, or the trainer's own for averages of weights, which have no gradients."""
+        """Return the model whose parameters with gradients are those that are trained."""
+        # An average of the weights has no gradients, so the trainer's own model has to be asked.
         own_model = self._own_model()
         return own_model if is_frozen(model) and own_model is not None else model
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Save model and tokenizer for `from_pretrained`: of adapters the adapters, which PEFT loads onto the base.
+        """Save model and tokenizer for `from_pretrained`.
 
-        The folder is complete or absent; a model that was saved there before is replaced. Every process takes
-        part; the main one writes.
+        Of a model with adapters it saves the adapters, which PEFT loads onto the base. The folder is
+        complete or absent; a model that was saved there before is replaced. Every process takes part; the
+        main one writes.
 
         Raises:
             ConfigurationError: the model has no `save_pretrained`, or something else is in the folder.
@@ -224,18 +229,20 @@ class TransformersTrainer(Trainer):
                 f"{type(model).__name__} has no save_pretrained. Use save_checkpoint instead."
             )
         check_finite(self.model)
-        state = self.engine.full_weights(self.model, torch.nn.Module.state_dict)
 
         def write(path: Path) -> None:
             model.save_pretrained(path, state_dict=state)
             if self.tokenizer is not None:
                 self.tokenizer.save_pretrained(path)
 
-        run_on_main(lambda: write_pretrained_folder(Path(folder), write), self.is_main_process)
+        with weights_to_export(self):
+            # Of all processes, so before the main one writes alone. PEFT picks the adapters out of the whole state.
+            state = self.engine.full_weights(self.model, torch.nn.Module.state_dict)
+            run_on_main(lambda: write_pretrained_folder(Path(folder), write), self.is_main_process)
 
 
 def _loss_of(outputs: Any, batch: Mapping[str, Any]) -> torch.Tensor:
-    """The loss that a model returned, as an entry or first in a tuple."""
+    """Return the loss that a model returned, as an entry or first in a tuple."""
     loss = (
         outputs.get("loss")
         if isinstance(outputs, Mapping)
@@ -253,6 +260,7 @@ def _loss_of(outputs: Any, batch: Mapping[str, Any]) -> torch.Tensor:
 
 def _has_rows(value: Any) -> bool:
     """Whether `value` is a tensor with a row for each sample, or a tuple of such."""
+    # A loss has no dimension, and caches are objects of classes of their own.
     if isinstance(value, torch.Tensor):
         return value.ndim > 0
     return isinstance(value, tuple) and all(map(_has_rows, value))

@@ -1,0 +1,15 @@
+"""Lists the callbacks that a trainer has if it is given none."""
+
+from __future__ import annotations
+
+from .callback import TrainerCallback
+from .log_metrics import LogMetricsCallback
+from .print_progress import PrintProgressCallback
+from .terminate_on_nan import TerminateOnNaNCallback
+
+# Classes, so that each trainer gets instances of its own; a tuple, so that nobody changes it for all.
+DEFAULT_CALLBACKS: tuple[type[TrainerCallback], ...] = (
+    TerminateOnNaNCallback,
+    PrintProgressCallback,
+    LogMetricsCallback,
+)
