@@ -1,6 +1,7 @@
 """SaveTrainingStateCallback: when it saves, what it keeps, and what a signal does."""
 
 import os
+import re
 import signal
 import threading
 
