@@ -15,6 +15,9 @@ from .checks.values import check_whole_number as check_whole_number
 from .data.loader import ShardedDataLoader as ShardedDataLoader
 from .data.readers import is_ready_loader as is_ready_loader
 from .engines.engine import Engine as Engine
+from .engines.modes import allow_train_mode as allow_train_mode
+from .engines.modes import keep_in_eval_mode as keep_in_eval_mode
+from .engines.modes import stays_in_eval_mode as stays_in_eval_mode
 from .engines.weights import check_finite as check_finite
 from .engines.weights import is_frozen as is_frozen
 from .errors import NotFiniteError as NotFiniteError
@@ -29,6 +32,7 @@ from .run.batch_output import call_loss as call_loss
 from .run.batch_output import num_samples_in as num_samples_in
 from .run.batch_output import unpack_batch as unpack_batch
 from .run.loss_tracker import MeanTrackers as MeanTrackers
+from .run.modes import weights_to_export as weights_to_export
 from .run.placeholders import Placeholder as Placeholder
 from .run.run_history import MetricRecord as MetricRecord
 from .run.trial import check_trial as check_trial
@@ -45,6 +49,8 @@ from .state.housekeeping import remove_checkpoint as remove_checkpoint
 from .state.housekeeping import remove_leftovers as remove_leftovers
 from .state.housekeeping import set_other_runs_aside as set_other_runs_aside
 from .state.random import preserving_random_state as preserving_random_state
+from .state.weight_names import with_names_of as with_names_of
+from .state.weight_names import with_plain_names as with_plain_names
 from .text import did_you_mean as did_you_mean
 from .text import preview as preview
 from .text import with_full_stop as with_full_stop

@@ -41,7 +41,7 @@ from .foreign_names import check_trainer_class
 from .processes.agreement import Agreement
 from .processes.collectives import gather_tensor
 from .processes.group import DataGroup, data_group
-from .run import preparing, saved_state, trained_state
+from .run import modes, preparing, saved_state, trained_state
 from .run.batch_output import call_loss, num_samples_in, unpack_batch
 from .run.description import describe_run
 from .run.evaluation_kind import EvaluationKind
@@ -230,7 +230,8 @@ class Trainer:
         run.rollback = None  # Parameters change from here on, and they are not put back.
         self.optimizer_step()
         was_skipped = run.engine.may_skip_updates and bool(self.accelerator.optimizer_step_was_skipped)
-        if run.schedule.after_update and not was_skipped:  # A float16 scaler skips gradients that overflow.
+        # A float16 scaler skips gradients that overflow.
+        if self.scheduler is not None and run.schedule.after_update and not was_skipped:
             self.scheduler_step()
         self.optimizer_zero_grad()
         run.phase = Phase.BETWEEN_UPDATES  # From here on the state may be saved.
@@ -313,7 +314,7 @@ class Trainer:
         """Count the epoch if the data is through; a run may have reached its limit before."""
         self.run_progress.run_completed = self.run_progress.epoch_cut_by_limit
         if not self.run_progress.epoch_cut_by_limit:  # A higher limit lets a resumed run go on in it.
-            if run.schedule.after_epoch:
+            if self.scheduler is not None and run.schedule.after_epoch:
                 self.scheduler_step()
             self.run_progress.complete_epoch()
         self.training_run_epoch_end()
@@ -410,8 +411,11 @@ class Trainer:
         """Act when all is prepared; does nothing."""
 
     def train_epoch_start(self) -> None:
-        """Act when an epoch of training begins; puts the model in train mode, so call `super()`."""
-        self.model.train()
+        """Act when an epoch of training begins; puts all that has modes in train mode, so call `super()`.
+
+        Modules that were in eval mode while the model was in train mode stay so.
+        """
+        modes.put_in_train_mode(self, self._run or outside_run("train_epoch_start"))
 
     def train_epoch_end(self) -> None:
         """Act when an epoch of training ends; does nothing."""

@@ -11,9 +11,9 @@ import torch
 from ..callbacks.limit_batches import limit_loaders
 from ..data.loader import ShardedDataLoader
 from ..engines.choose import check_accumulation
-from ..engines.engine import LEFT_TO_ENGINE, Prepared
-from ..engines.trained import Trained, clear_gradients
-from ..engines.weights import evaluation_mode, move_modules, renew_step
+from ..engines.modes import evaluation_mode
+from ..engines.trained import clear_gradients
+from ..engines.weights import renew_step
 from ..errors import ConfigurationError
 from ..processes.agreement import Agreement
 from ..processes.collectives import broadcast_object
@@ -22,6 +22,8 @@ from ..state.checkpoint import TrainerState
 from ..state.random import seed_process
 from .batch_output import add_way_out
 from .loss_tracker import LossTracker, MeanTrackers
+from .modes import begin_train_mode
+from .prepared_parts import check_engine, prepare_parts
 from .rollback import Rollback, TrainingRollback
 from .run import Run
 from .run_config import check_same_on_all, plan_run
@@ -29,7 +31,6 @@ from .schedule_fit import check_fit
 from .scheduling import plan_schedule
 from .stages import begin_counting, goes_on
 from .train_arguments import TrainArguments
-from .trained_state import modules_of_optimizer, train_beside, what_is_trained
 from .trainer_parts import TrainerParts
 from .update_groups import ItemTotals
 
@@ -148,39 +149,6 @@ def _shard(trainer: TrainerParts, run: Run, loader: Any, seed_each_sample: bool 
     return sharded
 
 
-def check_engine(trainer: TrainerParts, run: Run, arguments: TrainArguments, base: type) -> None:
-    """Raise if the run asks for what the engine does not do.
-
-    Args:
-        base: `Trainer`, by which is known what the trainer's class overrides.
-    """
-    kind = type(trainer)
-    overridden = [name for name in LEFT_TO_ENGINE if getattr(kind, name) is not getattr(base, name)]
-    run.counts_before_forward = getattr(kind, "count_items") is not getattr(base, "count_items")  # noqa: B009
-    is_sized = run.train_loader is not None and run.train_loader.is_sized
-    has_plan = is_sized or run.counts_before_forward
-    run.engine.check(overridden, arguments.gradient_clip_value, arguments.gradient_clip_norm, has_plan)
-
-
-def prepare_parts(trainer: TrainerParts, run: Run, per_device_batch_size: int = 1) -> Prepared:
-    """Place and wrap model and optimizer, unless they are those of the run before."""
-    engine = run.engine
-    if engine.prepared is None or not engine.prepared.is_of(trainer.model, trainer.optimizer):
-        trainer.callbacks.on_prepare_start(trainer)  # type: ignore[arg-type]
-        user_parts = (trainer.model, trainer.optimizer)
-        engine.check_trained(modules_of_optimizer(trainer), ())
-        with engine.completed_config(per_device_batch_size):
-            trainer.prepare()
-        # Only now, as the user's own `prepare` may have wrapped what else there is.
-        engine.check_trained((), Trained(vars(trainer), *user_parts).optimizers)
-        engine.keep(Prepared(*user_parts, trainer.model, trainer.optimizer))
-    prepared = run.prepared
-    trainer.model, trainer.optimizer = prepared.model, prepared.optimizer
-    move_modules(vars(trainer), trainer.device)
-    train_beside(run, what_is_trained(trainer, prepared))
-    return prepared
-
-
 def begin_training(
     trainer: TrainerParts, run: Run, arguments: TrainArguments, state: TrainerState | None, base: type
 ) -> None:
@@ -198,6 +166,7 @@ def begin_training(
     check_engine(trainer, run, arguments, base)
     trainer.agreement = Agreement(trainer.device)
     prepared = prepare_parts(trainer, run, arguments.per_device_batch_size)
+    begin_train_mode(trainer, run)
     run.engine.set_clipping(arguments.gradient_clip_norm)
     trainer.train_loss = LossTracker(trainer.device)
     run.train_logs = MeanTrackers(trainer.device)
@@ -235,7 +204,7 @@ def evaluating(trainer: TrainerParts, run: Run) -> Iterator[None]:
     model = trainer.model
     trainer.eval_loss.reset()
     try:
-        with run.evaluating(), evaluation_mode(run.engine, model) as trainer.model:
+        with run.evaluating(), evaluation_mode(run.engine, model, vars(trainer)) as trainer.model:
             yield
     finally:
         trainer.model = model
@@ -250,7 +219,7 @@ def running(trainer: TrainerParts, run: Run) -> Iterator[Run]:
     if run.arguments is None:
         run.rollback = Rollback(trainer.run_history, trainer.device)
     else:
-        run.rollback = TrainingRollback(model, optimizer, trainer.run_history, trainer.device, vars(trainer))
+        run.rollback = TrainingRollback(trainer.run_history, trainer.device, vars(trainer))
     trainer._run = run
     try:
         yield run
@@ -270,6 +239,8 @@ def running(trainer: TrainerParts, run: Run) -> Iterator[Run]:
         trainer._run = None
         if run.engine.prepared is not prepared and run.engine.prepared is not None:
             model, optimizer = run.engine.prepared.user_model, run.engine.prepared.user_optimizer
+        if run.engine.prepared is not None:
+            run.engine.prepared.patches.take_off()
         trainer.model, trainer.optimizer = model, optimizer
 
 

@@ -13,6 +13,7 @@ import torch
 from ..checks.values import check_positive
 from ..data.loader import ShardedDataLoader
 from ..engines.engine import Engine, Prepared
+from ..engines.modes import TrainingModes
 from ..engines.trained import clear_gradients, parameters_of
 from ..errors import ConfigurationError
 from ..state.resume import ResumePoint
@@ -86,6 +87,7 @@ class Run:
         self.train_logs = MeanTrackers(torch.device("cpu"))
         self.counts_before_forward = False
         """The trainer's class overrides `count_items`."""
+        self.training_modes = TrainingModes()
         self.unchecked_steps = {"calculate_train_batch_loss", "calculate_eval_batch_loss"}
         """Methods whose first output is still to be checked."""
         self.known_states = known_states or {}

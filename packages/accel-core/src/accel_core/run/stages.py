@@ -48,7 +48,10 @@ class Start:
 
 def goes_on(trainer: TrainerParts, arguments: TrainArguments) -> bool:
     """Whether a call of `train` with `arguments` is a later stage of the run before."""
-    return trainer.run_id is not None and not arguments.reset_run_history
+    progress = trainer.run_progress
+    # A run that failed before its first update is none to go on with.
+    has_run = trainer.run_id is not None and (progress.updates_completed > 0 or progress.stage_skipped)
+    return has_run and not arguments.reset_run_history
 
 
 def choose_start(trainer: TrainerParts, arguments: TrainArguments) -> Start:

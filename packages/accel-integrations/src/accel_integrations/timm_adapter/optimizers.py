@@ -15,7 +15,9 @@ from accel_core.extending import check_not_negative, check_positive, did_you_mea
 from .import_timm import import_timm
 
 _BASE = "unscaled_lr"
-"""Key of a parameter group for its rate before it was multiplied by `lr_scale`."""
+"""Key of a parameter group for its rate before it was multiplied by the scale of its layer."""
+_SCALE = "layer_lr_scale"
+"""Key for what timm calls `lr_scale`: a key of that name would let its schedulers multiply by it once more."""
 
 
 def timm_parameter_groups(
@@ -30,8 +32,9 @@ def timm_parameter_groups(
         model: model whose parameters with `requires_grad` are grouped.
         lr: learning rate of the head, and of everything without `layer_decay`.
         layer_decay: each layer learns with this times the rate of the layer above it. Every group has its own
-            `lr`, so this holds with any scheduler, and with none. Schedulers of timm also multiply their
-            minimum and the start of their warm-up by it, as in timm.
+            `lr`, so this holds with any scheduler, and with none. Schedulers of timm that `timm_scheduler_fn`
+            makes also multiply their minimum and the start of their warm-up by it, as in timm; those that you
+            make by timm's own factory give each layer its rate, and one minimum to all.
         kwargs: further arguments of timm's `param_groups_weight_decay` or `param_groups_layer_decay`.
 
     Raises:
@@ -96,13 +99,15 @@ def create_timm_optimizer(
 
 @contextlib.contextmanager
 def with_unscaled_base(optimizer: Optimizer) -> Iterator[None]:
-    """Let schedulers of timm that are built within this context see the rates before `lr_scale`.
+    """Let schedulers of timm that are built within this context see the rates before the layers' scales.
 
-    They multiply by `lr_scale` themselves. For all others the base of a group is its own scaled rate, which
-    is put back afterwards.
+    They multiply by `lr_scale` themselves from then on. For all others the base of a group is its own scaled
+    rate, which is put back afterwards.
     """
     scaled = [group for group in optimizer.param_groups if _BASE in group]
     for group in scaled:
+        # A state of an older version has the scale under timm's own name already.
+        group["lr_scale"] = group.get(_SCALE, group.get("lr_scale", 1.0))
         group["initial_lr"] = group[_BASE]
     try:
         yield
@@ -117,7 +122,8 @@ def _scale_rates(groups: list[dict[str, Any]]) -> None:
     for group in groups:
         if "lr_scale" in group:
             group[_BASE] = group["lr"]
-            group["lr"] = group["lr"] * group["lr_scale"]
+            group[_SCALE] = group.pop("lr_scale")
+            group["lr"] = group["lr"] * group[_SCALE]
 
 
 def _check_numbers(lr: Any, weight_decay: Any, layer_decay: Any) -> None:

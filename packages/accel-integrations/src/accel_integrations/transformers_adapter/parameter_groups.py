@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import torch
+import torch.nn.utils.parametrize
 
 from accel_core.extending import check_not_negative, check_positive
+
+_IS_BIAS = re.compile(r"bias|\brel(ative)?_(attn|attention|pos|position)")
+"""In the names of parameters that are added to attention or activations, whatever their number of dimensions."""
 
 
 def transformers_parameter_groups(
@@ -19,7 +24,8 @@ def transformers_parameter_groups(
     optimizer = torch.optim.AdamW(groups)
     ```
 
-    Parameters of one dimension have no weight decay: biases, and the scales of norms.
+    Parameters of one dimension have no weight decay: biases, and the scales of norms. Nor have biases of more
+    dimensions: tables of relative positions, as in T5 and Swin, and what such biases are computed by.
 
     Args:
         model: model whose parameters with `requires_grad` are grouped.
@@ -42,7 +48,7 @@ def transformers_parameter_groups(
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             depth = highest if layer_decay is None else depths[name]
-            decays = parameter.ndim > 1
+            decays = parameter.ndim > 1 and _IS_BIAS.search(name) is None
             rate = lr * (layer_decay or 1.0) ** (highest - depth)
             group = {"params": [], "lr": rate, "weight_decay": weight_decay if decays else 0.0}
             groups.setdefault((depth, decays), group)["params"].append(parameter)
@@ -76,7 +82,9 @@ def _stacks(model: torch.nn.Module) -> dict[str, int]:
     lists = {
         f"{name}.": len(module)
         for name, module in model.named_modules()
+        # The parts of a parametrized weight are in a list too.
         if isinstance(module, torch.nn.ModuleList)
+        and not isinstance(module, torch.nn.utils.parametrize.ParametrizationList)
     }
     # Lists within layers, such as the experts of a mixture, are no layers.
     return {

@@ -18,6 +18,7 @@ from accel_core.extending import (
     is_ready_loader,
     num_samples_in,
     run_on_main,
+    weights_to_export,
 )
 
 from . import adapter_state
@@ -219,16 +220,16 @@ class TransformersTrainer(Trainer):
                 f"{type(model).__name__} has no save_pretrained. Use save_checkpoint instead."
             )
         check_finite(self.model)
-        # Of all processes, so before the main one writes alone. PEFT picks the adapters out of the whole
-        # state.
-        state = self.engine.full_weights(self.model, torch.nn.Module.state_dict)
 
         def write(path: Path) -> None:
             model.save_pretrained(path, state_dict=state)
             if self.tokenizer is not None:
                 self.tokenizer.save_pretrained(path)
 
-        run_on_main(lambda: write_pretrained_folder(Path(folder), write), self.is_main_process)
+        with weights_to_export(self):
+            # Of all processes, so before the main one writes alone. PEFT picks the adapters out of the whole state.
+            state = self.engine.full_weights(self.model, torch.nn.Module.state_dict)
+            run_on_main(lambda: write_pretrained_folder(Path(folder), write), self.is_main_process)
 
 
 def _loss_of(outputs: Any, batch: Mapping[str, Any]) -> torch.Tensor:
