@@ -4,6 +4,7 @@
     hatch run bench --only train --only eval
     hatch env create bench-others            once, installs the other libraries
     hatch run bench --others                 those too
+    hatch run bench --correctness            whether the weights are those of the loop by hand, instead of the time
     hatch run bench --tables                 measure nothing, print what was measured last
 
 Every figure is a ratio to the hand-written loop, measured in the same process in pairs back to back: the median over the
@@ -15,6 +16,7 @@ figure with the versions that gave it.
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
 import os
 import platform
@@ -25,6 +27,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import correctness
 from workloads import WORKLOADS, Workload
 
 HERE = Path(__file__).parent
@@ -32,10 +35,13 @@ FIGURES = HERE / "figures.json"
 OTHERS_PYTHON = HERE.parent / ".venv-bench" / "bin" / "python"
 OTHERS = ("pytorch-accelerated", "lightning", "transformers", "fastai", "ignite", "poutyne", "skorch")
 OTHERS_WORKLOADS = ("train", "bar", "eval", "epoch", "convnet")
+CORRECT = 1e-4
+"""Relative difference of the weights up to which they count as equal: sums of float32 differ by their order."""
 MODULES = {"accel": "accel_core", "pytorch-accelerated": "pytorch_accelerated"}
 START_TARGETS = {"import": "+0.15 s", "first_forward": "+0.15 s", "peak_megabytes": "+10 MB"}
 SAVE_TARGETS = {"digests, a core free, %": "10", "digests, no core free, %": "25"}
 OWN_PACKAGES = ["torch", "accelerate", "accel-core"]
+CORRECTNESS_PACKAGES = ["torch", "accelerate", "pytorch-accelerated", "lightning", "transformers"]
 OTHERS_PACKAGES = ["torch", "pytorch-ignite", *(name for name in OTHERS if name != "ignite")]
 
 
@@ -46,6 +52,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15, help="pairs of chunks for each figure")
     parser.add_argument("--others", action="store_true", help="measure the other libraries too")
     parser.add_argument("--others-only", action="append", choices=OTHERS, help="measure this library only; may be repeated")
+    parser.add_argument("--correctness", action="store_true", help="compare the weights after an epoch, with all libraries")
     parser.add_argument("--tables", action="store_true", help="print the tables of what was measured last")
     arguments = parser.parse_args()
     wanted = [] if arguments.tables else arguments.only or only
@@ -53,6 +60,12 @@ def main() -> None:
     if others and not OTHERS_PYTHON.exists():
         parser.error("--others needs the environment of the other libraries. Create it with: hatch env create bench-others")
     figures: dict[str, Any] = json.loads(FIGURES.read_text()) if FIGURES.exists() else {}
+    if arguments.correctness:
+        if not OTHERS_PYTHON.exists():
+            parser.error("--correctness needs the other libraries. Create their environment with: hatch env create bench-others")
+        compare_weights(figures)
+        print_correctness(figures)
+        return
     if not arguments.others_only:
         measure_ours(figures, wanted, arguments.rounds)
     measure_others(figures, wanted, others, arguments.rounds)
@@ -86,6 +99,29 @@ def measure_others(figures: dict[str, Any], wanted: list[str], others: tuple[str
                 keep(figures, "start", loop, measure_start(loop, str(OTHERS_PYTHON)))
             elif name in OTHERS_WORKLOADS:
                 keep(figures, name, loop, measure(str(OTHERS_PYTHON), name, loop, rounds))
+
+
+def compare_weights(figures: dict[str, Any]) -> None:
+    """Train an epoch with each library in its environment, and compare the weights with those of the loop by hand."""
+    keep(figures, "versions", "correctness, ours", _versions(sys.executable, OWN_PACKAGES))
+    keep(figures, "versions", "correctness, others", _versions(str(OTHERS_PYTHON), CORRECTNESS_PACKAGES))
+    keep(figures, "correctness", "date", datetime.date.today().isoformat())
+    for library in correctness.LIBRARIES:
+        python = sys.executable if library in ("accel", "accelerate") else str(OTHERS_PYTHON)
+        for name in correctness.cases_of(library):
+            script = [str(HERE / "correctness.py"), library, name]
+            result = _run([*_launcher(python, correctness.CASES[name].processes), *script])
+            keep(figures, f"correctness of {library}", name, result.get("difference", "failed"))
+
+
+def print_correctness(figures: dict[str, Any]) -> None:
+    """One row a case: whether the weights are those of the loop by hand, or how far they are off."""
+    print(figures["correctness"]["date"], *(figures["versions"][f"correctness, {whose}"] for whose in ("ours", "others")), sep="\n")
+    print(f"\n| | {' | '.join(correctness.LIBRARIES)} |")
+    print("|---" * (len(correctness.LIBRARIES) + 1) + "|")
+    for name in correctness.CASES:
+        found = [figures[f"correctness of {library}"].get(name, "") for library in correctness.LIBRARIES]
+        _row(name, *(value if isinstance(value, str) else "equal" if value < CORRECT else f"off by {value:.0%}" for value in found))
 
 
 def keep(figures: dict[str, Any], group: str, name: str, value: Any) -> None:
@@ -140,12 +176,16 @@ def measure_start(loop: str, python: str) -> dict[str, float]:
 
 def measure(python: str, workload: str, loop: str, rounds: int) -> dict[str, Any]:
     """The figures of measure.py, or what kept it from giving any."""
-    command = [python]
-    processes = WORKLOADS[workload].processes
-    if processes > 1:
-        command += ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes), "--num_machines", "1"]
-        command += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", str(_free_port())]
-    return _run([*command, str(HERE / "measure.py"), workload, loop, str(rounds)])
+    launcher = _launcher(python, WORKLOADS[workload].processes)
+    return _run([*launcher, str(HERE / "measure.py"), workload, loop, str(rounds)])
+
+
+def _launcher(python: str, processes: int) -> list[str]:
+    """What starts a script on so many processes."""
+    if processes == 1:
+        return [python]
+    command = [python, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes), "--num_machines", "1"]
+    return [*command, "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", str(_free_port())]
 
 
 def _own_loops(workload: Workload) -> list[str]:

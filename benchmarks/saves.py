@@ -1,4 +1,4 @@
-"""What a save costs, as JSON: digests beside the writing of a large state, and the thousandth save beside the second.
+"""What a save costs, as JSON: digests beside writing, and the thousandth save beside the second.
 
 Started by run.py:
 
@@ -55,15 +55,17 @@ def seconds_of_save(folder: Path, contents: dict[str, Any], has_digests: bool) -
 
 
 def cost_of_digests(folder: Path, megabytes: int) -> float:
-    """How much longer a save takes with digests than without, as a share: the median of pairs back to back."""
+    """How much longer a save takes with digests than without, as a share."""
     # A third of a state of Adam are weights, the rest are its two averages.
     weights = torch.randn(megabytes * 250_000 // 3)
     averages = {0: {"exp_avg": torch.randn_like(weights), "exp_avg_sq": torch.randn_like(weights)}}
-    contents = {"model.safetensors": {"weight": weights}, "optimizer.pt": {"state": averages, "param_groups": []}}
+    optimizer = {"state": averages, "param_groups": []}
+    contents = {"model.safetensors": {"weight": weights}, "optimizer.pt": optimizer}
     shares = []
     for number in range(ROUNDS + 1):
         order = (True, False) if number % 2 else (False, True)
-        seconds = {has_digests: seconds_of_save(folder / "state", contents, has_digests) for has_digests in order}
+        path = folder / "state"
+        seconds = {has_digests: seconds_of_save(path, contents, has_digests) for has_digests in order}
         shares.append(seconds[True] / seconds[False] - 1)
     # The first pair warms the disk.
     return statistics.median(shares[1:])
@@ -81,7 +83,7 @@ class TimedSaver(SaveTrainingStateCallback):
 
 
 def cost_of_late_saves(folder: Path, num_saves: int, keep_last: int | None) -> tuple[float, float]:
-    """Milliseconds of a save among the first ten after the first, and among the last ten of a run, as medians."""
+    """Median milliseconds of a save among the second to eleventh, and among the last ten."""
     model = torch.nn.Linear(6, 2)
     saver = TimedSaver(folder, save_every_n_updates=STEPS_OF_A_SAVE, keep_last=keep_last, save_at_end=False)
     saver.milliseconds = []
@@ -90,9 +92,8 @@ def cost_of_late_saves(folder: Path, num_saves: int, keep_last: int | None) -> t
     trainer = Trainer(model, torch.nn.functional.cross_entropy, optimizer, callbacks=callbacks, seed=1)
     inputs = torch.randn(400, 6)
     with contextlib.redirect_stdout(io.StringIO()):
-        trainer.train(
-            TensorDataset(inputs, inputs.argmax(1) % 2), 10_000, max_num_train_steps=num_saves * STEPS_OF_A_SAVE
-        )
+        data = TensorDataset(inputs, inputs.argmax(1) % 2)
+        trainer.train(data, max_num_train_steps=num_saves * STEPS_OF_A_SAVE)
     return statistics.median(saver.milliseconds[1:11]), statistics.median(saver.milliseconds[-10:])
 
 

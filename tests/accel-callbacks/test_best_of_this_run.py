@@ -55,7 +55,7 @@ def test_the_export_of_another_run_that_came_between_is_not_loaded(name, tmp_pat
     assert torch.equal(weights_of(trainer), weights[3])
     told = capsys.readouterr().out
     assert re.search(
-        rf"{name}' is of the run .*0\.5.*not of the run '{trainer.run_id}', update 3, with 1.*last weights",
+        rf"{name}' is of the run .*0\.5.*not of the run '{trainer.run_id}', update 3, with wanted 1.*last weights",
         told,
     )
 
@@ -87,7 +87,7 @@ def test_what_was_exported_after_the_state_that_goes_on_is_not_claimed(tmp_path,
     _, best, _ = train(tmp_path / "best.pt", *values, num_epochs=2, callbacks=[saver()], resume_from=state)
     assert best.best_metric == 2.0
     assert re.search(
-        "update 9, with wanted 1, and not .*update 3, with 2, so the model keeps its last weights",
+        "update 9, with wanted 1, and not .*update 3, with wanted 2, so the model keeps its last weights",
         capsys.readouterr().out,
     )
     _, best, _ = train(tmp_path / "best.pt", *values, callbacks=[saver()], resume_from=state)

@@ -1,6 +1,7 @@
 """Any system call of a save may fail, once or from then on: the run says so, and a restart ends with the same bits.
 
-The faults are injected below Python, by a small library in front of the C library. Needs a compiler and Linux.
+The faults are injected below Python, by a small library in front of the C library. Needs a compiler and
+Linux.
 ACCEL_TEST_FAULTS chooses how many calls of each kind fail.
 """
 
@@ -86,7 +87,8 @@ def inject(root: Path) -> list[str]:
     import accel_callbacks  # noqa: F401
     import tiny  # noqa: F401
 
-    # What torch imports at the first optimizer takes as long as torch itself, and each process would do it again.
+    # What torch imports at the first optimizer takes as long as torch itself, and each process would do
+    # it again.
     torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
     # The library was loaded before all others, so that its functions are found among those of the process.
     faults = ctypes.CDLL(None)

@@ -255,9 +255,9 @@ def _check_has_rates(optimizer: Any) -> None:
     if any(group.get("lr") is None for group in optimizer.param_groups):
         name = type(optimizer).__name__
         raise ConfigurationError(
-            f"find_learning_rate was given a trainer whose {name} has the learning rate None, which {name} chooses "
-            "at each update, so there is none to be found. Give the optimizer a number as lr, or leave the "
-            "test out."
+            f"find_learning_rate was given a trainer whose {name} has the learning rate None, which {name} "
+            "chooses at each update, so there is none to be found. Give the optimizer a number as lr, or "
+            "leave the test out."
         )
 
 

@@ -147,7 +147,7 @@ class ModelEmaCallback(TrainerCallback):
             self._exported = {"run_id": trainer.run_id, "update": update, "value": value}
 
     def on_training_run_end(self, trainer: Trainer) -> None:
-        """Export the average if it was not evaluated, or say if the export is not this run's best any more."""
+        """Export an average that was not evaluated, or say if the export is not this run's best any more."""
         # A run that a signal ended goes on from its state, and has no time for more.
         if trainer.agreement.signal_number:
             return

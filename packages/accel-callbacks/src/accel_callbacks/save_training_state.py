@@ -80,7 +80,8 @@ class SaveTrainingStateCallback(TrainerCallback):
             save_on_signals: names of signals; those that the platform does not have are left out. "SIGINT"
                 makes Ctrl-C save.
             on_error: "raise" ends the run if a save fails. "retry" warns once and tries again after the next
-                update, then after 2, 4 and 8 more. Five failures in a row, or one at the end of the run, end it.
+                update, then after 2, 4 and 8 more. Five failures in a row, or one at the end of the run, end
+                it.
             if_other_run: "raise" refuses a folder with states of another run. "set_aside" moves them into a
                 folder inside of it, which `latest_checkpoint` does not see.
 
@@ -217,7 +218,7 @@ class SaveTrainingStateCallback(TrainerCallback):
         return trainer.run_progress.updates_completed >= self._retry_at if self._failures else is_due
 
     def _has_value(self, trainer: Trainer) -> bool:
-        """Whether the watched metric was recorded at this very update, for a state that may be among the best."""
+        """Whether the watched metric was recorded at this very update."""
         if self.keep_best is None:
             return False
         for record in reversed(trainer.run_history.get_records()):

@@ -45,6 +45,7 @@ from .run.batch_output import unpack_batch
 from .run.counted_loss import count_targets
 from .run.counted_samples import create_batch_output, describe_counting
 from .run.description import describe_run
+from .run.epochs import start_train_epoch
 from .run.evaluation_kind import EvaluationKind
 from .run.first_steps import check_first_output, check_first_update, report_evaluation_step
 from .run.loss_tracker import LossTracker, MeanTrackers, record_losses
@@ -169,7 +170,7 @@ class Trainer:
         """Train on what is left of the epoch."""
         run, _ = require_training(self._run, "run_train_epoch")
         progress, loader = self.run_progress, run.loader_to_train
-        self._start_train_epoch(run, loader)
+        start_train_epoch(self, run, loader)
         self.train_epoch_start()
         self.callbacks.on_train_epoch_start(self)
         saved_state.restore_resume_point(self, run)  # After the events, in which callbacks reset themselves.
@@ -309,15 +310,6 @@ class Trainer:
         if "log" in output:
             logs.update(output["log"], items_of(output))
         self.callbacks.on_eval_step_end(self, batch=step.batch, batch_output=output)
-
-    def _start_train_epoch(self, run: Run, loader: ShardedDataLoader) -> None:
-        """Go to the position in the data where the epoch begins, or goes on."""
-        progress = self.run_progress
-        if progress.updates_completed_in_epoch == 0:  # An epoch that is resumed goes on with its sums.
-            self.train_loss.reset()
-            run.train_logs = MeanTrackers(self.device)
-        self.run_history.current_epoch = progress.current_epoch
-        loader.begin_epoch(progress.order_epoch, progress.samples_completed_in_epoch, loader.max_steps)
 
     def _complete_epoch(self, run: Run) -> None:
         """Count the epoch if the data is through; a run may have reached its limit before."""

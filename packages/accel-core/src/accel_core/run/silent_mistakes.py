@@ -117,8 +117,10 @@ def warn_of_unreached(
         for prefix, module in modules.items()
         for name, parameter in module.named_parameters()
     }
-    # A parameter with several names is found under the first.
-    found = [names.get(id(parameter), "one that is in no module of the trainer") for parameter in unreached]
+    # `check_trainable` has warned of parameters that are in no module of the trainer.
+    found = [names[id(parameter)] for parameter in unreached if id(parameter) in names]
+    if not found:
+        return
     more = f" and {len(found) - _MOST_NAMES} more" if len(found) > _MOST_NAMES else ""
     _warn(
         f"The first update has no gradient for {found[:_MOST_NAMES]}{more}, which the optimizer holds, so they are not "

@@ -1,4 +1,4 @@
-"""The names of weights without what `torch.compile` adds, so that plain models read those of compiled ones."""
+"""Names of weights without what `torch.compile` adds, so that plain models read those of compiled ones."""
 
 from __future__ import annotations
 

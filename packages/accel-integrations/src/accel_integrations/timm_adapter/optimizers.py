@@ -17,7 +17,7 @@ from .import_timm import import_timm
 _BASE = "unscaled_lr"
 """Key of a parameter group for its rate before it was multiplied by the scale of its layer."""
 _SCALE = "layer_lr_scale"
-"""Key for what timm calls `lr_scale`: a key of that name would let its schedulers multiply by it once more."""
+"""Key for what timm calls `lr_scale`: with that name its schedulers would multiply by it once more."""
 
 
 def timm_parameter_groups(

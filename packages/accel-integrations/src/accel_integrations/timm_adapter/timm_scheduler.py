@@ -104,8 +104,8 @@ def _factory_scheduler_fn(name: str, kwargs: dict[str, Any]) -> Callable[[Optimi
     ):
         raise ConfigurationError(
             f"plateau_mode is not given, so {name!r} would wait for the metric to rise, but the metric of "
-            "train is a loss unless scheduler_metric says otherwise. Pass plateau_mode='min' for a loss, 'max' "
-            "for an accuracy."
+            "train is a loss unless scheduler_metric says otherwise. Pass plateau_mode='min' for a loss, "
+            "'max' for an accuracy."
         )
     defaults: dict[str, Any] = {}
     if "num_epochs" not in kwargs:
@@ -142,8 +142,8 @@ def _create_scheduler(scheduler_class: Any, optimizer: Optimizer, **kwargs: Any)
 class TimmScheduler:
     """Steps a scheduler of timm with the counts that timm leaves to its caller.
 
-    The trainer calls `step` after every update, and `step_epoch` at the end of every epoch. Of a scheduler that
-    needs a metric, such as `PlateauLRScheduler`, this is a `TimmMetricScheduler`.
+    The trainer calls `step` after every update, and `step_epoch` at the end of every epoch. Of a scheduler
+    that needs a metric, such as `PlateauLRScheduler`, this is a `TimmMetricScheduler`.
     """
 
     def __new__(cls, timm_scheduler: Any) -> TimmScheduler:

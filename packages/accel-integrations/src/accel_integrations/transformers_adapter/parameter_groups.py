@@ -11,7 +11,7 @@ import torch.nn.utils.parametrize
 from accel_core.extending import check_not_negative, check_positive
 
 _IS_BIAS = re.compile(r"bias|\brel(ative)?_(attn|attention|pos|position)")
-"""In the names of parameters that are added to attention or activations, whatever their number of dimensions."""
+"""Matches names of parameters that are added to attention or activations, of any number of dimensions."""
 
 
 def transformers_parameter_groups(

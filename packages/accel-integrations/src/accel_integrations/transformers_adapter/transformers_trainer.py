@@ -236,7 +236,8 @@ class TransformersTrainer(Trainer):
                 self.tokenizer.save_pretrained(path)
 
         with weights_to_export(self):
-            # Of all processes, so before the main one writes alone. PEFT picks the adapters out of the whole state.
+            # Of all processes, so before the main one writes alone. PEFT picks the adapters out of the whole
+            # state.
             state = self.engine.full_weights(self.model, torch.nn.Module.state_dict)
             run_on_main(lambda: write_pretrained_folder(Path(folder), write), self.is_main_process)
 
