@@ -24,7 +24,6 @@ from torch.utils.data import (
 )
 
 from accel_core import ConfigurationError, Trainer
-from accel_core.data.defaults import MOST_WORKERS, default_num_workers
 from accel_core.data.loader import ShardedDataLoader
 from accel_core.processes.group import DataGroup
 
@@ -468,17 +467,16 @@ def test_the_defaults_may_be_overridden() -> None:
 # ------------------------------------------------------------------ workers
 
 
-def test_workers_by_default_are_few_and_none_for_what_is_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lesson A28: a host with 64 cores does not start 64 workers."""
-    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(64)), raising=False)
-    monkeypatch.setattr("multiprocessing.get_start_method", lambda allow_none=False: "fork")
-    assert default_num_workers(MapStyle(), 1) == MOST_WORKERS == 8
-    assert default_num_workers(MapStyle(), 16) == 4
-    assert default_num_workers(MapStyle(), 100) == 0
-    for in_memory in (DATA, Subset(DATA, [1, 2]), PAIRS, FEATURES, FEATURES.numpy(), Unsized(), PlainIterable()):
-        assert default_num_workers(in_memory, 1) == 0
-    monkeypatch.setattr("multiprocessing.get_start_method", lambda allow_none=False: "spawn")
-    assert default_num_workers(MapStyle(), 1) == 0
+@pytest.mark.parametrize("data", [DATA, MapStyle(), PAIRS, Unsized()], ids=lambda data: type(data).__name__)
+def test_there_are_no_workers_unless_they_are_asked_for(data: Any) -> None:
+    trainer = Recording()
+    trainer.train(data, 1, data)
+    for loader in (trainer.train_dataloader, trainer.eval_dataloader):
+        assert loader is not None
+        assert (loader.loader.num_workers, loader.loader.persistent_workers, loader.loader.pin_memory) == (0, False, False)
+    trainer.train(MapStyle(), 1, train_dataloader_kwargs={"num_workers": 1})
+    assert trainer.train_dataloader is not None
+    assert not trainer.train_dataloader.loader.persistent_workers
 
 
 class Process(MapStyle):
@@ -489,9 +487,10 @@ class Process(MapStyle):
 
 
 def test_workers_live_through_all_epochs_and_end_with_the_run() -> None:
-    """Lesson A28: workers are not started again for every epoch."""
+    """Lesson A28: workers are not started again for every epoch, if they are to be kept."""
     trainer = Recording()
-    trainer.train(Process(), num_epochs=3, train_dataloader_kwargs={"num_workers": 1})
+    arguments = {"num_workers": 1, "persistent_workers": True}
+    trainer.train(Process(), num_epochs=3, train_dataloader_kwargs=arguments)
     workers = set(flat(trainer.trained))
     assert len(workers) == 1
     assert os.getpid() not in workers

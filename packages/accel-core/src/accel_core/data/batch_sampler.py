@@ -49,9 +49,9 @@ class ShardedBatchSampler(Sampler[Any]):
         self.step_size = (batch_size or 1) * group.size
         """Items of the order in a full global step."""
         self.epoch = 0
-        self.items: Any = ()
-        self.start = 0
-        """Item of the order from which the epoch is read."""
+        self._position = 0
+        self._items: Any = ()
+        self._start = 0
 
     @property
     def num_steps(self) -> int:
@@ -62,19 +62,31 @@ class ShardedBatchSampler(Sampler[Any]):
     def begin_epoch(self, epoch: int, position: int = 0) -> None:
         """Go to the sample `position` (counted over all processes) of `epoch` (from 0)."""
         self.epoch = epoch
-        self.items = self.order.of_epoch(epoch)
-        if isinstance(self.items, torch.Tensor):
-            self.items = self.items.numpy()  # An array is sliced in a tenth of the time.
-        self.start = position if self.batch_size is not None else self._batch_at(position)
+        self._position = position
+        self._items = None
+
+    @property
+    def items(self) -> Any:
+        """The order of the epoch begun, drawn when it is first asked for.
+
+        Callbacks may change data and sampler when the epoch starts, which is after `begin_epoch`.
+        """
+        if self._items is None:
+            items = self.order.of_epoch(self.epoch)
+            # An array is sliced in a tenth of the time.
+            self._items = items.numpy() if isinstance(items, torch.Tensor) else items
+            position = self._position
+            self._start = position if self.batch_size is not None else self._batch_at(position)
+        return self._items
 
     def _batch_at(self, position: int) -> int:
         """Return the number of the ready batch that begins at the sample `position`, or after it."""
         skipped = 0
-        for number, batch in enumerate(self.items):
+        for number, batch in enumerate(self._items):
             if skipped >= position:
                 return number
             skipped += len(batch)
-        return len(self.items)
+        return len(self._items)
 
     def plan(self) -> Iterator[tuple[int, int]]:
         """Yield the samples of all processes and of this one for each global step of the epoch."""
@@ -95,6 +107,7 @@ class ShardedBatchSampler(Sampler[Any]):
 
     def __iter__(self) -> Iterator[Any]:
         has_batch = False
+        items = self.items
         for first, _, part in self._steps():
             if part.stop == part.start:
                 # Only the last step may lack samples, so a batch that was read before can be repeated.
@@ -102,7 +115,7 @@ class ShardedBatchSampler(Sampler[Any]):
                     continue
                 part = slice(first, first + 1)
             has_batch = True
-            batch = self.items[part] if self.batch_size is not None else self.items[part.start]
+            batch = items[part] if self.batch_size is not None else items[part.start]
             if self.in_tensors:
                 batch = torch.as_tensor(batch, dtype=torch.int64)
             elif isinstance(batch, (np.ndarray, torch.Tensor)):
@@ -113,10 +126,10 @@ class ShardedBatchSampler(Sampler[Any]):
     def _steps(self) -> Iterator[tuple[int, int, slice]]:
         """Yield first item, end and this process's slice of each global step, from the position on."""
         num_items = len(self.items)
-        steps = range(self.start, num_items, self.step_size)
+        steps = range(self._start, num_items, self.step_size)
         if self.max_steps is not None:
             # The limit counts from the beginning of the epoch; a step that the position cuts counts as one.
-            steps_before = -(-self.start // self.step_size)
+            steps_before = -(-self._start // self.step_size)
             steps = steps[: max(self.max_steps - steps_before, 0)]
         part = shard_of(self.step_size, self.group)
         for first in steps:

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from ..processes.group import DataGroup
 from .readers import ShardedIterable, length_of, unwrapped
 from .source import SequentialSource, is_plain_loader
-from .workers import end_workers, rebuild_loader, seed_workers
+from .workers import Workers, rebuild_loader, seed_workers
 
 
 class IterableSource(SequentialSource):
@@ -21,6 +21,7 @@ class IterableSource(SequentialSource):
     def __init__(self, loader: Any, seed: int, group: DataGroup, seed_each_sample: bool) -> None:
         super().__init__(loader, seed, group)
         self.generator = torch.Generator()
+        self.workers = Workers()
         dataset = loader.dataset
         # Workers may look at the data set, and divide it among themselves. Then it has to be the user's own.
         if not loader.num_workers or not group.is_single:
@@ -57,9 +58,11 @@ class IterableSource(SequentialSource):
         if not self.loader.num_workers:
             # Samples are counted before they are joined, so a batch of another size begins at the right one.
             torch_loader.dataset.num_skipped = self.samples_to_skip
-            return iter(torch_loader)
+            return self.workers.start(torch_loader)
         # What a worker reads cannot be reached any more, so a cut batch is read again as a whole.
-        return itertools.islice(iter(torch_loader), self.samples_to_skip // self.loader.batch_size, None)
+        return itertools.islice(
+            self.workers.start(torch_loader), self.samples_to_skip // self.loader.batch_size, None
+        )
 
     def take_step(self, batches: Iterator[Any]) -> list[Any]:
         """Return the next batch, which consists of this process's samples alone."""
@@ -67,5 +70,5 @@ class IterableSource(SequentialSource):
 
     def close(self) -> None:
         """End the workers."""
-        end_workers(self.torch_loader)
+        self.workers.end()
         self.torch_loader = None

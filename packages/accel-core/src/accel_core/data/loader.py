@@ -6,16 +6,18 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from accelerate.utils import send_to_device
 from torch.utils.data import DataLoader, default_collate
 
 from ..errors import ConfigurationError
 from ..processes.group import DataGroup
+from .devices import move_to_device
 from .iterable import IterableSource
 from .map_style import MapStyleSource
+from .parts import announce_epoch
 from .readers import name_of_data
 from .ready_batches import ReadyBatchesSource
 from .source import Source
+from .waiting import WaitingReport
 
 SOURCES: list[type[Source]] = [MapStyleSource, IterableSource, ReadyBatchesSource]
 """The kinds of data; the first whose `accepts(loader)` is true is chosen. The last one accepts everything."""
@@ -69,7 +71,11 @@ class ShardedDataLoader:
         """Is given sentences about what takes long."""
         self.seconds_waited = 0.0
         """Time that the loop has waited for batches."""
+        self.waiting = WaitingReport()
+        """Looks at this time; that of training data reports it once."""
         self._position = 0
+        self._epoch = 0
+        self._told: set[int] = set()
 
     def __repr__(self) -> str:
         return f"ShardedDataLoader({type(self.source).__name__} of {name_of_data(self.dataset)})"
@@ -113,11 +119,19 @@ class ShardedDataLoader:
     def begin_epoch(self, epoch: int, position: int = 0, max_steps: int | None = None) -> None:
         """Go to the sample `position` (counted over all processes) of `epoch` (from 0).
 
-        Data without an index is read up to there. The epoch ends after `max_steps`, counted from its
-        beginning.
+        Whatever has `set_epoch` is told, at any depth of the data and its samplers. Data without an index is
+        read up to the position. The epoch ends after `max_steps`, counted from its beginning.
         """
         self._position = position
-        self.source.begin_epoch(0 if self.repeat_first_epoch else epoch, position, max_steps)
+        self._epoch = 0 if self.repeat_first_epoch else epoch
+        # Workers start later, with a copy of the data that knows the epoch.
+        self._told = announce_epoch(self.loader, self._epoch)
+        self.source.begin_epoch(self._epoch, position, max_steps)
+
+    def announce_epoch_after(self, other: ShardedDataLoader) -> None:
+        """Tell the data its epoch once more if it shares parts with `other`, which were told another one."""
+        if self._told & other._told:
+            announce_epoch(self.loader, self._epoch)
 
     def plan(self) -> list[tuple[int, int]] | None:
         """Return the samples on all processes and on this one for each step of the epoch begun.
@@ -145,7 +159,9 @@ class ShardedDataLoader:
         batches = self.source.read(self.log)
         if self.device.type == "cpu":
             return batches
-        return (send_to_device(batch, self.device, non_blocking=True) for batch in batches)
+        # With workers torch has pinned the batches, in a thread of its own.
+        pins = getattr(self.loader, "pin_memory", False) and not self.has_workers
+        return (move_to_device(batch, self.device, pins) for batch in batches)
 
     @property
     def may_lack_batches(self) -> bool:

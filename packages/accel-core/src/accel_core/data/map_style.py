@@ -14,7 +14,7 @@ from .batch_sampler import ShardedBatchSampler, sampler_of
 from .order import EpochOrder
 from .readers import IndexedTensors, SampleReader, SeededSampleReader, indexable_tensors
 from .source import is_plain_loader
-from .workers import end_workers, rebuild_loader, seed_workers
+from .workers import Workers, rebuild_loader, seed_workers
 
 
 class MapStyleSource:
@@ -30,6 +30,7 @@ class MapStyleSource:
         self.group = group
         self.batch_size = batch_size
         self.generator = torch.Generator()
+        self.workers = Workers()
         order = EpochOrder(sampler, seed)
         dataset = loader.dataset
         reader = SeededSampleReader(dataset, seed) if seed_each_sample else SampleReader(dataset)
@@ -45,13 +46,12 @@ class MapStyleSource:
                 loader, reader, self.generator, batch_size=None, sampler=self.sampler
             )
             return
-        tensors = _tensors_in_memory(loader)
-        if tensors is not None:
+        if _is_in_memory(loader):
             # Tensors draw no random numbers, so seeding each sample would change nothing.
             self.sampler = ShardedBatchSampler(order, batch_size, drop_last, group, in_tensors=True)
             self.torch_loader = rebuild_loader(
                 loader,
-                IndexedTensors(*tensors),
+                IndexedTensors(dataset),
                 self.generator,
                 batch_sampler=self.sampler,
                 collate_fn=_identity,
@@ -96,7 +96,9 @@ class MapStyleSource:
     def read(self, log: Callable[[str], object]) -> Iterator[Any]:
         """Return torch's own iterator, so that a step costs no call more."""
         loader: Any = self.torch_loader
-        return iter(loader)
+        if isinstance(loader.dataset, IndexedTensors):
+            loader.dataset.renew()
+        return self.workers.start(loader)
 
     def restore(self, state: Any) -> None:
         """Do nothing: the position is enough."""
@@ -113,7 +115,7 @@ class MapStyleSource:
 
     def close(self) -> None:
         """End the workers."""
-        end_workers(self.torch_loader)
+        self.workers.end()
         self.torch_loader = None
 
 
@@ -126,12 +128,12 @@ def _check_covers_the_data(sampler: Any) -> None:
         )
 
 
-def _tensors_in_memory(loader: Any) -> tuple[tuple[torch.Tensor, ...], torch.Tensor | None] | None:
-    """Return tensors from which whole batches can be indexed, and the indices of a subset, or None."""
+def _is_in_memory(loader: Any) -> bool:
+    """Whether whole batches can be indexed from tensors in memory."""
     # Another collate function needs single samples, and a copy of the tensors in each worker gains nothing.
     if loader.collate_fn is not default_collate or loader.num_workers:
-        return None
-    return indexable_tensors(loader.dataset)
+        return False
+    return indexable_tensors(loader.dataset) is not None
 
 
 # From the indices of a batch to what the reader is asked for. Functions of the module and no lambdas, since a

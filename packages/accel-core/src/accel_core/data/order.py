@@ -57,16 +57,16 @@ class EpochOrder:
         return len(self.sampler)  # type: ignore[arg-type]
 
     def of_epoch(self, epoch: int) -> Sequence[Any] | torch.Tensor | np.ndarray[Any, Any]:
-        """Return the indices in the order of `epoch` (from 0), the same on every process."""
+        """Return the indices in the order of `epoch` (from 0), the same on every process.
+
+        Samplers with `set_epoch` have been told the epoch before.
+        """
         sampler: Any = self.sampler
         if type(sampler) is SequentialSampler:
             # An array, since a list of as many numbers takes several times the memory.
             return np.arange(len(sampler))
         if _is_permutation(sampler):
             return random_order(len(sampler), self.seed, epoch)
-        # A sampler may draw from its own seed and the epoch, as DistributedSampler does.
-        if hasattr(sampler, "set_epoch"):
-            sampler.set_epoch(epoch)
         if type(sampler) in SAMPLERS_THAT_DRAW:
             # It is put back: the sampler may serve the user elsewhere.
             users_generator = sampler.generator

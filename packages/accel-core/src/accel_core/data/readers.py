@@ -7,8 +7,17 @@ import pickle
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset, get_worker_info
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    Subset,
+    TensorDataset,
+    default_collate,
+    get_worker_info,
+)
 
 from ..processes.group import DataGroup
 from ..state.random import SeededRandomness, derive_seed
@@ -50,14 +59,30 @@ def indexable_tensors(dataset: Any) -> tuple[tuple[torch.Tensor, ...], torch.Ten
     return dataset.tensors, indices
 
 
+def is_in_memory(dataset: Any) -> bool:
+    """Whether the samples of `dataset` are there already, so that reading one costs nothing."""
+    return (
+        isinstance(dataset, (list, tuple, torch.Tensor, np.ndarray)) or indexable_tensors(dataset) is not None
+    )
+
+
 class IndexedTensors(Dataset[Any]):
     """Batches of tensors in memory by one `index_select` each, instead of sample by sample."""
 
-    def __init__(self, tensors: tuple[torch.Tensor, ...], indices: torch.Tensor | None) -> None:
-        self.tensors = tensors
-        self.indices = indices
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+        self.tensors: tuple[torch.Tensor, ...] | None = None
+        self.indices: torch.Tensor | None = None
+        self.renew()
 
-    def __getitems__(self, indices: torch.Tensor) -> list[torch.Tensor]:
+    def renew(self) -> None:
+        """Take the tensors and indices that the data set has now: callbacks may exchange them."""
+        self.tensors, self.indices = indexable_tensors(self.dataset) or (None, None)
+
+    def __getitems__(self, indices: torch.Tensor) -> Any:
+        if self.tensors is None:
+            # They have been moved to a device since.
+            return default_collate([self.dataset[index] for index in indices.tolist()])
         if self.indices is not None:
             indices = self.indices.index_select(0, indices)
         return [tensor.index_select(0, indices) for tensor in self.tensors]

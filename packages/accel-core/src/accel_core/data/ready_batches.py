@@ -9,6 +9,7 @@ from typing import Any
 from ..processes.group import DataGroup
 from .readers import length_of
 from .source import SequentialSource
+from .workers import Workers
 
 
 class ReadyBatchesSource(SequentialSource):
@@ -19,6 +20,7 @@ class ReadyBatchesSource(SequentialSource):
 
     def __init__(self, loader: Any, seed: int, group: DataGroup, seed_each_sample: bool) -> None:
         super().__init__(loader, seed, group)
+        self.workers = Workers()
 
     @classmethod
     def accepts(cls, loader: Any) -> bool:
@@ -34,7 +36,9 @@ class ReadyBatchesSource(SequentialSource):
     def open_batches(self) -> Iterator[Any]:
         """Begin to iterate the loader, in whole batches."""
         # A batch cannot be cut, so one that was trained on in part is read again as a whole.
-        return itertools.islice(iter(self.loader), self.samples_to_skip // (self.batch_size or 1), None)
+        return itertools.islice(
+            self.workers.start(self.loader), self.samples_to_skip // (self.batch_size or 1), None
+        )
 
     def take_step(self, batches: Iterator[Any]) -> list[Any]:
         """Return the batch of this process among the next ones, of which there is one for each process."""

@@ -66,7 +66,11 @@ class Source(Protocol):
         ...
 
     def begin_epoch(self, epoch: int, position: int, max_steps: int | None) -> None:
-        """Go to the sample `position` of `epoch` (from 0), which ends after `max_steps` steps in all."""
+        """Go to the sample `position` of `epoch` (from 0), which ends after `max_steps` steps in all.
+
+        What has `set_epoch` has been told before. Callbacks may still change the data until it is planned or
+        read.
+        """
 
     def plan(self) -> list[tuple[int, int]] | None:
         """Return the samples on all processes and on this one for each step of the epoch begun.
@@ -177,18 +181,13 @@ class SequentialSource:
         return None
 
     def begin_epoch(self, epoch: int, position: int, max_steps: int | None) -> None:
-        """Go to `position`, and pass the epoch to data and samplers that have `set_epoch`."""
+        """Go to `position`."""
         self._epoch = epoch
         self._steps_to_skip, self.samples_to_skip = divmod(position, self.step_size)
         self._max_steps = max_steps
         # A training state is restored after the epoch has been begun.
         self._is_restored = False
         self._is_at_end = False
-        samplers = (getattr(self.loader, name, None) for name in ("batch_sampler", "sampler"))
-        part: Any
-        for part in (self.dataset, *samplers):
-            if hasattr(part, "set_epoch"):
-                part.set_epoch(epoch)
 
     def read(self, log: Callable[[str], object]) -> Iterator[Any]:
         """Yield the batches from the position on.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import secrets
 from collections.abc import Iterator
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 
 from ..callbacks.limit_batches import limit_loaders
 from ..data.loader import ShardedDataLoader
+from ..data.waiting import WaitingReport
 from ..engines.choose import check_accumulation
 from ..engines.engine import LEFT_TO_ENGINE, Prepared
 from ..engines.weights import evaluation_mode, move_modules, renew_step
@@ -78,6 +80,9 @@ def create_loaders(trainer: TrainerParts, run: Run, arguments: TrainArguments) -
         arguments.per_device_batch_size, arguments.train_dataloader_kwargs
     )
     train_loader = _shard(trainer, run, loader, seeds_samples)
+    # On several machines the processes of the others have cores of their own.
+    num_local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", run.engine.group.size))
+    train_loader.waiting = WaitingReport(loader, loader is trainer.train_dataset, num_local_processes)
     trainer.train_dataloader = run.train_loader = train_loader
     trainer.eval_dataloader = None
     if trainer.eval_dataset is not None:
@@ -119,15 +124,23 @@ def loader_to_evaluate(trainer: TrainerParts, run: Run, dataset: Any) -> Iterato
         )
     if isinstance(dataset, ShardedDataLoader):
         yield dataset
+        _announce_epoch_again(run, dataset)
         return
     batch_size = 8 if run.arguments is None else run.arguments.eval_batch_size
     kwargs = None if run.arguments is None else run.arguments.eval_dataloader_kwargs
     loader = create_eval_loader(trainer, run, dataset, batch_size, kwargs, trainer.collate_fn)
     try:
         yield loader
+        _announce_epoch_again(run, loader)
     finally:
         run.loaders.remove(loader)
         loader.close()
+
+
+def _announce_epoch_again(run: Run, evaluated: ShardedDataLoader) -> None:
+    # Training data may go on being read in the middle of its epoch.
+    if run.train_loader is not None:
+        run.train_loader.announce_epoch_after(evaluated)
 
 
 def _shard(trainer: TrainerParts, run: Run, loader: Any, seed_each_sample: bool = False) -> ShardedDataLoader:

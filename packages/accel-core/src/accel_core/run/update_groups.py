@@ -151,6 +151,7 @@ def update_groups(loader: ShardedDataLoader, gradient_accumulation_steps: int) -
     plan = loader.plan()
     if plan is None:
         yield from _groups_without_plan(loader, gradient_accumulation_steps)
+        loader.waiting.look(perf_counter(), loader.seconds_waited, loader.log)
         return
     num_processes = loader.group.size
     steps = _planned_steps(loader, plan, gradient_accumulation_steps)
@@ -160,13 +161,16 @@ def update_groups(loader: ShardedDataLoader, gradient_accumulation_steps: int) -
         needs_no_weight = len(totals) == num_processes == 1
         group_steps = itertools.islice(steps, len(totals))
         yield UpdateGroup(group_steps, needs_no_weight, num_samples / num_processes, num_samples)
+    loader.waiting.look(perf_counter(), loader.seconds_waited, loader.log)
 
 
 def _planned_steps(
     loader: ShardedDataLoader, plan: list[tuple[int, int]], steps_of_update: int
 ) -> Iterator[Step]:
     """Yield all steps of the epoch begun."""
+    waiting = loader.waiting
     asked_at = perf_counter()
+    waiting.begin(asked_at, loader.seconds_waited)
     batches = iter(loader)
     batch = None
     # Starting the workers is part of waiting for the first batch.
@@ -175,7 +179,10 @@ def _planned_steps(
         if size or batch is None:
             asked_at = perf_counter()
             batch = next(batches)
-            loader.seconds_waited += perf_counter() - asked_at
+            read_at = perf_counter()
+            loader.seconds_waited += read_at - asked_at
+            if read_at > waiting.due_at:
+                waiting.look(read_at, loader.seconds_waited, loader.log)
         is_last = number % steps_of_update == 0 or number == len(plan)
         yield Step(batch, is_last, size == 0, size)
 
@@ -210,6 +217,7 @@ class _LookAhead:
     def __init__(self, loader: ShardedDataLoader) -> None:
         self.loader = loader
         asked_at = perf_counter()
+        loader.waiting.begin(asked_at, loader.seconds_waited)
         self.batches = iter(loader)
         loader.seconds_waited += perf_counter() - asked_at
         self.latest: list[Any] = []
@@ -221,7 +229,11 @@ class _LookAhead:
     def _fetch(self) -> None:
         asked_at = perf_counter()
         self.next = list(itertools.islice(self.batches, 1))
-        self.loader.seconds_waited += perf_counter() - asked_at
+        read_at = perf_counter()
+        loader, waiting = self.loader, self.loader.waiting
+        loader.seconds_waited += read_at - asked_at
+        if read_at > waiting.due_at:
+            waiting.look(read_at, loader.seconds_waited, loader.log)
         owners = all_gather_object(bool(self.next))
         self.has_next = any(owners)
         if self.has_next and not self.latest and not all(owners):
