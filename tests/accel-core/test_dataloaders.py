@@ -136,10 +136,16 @@ SOURCES: dict[str, Callable[[], Any]] = {
 }
 
 
+def joined(name: str, batch_size: int) -> dict[str, Any] | None:
+    """What says that the items of an iterable that is no data set of torch's are samples."""
+    return {"batch_size": batch_size} if name in ("plain iterable", "generator") else None
+
+
 @pytest.mark.parametrize("name", SOURCES)
 def test_every_sample_is_trained_on_once_and_evaluated_once_in_order(name: str) -> None:
     trainer = Recording()
-    history = trainer.train(SOURCES[name](), num_epochs=1, eval_dataset=SOURCES[name](), per_device_batch_size=4)
+    loading = {"train_dataloader_kwargs": joined(name, 4), "eval_dataloader_kwargs": joined(name, 4)}
+    history = trainer.train(SOURCES[name](), 1, SOURCES[name](), 4, **loading)
     assert sorted(flat(trainer.trained)) == IN_ORDER
     assert [len(batch) for batch in trainer.trained] == [4, 4, 3]
     assert flat(trainer.evaluated) == IN_ORDER
@@ -151,7 +157,7 @@ def test_every_sample_is_trained_on_once_and_evaluated_once_in_order(name: str) 
 def test_every_kind_of_data_can_be_predicted_in_its_order(name: str) -> None:
     trainer = Recording()
     trainer.calculate_predictions = lambda batch: inputs_of(batch).flatten()  # type: ignore[method-assign]
-    assert trainer.predict(SOURCES[name](), per_device_batch_size=3).tolist() == IN_ORDER
+    assert trainer.predict(SOURCES[name](), 3, joined(name, 3)).tolist() == IN_ORDER
 
 
 def test_an_iterable_without_a_length_can_end_by_updates_alone() -> None:
@@ -162,7 +168,7 @@ def test_an_iterable_without_a_length_can_end_by_updates_alone() -> None:
             yield from PAIRS
 
     trainer = Recording()
-    trainer.train(endless(), max_num_train_steps=5, per_device_batch_size=3)
+    trainer.train(endless(), max_num_train_steps=5, train_dataloader_kwargs={"batch_size": 3})
     assert flat(trainer.trained)[:12] == [*IN_ORDER, 0]
     assert trainer.run_progress.updates_completed == 5
     assert trainer.run_progress.epochs_completed == 0
@@ -171,7 +177,7 @@ def test_an_iterable_without_a_length_can_end_by_updates_alone() -> None:
 def test_a_stream_that_ends_too_early_is_told_when_it_is_begun_again() -> None:
     trainer = Recording()
     with pytest.raises(ConfigurationError, match=r"list_iterator.*no batch.*read to its end.*from its beginning"):
-        trainer.train(iter(PAIRS), max_num_train_steps=10)
+        trainer.train(iter(PAIRS), max_num_train_steps=10, train_dataloader_kwargs={"batch_size": 8})
     assert trainer.run_progress.epochs_completed == 1
 
 
@@ -194,7 +200,8 @@ def test_several_runs_with_different_data_on_one_trainer() -> None:
     assert trainer.trained == [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9], [10]]
     assert trainer.evaluated == []
     assert trainer.eval_dataloader is None
-    trainer.train(DataLoader(DATA, batch_size=6), num_epochs=1, eval_dataset=PlainIterable(), eval_per_device_batch_size=10)
+    kwargs = {"batch_size": 10}
+    trainer.train(DataLoader(DATA, batch_size=6), 1, PlainIterable(), eval_dataloader_kwargs=kwargs)
     assert trainer.trained[3:] == [[0, 1, 2, 3, 4, 5], [6, 7, 8, 9, 10]]
     assert trainer.evaluated == [IN_ORDER[:10], [10]]
 

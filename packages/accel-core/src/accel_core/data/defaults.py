@@ -45,12 +45,12 @@ def create_dataloader(
 ) -> Any:
     """Return a torch `DataLoader` over `dataset`; what the user gives wins over `defaults`.
 
-    A ready one is returned as it is.
+    One of ready batches is returned as it is.
 
     Raises:
         ConfigurationError: arguments that torch's `DataLoader` refuses.
     """
-    if is_ready_loader(dataset):
+    if is_ready_loader(dataset, own):
         return dataset
     own = own or {}
     kwargs = {**defaults, "collate_fn": collate_fn, **own}

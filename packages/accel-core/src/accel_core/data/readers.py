@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import pickle
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -212,11 +212,22 @@ def name_of_data(dataset: Any) -> str:
     return type(unwrapped(dataset)).__name__
 
 
-def is_ready_loader(dataset: Any) -> bool:
-    """Whether `dataset` is a loader: torch's, or an iterable with a `batch_size`."""
-    is_like_one = (
-        hasattr(dataset, "batch_size")
-        and hasattr(dataset, "__iter__")
-        and not hasattr(dataset, "__getitem__")
-    )
-    return isinstance(dataset, DataLoader) or is_like_one
+KNOWN_LOADERS = (("webdataset", "WebLoader"), ("torchdata", "Loader"), ("timm", "PrefetchLoader"))
+"""Packages and classes of loaders that nothing else tells from data sets."""
+
+
+def is_ready_loader(dataset: Any, dataloader_kwargs: Mapping[str, Any] | None = None) -> bool:
+    """Whether the items of `dataset` are ready batches.
+
+    They are if it is a `DataLoader`, a loader that is known by its name, or can only be iterated and is no
+    data set of torch's. A `batch_size` in the `dataloader_kwargs` asks for batches of its items all the same.
+    """
+    if isinstance(dataset, DataLoader):
+        return True
+    if dataloader_kwargs and dataloader_kwargs.get("batch_size") is not None:
+        return False
+    names = [(kind.__module__.partition(".")[0], kind.__name__) for kind in type(dataset).__mro__]
+    if any(name in KNOWN_LOADERS for name in names):
+        return True
+    is_iterable = hasattr(dataset, "__iter__") and not hasattr(dataset, "__getitem__")
+    return is_iterable and not isinstance(dataset, Dataset)

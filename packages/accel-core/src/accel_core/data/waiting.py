@@ -81,9 +81,10 @@ class WaitingReport:
         present = getattr(self.loader, "num_workers", 0)
         if present >= useful:
             return f"its {present} workers cannot keep up, so make the reading of a sample cheaper"
+        if isinstance(dataset, IterableDataset):
+            return "workers help if each reads a part of its own: see torch.utils.data.get_worker_info"
         if not is_map_style(dataset):
-            how = "a DataLoader with workers" if isinstance(dataset, IterableDataset) else "workers"
-            return f"{how} can help if each reads a part of its own (torch.utils.data.get_worker_info)"
+            return f"let your {type(dataset).__name__} read ahead"
         if self.is_own:
             return f"try num_workers={useful} in your {type(self.loader).__name__}"
         return f"try train_dataloader_kwargs={{'num_workers': {useful}}}"

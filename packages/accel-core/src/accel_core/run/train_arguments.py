@@ -114,7 +114,11 @@ class TrainArguments:
             "train_dataloader_kwargs", self.train_dataloader_kwargs, self.train_dataset
         )
         check_dataloader_arguments("eval_dataloader_kwargs", self.eval_dataloader_kwargs, self.eval_dataset)
-        check_collate_fn(self.collate_fn, *given.values())
+        kwargs = {
+            "train_dataset": self.train_dataloader_kwargs,
+            "eval_dataset": self.eval_dataloader_kwargs,
+        }
+        check_collate_fn(self.collate_fn, *((dataset, kwargs[name]) for name, dataset in given.items()))
         if self.seed_each_sample and not is_map_style(
             getattr(self.train_dataset, "dataset", self.train_dataset)
         ):
@@ -143,4 +147,4 @@ def check_evaluation_arguments(dataset: Any, batch_size: Any, kwargs: Any, colla
     check_dataset("dataset", dataset)
     check_whole_number("per_device_batch_size", batch_size, "Use 1 for single samples.")
     check_dataloader_arguments("dataloader_kwargs", kwargs, dataset)
-    check_collate_fn(collate_fn, dataset)
+    check_collate_fn(collate_fn, (dataset, kwargs))
