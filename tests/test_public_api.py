@@ -17,7 +17,7 @@ def test_names_and_signatures_are_those_of_the_list() -> None:
 def test_the_list_has_what_users_call() -> None:
     listed = LIST.read_text(encoding="utf-8")
     for line in (
-        "class Trainer(SavingTrainer)",
+        "class Trainer",
         "    on_optimizer_step_end(trainer)",
         "    stop_reason  (property)",
         "class TimmTrainer(Trainer)",

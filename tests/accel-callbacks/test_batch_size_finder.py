@@ -102,12 +102,12 @@ def test_out_of_memory_in_fetching_a_batch_counts() -> None:
     assert sizes(find_batch_size(tiny_trainer(), tiny_data(), 8, collate_fn=collate)) == (2, 4)
 
 
-def test_all_that_was_tried_is_told() -> None:
+def test_all_that_was_tried_is_reported() -> None:
     found = find_batch_size(tiny_trainer(model=Limited(2)), tiny_data(), 6)
     assert [(record["per_device_batch_size"], record["fits"]) for record in found.records] == [(6, False), (3, False), (2, True)]
 
 
-def test_if_not_even_one_sample_fits_that_is_told() -> None:
+def test_if_not_even_one_sample_fits_it_raises() -> None:
     with pytest.raises(ConfigurationError, match=r"per_device_batch_size is 4.*one sample.* cpu.*smaller model"):
         find_batch_size(tiny_trainer(model=Limited(0)), tiny_data(), 4)
 

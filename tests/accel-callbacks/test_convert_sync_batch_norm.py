@@ -89,7 +89,7 @@ def test_parameters_and_statistics_stay(outcome: Any) -> None:
 
 
 @pytest.mark.slow
-def test_on_a_cpu_the_user_is_told_before_anything_has_changed(outcome: Any) -> None:
+def test_on_a_cpu_it_raises_before_anything_has_changed(outcome: Any) -> None:
     for message, kind in outcome.of("train_on_cpu"):
         assert re.search("ConvertSyncBatchNormCallback.*accelerator.*CPU", message)
         assert kind == "BatchNorm1d"

@@ -72,9 +72,9 @@ def test_a_metric_that_a_callback_listed_later_records_is_seen_in_the_same_epoch
     assert record.epochs == [1, 2]
 
 
-def test_a_metric_that_is_not_there_is_told_with_those_that_are():
-    told = r"EarlyStoppingCallback.*'val_loss'.*\['eval_loss_epoch', 'train_loss_epoch'\].*Did you mean 'eval_loss_epoch'\?$"
-    with pytest.raises(ConfigurationError, match=told):
+def test_a_metric_that_is_not_there_is_reported_with_those_that_are():
+    message = r"EarlyStoppingCallback.*'val_loss'.*\['eval_loss_epoch', 'train_loss_epoch'\].*Did you mean 'eval_loss_epoch'\?$"
+    with pytest.raises(ConfigurationError, match=message):
         create_trainer(EarlyStoppingCallback(watch_metric="val_loss")).train(DATA, 1, eval_dataset=DATA)
 
 
@@ -91,7 +91,7 @@ def test_a_patience_of_zero_is_refused():
 
 
 @pytest.mark.parametrize(("reset", "epochs"), [(True, [1, 1]), (False, [1])])
-def test_a_second_run_begins_anew_unless_told_otherwise(reset, epochs):
+def test_a_second_run_begins_anew_by_default(reset, epochs):
     record = Record(1.0)
     patience = EarlyStoppingCallback(watch_metric="wanted", reset_on_train=reset)
     trainer = create_trainer(record, patience)
@@ -133,6 +133,6 @@ def test_an_exhausted_patience_stops_a_resumed_run_before_its_first_update(tmp_p
 
 
 @pytest.mark.parametrize("threshold", [-0.1, "0.1", None, float("nan"), True])
-def test_a_threshold_that_is_none_is_told(threshold):
+def test_a_threshold_that_is_none_is_reported(threshold):
     with pytest.raises(ConfigurationError, match=r"^early_stopping_threshold is .*number.*at least 0.*Use 0\.0 "):
         EarlyStoppingCallback(early_stopping_threshold=threshold)

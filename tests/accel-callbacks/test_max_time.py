@@ -20,7 +20,7 @@ def train(callbacks, num_epochs):
     return trainer
 
 
-def test_a_run_stops_when_its_time_is_over_and_says_so():
+def test_a_run_stops_when_its_time_is_over_and_has_the_reason():
     train([], num_epochs=1)  # torch imports much when an optimizer first steps
     began = time.monotonic()
     trainer = train([MaxTimeCallback(minutes=0.2 / 60)], num_epochs=100_000)

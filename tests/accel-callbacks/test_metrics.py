@@ -141,7 +141,7 @@ def test_a_metric_of_each_class_is_recorded_by_class() -> None:
     assert {"recall_0", "recall_1"} <= names
 
 
-def test_a_batch_without_targets_in_second_place_is_told() -> None:
+def test_a_batch_without_targets_in_second_place_is_reported() -> None:
     callback = MetricsCallback({"accuracy": accuracy()})
     trainer: Any = None
     with pytest.raises(ConfigurationError, match=r"batch is a dict.*batch\[1\].*update=lambda"):
@@ -158,7 +158,7 @@ def test_a_batch_without_targets_in_second_place_is_told() -> None:
         ({"metrics": accuracy(), "on": "evaluation"}, r"on is 'evaluation'.*\['train', 'eval', 'both'\].*Did you mean 'eval'"),
     ],
 )
-def test_arguments_that_cannot_be_used_are_told(arguments: dict[str, Any], message: str) -> None:
+def test_arguments_that_cannot_be_used_are_reported(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         MetricsCallback(**arguments)
 

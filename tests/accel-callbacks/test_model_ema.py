@@ -190,7 +190,7 @@ def test_it_is_exported_when_its_watched_metric_is_best(tmp_path: Path, greater_
     averages = Remember(ema)
     train(ema, averages, RecordWanted(3.0, 1.0, 4.0, 2.0), epochs=4)
     content = torch.load(path)
-    assert content.keys() == {"model_state_dict", "wanted"}
+    assert content.keys() == {"accel_origin", "model_state_dict", "wanted"}
     assert content["wanted"] == ema.best_metric == {2: 1.0, 3: 4.0}[best]
     assert ema.best_metric_epoch == best
     assert_same_tensors(content["model_state_dict"], averages.states[10 * best])
@@ -215,7 +215,7 @@ def test_without_a_path_nothing_is_written(tmp_path: Path, monkeypatch: pytest.M
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_average_that_is_not_finite_is_told_and_not_written(tmp_path: Path) -> None:
+def test_an_average_that_is_not_finite_is_reported_and_not_written(tmp_path: Path) -> None:
     class Poisoned(RecordWanted):
         def on_training_run_epoch_end(self, trainer: Trainer) -> None:
             super().on_training_run_epoch_end(trainer)
@@ -320,25 +320,25 @@ def test_under_mixed_precision_the_average_computes_with_its_own_weights() -> No
 
 
 @pytest.mark.parametrize("decay", [1.0, -0.1, "0.9", True, None, math.nan])
-def test_a_decay_that_is_none_is_told(decay: Any) -> None:
+def test_a_decay_that_is_none_is_reported(decay: Any) -> None:
     with pytest.raises(ConfigurationError, match=r"^decay is .*number from 0 to below 1.*Use 0\.999 "):
         ModelEmaCallback(decay)
 
 
-def test_an_unknown_metric_is_told_with_those_that_there_are() -> None:
+def test_an_unknown_metric_is_reported_with_those_that_there_are() -> None:
     ema = ModelEmaCallback(watch_metric="ema_accuracy")
     with pytest.raises(ConfigurationError, match=r"ModelEmaCallback.*'ema_accuracy'.*\['ema_model_eval_loss_epoch', "):
         train(ema)
 
 
-def test_parameters_of_half_precision_are_told() -> None:
+def test_parameters_of_half_precision_are_reported() -> None:
     data = tiny_data(8, torch.bfloat16)
     trainer = tiny_trainer(callbacks=[ModelEmaCallback(save_path=None)], model=nn.Linear(5, 2).bfloat16())
     with pytest.warns(AccelWarning, match="ModelEmaCallback.*half precision.*float32.*mixed_precision"):
         trainer.train(data, num_epochs=1)
 
 
-def test_a_model_that_cannot_be_copied_is_told() -> None:
+def test_a_model_that_cannot_be_copied_is_reported() -> None:
     model = tiny_network()
     model.lock = (value for value in ())
     before = weights_of(trainer := tiny_trainer(callbacks=[ModelEmaCallback()], model=model))

@@ -231,18 +231,18 @@ def test_quantised_weights_are_left_frozen():
 
 
 @pytest.mark.parametrize(("from_index", "to_index"), [(0, 4), (-5, 0), ("embed", 0), (0, None)])
-def test_a_group_that_does_not_exist_is_told(model, from_index, to_index):
+def test_a_group_that_does_not_exist_is_reported(model, from_index, to_index):
     with pytest.raises(ConfigurationError, match=r"_index is .* -4 and 3.*TinyTransformer.*\['embed', .*freeze_parameters"):
         ModelFreezer(model).freeze(from_index, to_index)
     assert len(trainable(model)) == len(list(model.parameters()))
 
 
-def test_a_model_that_is_none_is_told():
+def test_a_model_that_is_none_is_reported():
     with pytest.raises(ConfigurationError, match=r"model is 'resnet18'.*torch\.nn\.Module.*Pass the model"):
         ModelFreezer("resnet18")
 
 
-def test_a_name_that_matches_nothing_is_told(model):
+def test_a_name_that_matches_nothing_is_reported(model):
     with pytest.raises(ConfigurationError, match=r"'head\.weigth'.*TinyTransformer.*Did you mean 'head\.weight'\?"):
         ModelFreezer(model).freeze_parameters(["*.bias", "head.weigth"])
     assert "head.bias" in trainable(model)
@@ -260,7 +260,7 @@ def test_a_compiled_model_has_the_groups_and_names_of_the_model_itself(model):
 def test_the_parameters_of_a_part_are_those_that_freezing_it_freezes(model, part, freeze_batch_norms):
     freezer = ModelFreezer(model, freeze_batch_norms)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    told = {names[id(parameter)] for parameter in freezer.get_parameters(part)}
+    found = {names[id(parameter)] for parameter in freezer.get_parameters(part)}
     before = trainable(model)
     freezer.freeze_parameters(part) if isinstance(part, str) else freezer.freeze(part, part)
-    assert before - trainable(model) == told
+    assert before - trainable(model) == found

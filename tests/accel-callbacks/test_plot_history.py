@@ -1,4 +1,4 @@
-"""The picture of a run history: what is in which panel, and what a reader is told in the awkward cases."""
+"""The picture of a run history: what is in which panel, and what it shows in the awkward cases."""
 
 import math
 import subprocess
@@ -97,7 +97,7 @@ def test_an_evaluation_in_mid_epoch_stands_within_its_epoch():
     assert list(lines(drawn["Loss"])["mid-epoch"].get_xdata()) == [0.5, 1.5, 3.0]
 
 
-def test_the_best_evaluation_is_marked_and_told():
+def test_the_best_evaluation_is_marked_and_named():
     history = build_history(8)
     axes = panels(plot_history(history))["Loss"]
     assert "evaluation, lowest 0.6333 in epoch 3" in texts(axes)
@@ -125,7 +125,7 @@ def test_a_hundred_epochs_are_a_line_with_few_numbers_at_the_axis():
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_what_is_not_finite_is_a_gap_that_is_told_and_does_not_hide_the_rest(value):
+def test_what_is_not_finite_is_a_gap_with_a_mark_and_does_not_hide_the_rest(value):
     history = build_history(12, accuracy=lambda epoch: value if epoch in (5, 6) else epoch / 20)
     axes = panels(plot_history(history))["Accuracy"]
     assert texts(axes) == ["evaluation, highest 0.6 in epoch 12", "not finite"]
@@ -167,18 +167,18 @@ def test_rates_of_several_groups_share_a_panel():
     assert texts(panels(plot_history(history))["Learning rate"]) == ["backbone", "head"]
 
 
-def test_a_long_title_takes_lines_so_as_not_to_run_into_the_panel_beside_it():
+def test_a_long_title_takes_lines_so_as_not_to_run_into_the_next_panel():
     figure = plot_history(build_history(2, **{"a_long_name_" * 8: float}))
     title = next(title for title in panels(figure) if title.startswith("A long name"))
     assert max(map(len, title.split("\n"))) <= 44
 
 
-def test_an_empty_history_is_told():
+def test_an_empty_history_is_reported():
     with pytest.raises(ConfigurationError, match=r"no values.*plot_history after train"):
         plot_history(InMemoryRunHistory())
 
 
-def test_without_matplotlib_the_command_to_install_it_is_told(monkeypatch):
+def test_without_matplotlib_the_error_has_the_command_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ConfigurationError, match=r'pip install "accel-callbacks\[matplotlib\]"'):
         plot_history(build_history(1))

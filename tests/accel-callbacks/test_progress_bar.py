@@ -80,9 +80,9 @@ def in_file(*args: str) -> Any:
 
 def test_a_terminal_shows_a_full_bar_with_loss_rate_and_speed_for_each_epoch() -> None:
     last = [line for line in in_terminal("60").split("\n") if "Epoch 2/2" in line][-1]
-    shown = re.split(r"\r", last.strip("\r"))[-1]
-    assert "100%" in shown
-    assert "8/8" in shown
+    drawn = re.split(r"\r", last.strip("\r"))[-1]
+    assert "100%" in drawn
+    assert "8/8" in drawn
     assert "loss=" in last
     assert "lr=0.01" in last
     assert "samples/s=" in last
@@ -105,7 +105,7 @@ def test_an_evaluation_with_data_of_its_own_leaves_the_bar_of_the_epoch_open() -
         def on_optimizer_step_end(self, trainer: Trainer) -> None:
             if trainer.run_progress.updates_completed == 2:
                 trainer.run_eval_epoch(trainer.train_dataloader, "intermediate_eval", is_intermediate=True)
-                open_bars.extend((shown.title, shown.completed) for shown in bar._bars)
+                open_bars.extend((each.title, each.completed) for each in bar._bars)
 
     model = nn.Linear(4, 1)
     data = TensorDataset(torch.ones(32, 4), torch.ones(32, 1))
@@ -129,11 +129,11 @@ def test_without_a_terminal_lines_come_at_their_interval() -> None:
     assert re.match(r"Epoch 1/2: batch 1/8, loss [\d.]+, lr 0.01, samples/s [\d,]+, 00:00 remaining", line)
 
 
-TOLD = "Training ended after 3 updates and 1 complete epoch: three are enough"
+REASON = "Training ended after 3 updates and 1 complete epoch: three are enough"
 
 
-@pytest.mark.parametrize(("num_epochs", "told"), [(2, [TOLD]), (1, [])])
-def test_a_run_that_is_stopped_says_why(num_epochs: int, told: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(("num_epochs", "printed"), [(2, [REASON]), (1, [])])
+def test_a_run_that_is_stopped_prints_why(num_epochs: int, printed: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     class StopInTheSecondEpoch(TrainerCallback):
         def on_train_step_end(self, trainer: Trainer, **kwargs: Any) -> None:
             if trainer.run_progress.updates_completed == 2:
@@ -145,7 +145,7 @@ def test_a_run_that_is_stopped_says_why(num_epochs: int, told: list[str], capsys
     trainer = Trainer(model, nn.functional.mse_loss, optimizer, callbacks=[ProgressBarCallback, StopInTheSecondEpoch])
     trainer.train(data, num_epochs=num_epochs, per_device_batch_size=8)
     lines = capsys.readouterr().out.splitlines()
-    assert lines == [f"Epoch {epoch}/{num_epochs}" for epoch in range(1, num_epochs + 1)] + told
+    assert lines == [f"Epoch {epoch}/{num_epochs}" for epoch in range(1, num_epochs + 1)] + printed
 
 
 def test_the_bar_is_closed_when_something_fails() -> None:

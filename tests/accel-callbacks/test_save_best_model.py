@@ -53,7 +53,13 @@ def test_the_best_weights_are_in_the_model_and_in_the_file(tmp_path, greater_is_
 def test_the_value_is_in_the_file_once(tmp_path):
     train(create_trainer(Record(3.0, 1.0), SaveBestModelCallback(tmp_path / "best.pt", "wanted")), 2)
     content = torch.load(tmp_path / "best.pt")
-    assert set(content) == {"model_state_dict", "optimizer_state_dict", "scheduler_state_dict", "wanted"}
+    assert set(content) == {
+        "accel_origin",
+        "model_state_dict",
+        "optimizer_state_dict",
+        "scheduler_state_dict",
+        "wanted",
+    }
     assert content["wanted"] == 1.0
 
 
@@ -61,7 +67,7 @@ def test_the_value_is_in_the_file_once(tmp_path):
 def test_the_flags_hold_for_the_first_save_as_for_any(tmp_path, num_epochs):
     saver = SaveBestModelCallback(tmp_path / "best.pt", "wanted", save_optimizer=False, save_scheduler=False)
     train(create_trainer(Record(3.0, 1.0), saver), num_epochs)
-    assert set(torch.load(tmp_path / "best.pt")) == {"model_state_dict", "wanted"}
+    assert set(torch.load(tmp_path / "best.pt")) == {"accel_origin", "model_state_dict", "wanted"}
 
 
 def test_it_works_behind_early_stopping_too(tmp_path):
@@ -79,7 +85,7 @@ def test_it_works_behind_early_stopping_too(tmp_path):
         assert torch.equal(trainer.model.weight, record.weights[2])
 
 
-def test_without_a_save_nothing_is_loaded_and_it_is_told(tmp_path, capsys):
+def test_without_a_save_nothing_is_loaded_and_that_is_reported(tmp_path, capsys):
     (tmp_path / "best.pt").write_bytes(b"of another run")
     record = Record(float("nan"), float("nan"))
     trainer = train(create_trainer(record, SaveBestModelCallback(tmp_path / "best.pt", "wanted")), 2)
@@ -139,7 +145,7 @@ def test_weights_that_are_not_finite_do_not_replace_the_good_ones(tmp_path):
     assert torch.equal(trainer.model.weight, record.weights[1])
 
 
-def test_a_metric_that_is_not_there_is_told(tmp_path):
+def test_a_metric_that_is_not_there_is_reported(tmp_path):
     with pytest.raises(ConfigurationError, match=r"SaveBestModelCallback.*'acuracy'.*\['train_loss_epoch'\]"):
         train(create_trainer(SaveBestModelCallback(tmp_path / "best.pt", "acuracy")), 1)
     assert not (tmp_path / "best.pt").exists()
@@ -152,7 +158,7 @@ def test_two_exports_to_one_path_are_refused_since_each_would_overwrite_the_othe
         train(create_trainer(best, other(save_path=tmp_path / "best.pt", watch_metric="wanted")), 1)
 
 
-def test_a_folder_in_place_of_the_export_is_told_before_training(tmp_path):
+def test_a_folder_in_place_of_the_export_is_reported_before_training(tmp_path):
     with pytest.raises(ConfigurationError, match=r"save_path.*SaveBestModelCallback.*a folder.*model\.pt"):
         train(create_trainer(record := Record(1.0), SaveBestModelCallback(tmp_path, "wanted")), 1)
     assert record.weights == {}

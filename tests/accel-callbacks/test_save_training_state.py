@@ -178,7 +178,7 @@ class TestRotation:
         train(create_trainer(At(3, lambda trainer: trainer.save_training_state(tmp_path / "mine")), saver))
         assert names_in(tmp_path) == ["mine", "notes", "update_00000012"]
 
-    def test_a_watched_metric_that_is_not_there_is_told_before_an_epoch_is_spent(self, tmp_path):
+    def test_a_watched_metric_that_is_not_there_is_reported_before_an_epoch_is_spent(self, tmp_path):
         with pytest.raises(
             ConfigurationError,
             match=r"SaveTrainingStateCallback.*'eval_loss_epoch'.*eval_dataset.*watch_metric='train_loss_epoch'",
@@ -193,8 +193,8 @@ class TestOneRunAFolder:
         second = create_trainer(SaveTrainingStateCallback(tmp_path))
         with pytest.raises(CheckpointError, match=f"'{first.run_id}'") as caught:
             train(second)
-        told = str(caught.value)
-        assert second.run_id in told and "another folder" in told and "resume_from=" in told
+        message = str(caught.value)
+        assert second.run_id in message and "another folder" in message and "resume_from=" in message
         assert second.run_progress.updates_completed == 0
         assert names_in(tmp_path) == ["update_00000012"]
 
@@ -402,7 +402,7 @@ class TestSignals:
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
     def test_a_signal_that_the_platform_lacks_is_left_out(self):
-        assert SaveTrainingStateCallback(save_on_signals=("SIGTERM", "SIGBREAK")).signal_numbers == [signal.SIGTERM]
+        assert SaveTrainingStateCallback(save_on_signals=("SIGTERM", "SIGBREAK")).signals.numbers == [signal.SIGTERM]
 
     def test_a_process_ends_with_the_status_of_the_signal_and_a_second_one_ends_it_at_once(self, tmp_path):
         script = """

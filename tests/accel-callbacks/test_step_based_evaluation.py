@@ -118,7 +118,7 @@ def test_a_resumed_run_goes_on_in_the_same_rhythm(tmp_path: Path, update: int) -
     assert resumed.run_history.to_records() == whole.run_history.to_records()
 
 
-def test_without_data_to_evaluate_on_it_is_told_before_training() -> None:
+def test_without_data_to_evaluate_on_it_raises_before_training() -> None:
     with pytest.raises(ConfigurationError, match=r"StepBasedEvaluationCallback.*Pass an eval_dataset.*leave the callback out"):
         train(StepBasedEvaluationCallback(1), eval_dataset=None)
 
@@ -131,7 +131,7 @@ def test_without_data_to_evaluate_on_it_is_told_before_training() -> None:
         (None, "is None.*whole number.*Leave the callback out"),
     ],
 )
-def test_a_period_that_is_none_is_told(every: Any, message: str) -> None:
+def test_a_period_that_is_none_is_reported(every: Any, message: str) -> None:
     with pytest.raises(ConfigurationError, match=f"eval_every_n_updates {message}"):
         StepBasedEvaluationCallback(every)
 

@@ -273,7 +273,7 @@ def test_loading_and_predicting_open_nothing(store: Store, tmp_path: Path) -> No
         ("comet", r"TrackerCallback\('comet', \.\.\.\) .*'comet_ml'.*pip install comet-ml"),
     ],
 )
-def test_a_name_that_cannot_be_used_is_told(name: Any, match: str) -> None:
+def test_a_name_that_cannot_be_used_is_reported(name: Any, match: str) -> None:
     with pytest.raises(ConfigurationError, match=match):
         TrackerCallback(name, "project")
 

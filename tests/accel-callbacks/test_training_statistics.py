@@ -102,7 +102,7 @@ def test_the_norm_of_scaled_and_sparse_gradients_is_that_of_the_gradients() -> N
     assert norm(sparse=False, scale=1024.0) == pytest.approx(plain)
 
 
-def test_waiting_for_data_is_told_from_computing() -> None:
+def test_waiting_for_data_is_distinguished_from_computing() -> None:
     def share(trainer_class: type[Trainer], seconds: float) -> float:
         trainer = tiny_trainer(trainer_class, callbacks=[TrainingStatisticsCallback(3)])
         kwargs = {"num_workers": 0}

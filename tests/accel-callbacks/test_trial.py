@@ -229,10 +229,10 @@ def test_data_with_a_state_and_generators_of_a_loader_are_where_they_were() -> N
         def load_state_dict(self, state: dict[str, Any]) -> None:
             self.position = state["position"]
 
-    stream = Counting()
-    stream.position = 7
-    FINDERS["learning rate"](tiny_trainer(), stream)
-    assert stream.position == 7
+    dataset = Counting()
+    dataset.position = 7
+    FINDERS["learning rate"](tiny_trainer(), dataset)
+    assert dataset.position == 7
     generator = torch.Generator().manual_seed(1)
     sampler: Any = WeightedRandomSampler(torch.ones(30), 30, generator=generator)
     loader = DataLoader(tiny_data(30), sampler=sampler, batch_size=4)
@@ -250,7 +250,7 @@ def test_callbacks_with_files_and_metrics_stay_out_of_it(find: Finder, tmp_path:
 
 
 @pytest.mark.parametrize("name", ["eval_dataset", "num_epochs", "max_num_train_steps", "resume_from", "create_scheduler_fn"])
-def test_arguments_of_train_that_a_trial_has_no_use_for_are_told(name: str) -> None:
+def test_arguments_of_train_that_a_trial_has_no_use_for_are_reported(name: str) -> None:
     for function in (find_learning_rate, find_batch_size):
         with pytest.raises(ConfigurationError, match=rf"{function.__name__} .*\['{name}'\].*\['collate_fn', .*Leave out"):
             function(tiny_trainer(), tiny_data(), 4, **{name: None})
@@ -265,7 +265,7 @@ def test_a_call_in_the_middle_of_a_run_is_refused(find: Finder) -> None:
         tiny_trainer(callbacks=[Calls()]).train(tiny_data(), num_epochs=1)
 
 
-def test_a_model_that_cannot_be_copied_is_told(find: Finder) -> None:
+def test_a_model_that_cannot_be_copied_is_reported(find: Finder) -> None:
     model = tiny_network()
     model.cached = model[0].weight * 2  # type: ignore[assignment]
     with pytest.raises(ConfigurationError, match=r"trainer\.model.*Sequential.*copied.*copy\.deepcopy"):

@@ -83,7 +83,7 @@ def test_what_is_named_twice_is_trained_from_the_first_of_its_epochs_on() -> Non
     assert [names & BODY for names in changes.by_epoch] == [set(), {"body.scale"}, BODY]
 
 
-def test_the_number_of_parameters_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_number_of_parameters_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
     train(create(UnfreezeCallback({2: "head.*", 3: "body.scale"})))
     first, second = capsys.readouterr().out.splitlines()
     assert re.search(r"\b14 .*parameters.* epoch 2\b", first) and re.search(r"\b6 .*parameters.* epoch 3\b", second)
@@ -219,7 +219,7 @@ def test_a_resumed_run_gives_the_same_weights(tmp_path: Path, update: int) -> No
         ({2: {-2: 0}}, r"learning rate of -2 in schedule is 0.*above 0.*\{2: -2, "),
     ],
 )
-def test_a_schedule_that_cannot_be_used_is_told(schedule: Any, message: str) -> None:
+def test_a_schedule_that_cannot_be_used_is_reported(schedule: Any, message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         UnfreezeCallback(schedule)
 
@@ -233,7 +233,7 @@ def test_a_schedule_that_cannot_be_used_is_told(schedule: Any, message: str) -> 
         ({2: [0, 1], 3: [2, 3]}, "UnfreezeCallback freezes all of Network.*Leave out"),
     ],
 )
-def test_a_schedule_that_does_not_fit_the_model_is_told_and_changes_nothing(schedule: Any, message: str) -> None:
+def test_a_schedule_that_does_not_fit_the_model_is_reported_and_changes_nothing(schedule: Any, message: str) -> None:
     trainer = create(UnfreezeCallback(schedule))
     before = copy.deepcopy(trainer.optimizer.state_dict())
     with pytest.raises(ConfigurationError, match=message):
@@ -242,7 +242,7 @@ def test_a_schedule_that_does_not_fit_the_model_is_told_and_changes_nothing(sche
     assert trainer.optimizer.state_dict() == before
 
 
-def test_an_epoch_with_nothing_but_modules_without_parameters_is_told() -> None:
+def test_an_epoch_with_nothing_but_modules_without_parameters_is_reported() -> None:
     model = nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 2)).double()
     with pytest.raises(ConfigurationError, match=r"schedule has 1 for epoch 3.*no parameters.*get_layer_groups"):
         train(create(UnfreezeCallback({2: [0, 1], 3: 1}), model=model))
@@ -250,7 +250,7 @@ def test_an_epoch_with_nothing_but_modules_without_parameters_is_told() -> None:
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
-def test_a_callback_that_comes_too_late_is_told() -> None:
+def test_a_callback_that_comes_too_late_is_reported() -> None:
     trainer = train(create(), epochs=1)
     trainer.callbacks.add_callback(UnfreezeCallback({2: 1}))
     with pytest.raises(ConfigurationError, match=r"UnfreezeCallback.*after.*prepared.*Pass it to Trainer\("):

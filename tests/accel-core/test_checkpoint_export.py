@@ -37,7 +37,10 @@ class TestPt:
         trainer = train(create_trainer())
         trainer.save_checkpoint(tmp_path / "model.pt", {"epoch": 3, "notes": ["a"]})
         content = torch.load(tmp_path / "model.pt", weights_only=True)
-        assert set(content) == {"model_state_dict", "optimizer_state_dict", "scheduler_state_dict", "epoch", "notes"}
+        saved = {"model_state_dict", "optimizer_state_dict", "scheduler_state_dict", "epoch", "notes"}
+        assert set(content) == {*saved, "accel_origin"}
+        assert content["accel_origin"]["run_id"] == trainer.run_id and content["accel_origin"]["update"] == 3
+        assert set(create_trainer().load_checkpoint(tmp_path / "model.pt")) == saved
         plain = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 1))
         plain.load_state_dict(content["model_state_dict"])
         assert_same_weights(plain, trainer.model)

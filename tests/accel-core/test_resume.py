@@ -576,9 +576,7 @@ class TestWhatDoesNotFit:
         assert "dropped" not in capsys.readouterr().out
 
     def test_other_versions_are_told(self, saved, capsys):
-        content = json.loads((saved / "trainer_state.json").read_text())
-        content["launched"]["versions"]["torch"] = "1.0"
-        (saved / "trainer_state.json").write_text(json.dumps(content))
+        edit(saved, "launched", "versions", "torch", value="1.0")
         self.resume(saved)
         assert f"torch 1.0 → {torch.__version__}" in capsys.readouterr().out
 

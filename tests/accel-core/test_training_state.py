@@ -23,17 +23,15 @@ from accel_core.state import files
 from accel_core.state.checkpoint import (
     STATE_FILE,
     RunState,
-    check_folder_of_run,
-    complete_checkpoints,
     is_same_state,
-    latest_checkpoint,
     library_versions,
     model_files,
-    open_training_state,
     process_file,
     read_model_state,
-    remove_checkpoint,
 )
+from accel_core.state.digests import Written
+from accel_core.state.folder import complete_checkpoints, latest_checkpoint, open_training_state
+from accel_core.state.housekeeping import check_folder_of_run, remove_checkpoint
 from accel_core.state.random import capture_random_state, restore_random_state
 from accel_core.state.save import save_folder
 from launching import launch
@@ -66,7 +64,11 @@ def save(path: Path, updates: int, run_id: str = "run", is_known: bool = True, *
     return save_folder(
         path,
         run_state(updates, run_id, **progress),
-        lambda: {**model_files({"weight": weight}), "optimizer.pt": {"weight": weight}, "extra.pt": {"updates": updates}},
+        lambda: {
+            **model_files({"weight": weight}),
+            "optimizer.pt": {"weight": weight},
+            "extra.pt": {"updates": updates},
+        },
         lambda: {"updates": updates},
         process_index=0,
         gather=lambda value: [value],
@@ -98,7 +100,7 @@ def test_a_saved_folder_holds_what_was_given_and_can_be_read_by_people(tmp_path:
     text = (tmp_path / "new" / "state" / STATE_FILE).read_text()
     state = json.loads(text)
     assert '\n  "run_id": "run"' in text
-    assert state["format_version"] == 1
+    assert state["format_version"] == 2
     assert state["run_progress"]["epochs_completed"] == 1
     assert set(state["launched"]["versions"]) == {"accel", "torch", "accelerate", "python"}
     assert state["files"] == {name: (tmp_path / "new" / "state" / name).stat().st_size for name in FILES}
@@ -243,7 +245,9 @@ def test_a_folder_with_states_of_another_run_or_of_a_later_update_is_refused(tmp
     save(tmp_path / "a", 5, run_id="first")
     check_folder_of_run(tmp_path, "first")
     check_folder_of_run(tmp_path, "first", updates_completed=5)
-    with pytest.raises(CheckpointError, match=r"a' .* run 'first'.* run 'second'.*another folder.*resume_from="):
+    with pytest.raises(
+        CheckpointError, match=r"a' .* run 'first'.* run 'second'.*another folder.*resume_from="
+    ):
         check_folder_of_run(tmp_path, "second")
     with pytest.raises(CheckpointError, match=r"a' .* 5 updates.* from 4\b.*Remove it"):
         check_folder_of_run(tmp_path, "first", updates_completed=4)
@@ -304,7 +308,9 @@ def test_a_job_that_writes_at_the_same_time_never_writes_into_the_folder_of_anot
         return {"extra.pt": {"updates": 2}}
 
     with pytest.raises(CheckpointError, match=r"not saved to .*state'"):
-        save_folder(tmp_path / "state", run_state(2), main_files, dict, process_index=0, gather=lambda value: [value])
+        save_folder(
+            tmp_path / "state", run_state(2), main_files, dict, process_index=0, gather=lambda value: [value]
+        )
     assert names(tmp_path) == {"state"}
     assert load(tmp_path / "state") == 2
 
@@ -316,7 +322,9 @@ def test_a_state_that_is_not_of_this_very_run_is_replaced(tmp_path: Path) -> Non
     assert (tmp_path / "state" / STATE_FILE).stat().st_ino != before
 
 
-def test_removing_leaves_nothing_and_a_half_removed_state_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_removing_leaves_nothing_and_a_half_removed_state_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     save(tmp_path / "a", 1)
     save(tmp_path / "b", 2)
     remove_checkpoint(tmp_path / "b")
@@ -355,7 +363,9 @@ def test_there_is_no_latest_checkpoint_where_nothing_is_complete(tmp_path: Path)
         assert latest_checkpoint(folder) is None
 
 
-def test_what_is_no_checkpoint_is_passed_over_silently(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_is_no_checkpoint_is_passed_over_silently(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     (tmp_path / "logs").mkdir()
     save(tmp_path / "a", 1)
     assert latest_checkpoint(tmp_path) == tmp_path / "a"
@@ -366,22 +376,26 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     "incomplete": lambda path: path.rename(f"{path}.incomplete"),
     "no trainer_state.json": lambda path: (path / STATE_FILE).unlink(),
     "empty trainer_state.json": lambda path: (path / STATE_FILE).write_bytes(b""),
-    "half of trainer_state.json": lambda path: (path / STATE_FILE).write_bytes((path / STATE_FILE).read_bytes()[:99]),
+    "half of trainer_state.json": lambda path: (path / STATE_FILE).write_bytes(
+        (path / STATE_FILE).read_bytes()[:99]
+    ),
     "a list in trainer_state.json": lambda path: (path / STATE_FILE).write_text("[1]"),
     "nothing in trainer_state.json": lambda path: (path / STATE_FILE).write_text("{}"),
     "depth in trainer_state.json": lambda path: (path / STATE_FILE).write_text("[" * 100_000),
     "a pickle in trainer_state.json": lambda path: (path / STATE_FILE).write_bytes(pickle.dumps([1])),
     "text as progress": lambda path: change(path, run_progress={"updates_completed": "many"}),
     "a list of files": lambda path: change(path, files=[]),
-    "an unknown format": lambda path: change(path, format_version=2),
+    "an unknown format": lambda path: change(path, format_version=3),
     **{f"{name} missing": lambda path, name=name: (path / name).unlink() for name in FILES},
     **{f"{name} cut off": lambda path, name=name: os.truncate(path / name, 99) for name in FILES},
 }
 
 
 def change(path: Path, **changes: Any) -> None:
-    state = json.loads((path / STATE_FILE).read_text())
-    (path / STATE_FILE).write_text(json.dumps({**state, **changes}))
+    """Edit trainer_state.json as a program would that wrote it itself: with its right digest."""
+    state = {**json.loads((path / STATE_FILE).read_text()), **changes}
+    del state["sha256"]
+    files.write_json(path / STATE_FILE, state, True)
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
@@ -395,11 +409,20 @@ def test_a_damaged_state_is_never_chosen_and_said_to_be_passed_over(
     assert any("b" in record.getMessage() and record.levelno == logging.WARNING for record in caplog.records)
     assert {record.name for record in caplog.records} == {"accel_core"}
     shutil.rmtree(tmp_path / "a")
-    assert latest_checkpoint(tmp_path) is None
+    if damage == "incomplete":
+        assert latest_checkpoint(tmp_path) is None
+        return
+    with pytest.raises(
+        CheckpointError,
+        match=rf"{tmp_path}' has 1 .*none .*'b' .*start afresh.*(move|delete).*another folder",
+    ):
+        latest_checkpoint(tmp_path)
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_opening_a_damaged_state_says_what_is_there_and_names_a_complete_one(damage: str, tmp_path: Path) -> None:
+def test_opening_a_damaged_state_says_what_is_there_and_names_a_complete_one(
+    damage: str, tmp_path: Path
+) -> None:
     save(tmp_path / "a", 1)
     save(tmp_path / "b", 2)
     DAMAGES[damage](tmp_path / "b")
@@ -430,7 +453,9 @@ def test_a_path_that_is_no_state_is_an_error_that_says_what_is_there(tmp_path: P
             open_training_state(str(tmp_path / name))
 
 
-def test_asking_for_the_latest_in_a_state_itself_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_asking_for_the_latest_in_a_state_itself_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     save(tmp_path / "state", 1)
     assert latest_checkpoint(tmp_path / "state") is None
     assert re.search("state' is itself a training state.*resume_from", caplog.text)
@@ -450,8 +475,13 @@ def test_a_file_with_another_content_of_the_same_size_is_named_and_nothing_in_it
     if damage == "archive":
         torch.save({"weight": Malicious(marker)}, path / name)
     else:
-        (path / name).write_bytes(pickle.dumps(Malicious(marker)) if damage == "pickle" else b"\x00\xff" * size)
-    change(path, files={**json.loads((path / STATE_FILE).read_text())["files"], name: (path / name).stat().st_size})
+        (path / name).write_bytes(
+            pickle.dumps(Malicious(marker)) if damage == "pickle" else b"\x00\xff" * size
+        )
+    change(
+        path,
+        files={**json.loads((path / STATE_FILE).read_text())["files"], name: (path / name).stat().st_size},
+    )
     with pytest.raises(CheckpointError, match=str(path / name)):
         load(path)
     assert not marker.exists()
@@ -487,16 +517,17 @@ class FaultAt:
             setattr(files, name, original)
 
     def wrap(self, name: str, original: Callable[..., Any]) -> Callable[..., Any]:
-        def operate(path: Path, *args: Any) -> None:
+        def operate(path: Path, *args: Any) -> Any:
             self.done += 1
             if self.done != self.number:
-                original(path, *args)
-                return
+                return original(path, *args)
             if self.when != "before":
-                original(path, *args) if name != "remove_folder" or self.when == "after" else self.remove_half(path)
+                original(
+                    path, *args
+                ) if name != "remove_folder" or self.when == "after" else self.remove_half(path)
             if self.when == "during" and path.is_file():
                 os.truncate(path, path.stat().st_size // 2)
-            self.fault()
+            return self.fault()
 
         return operate
 
@@ -515,8 +546,8 @@ def prepare_scene(scene: str, folder: Path) -> Path:
     save(folder / "state", 1)
     if scene == "after a crash":
         (folder / "state").rename(folder / "state.replaced")
-        (folder / "state.incomplete").mkdir()
-        (folder / "state.incomplete" / "model.safetensors").write_bytes(b"half")
+        (folder / "state.0a1b2c3d.incomplete").mkdir()
+        (folder / "state.0a1b2c3d.incomplete" / "model.safetensors").write_bytes(b"half")
     if scene == "onto a damaged one":
         shutil.copytree(folder / "state", folder / "state.replaced")
         (folder / "state" / "extra.pt").write_bytes(b"")
@@ -540,7 +571,7 @@ def check_after_fault(path: Path, was_saved: bool, where: str) -> None:
     save(path, 3)
     assert load(path) == 3, where
     assert latest_checkpoint(path.parent) == path, where
-    assert names(path.parent) <= {"update_1", "update_2", "state"}, where
+    assert names(path.parent) <= {"update_1", "update_2", "state", "damaged_state"}, where
 
 
 @pytest.fixture
@@ -552,7 +583,9 @@ def without_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("without_waiting_for_the_disk")
 @pytest.mark.parametrize("when", ["before", "during", "after"])
 @pytest.mark.parametrize("scene", SCENES)
-def test_an_error_at_any_operation_of_a_save_leaves_a_complete_state(scene: str, when: str, tmp_path: Path) -> None:
+def test_an_error_at_any_operation_of_a_save_leaves_a_complete_state(
+    scene: str, when: str, tmp_path: Path
+) -> None:
     count = number_of_operations(scene, tmp_path / "count")
     assert count >= 10
     for number in range(1, count + 1):
@@ -610,7 +643,9 @@ KILLED = """
 
 @pytest.mark.usefixtures("without_waiting_for_the_disk")
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forked processes")
-@pytest.mark.parametrize("scene", [*SCENES[:2], *(pytest.param(scene, marks=pytest.mark.slow) for scene in SCENES[2:])])
+@pytest.mark.parametrize(
+    "scene", [*SCENES[:2], *(pytest.param(scene, marks=pytest.mark.slow) for scene in SCENES[2:])]
+)
 def test_a_kill_at_any_operation_of_a_save_leaves_a_complete_state(scene: str, tmp_path: Path) -> None:
     own = Path(__file__).parent
     script = textwrap.dedent(KILLED).format(tests=str(own.parent), own=str(own))
@@ -634,7 +669,9 @@ def test_an_interrupt_while_saving_leaves_the_state_before(tmp_path: Path) -> No
 # ---------------------------------------------------------------------- several processes
 
 
-def save_as(process_index: int, path: Path, main_files: Mapping[str, Any], others: list[Any], **kwargs: Any) -> bool:
+def save_as(
+    process_index: int, path: Path, main_files: Mapping[str, Any], others: list[Any], **kwargs: Any
+) -> bool:
     """Save as one of several processes, the others of which answer at every phase with one of `others`."""
     return save_folder(
         path,
@@ -647,7 +684,7 @@ def save_as(process_index: int, path: Path, main_files: Mapping[str, Any], other
     )
 
 
-WELL = (None, None, False)
+WELL = ({}, None, False)
 
 
 def test_the_main_process_does_not_publish_without_the_files_of_all(tmp_path: Path) -> None:
@@ -656,7 +693,9 @@ def test_the_main_process_does_not_publish_without_the_files_of_all(tmp_path: Pa
     assert not names(tmp_path)
 
 
-def test_a_process_without_the_folder_of_the_main_process_says_that_the_disk_has_to_be_shared(tmp_path: Path) -> None:
+def test_a_process_without_the_folder_of_the_main_process_says_that_the_disk_has_to_be_shared(
+    tmp_path: Path,
+) -> None:
     with pytest.raises(CheckpointError, match=r"Process 1: .*several machines.*disk.*share"):
         save_as(1, tmp_path / "state", {}, [("state.ab12.incomplete", None, False), WELL])
 
@@ -667,10 +706,20 @@ def test_an_engine_writes_its_files_into_the_folder_and_they_are_checked(tmp_pat
         (folder / "shards" / "0.bin").write_bytes(b"shard")
 
     path = tmp_path / "state"
-    save_folder(path, run_state(1), dict, dict, process_index=0, gather=lambda value: [value], write_engine=write_engine)
+    save_folder(
+        path,
+        run_state(1),
+        dict,
+        dict,
+        process_index=0,
+        gather=lambda value: [value],
+        write_engine=write_engine,
+    )
     assert open_training_state(path)["files"]["engine/shards/0.bin"] == 5
     (path / "engine" / "shards" / "0.bin").write_bytes(b"half")
-    with pytest.raises(CheckpointError, match=r"damaged.*engine/shards/0\.bin .*(missing|size).*complete training state"):
+    with pytest.raises(
+        CheckpointError, match=r"damaged.*engine/shards/0\.bin .*(missing|size).*complete training state"
+    ):
         open_training_state(path)
 
 
@@ -696,7 +745,8 @@ SEVERAL = """
     from accel_core import CheckpointError, ConfigurationError
     from accel_core.processes.collectives import all_gather_object
     from accel_core.state.save import save_folder
-    from accel_core.state.checkpoint import RunState, latest_checkpoint, open_training_state, process_file
+    from accel_core.state.checkpoint import process_file
+    from accel_core.state.folder import latest_checkpoint
     from accel_core.state import files
     sys.path[:0] = [{tests!r}, {own!r}]
     from test_training_state import run_state

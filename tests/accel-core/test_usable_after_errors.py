@@ -122,6 +122,7 @@ def test_a_failed_trainer_trains_evaluates_and_predicts_as_a_new_one(event: str,
     fresh.optimizer.load_state_dict(copy.deepcopy(failed.optimizer.state_dict()))
     for trainer in (failed, fresh):
         trainer.predict(DATA)  # Seeds, where that has not happened yet.
+    fresh.run_progress = failed.run_progress  # The order of the data goes on.
     histories = []
     for trainer in (failed, fresh):
         torch.manual_seed(5)

@@ -15,7 +15,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate import Accelerator, DeepSpeedPlugin, DistributedType, FullyShardedDataParallelPlugin, InitProcessGroupKwargs
+from accelerate import (
+    Accelerator,
+    DeepSpeedPlugin,
+    DistributedType,
+    FullyShardedDataParallelPlugin,
+    InitProcessGroupKwargs,
+)
 from accelerate.state import PartialState
 from torch import nn
 from torch.utils.data import TensorDataset

@@ -141,6 +141,12 @@ def samples_seen(folder, *stages):
     return seen
 
 
+def losses_in(state):
+    """The records of the epochs' losses in a training state."""
+    records = map(json.loads, (state / "history.jsonl").read_text().splitlines())
+    return [record for record in records if record["name"] == "train_loss_epoch"]
+
+
 def test_two_processes_go_on_to_the_bit_and_another_number_goes_on_with_the_next_sample(tmp_path, capsys):
     once = [[1] * NUM_SAMPLES for _ in range(NUM_EPOCHS)]
     finished = launch(Path(__file__), args=[tmp_path, "same"], env=ENVIRONMENT)
@@ -155,11 +161,9 @@ def test_two_processes_go_on_to_the_bit_and_another_number_goes_on_with_the_next
     finished = launch(Path(__file__), args=[tmp_path, "other"], env=ENVIRONMENT)
     assert "2 instead of 1 processes" in finished.stdout
     assert samples_seen(tmp_path, "first", "second", "third") == once
-    final = json.loads((latest_checkpoint(tmp_path / "states") / "trainer_state.json").read_text())
-    losses = [record for record in final["run_history"]["records"] if record["name"] == "train_loss_epoch"]
+    losses = losses_in(latest_checkpoint(tmp_path / "states"))
     assert [record["epoch"] for record in losses] == [1, 2, 3]
-    whole = json.loads((latest_checkpoint(tmp_path / "states_of_whole") / "trainer_state.json").read_text())
-    of_whole = [record["value"] for record in whole["run_history"]["records"] if record["name"] == "train_loss_epoch"]
+    of_whole = [record["value"] for record in losses_in(latest_checkpoint(tmp_path / "states_of_whole"))]
     # Summed over the parts of the epoch that two processes and one have trained.
     assert losses[0]["value"] == pytest.approx(of_whole[0], rel=0.2)
 

@@ -226,7 +226,7 @@ class TestWithTheTrainersNumbers:
         ({"num_warmup_epochs": 1, "warmup_starting_lr_ratio": -1}, "warmup_starting_lr_ratio is -1.*between 0 and 1.*fraction"),
     ],
 )
-def test_a_wrong_argument_is_told_before_the_optimizer_is_touched(arguments, message):
+def test_a_wrong_argument_is_reported_before_the_optimizer_is_touched(arguments, message):
     optimizer = optimizer_of_rates(0.1)
     before = {key: value for key, value in optimizer.param_groups[0].items() if key != "params"}
     with pytest.raises(ConfigurationError, match=message):

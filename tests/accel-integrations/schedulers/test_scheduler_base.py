@@ -131,7 +131,7 @@ def test_the_schedulers_state_alone_restores_the_values_of_the_groups():
     assert values_of(optimizer) == values_of(scheduler.optimizer)
 
 
-def test_the_stateless_base_changes_nothing_until_it_is_told_the_number_of_updates():
+def test_the_stateless_base_changes_nothing_until_it_gets_the_number_of_updates():
     class Thirds(SchedulerBase):
         def get_updated_values(self, num_updates):
             return [base / 3**num_updates for base in self.base_values]
@@ -143,12 +143,12 @@ def test_the_stateless_base_changes_nothing_until_it_is_told_the_number_of_updat
     assert values_of(optimizer) == [1.0]
 
 
-def test_a_field_that_is_missing_is_told_with_those_that_are_there():
+def test_a_field_that_is_missing_is_reported_with_those_that_are_there():
     with pytest.raises(ConfigurationError, match=r"'momentum'.* group 0 of AdamW.*\['eps', 'lr', 'weight_decay'\]"):
         Halving(build_optimizer(1.0), param_group_field="momentum")
 
 
-def test_a_field_that_is_no_number_is_told():
+def test_a_field_that_is_no_number_is_reported():
     with pytest.raises(
         ConfigurationError, match=r"'betas' is \(0\.9, 0\.999\).* group 0.*number.*\['eps', 'lr', 'weight_decay'\]"
     ):
@@ -156,7 +156,7 @@ def test_a_field_that_is_no_number_is_told():
 
 
 @pytest.mark.parametrize("returned", [None, [0.1], 0.1])
-def test_a_wrong_number_of_values_is_told_before_any_group_changes(returned):
+def test_a_wrong_number_of_values_is_reported_before_any_group_changes(returned):
     class Wrong(Halving):
         def get_updated_values(self, num_updates):
             return returned if num_updates else super().get_updated_values(num_updates)
@@ -184,7 +184,7 @@ def test_attributes_that_are_set_too_late_are_explained():
     assert "before calling super().__init__" in raised.value.__notes__[0]
 
 
-def test_a_state_of_another_class_is_told_and_changes_nothing():
+def test_a_state_of_another_class_is_reported_and_changes_nothing():
     torch_optimizer = build_optimizer(1.0)
     state = torch.optim.lr_scheduler.StepLR(torch_optimizer, 1).state_dict()
     optimizer = build_optimizer(1.0)
@@ -197,7 +197,7 @@ def test_a_state_of_another_class_is_told_and_changes_nothing():
     assert values_of(optimizer) == [1.0]
 
 
-def test_a_state_of_another_number_of_groups_is_told():
+def test_a_state_of_another_number_of_groups_is_reported():
     state = Halving(build_optimizer(1.0, 2.0)).state_dict()
     with pytest.raises(ConfigurationError, match=r" 2 parameter groups.* 1.*load_scheduler=False"):
         Halving(build_optimizer(1.0)).load_state_dict(state)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from accel_core import AccelWarning, CheckpointError, ConfigurationError, Trainer, TrainerCallback
-from accel_core.state.checkpoint import complete_checkpoints
+from accel_core.state.folder import complete_checkpoints
 from accel_integrations.schedulers import CosineLrScheduler, WSDCheckpointCallback, WSDLrScheduler
 from case_runner import run_as_script
 from tiny import Rates, SaveAt, assert_same_tensors, tiny_data, tiny_network
@@ -131,7 +131,7 @@ def test_a_resumed_run_does_not_begin_again_with_the_initial_weights(tmp_path: P
     assert_same_tensors(resumed.model.state_dict(), whole.model.state_dict())
 
 
-def test_a_training_state_as_initial_checkpoint_is_told_how_to_be_continued(tmp_path: Path) -> None:
+def test_a_training_state_as_initial_checkpoint_raises_with_how_to_continue_it(tmp_path: Path) -> None:
     train(create(WSDCheckpointCallback(tmp_path)), epochs=1)
     trainer = create(WSDCheckpointCallback(tmp_path / "other", initial_checkpoint=tmp_path / "checkpoint_9_wsd_pre_decay"))
     with pytest.raises(CheckpointError, match=r"checkpoint_9_wsd_pre_decay' is a folder.*train\(\.\.\., resume_from="):
@@ -141,7 +141,7 @@ def test_a_training_state_as_initial_checkpoint_is_told_how_to_be_continued(tmp_
 @pytest.mark.parametrize(
     ("create_scheduler_fn", "found"), [(None, "None"), (CosineLrScheduler.create_scheduler_fn(), "a CosineLrScheduler")]
 )
-def test_another_schedule_is_told_before_training(tmp_path: Path, create_scheduler_fn: Any, found: str) -> None:
+def test_another_schedule_is_reported_before_training(tmp_path: Path, create_scheduler_fn: Any, found: str) -> None:
     with pytest.raises(
         ConfigurationError,
         match=rf"WSDCheckpointCallback.* {found}\b.*create_scheduler_fn=WSDLrScheduler\.create_scheduler_fn\(\)",
@@ -149,7 +149,7 @@ def test_another_schedule_is_told_before_training(tmp_path: Path, create_schedul
         train(create(WSDCheckpointCallback(tmp_path)), create_scheduler_fn=create_scheduler_fn)
 
 
-def test_the_folder_of_another_run_is_told_before_training(tmp_path: Path) -> None:
+def test_the_folder_of_another_run_is_reported_before_training(tmp_path: Path) -> None:
     train(create(WSDCheckpointCallback(tmp_path)), epochs=1)
     trainer = create(remember := Remember(), WSDCheckpointCallback(tmp_path))
     with pytest.raises(CheckpointError, match=r"the run '\w+'.* the run '\w+'.*another folder.*resume_from="):
@@ -157,7 +157,7 @@ def test_the_folder_of_another_run_is_told_before_training(tmp_path: Path) -> No
     assert remember.weights == {}
 
 
-def test_weights_that_are_not_finite_are_told_and_not_saved(tmp_path: Path) -> None:
+def test_weights_that_are_not_finite_are_reported_and_not_saved(tmp_path: Path) -> None:
     class Poisoning(TrainerCallback):
         def on_optimizer_step_end(self, trainer: Trainer) -> None:
             with torch.no_grad():

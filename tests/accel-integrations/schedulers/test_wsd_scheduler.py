@@ -229,7 +229,7 @@ class TestContinuing:
         assert scheduler.get_decay_info()[0]["pre_decay_step"] == 450
         assert scheduler.get_phase_info(1)["phase"] == "stable"
 
-    def test_that_would_end_before_its_beginning_is_told_and_changes_nothing(self):
+    def test_that_would_end_before_its_beginning_raises_and_changes_nothing(self):
         state = self.state()
         scheduler = WSDLrScheduler(optimizer_of_rates(0.5), total_steps=50, is_continuation_from_checkpoint=True)
         with pytest.raises(ConfigurationError, match=r"total_steps is 50.* 90 updates.*total_steps=1090.*num_epochs"):
@@ -248,7 +248,7 @@ class TestWithTheTrainersNumbers:
         assert scheduler.num_warmup_steps == 100
         assert scheduler.get_checkpoint_steps() == [250, 500, 1000]
 
-    def test_a_hundredth_of_the_run_is_warmup_unless_told_otherwise(self):
+    def test_a_hundredth_of_the_run_is_warmup_by_default(self):
         assert self.build(WSDLrScheduler.create_scheduler_fn()).num_warmup_steps == 10
         assert self.build(WSDLrScheduler.create_scheduler_fn(num_warmup_epochs=0)).num_warmup_steps == 0
 
@@ -285,7 +285,7 @@ def test_the_length_may_be_given_in_epochs():
         ({"num_warmup_steps": 5, "warmup_starting_lr": 2}, "warmup_starting_lr is 2.*between 0 and .* 0.1.*num_warmup_steps=0"),
     ],
 )
-def test_a_wrong_argument_is_told_before_the_optimizer_is_touched(arguments, message):
+def test_a_wrong_argument_is_reported_before_the_optimizer_is_touched(arguments, message):
     optimizer = optimizer_of_rates(0.1)
     before = {key: value for key, value in optimizer.param_groups[0].items() if key != "params"}
     with pytest.raises(ConfigurationError, match=message):

@@ -84,7 +84,7 @@ def test_it_works_with_models_that_are_not_of_timm() -> None:
 
 
 @pytest.mark.parametrize("kwargs", [{"clip_factor": 0.0}, {"eps": -1.0}, {"clip_factor": "0.01"}, {"clip_factor": None}])
-def test_mistakes_are_told_at_once(kwargs: dict[str, Any]) -> None:
+def test_mistakes_are_reported_at_once(kwargs: dict[str, Any]) -> None:
     with pytest.raises(ConfigurationError, match=f"{next(iter(kwargs))} is"):
         AdaptiveGradientClippingCallback(**kwargs)
 

@@ -68,10 +68,10 @@ import timm
 started = time.monotonic()
 try:
     model = create_timm_model(sys.argv[1], num_classes=10)
-    told = {"sum": float(model.state_dict()["conv1.0.weight"].sum())}
+    result = {"sum": float(model.state_dict()["conv1.0.weight"].sum())}
 except ConfigurationError as error:
-    told = {"error": str(error)}
-print(json.dumps({**told, "seconds": time.monotonic() - started}))
+    result = {"error": str(error)}
+print(json.dumps({**result, "seconds": time.monotonic() - started}))
 """
 
 
@@ -86,8 +86,8 @@ def create_elsewhere(endpoint: str, home: Path, name: str = NAME, **environment:
         env={**environment_of_hub(endpoint, home), **environment},
     )
     assert finished.returncode == 0, finished.stderr
-    told: dict[str, Any] = json.loads(finished.stdout.splitlines()[-1])
-    return told
+    result: dict[str, Any] = json.loads(finished.stdout.splitlines()[-1])
+    return result
 
 
 @pytest.mark.slow
@@ -102,8 +102,8 @@ def test_weights_come_from_the_hub_and_later_from_its_cache(weights: Path, tmp_p
 
 @pytest.mark.parametrize("name", [NAME, "hf-hub:someone/some_model"])
 def test_without_a_network_it_is_said_at_once_what_to_do(name: str, tmp_path: Path) -> None:
-    told = create_elsewhere(NOWHERE, tmp_path, name)
-    assert told["seconds"] < 20, "the hub's own client would try for minutes"
+    result = create_elsewhere(NOWHERE, tmp_path, name)
+    assert result["seconds"] < 20, "the hub's own client would try for minutes"
     for words in (
         f"'{name}'",
         "not on this machine",
@@ -111,12 +111,12 @@ def test_without_a_network_it_is_said_at_once_what_to_do(name: str, tmp_path: Pa
         "pretrained=False",
         "pretrained_cfg_overlay=dict(",
     ):
-        assert words in told["error"]
+        assert words in result["error"]
 
 
 def test_the_offline_mode_of_the_hub_is_no_network(tmp_path: Path) -> None:
-    told = create_elsewhere("https://huggingface.co", tmp_path, HF_HUB_OFFLINE="1")
-    assert "does not answer" in told["error"] and told["seconds"] < 20
+    result = create_elsewhere("https://huggingface.co", tmp_path, HF_HUB_OFFLINE="1")
+    assert "does not answer" in result["error"] and result["seconds"] < 20
 
 
 # ---------------------------------------------------------------------- transforms
@@ -192,7 +192,7 @@ class TestMistakes:
             ),
         ],
     )
-    def test_are_told_at_once(self, arguments: dict[str, Any], words: tuple[str, ...]) -> None:
+    def test_are_reported_at_once(self, arguments: dict[str, Any], words: tuple[str, ...]) -> None:
         started = time.monotonic()
         with pytest.raises(ConfigurationError) as caught:
             create_timm_model(**{"name": NAME, "num_classes": 10, **arguments})

@@ -96,7 +96,7 @@ class TestFactory:
             ({"layer_decay": -1}, ("layer_decay is -1", "Use None")),
         ],
     )
-    def test_mistakes_are_told(self, kwargs: dict[str, Any], words: tuple[str, ...]) -> None:
+    def test_mistakes_are_reported(self, kwargs: dict[str, Any], words: tuple[str, ...]) -> None:
         with pytest.raises(ConfigurationError) as caught:
             create_timm_optimizer(create_model(), **kwargs)
         assert all(word in str(caught.value) for word in words), caught.value

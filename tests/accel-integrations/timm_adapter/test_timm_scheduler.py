@@ -191,7 +191,7 @@ class TestMistakesOfOthers:
         ],
         ids=lambda value: value if isinstance(value, str) else "",
     )
-    def test_what_these_tests_compare_would_tell(
+    def test_what_these_tests_compare_differs_after_a_mistake(
         self, mistake: str, scheduler_class: type, counts: str, arguments: dict[str, Any]
     ) -> None:
         kwargs = kwargs_of(scheduler_class, counts, warmup=False)
@@ -301,7 +301,7 @@ class TestMistakesOfCallers:
             (PlateauLRScheduler, {}, ("mode", "PlateauLRScheduler", "mode='min' for a loss")),
         ],
     )
-    def test_is_told_at_once(self, scheduler_class: Any, kwargs: dict[str, Any], words: tuple[str, ...]) -> None:
+    def test_is_reported_at_once(self, scheduler_class: Any, kwargs: dict[str, Any], words: tuple[str, ...]) -> None:
         with pytest.raises(ConfigurationError) as caught:
             timm_scheduler_fn(scheduler_class, **kwargs)
         assert all(word in str(caught.value) for word in words), caught.value
@@ -313,7 +313,7 @@ class TestMistakesOfCallers:
             (WSDLRScheduler, {"t_initial": 3, "decay_t": 9}, "Invalid decay_t (9)"),
         ],
     )
-    def test_is_told_before_training(self, scheduler_class: Any, kwargs: dict[str, Any], words: str) -> None:
+    def test_is_reported_before_training(self, scheduler_class: Any, kwargs: dict[str, Any], words: str) -> None:
         with pytest.raises(ConfigurationError) as caught:
             train(timm_scheduler_fn(scheduler_class, **kwargs))
         assert str(caught.value).startswith(scheduler_class.__name__)

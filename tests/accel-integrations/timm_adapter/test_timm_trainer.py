@@ -295,7 +295,7 @@ class TestMistakes:
             ({"eval_loss_func": "mse"}, ("eval_loss_func is 'mse'", "function")),
         ],
     )
-    def test_are_told_at_once(self, kwargs: dict[str, Any], words: tuple[str, ...]) -> None:
+    def test_are_reported_at_once(self, kwargs: dict[str, Any], words: tuple[str, ...]) -> None:
         with pytest.raises(ConfigurationError) as caught:
             create_trainer(**kwargs)
         assert all(word in str(caught.value) for word in words), caught.value

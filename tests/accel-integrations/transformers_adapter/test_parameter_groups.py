@@ -82,7 +82,7 @@ def test_the_groups_train() -> None:
 
 
 @pytest.mark.parametrize("wrong", [{"lr": 0.0}, {"lr": 0.1, "layer_decay": -1.0}, {"lr": 0.1, "weight_decay": -1.0}])
-def test_rates_that_cannot_be_are_told(wrong: dict[str, float]) -> None:
+def test_rates_that_cannot_be_are_reported(wrong: dict[str, float]) -> None:
     name, value = list(wrong.items())[-1]
     with pytest.raises(ConfigurationError, match=rf"{name} is {value}.*number (above|of at least) 0.*Use "):
         transformers_parameter_groups(create_model("classes"), **wrong)

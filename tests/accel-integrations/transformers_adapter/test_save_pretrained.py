@@ -31,7 +31,7 @@ def test_the_trained_model_loads_by_its_class_and_by_auto_model(kind: str, tmp_p
     assert encoder.config.model_type == trainer.model.config.model_type
 
 
-def test_a_tokenizer_is_saved_beside_the_model(tmp_path: Path) -> None:
+def test_a_tokenizer_is_saved_with_the_model(tmp_path: Path) -> None:
     tokenizer = transformers.AutoTokenizer.from_pretrained(MINILM)
     create_trainer(tokenizer=tokenizer).save_pretrained(tmp_path / "deep" / "model")
     loaded = transformers.AutoTokenizer.from_pretrained(tmp_path / "deep" / "model")
@@ -99,6 +99,6 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_a_model_that_cannot_be_saved_so_is_told(tmp_path: Path) -> None:
+def test_a_model_that_cannot_be_saved_so_is_reported(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"Linear .*save_pretrained.*Use save_checkpoint"):
         TransformersTrainer(torch.nn.Linear(1, 1), callbacks=()).save_pretrained(tmp_path / "model")

@@ -104,7 +104,7 @@ def test_it_resumes_in_mid_epoch(tmp_path: Any) -> None:
     assert torch.equal(weights_of(straight), weights_of(resumed))
 
 
-def test_what_cannot_be_built_is_told() -> None:
+def test_what_cannot_be_built_is_reported() -> None:
     with pytest.raises(ConfigurationError, match=r"name is 'cosin'.*Did you mean 'cosine'"):
         transformers_scheduler_fn("cosin")
     with pytest.raises(ConfigurationError, match=r"num_warmup_steps is -1.*at least 0.*Use 0.1 "):

@@ -97,11 +97,11 @@ class TestData:
         create_trainer("classes", [seen]).train(samples, 1, None, 5, collate_fn=with_numbers)
         assert sorted(number for batch in seen.batches for number in batch["number"]) == list(range(13))
 
-    def test_samples_of_different_lengths_without_a_way_to_pad_are_told(self) -> None:
+    def test_samples_of_different_lengths_without_a_way_to_pad_are_reported(self) -> None:
         with pytest.raises(ConfigurationError, match=r"8 samples .*length.*pass tokenizer to TransformersTrainer.*collate_fn"):
             create_trainer("classes").train(create_samples("classes"), 1)
 
-    def test_data_that_is_no_mapping_is_told(self) -> None:
+    def test_data_that_is_no_mapping_is_reported(self) -> None:
         pairs = TensorDataset(torch.zeros(4, 3, dtype=torch.int64), torch.zeros(4, dtype=torch.int64))
         with pytest.raises(ConfigurationError, match=r"sample is a tuple.*TransformersTrainer.*mappings.*collate_fn"):
             create_trainer("classes").train(pairs, 1)
@@ -123,7 +123,7 @@ class TestLoss:
             weights.append(state_of(trainer.model))
         assert torch.equal(*weights)
 
-    def test_a_batch_without_labels_is_told(self) -> None:
+    def test_a_batch_without_labels_is_reported(self) -> None:
         samples = [{"input_ids": torch.arange(1, 5)} for _ in range(4)]
         with pytest.raises(ConfigurationError, match=r"no loss .*\['input_ids'\].*Add 'labels'.*loss_func"):
             create_trainer("classes").train(samples, 1)
@@ -141,7 +141,7 @@ class TestLoss:
             weights.append(state_of(model))
         assert (weights[0] - weights[1]).abs().max() < 1e-6
 
-    def test_an_own_loss_function_without_labels_is_told(self) -> None:
+    def test_an_own_loss_function_without_labels_is_reported(self) -> None:
         trainer = TransformersTrainer(create_model("classes"), lambda outputs, labels: outputs.logits.sum(), callbacks=())
         with pytest.raises(ConfigurationError, match="loss_func needs 'labels'"):
             trainer.evaluate([{"input_ids": torch.arange(1, 5)}])
@@ -249,7 +249,7 @@ def test_a_run_resumes_in_mid_epoch_to_the_same_weights(tmp_path: Any) -> None:
     assert torch.equal(state_of(straight.model), state_of(resumed.model))
 
 
-def test_without_transformers_the_error_says_what_to_install() -> None:
+def test_without_transformers_the_error_names_what_to_install() -> None:
     script = """
         import sys
         sys.modules["transformers"] = None
@@ -264,5 +264,5 @@ def test_without_transformers_the_error_says_what_to_install() -> None:
     """
     source = textwrap.dedent(script)
     finished = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, timeout=120, check=True)
-    told = r"accel_integrations\.transformers_adapter .*'transformers'.*pip install \"accel-core\[transformers\]\"$"
-    assert [bool(re.search(told, line)) for line in finished.stdout.splitlines()] == [True, True]
+    message = r"accel_integrations\.transformers_adapter .*'transformers'.*pip install \"accel-core\[transformers\]\"$"
+    assert [bool(re.search(message, line)) for line in finished.stdout.splitlines()] == [True, True]

@@ -38,8 +38,9 @@ class EarlyStoppingCallback(TrainerCallback):
             early_stopping_threshold: a value counts as better if it differs by more than this, in the
                 metric's own unit.
             watch_metric: its name in the run history.
-            reset_on_train: forget the best value at each call of `train`; a resumed run goes on with the one
-                it saved.
+            reset_on_train: forget the best value when a run begins; a resumed run goes on with the one it
+                saved. A later stage (`reset_run_history=False`) keeps the best value, and has the whole
+                patience again.
 
         Raises:
             ConfigurationError: an argument cannot be used.
@@ -59,11 +60,12 @@ class EarlyStoppingCallback(TrainerCallback):
         """Epochs in a row since the best value."""
 
     def on_training_run_start(self, trainer: Trainer) -> None:
-        """Forget the run before."""
+        """Forget the run before; a later stage of it has a patience of its own."""
         self.watched.check_will_be_recorded(trainer)
         if self.reset_on_train:
-            self.best_metric = None
             self.epochs_without_improvement = 0
+            if trainer.run_progress.stage == 1:
+                self.best_metric = None
 
     def on_training_run_epoch_end(self, trainer: Trainer) -> None:
         """Compare the value of this epoch with the best one."""

@@ -1,15 +1,45 @@
-"""Check the path that a callback exports a model to."""
+"""Where a callback exports a model, and whether what stands there is its own."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 
-from accel_core import ConfigurationError, TrainerCallback
-from accel_core.extending import run_on_main
+from accel_core import CheckpointError, ConfigurationError, TrainerCallback
+from accel_core.extending import read_origin, run_on_main
 
 if TYPE_CHECKING:
     from accel_core import Trainer
+
+
+class Exported(TypedDict):
+    """What a callback knows of a model that it has exported."""
+
+    run_id: str | None
+    """None for what an older version has saved."""
+    update: int | None
+    value: float
+    """Of the watched metric."""
+
+
+def why_not_own(path: Path, exported: Exported, metric: str) -> str | None:
+    """Return why the file at `path` is not what the callback has exported; None if it is. One process calls it."""
+    try:
+        origin = read_origin(path)
+    except CheckpointError as error:
+        return str(error).rstrip(".")
+    found = Exported(
+        run_id=origin["run_id"], update=origin["update"], value=origin["values"].get(metric, float("nan"))
+    )
+    if path.suffix == ".safetensors" and found["run_id"] is None and exported["run_id"] is None:
+        # Those of older versions hold weights and nothing else.
+        return None
+    if found == exported:
+        return None
+    return (
+        f"'{path}' is of the run {found['run_id']!r}, update {found['update']}, with {metric} {found['value']:.6g}, and not "
+        f"of the run {exported['run_id']!r}, update {exported['update']}, with {exported['value']:.6g}"
+    )
 
 
 def check_export_path(trainer: Trainer, callback: TrainerCallback, save_path: Path) -> None:

@@ -182,6 +182,7 @@ def find_learning_rate(
             "out to take the defaults."
         )
     check_trial("find_learning_rate", trainer, dataset, per_device_batch_size, train_arguments)
+    _check_has_rates(trainer.optimizer)
     test = _RangeTest(min_lr, max_lr, num_updates, stop_factor)
     with trial_of(trainer, dataset, test) as trial:
         trial.train(
@@ -246,6 +247,17 @@ class _RangeTest(TrainerCallback):
     def _end(self, trainer: Trainer) -> None:
         self.is_over = True
         trainer.request_stop("the range test is over")
+
+
+def _check_has_rates(optimizer: Any) -> None:
+    """Raise if the optimizer chooses its learning rate itself, so that there is none to be found."""
+    if any(group.get("lr") is None for group in optimizer.param_groups):
+        name = type(optimizer).__name__
+        raise ConfigurationError(
+            f"find_learning_rate was given a trainer whose {name} has the learning rate None, which {name} chooses "
+            "at each update, so there is none to be found. Give the optimizer a number as lr, or leave the "
+            "test out."
+        )
 
 
 def set_learning_rate(group: dict[str, Any], rate: float) -> None:

@@ -13,9 +13,16 @@ from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from accel_core import AccelWarning, ConfigurationError, TrainerCallback
-from accel_core.extending import NotFiniteError, broadcast_tensors, preserving_random_state, preview
+from accel_core.extending import (
+    NotFiniteError,
+    broadcast_tensors,
+    check_path,
+    preserving_random_state,
+    preview,
+    run_on_main,
+)
 
-from .export_path import check_export_path
+from .export_path import Exported, check_export_path, why_not_own
 from .watched_metric import WatchedMetric
 
 if TYPE_CHECKING:
@@ -69,7 +76,8 @@ class ModelEmaCallback(TrainerCallback):
         self.decay = decay
         self.warmup = warmup
         self.evaluate_during_training = evaluate_during_training
-        self.save_path = None if save_path is None else Path(save_path)
+        way_out = "Pass the name of a file, or None to export nothing."
+        self.save_path = None if save_path is None else check_path("save_path", save_path, way_out)
         self.watched = WatchedMetric(type(self).__name__, watch_metric, greater_is_better)
         self.ema_model: nn.Module | None = None
         """The averaged model, unwrapped, in eval mode and without gradients; None before the first run."""
@@ -78,6 +86,7 @@ class ModelEmaCallback(TrainerCallback):
         self.best_metric: float | None = None
         self.best_metric_epoch: int | None = None
         """Epoch of the best value, from 1."""
+        self._exported: Exported | None = None
         self._is_main_process = True
         self._loaded_state: dict[str, Any] | None = None
 
@@ -86,7 +95,7 @@ class ModelEmaCallback(TrainerCallback):
         return min(self.decay, (1 + num_updates) / (10 + num_updates)) if self.warmup else self.decay
 
     def on_training_run_start(self, trainer: Trainer) -> None:
-        """Begin with the weights of the model."""
+        """Begin with the weights of the model, in a later stage too, which keeps the best value."""
         if trainer.engine.shards_parameters:
             raise ConfigurationError(
                 f"ModelEmaCallback was given a model that {trainer.engine.name} has "
@@ -95,6 +104,9 @@ class ModelEmaCallback(TrainerCallback):
         if self.save_path is not None:
             check_export_path(trainer, self, self.save_path)
         self._begin(trainer)
+        if trainer.run_progress.stage == 1:
+            self.best_metric = None
+            self.best_metric_epoch = None
 
     def on_optimizer_step_end(self, trainer: Trainer) -> None:
         """Average the weights of this update in."""
@@ -129,12 +141,23 @@ class ModelEmaCallback(TrainerCallback):
         ):
             self.best_metric = value
             self.best_metric_epoch = trainer.run_history.current_epoch
+            update = trainer.run_progress.updates_completed
+            self._exported = {"run_id": trainer.run_id, "update": update, "value": value}
 
     def on_training_run_end(self, trainer: Trainer) -> None:
-        """Export the average if it was not evaluated."""
+        """Export the average if it was not evaluated, or say if the export is not this run's best any more."""
         # A run that a signal ended goes on from its state, and has no time for more.
-        if not self._is_evaluated(trainer) and not trainer.agreement.signal_number:
+        if trainer.agreement.signal_number:
+            return
+        if not self._is_evaluated(trainer):
             self._export(trainer, None)
+        elif self.save_path is not None and self._exported is not None:
+            path, exported = self.save_path, self._exported
+            reason = run_on_main(
+                lambda: why_not_own(path, exported, self.watched.name), trainer.is_main_process
+            )
+            if reason is not None:
+                trainer.print(f"{reason}, which ModelEmaCallback has found best.")
 
     def on_checkpoint_loaded(self, trainer: Trainer, path: Path) -> None:
         """Go on with the averages of the state, or begin with its weights if it has none."""
@@ -143,11 +166,16 @@ class ModelEmaCallback(TrainerCallback):
         # The model has its weights of the state only now, after `on_training_run_start`.
         self._begin(trainer)
         if state is None:
+            self.best_metric = None
+            self.best_metric_epoch = None
             trainer.print(f"'{path}' has no averages, so ModelEmaCallback begins with its weights.")
             return
         self.num_updates = state["num_updates"]
         self.best_metric = state["best_metric"]
         self.best_metric_epoch = state["best_metric_epoch"]
+        # States of earlier versions do not know what was exported.
+        exported = state.get("exported")
+        self._exported = None if exported is None else cast(Exported, dict(exported))
         # Only the main process has saved the parameters.
         cast(nn.Module, self.ema_model).load_state_dict(state["ema_model"], strict=False)
         broadcast_tensors(self._averages)
@@ -165,6 +193,7 @@ class ModelEmaCallback(TrainerCallback):
             "num_updates": self.num_updates,
             "best_metric": self.best_metric,
             "best_metric_epoch": self.best_metric_epoch,
+            "exported": None if self._exported is None else dict(self._exported),
             "ema_model": state,
         }
 
@@ -183,8 +212,6 @@ class ModelEmaCallback(TrainerCallback):
             ) from error
         self.ema_model.requires_grad_(False).eval()
         self.num_updates = 0
-        self.best_metric = None
-        self.best_metric_epoch = None
         self._is_main_process = trainer.is_main_process
         pairs = zip(self.ema_model.parameters(), model.parameters(), strict=True)
         # Whole numbers are quantised weights, which no optimizer changes.

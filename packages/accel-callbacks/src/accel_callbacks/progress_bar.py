@@ -52,11 +52,12 @@ class ProgressBarCallback(TrainerCallback):
         total = len(loader) if loader.is_sized else None
         # A limit in updates may end the run in the middle of this epoch.
         if total is not None and config.max_num_train_steps is not None:
-            updates = config.max_num_train_steps - progress.updates_completed
+            updates = config.max_num_train_steps + progress.updates_before_stage - progress.updates_completed
             total = min(
                 total, progress.steps_completed_in_epoch + updates * config.gradient_accumulation_steps
             )
-        of = f"/{config.num_epochs}" if config.num_epochs is not None else ""
+        # Epochs are counted through all stages of a run, and its limit is that of the call.
+        of = "" if config.num_epochs is None else f"/{progress.epochs_before_stage + config.num_epochs}"
         bar = _Bar(
             f"Epoch {progress.current_epoch}{of}",
             trainer.train_loss,
@@ -177,7 +178,10 @@ class _Bar:
         values = {"loss": f"{self.loss.average:.4g}"}
         # An evaluation has no learning rate.
         if trainer.optimizer is not None and self.loss is trainer.train_loss:
-            values["lr"] = f"{trainer.optimizer.param_groups[0]['lr']:.3g}"
+            learning_rate = trainer.optimizer.param_groups[0].get("lr")
+            # Some optimizers choose it at each update, and have none to show.
+            if learning_rate is not None:
+                values["lr"] = f"{float(learning_rate):.3g}"
         if self.samples_in_step:
             # Only steps of this process's own time: a resumed epoch begins behind some.
             rate = (self.completed - self.begun_at) * self.samples_in_step / max(now - self.began, 1e-9)

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import re
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
-from accel_core import AccelWarning, TrainerCallback
-from accel_core.extending import NotFiniteError, run_on_main
+from accel_core import AccelWarning, CheckpointError, TrainerCallback
+from accel_core.extending import (
+    NotFiniteError,
+    check_path,
+    check_whole_number,
+    files,
+    read_origin,
+    run_on_main,
+)
 
-from .export_path import check_export_path
+from .export_path import Exported, check_export_path, why_not_own
 from .watched_metric import WatchedMetric
 
 if TYPE_CHECKING:
@@ -19,9 +29,10 @@ if TYPE_CHECKING:
 class SaveBestModelCallback(TrainerCallback):
     """Export the model with `save_checkpoint` after each epoch in which a metric was better than ever before.
 
-    The export also holds the value, under the name of the metric. At the end of the run, or after an agreed
-    stop, the best weights are loaded into the model, unless a signal ended the run. The best value is saved
-    with the training state.
+    The export also holds the value, under the name of the metric, and its run and update. At the end of the run, or
+    after an agreed stop, the best weights are loaded into the model, but not if a signal ends the run. If the file is
+    not this run's best any more, the model keeps its last weights and a line says so. The best values are saved with
+    the training state. A new run replaces the export of an older one at its first best value.
     """
 
     order = 900
@@ -36,77 +47,162 @@ class SaveBestModelCallback(TrainerCallback):
         save_optimizer: bool = True,
         save_scheduler: bool = True,
         load_saved_checkpoint: bool = True,
+        *,
+        keep: int = 1,
+        load_optimizer: bool = False,
     ) -> None:
         """Hold what to watch.
 
         Args:
             save_path: a `.safetensors` file holds weights only, any other file also what the flags ask for.
             watch_metric: its name in the run history.
-            reset_on_train: forget the best value at each call of `train`; a resumed run goes on with the one
-                it saved.
-            load_saved_checkpoint: load the export when the run ends.
+            reset_on_train: forget the best value when a run begins; a resumed run goes on with the one it
+                saved, and a later stage (`reset_run_history=False`) with that of the stages before.
+            load_saved_checkpoint: load the weights of the export when the run ends.
+            keep: how many of the best models stay. The best is at `save_path`, the others beside it with their update
+                in the name, as in `best_model-update_00001200.pt`.
+            load_optimizer: load the states of optimizer and scheduler too, and with them the learning rate.
+
+        Raises:
+            ConfigurationError: an argument cannot be used.
         """
-        self.save_path = Path(save_path)
+        self.save_path = check_path(
+            "save_path", save_path, "Pass the name of a file, such as 'best_model.pt'."
+        )
         self.reset_on_train = reset_on_train
         self.save_optimizer = save_optimizer
         self.save_scheduler = save_scheduler
         self.load_saved_checkpoint = load_saved_checkpoint
+        self.keep = check_whole_number("keep", keep, "Use 1 to keep the best model only.")
+        self.load_optimizer = load_optimizer
         self.watched = WatchedMetric(type(self).__name__, watch_metric, greater_is_better)
-        self.best_metric: float | None = None
+        self.exported: list[Exported] = []
+        """What stands on the disk, the best first."""
         self.best_metric_epoch: int | None = None
         """Epoch of the best value, from 1."""
+
+    @property
+    def best_metric(self) -> float | None:
+        """The best value so far."""
+        return self.exported[0]["value"] if self.exported else None
 
     def on_training_run_start(self, trainer: Trainer) -> None:
         """Forget the run before."""
         self.watched.check_will_be_recorded(trainer)
         check_export_path(trainer, self, self.save_path)
-        if self.reset_on_train:
-            self.best_metric = None
+        if self.reset_on_train and trainer.run_progress.stage == 1:
+            self.exported = []
             self.best_metric_epoch = None
 
+    def on_checkpoint_loaded(self, trainer: Trainer, path: Path) -> None:
+        """Remove models beside the best that the run had exported after the state from which it goes on."""
+        updates = trainer.run_progress.updates_completed
+        run_on_main(lambda: self._remove_later(trainer.run_id, updates), trainer.is_main_process)
+
     def on_training_run_epoch_end(self, trainer: Trainer) -> None:
-        """Export the model if the value of this epoch is the best so far."""
+        """Export the model if the value of this epoch is among the best so far."""
         value = self.watched.value_of_epoch(trainer)
-        if value is None or not self.watched.is_better(value, self.best_metric):
+        if value is None or not self.watched.is_better(value, None):
             return
+        rank = sum(1 for exported in self.exported if not self.watched.is_better(value, exported["value"]))
+        if rank >= self.keep:
+            return
+        update = trainer.run_progress.updates_completed
+        path = self.save_path if self.keep == 1 else self.path_beside(update)
         try:
             trainer.save_checkpoint(
-                self.save_path, {self.watched.name: value}, self.save_optimizer, self.save_scheduler
+                path, {self.watched.name: value}, self.save_optimizer, self.save_scheduler
             )
         except NotFiniteError as error:
             # The export before is intact and better, so the run goes on.
             warnings.warn(str(error), AccelWarning)
             return
-        self.best_metric = value
-        self.best_metric_epoch = trainer.run_history.current_epoch
+        self.exported.insert(rank, {"run_id": trainer.run_id, "update": update, "value": value})
+        dropped = self.exported[self.keep :]
+        del self.exported[self.keep :]
+        if self.keep > 1:
+            run_on_main(lambda: self._arrange(path, rank, dropped), trainer.is_main_process)
+        if rank == 0:
+            self.best_metric_epoch = trainer.run_history.current_epoch
 
     def on_training_run_end(self, trainer: Trainer) -> None:
         """Load the best weights, after the state of the run with its last weights has been saved."""
         # A run that a signal ended is to be resumed from its last weights, and has no time for more.
         if not self.load_saved_checkpoint or trainer.agreement.signal_number:
             return
-        # The main process has written the file; on other machines' disks it may not be seen yet.
-        is_there = self.best_metric is not None and run_on_main(
-            self.save_path.is_file, trainer.is_main_process
-        )
-        if not is_there:
-            trainer.print(
-                f"'{self.save_path}' was not saved by this run, so the model keeps its last weights."
-            )
+        reason = f"'{self.save_path}' was not saved by this run"
+        if self.exported:
+            best, name = self.exported[0], self.watched.name
+            # An export may be replaced by another run, or by this one before it was killed and went on from earlier.
+            reason = run_on_main(lambda: why_not_own(self.save_path, best, name), trainer.is_main_process)
+        if reason is not None:
+            trainer.print(f"{reason}, so the model keeps its last weights.")
             return
         # Savers come after this callback, but their state has to hold the last weights, not the best.
         trainer.callbacks.call_event("save_last_state")
-        trainer.load_checkpoint(self.save_path)
+        trainer.load_checkpoint(self.save_path, self.load_optimizer, self.load_optimizer)
         trainer.print(
             f"The model is that of epoch {self.best_metric_epoch}, with {self.watched.name} "
             f"{self.best_metric:.6g}."
         )
 
+    def path_beside(self, update: int) -> Path:
+        """Return where the model of an update stands that is not the best."""
+        return self.save_path.with_name(f"{self.save_path.stem}-update_{update:08d}{self.save_path.suffix}")
+
     def state_dict(self) -> dict[str, Any]:
-        """Return the best value and its epoch."""
-        return {"best_metric": self.best_metric, "best_metric_epoch": self.best_metric_epoch}
+        """What was exported, and the epoch of the best."""
+        return {
+            "exported": [dict(each) for each in self.exported],
+            "best_metric_epoch": self.best_metric_epoch,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from `state`."""
-        self.best_metric = state["best_metric"]
+        # States of earlier versions have the best value alone.
+        value = state.get("best_metric")
+        old = [] if value is None else [{"run_id": None, "update": None, "value": value}]
+        self.exported = [cast(Exported, dict(each)) for each in state.get("exported", old)]
         self.best_metric_epoch = state["best_metric_epoch"]
+
+    def _arrange(self, path: Path, rank: int, dropped: list[Exported]) -> None:
+        """Give the new best its name, and the one before it that of its update; remove what is no longer kept.
+
+        At every moment a model stands at `save_path`.
+        """
+        if rank == 0:
+            before = next(iter([*self.exported[1:], *dropped]), None)
+            if before is not None and before["update"] is not None and self._is_at_save_path(before):
+                beside = self.path_beside(before["update"])
+                with contextlib.suppress(FileExistsError):
+                    _link(self.save_path, beside)
+            files.rename(path, self.save_path)
+        for each in dropped:
+            if each["update"] is not None:
+                with contextlib.suppress(OSError):
+                    self.path_beside(each["update"]).unlink()
+
+    def _is_at_save_path(self, exported: Exported) -> bool:
+        return self.save_path.is_file() and why_not_own(self.save_path, exported, self.watched.name) is None
+
+    def _remove_later(self, run_id: str | None, updates: int) -> None:
+        pattern = re.compile(
+            re.escape(self.save_path.stem) + r"-update_(\d{8,})" + re.escape(self.save_path.suffix)
+        )
+        for path in self.save_path.parent.glob("*"):
+            found = pattern.fullmatch(path.name)
+            if found is not None and int(found[1]) > updates:
+                with contextlib.suppress(CheckpointError, OSError):
+                    if read_origin(path)["run_id"] == run_id:
+                        path.unlink()
+
+
+def _link(source: Path, target: Path) -> None:
+    """Give a file a second name; a copy, if the disk has no such names."""
+    try:
+        os.link(source, target)
+    except FileExistsError:
+        raise
+    except OSError:
+        content = source.read_bytes()
+        files.replace_file(target, lambda staging: staging.write_bytes(content))

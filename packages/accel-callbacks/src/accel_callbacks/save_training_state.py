@@ -2,42 +2,36 @@
 
 from __future__ import annotations
 
-import os
 import re
-import signal
-import threading
-import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from accel_core import AccelWarning, ConfigurationError, TrainerCallback
+from accel_core import AccelWarning, CheckpointError, TrainerCallback
 from accel_core.extending import (
+    KnownStates,
     NotFiniteError,
-    check_folder_of_run,
+    OtherRunError,
+    check_choice,
+    check_path,
     check_whole_number,
-    complete_checkpoints,
     remove_checkpoint,
     remove_leftovers,
     run_on_main,
+    set_other_runs_aside,
 )
 
 from .periodic import Periodic
+from .stop_signals import StopSignals
 from .watched_metric import WatchedMetric
 
 if TYPE_CHECKING:
     from accel_core import Trainer
 
 _NAME = re.compile(r"update_\d+(\.replaced)?")
-_NOT_ON_EVERY_PLATFORM = {"SIGHUP", "SIGUSR1", "SIGUSR2", "SIGALRM", "SIGXCPU", "SIGBREAK"}
-_CANNOT_BE_HANDLED = {"SIGKILL", "SIGSTOP"}
-SECONDS_OF_ONE_SIGNAL = 1.0
-"""Time in which a worker of torchrun gets a signal to a whole job twice.
-
-The signal reaches the worker itself, and the launcher forwards it.
-"""
+MOST_FAILURES = 5
+"""Saves that fail in a row, after which also on_error="retry" ends the run."""
 
 
 class SaveTrainingStateCallback(TrainerCallback):
@@ -49,7 +43,8 @@ class SaveTrainingStateCallback(TrainerCallback):
     `RunInterrupted`. A second signal ends the process at once. Under a launcher, which forwards the signals
     that it receives, the second one counts if it comes at least a second later. Signals are handled in the
     main thread only, and the handlers that were there before come back at the end. An agreed stop saves the
-    state of the update after which all processes stop.
+    state of the update after which all processes stop. The state is saved too when a later stage of a run
+    begins, which is another call of `train` with `reset_run_history=False`.
 
     Parameters that are not finite are never saved: the callback warns, and earlier states stay.
     """
@@ -69,6 +64,9 @@ class SaveTrainingStateCallback(TrainerCallback):
         watch_metric: str = "eval_loss_epoch",
         greater_is_better: bool = False,
         save_on_signals: Sequence[str] = ("SIGTERM", "SIGUSR1"),
+        *,
+        on_error: str = "raise",
+        if_other_run: str = "raise",
     ) -> None:
         """Hold when to save and what to keep.
 
@@ -77,15 +75,19 @@ class SaveTrainingStateCallback(TrainerCallback):
             save_at_end: save at the end of the run and at an agreed stop. A signal saves in any case.
             keep_last: number of the newest states that stay; None keeps all, unless `keep_best` is given.
             keep_best: number of states with the best values of `watch_metric` that stay besides the newest.
-                Only states that were saved after the very update at which the metric was recorded have a
-                value.
+                With it a state is saved wherever the metric is recorded, since only a state of that very
+                update has its value.
             save_on_signals: names of signals; those that the platform does not have are left out. "SIGINT"
                 makes Ctrl-C save.
+            on_error: "raise" ends the run if a save fails. "retry" warns once and tries again after the next
+                update, then after 2, 4 and 8 more. Five failures in a row, or one at the end of the run, end it.
+            if_other_run: "raise" refuses a folder with states of another run. "set_aside" moves them into a
+                folder inside of it, which `latest_checkpoint` does not see.
 
         Raises:
             ConfigurationError: an argument cannot be used.
         """
-        self.save_dir = Path(save_dir)
+        self.save_dir = check_path("save_dir", save_dir, "Pass the name of a folder, such as 'checkpoints'.")
         self.periodic = Periodic("save", save_every_n_epochs, save_every_n_updates, save_every_n_minutes)
         self.save_at_end = save_at_end
         check_whole_number("keep_last", keep_last, "Use None to keep all.", optional=True)
@@ -93,41 +95,57 @@ class SaveTrainingStateCallback(TrainerCallback):
         self.keep_last = keep_last
         self.keep_best = keep_best
         self.watched = WatchedMetric(type(self).__name__, watch_metric, greater_is_better)
-        self.signal_numbers = _signal_numbers(save_on_signals)
-        self._handlers_before: dict[int, Any] = {}
-        self._signalled_at: float | None = None
+        self.signals = StopSignals(save_on_signals)
+        self.on_error = check_choice("on_error", on_error, ("raise", "retry"))
+        self.if_other_run = check_choice("if_other_run", if_other_run, ("raise", "set_aside"))
+        self._known = KnownStates(self.save_dir)
+        self._failures = 0
+        """Saves that have failed since the last one that has not."""
+        self._retry_at = 0
+        """The update after which a failed save is tried again."""
         self._stop_saved_at: int | None = None
         self._is_end_saved = False
 
     def on_training_run_start(self, trainer: Trainer) -> None:
-        """Raise if the folder holds states of another run; begin to count, and to handle signals."""
+        """Raise if the folder holds states of another run; begin to count, and save a later stage's start."""
         if self.keep_best is not None:
             self.watched.check_will_be_recorded(trainer)
-        run_on_main(lambda: check_folder_of_run(self.save_dir, str(trainer.run_id)), trainer.is_main_process)
+        self._known = KnownStates(self.save_dir)
+        aside = run_on_main(lambda: self._open_folder(str(trainer.run_id)), trainer.is_main_process)
+        if aside is not None:
+            trainer.print(f"The states of another run in '{self.save_dir}' were moved to '{aside}'.")
         self.periodic.start(trainer, self)
+        self._failures = 0
         self._stop_saved_at = None
         self._is_end_saved = False
-        self._listen_to_signals(trainer)
+        self.signals.listen(trainer)
+        # A later stage begins with what was done between two calls of train, such as loading the best weights
+        # from a file that this stage will replace. One that is resumed has no counters yet.
+        if trainer.run_progress.updates_before_stage:
+            self.save(trainer)
 
     def on_checkpoint_loaded(self, trainer: Trainer, path: Path) -> None:
-        """Raise if the folder holds later states of this run than the one that it goes on from."""
+        """Raise if the folder holds later states of this run; set those aside that are damaged."""
+        updates = trainer.run_progress.updates_completed
+        run_on_main(lambda: self._known.set_damaged_aside(updates), trainer.is_main_process)
         self._check_folder(trainer)
 
     def on_optimizer_step_end(self, trainer: Trainer) -> None:
         """Save if it is due, or if all processes stop now."""
-        is_due = self.periodic.is_due_after_update(trainer)
+        is_due = self.periodic.is_due_after_update(trainer) or self._has_value(trainer)
         is_stopping = trainer.stop_reason is not None and self._saves_at_end(trainer)
         if is_stopping:
             self._stop_saved_at = trainer.run_progress.updates_completed
-        if is_due or is_stopping:
-            self.save(trainer)
+        if is_stopping or self._is_time(trainer, is_due):
+            self.save(trainer, is_last=is_stopping)
 
     def on_training_run_epoch_end(self, trainer: Trainer) -> None:
         """Save if it is due."""
         if self.keep_best is not None:
             # Raises in the first epoch if there is no such metric, not when the disk is full of states.
             self.watched.value_of_epoch(trainer)
-        if self.periodic.is_due_after_epoch(trainer):
+        is_due = self.periodic.is_due_after_epoch(trainer) or self._has_value(trainer)
+        if self._is_time(trainer, is_due):
             self.save(trainer)
 
     def on_training_run_end(self, trainer: Trainer) -> None:
@@ -145,38 +163,87 @@ class SaveTrainingStateCallback(TrainerCallback):
         # After a stop in the middle of an epoch the other callbacks have closed the epoch already, so the
         # state that was saved after the update is the one to resume from.
         is_saved = is_at_update and self._stop_saved_at == progress.updates_completed
-        if self._saves_at_end(trainer) and not (is_saved or self._is_end_saved):
+        is_wanted = self._saves_at_end(trainer) or self._failures > 0
+        if is_wanted and not (is_saved or self._is_end_saved):
             self._is_end_saved = True
-            self.save(trainer)
+            self.save(trainer, is_last=True)
 
     def on_run_close(self, trainer: Trainer) -> None:
-        """Put the signal handlers back."""
-        for number, handler in self._handlers_before.items():
-            # None stands for a handler that was not set by Python, and cannot be set again.
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
-        self._handlers_before = {}
+        """Give the signal handlers back."""
+        self.signals.close()
 
-    def save(self, trainer: Trainer) -> None:
-        """Save now, between updates, and remove what need not be kept. Every process takes part."""
-        self._check_folder(trainer)
+    def save(self, trainer: Trainer, is_last: bool = False) -> None:
+        """Save now, between updates, and remove what need not be kept. Every process takes part.
+
+        Args:
+            is_last: no later save could make up for this one, so that a failure is raised in any case.
+        """
+        path = self.save_dir / f"update_{trainer.run_progress.updates_completed:08d}"
         try:
-            trainer.save_training_state(
-                self.save_dir / f"update_{trainer.run_progress.updates_completed:08d}"
-            )
+            self._check_folder(trainer)
+            trainer.save_training_state(path)
         except NotFiniteError as error:
             warnings.warn(str(error), AccelWarning)
             return
+        except OtherRunError:
+            raise
+        except CheckpointError as error:
+            self._count_failure(trainer, error, is_last)
+            return
+        if self._failures:
+            trainer.print(f"The training state could be saved again, to '{path}'.")
+            self._failures = 0
         if trainer.is_main_process:
             # What a crash has left in the middle of a save that no later save repeats.
             remove_leftovers(self.save_dir)
             self._remove_old_states(str(trainer.run_id))
 
+    def _count_failure(self, trainer: Trainer, error: CheckpointError, is_last: bool) -> None:
+        """Raise, or let the save be tried again. The error is the same on every process."""
+        self._failures += 1
+        if self.on_error == "raise" or is_last:
+            raise error
+        if self._failures >= MOST_FAILURES:
+            error.add_note(f"{self._failures} saves in a row have failed, so on_error='retry' ends the run.")
+            raise error
+        # 1, 2, 4 and 8 updates.
+        self._retry_at = trainer.run_progress.updates_completed + 2 ** (self._failures - 1)
+        if self._failures == 1 and trainer.is_main_process:
+            warnings.warn(
+                f"{error} Training goes on, and the save is tried again (on_error='retry').", AccelWarning
+            )
+
+    def _is_time(self, trainer: Trainer, is_due: bool) -> bool:
+        """Whether to save now. What failed is made up for, and what comes due before that waits for it."""
+        return trainer.run_progress.updates_completed >= self._retry_at if self._failures else is_due
+
+    def _has_value(self, trainer: Trainer) -> bool:
+        """Whether the watched metric was recorded at this very update, for a state that may be among the best."""
+        if self.keep_best is None:
+            return False
+        for record in reversed(trainer.run_history.get_records()):
+            if record["update"] != trainer.run_progress.updates_completed:
+                break
+            if record["name"] == self.watched.name:
+                return self.watched.is_better(record["value"], None)
+        return False
+
+    def _open_folder(self, run_id: str) -> Path | None:
+        """Make sure that the folder is this run's, and return where the states of others were moved to."""
+        aside = set_other_runs_aside(self.save_dir, run_id) if self.if_other_run == "set_aside" else None
+        self._known.refresh()
+        self._known.check(run_id)
+        return aside
+
     def _check_folder(self, trainer: Trainer) -> None:
-        """Raise if the folder holds states of another run, or later states of this one."""
-        # Before each save, since another job may have begun to write there.
-        run_id = str(trainer.run_id)
-        updates = trainer.run_progress.updates_completed
-        run_on_main(lambda: check_folder_of_run(self.save_dir, run_id, updates), trainer.is_main_process)
+        """Before each save, since another job may have begun to write there. Only what is new is read."""
+        run_id, updates = str(trainer.run_id), trainer.run_progress.updates_completed
+
+        def check() -> None:
+            self._known.refresh()
+            self._known.check(run_id, updates)
+
+        run_on_main(check, trainer.is_main_process)
 
     def _saves_at_end(self, trainer: Trainer) -> bool:
         return self.save_at_end or trainer.agreement.signal_number > 0
@@ -184,74 +251,18 @@ class SaveTrainingStateCallback(TrainerCallback):
     def _remove_old_states(self, run_id: str) -> None:
         if self.keep_last is None and self.keep_best is None:
             return
-        # Folders of other names and other runs are not ours to remove. States are in the order of updates.
-        states = {
-            path: state
-            for path, state in complete_checkpoints(self.save_dir).items()
-            if _NAME.fullmatch(path.name) and state["run_id"] == run_id
-        }
+        self._known.refresh()
+        newest_last = self._known.of_run(run_id)
+        states = {path: facts for path, facts in newest_last.items() if _NAME.fullmatch(path.name)}
         kept = set(list(states)[-(self.keep_last or 1) :])
-        values = {
-            path: value for path, state in states.items() if (value := self._value_in(state)) is not None
+        values = {path: facts.metrics.get(self.watched.name) for path, facts in states.items()}
+        good = {
+            path: value
+            for path, value in values.items()
+            if value is not None and self.watched.is_better(value, None)
         }
-        best_first = sorted(values, key=values.__getitem__, reverse=self.watched.greater_is_better)
+        best_first = sorted(good, key=good.__getitem__, reverse=self.watched.greater_is_better)
         kept.update(best_first[: self.keep_best or 0])
         for path in states:
             if path not in kept:
                 remove_checkpoint(path)
-
-    def _value_in(self, state: Mapping[str, Any]) -> float | None:
-        """Return the value of the watched metric for the weights of `state`, or None if it has none."""
-        for record in reversed(state["run_history"]["records"]):
-            if record["name"] == self.watched.name:
-                # A value of an earlier update belongs to other weights.
-                is_own = record["update"] == state["run_progress"]["updates_completed"]
-                return record["value"] if is_own and self.watched.is_better(record["value"], None) else None
-        return None
-
-    def _listen_to_signals(self, trainer: Trainer) -> None:
-        # Python allows setting handlers in the main thread only.
-        if threading.current_thread() is not threading.main_thread():
-            return
-
-        self._signalled_at = None
-
-        def end_by_the_next() -> None:
-            for handled in self._handlers_before:
-                signal.signal(
-                    handled, signal.default_int_handler if handled == signal.SIGINT else signal.SIG_DFL
-                )
-
-        def handle(number: int, frame: FrameType | None) -> None:
-            if self._signalled_at is None:
-                self._signalled_at = time.monotonic()
-                if "TORCHELASTIC_RUN_ID" not in os.environ:
-                    # The default handler ends the process even if Python itself no longer gets to run.
-                    end_by_the_next()
-                trainer.request_stop(
-                    f"the signal {signal.Signals(number).name} was received", signal_number=number
-                )
-            # Under torchrun the same signal comes twice, so a second one has to come later to count.
-            elif time.monotonic() > self._signalled_at + SECONDS_OF_ONE_SIGNAL:
-                end_by_the_next()
-                signal.raise_signal(number)
-
-        handle.is_of_accel = True  # type: ignore[attr-defined]
-        for number in self.signal_numbers:
-            # A stop makes every saver save, so one handler is enough for several callbacks.
-            if not getattr(signal.getsignal(number), "is_of_accel", False):
-                self._handlers_before[number] = signal.signal(number, handle)
-
-
-def _signal_numbers(names: Sequence[str]) -> list[int]:
-    names = [names] if isinstance(names, str) else list(names)
-    for name in names:
-        if name in _CANNOT_BE_HANDLED:
-            raise ConfigurationError(
-                f"save_on_signals has {name!r}, which no process can handle. Use 'SIGTERM'."
-            )
-        if name not in _NOT_ON_EVERY_PLATFORM and name not in signal.Signals.__members__:
-            raise ConfigurationError(
-                f"save_on_signals has {name!r}, but must have names of signals, such as 'SIGTERM'."
-            )
-    return [signal.Signals[name].value for name in names if name in signal.Signals.__members__]

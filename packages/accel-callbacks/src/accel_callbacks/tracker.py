@@ -35,8 +35,9 @@ class TrackerCallback(TrainerCallback):
     `TrainingStatisticsCallback`. Only the main process has a tracker. It is always finished, also after an
     exception, and opened again by `evaluate`. The process group stays.
 
-    A run is named by `trainer.run_id`. A resumed run continues the same run of tensorboard, mlflow, trackio
-    and wandb. Other trackers get a new run on the same axis, unless `init_kwargs` let them continue one.
+    A run is named by `trainer.run_id`. A resumed run, or a later stage of a run, continues the same run of
+    tensorboard, mlflow, trackio and wandb. Other trackers get a new run on the same axis, unless
+    `init_kwargs` let them continue one.
     """
 
     order = 850
@@ -87,16 +88,18 @@ class TrackerCallback(TrainerCallback):
         self._num_processes = 1
         self._sums = (0.0, 0.0)
         """Total and count of the epoch's loss when it was sent last, on this process."""
-        self._rates: dict[str, float] = {}
+        self._rates: dict[str, float] | None = None
 
     def on_training_run_start(self, trainer: Trainer) -> None:
-        """Begin a new run of the tracker, unless a state is loaded afterwards."""
+        """Begin a new run of the tracker, unless a stage before or a state says where to continue."""
         self._sums = (0.0, 0.0)
-        self._rates = {}
+        self._rates = None
         self._num_processes = trainer.data_group.size
         self._num_records_sent = len(trainer.run_history.get_records())
-        self._is_continued = False
-        self._tracker_run_id = None
+        # A later stage continues what the stage before has sent.
+        self._is_continued = trainer.run_progress.stage > 1
+        if not self._is_continued:
+            self._tracker_run_id = None
 
     def on_evaluation_run_start(self, trainer: Trainer) -> None:
         """Send what is recorded from now on."""
@@ -115,9 +118,10 @@ class TrackerCallback(TrainerCallback):
 
     def on_optimizer_step_end(self, trainer: Trainer) -> None:
         """Send the running loss and the learning rates, if it is time."""
-        if self._rates:
+        # Empty if the optimizer has no rates: the loss is sent nevertheless.
+        if self._rates is not None:
             rates = self._rates
-            self._rates = {}
+            self._rates = None
             self._send(trainer, {"train_loss": self._running_loss(trainer), **rates})
 
     def on_training_run_epoch_end(self, trainer: Trainer) -> None:

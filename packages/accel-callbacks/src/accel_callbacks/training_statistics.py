@@ -47,7 +47,7 @@ class TrainingStatisticsCallback(TrainerCallback):
 
     def on_training_run_start(self, trainer: Trainer) -> None:
         """Begin to count."""
-        self._kept: dict[str, Any] = {}
+        self._kept: dict[str, Any] | None = None
         self._began = None
         self._begin_period(trainer)
 
@@ -70,8 +70,10 @@ class TrainingStatisticsCallback(TrainerCallback):
         self._samples += position - self._position
         self._position = position
         self._updates += 1
-        if self._kept:
-            self._record(trainer)
+        # Empty if the optimizer has no rates: the speed is recorded nevertheless.
+        if self._kept is not None:
+            self._record(trainer, self._kept)
+            self._kept = None
 
     def on_train_epoch_end(self, trainer: Trainer) -> None:
         """Stop the clock."""
@@ -92,11 +94,10 @@ class TrainingStatisticsCallback(TrainerCallback):
             self._seconds += perf_counter() - self._began
             self._began = perf_counter()
 
-    def _record(self, trainer: Trainer) -> None:
-        """Record what was kept, and the speed since the previous record. Every process takes part."""
+    def _record(self, trainer: Trainer, kept: dict[str, Any]) -> None:
+        """Record what was `kept`, and the speed since the previous record. Every process takes part."""
         # Reading the norm waits for the device, so that the clock is read when the work is done.
-        values = {name: float(value) for name, value in self._kept.items()}
-        self._kept = {}
+        values = {name: float(value) for name, value in kept.items()}
         self._stop_clock()
         own_waited = _seconds_waited(trainer) - self._waited_before
         seconds, waited = sum_over_processes([self._seconds, own_waited], trainer.device)
@@ -126,11 +127,15 @@ def _seconds_waited(trainer: Trainer) -> float:
 
 
 def learning_rates(optimizer: Any) -> dict[str, float]:
-    """Return the rates of an optimizer by name, as `TrainingStatisticsCallback` records them."""
-    first, *others = (float(group["lr"]) for group in optimizer.param_groups)
-    rates = {"learning_rate": first}
+    """Return the rates of an optimizer by name, as `TrainingStatisticsCallback` records them.
+
+    A group without one, whose optimizer chooses it at each update as Adafactor does, is left out.
+    """
+    given = [group.get("lr") for group in optimizer.param_groups]
+    first, *others = (None if rate is None else float(rate) for rate in given)
+    rates = {} if first is None else {"learning_rate": first}
     for number, rate in enumerate(others, start=1):
-        if rate != first:
+        if rate is not None and rate != first:
             rates[f"learning_rate_{optimizer.param_groups[number].get('name', number)}"] = rate
     return rates
 

@@ -41,9 +41,9 @@ class UnfreezeCallback(TrainerCallback):
     which a scheduler acts from the beginning of the run.
 
     Parts that the schedule does not name stay as they are, as do adapters on a frozen base. A part that is
-    named twice is trained from the first of its epochs on. Each call of `train` begins with all parts
-    frozen; a resumed run goes on with those that were unfrozen. On several processes the model is wrapped
-    again, so that the gradients of what is unfrozen are synchronised.
+    named twice is trained from the first of its epochs on. Each run begins with all parts frozen; a later
+    stage of it (`reset_run_history=False`) and a resumed run go on with those that were unfrozen. On several
+    processes the model is wrapped again, so that the gradients of what is unfrozen are synchronised.
     """
 
     order = -50
@@ -98,7 +98,7 @@ class UnfreezeCallback(TrainerCallback):
                 _give_to_optimizer(trainer.optimizer, parameters, lr, names)
 
     def on_training_run_start(self, trainer: Trainer) -> None:
-        """Freeze again, also in a second run."""
+        """Freeze again, also in a second run; a later stage unfreezes when its first epoch begins."""
         # The model is prepared only once, so `on_prepare_start` fires only before the first run.
         self._freeze(self._freezer_of(trainer))
 

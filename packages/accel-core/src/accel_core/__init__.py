@@ -21,5 +21,7 @@ from .run.run_config import TrainerRunConfig as TrainerRunConfig
 from .run.run_history import InMemoryRunHistory as InMemoryRunHistory
 from .run.run_history import RunHistory as RunHistory
 from .run.run_progress import RunProgress as RunProgress
-from .state.checkpoint import latest_checkpoint as latest_checkpoint
+from .state.folder import best_checkpoint as best_checkpoint
+from .state.folder import latest_checkpoint as latest_checkpoint
+from .state.verifying import verify_checkpoint as verify_checkpoint
 from .trainer import Trainer as Trainer

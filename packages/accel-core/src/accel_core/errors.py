@@ -10,12 +10,21 @@ class AccelError(Exception):
     """Base of the errors that accel raises itself."""
 
 
+# Also the built-in error for it, so that callers can catch it without importing accel.
 class ConfigurationError(AccelError, ValueError):
     """A mistake of the caller: the message has the value, what was expected and what to do."""
 
 
 class CheckpointError(AccelError, RuntimeError):
     """A checkpoint that cannot be written or read: the message names the file and what to do."""
+
+
+class DamagedError(CheckpointError):
+    """What was written once is no longer what was written: the content of a file does not match."""
+
+
+class OtherRunError(CheckpointError):
+    """What stands in a folder is of another run, or of a future that this run has given up. Waiting mends nothing."""
 
 
 class NotFiniteError(CheckpointError):
@@ -26,6 +35,7 @@ class AccelWarning(UserWarning):
     """Something that the user should change, though training goes on."""
 
 
+# A SystemExit, so that an `except Exception` of a script does not swallow the signal.
 class RunInterrupted(SystemExit):
     """Raised by `train` after a signal: the update was finished, the state saved, everything closed.
 
@@ -34,6 +44,7 @@ class RunInterrupted(SystemExit):
     """
 
     def __init__(self, signal_number: int, checkpoint: Path | None) -> None:
+        # The exit status, which `accelerate launch` and job schedulers read.
         super().__init__(128 + signal_number)
         self.signal_number = signal_number
         self.checkpoint = checkpoint

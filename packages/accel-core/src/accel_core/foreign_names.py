@@ -1,4 +1,7 @@
-"""Names that other libraries call, and what to use here: a class written for them would be silently ignored."""
+"""Names that other libraries call, and what to use here.
+
+Without these a class that was written for another library would be ignored silently.
+"""
 
 from __future__ import annotations
 
@@ -50,6 +53,7 @@ FOREIGN_METHODS = {
 def check_trainer_class(trainer_class: type) -> None:
     """Raise if a subclass of `Trainer` has a method that another library calls and this one does not."""
     for name, here in FOREIGN_METHODS.items():
+        # Not only in the class itself: a mixin may bring the method.
         if hasattr(trainer_class, name):
             raise ConfigurationError(
                 f"{trainer_class.__name__}.{name} is a method that pytorch-accelerated calls, but accel "

@@ -1,4 +1,4 @@
-"""Text."""
+"""Helpers for messages: suggest a name, preview a value, end a sentence."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ import torch
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """A sentence that names the likeliest of `known`, or nothing."""
+    """Return a sentence that names the likeliest of `known`, or an empty string."""
+    # Below a likeness of 0.5, from 0 to 1, a suggestion is rarely what was meant.
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f" Did you mean {close[0]!r}?" if close else ""
 
 
 def preview(value: Any) -> str:
-    """What `value` looks like, on one line and not too long."""
+    """Return what `value` looks like, on one line of at most 120 characters."""
+    # The numbers of a tensor say less about a mistake than its shape.
     if isinstance(value, torch.Tensor) and value.numel() > 1:
         return f"a tensor of shape {tuple(value.shape)} and {value.dtype}"
     text = f"the class {value.__name__}" if isinstance(value, type) else " ".join(repr(value).split())
@@ -24,5 +26,6 @@ def preview(value: Any) -> str:
 
 
 def with_full_stop(error: Exception) -> str:
-    """What `error` says, ended by one full stop."""
+    """Return the message of `error`, ended by one full stop."""
+    # Other libraries end their messages with a full stop, or without one.
     return f"{str(error).rstrip('. ')}."

@@ -2,17 +2,17 @@
 
     train                        check, build and prepare, resume, then
       run_training               for each epoch: run_train_epoch, run_eval_epoch
-        run_train_epoch          for each group of batches of one update: run_train_step for each, then run_update
+        run_train_epoch          for each update: run_train_step for each batch of its group, run_update
           run_train_step         forward and backward; no synchronisation before the last step of the group
           run_update             clip, optimizer, scheduler, zero the gradients, count
         run_eval_epoch           exact on any number of processes
     evaluate, predict
 
-A *step* is forward and backward of one batch on one process. An *update* is one step of the optimizer, made of up to
-`gradient_accumulation_steps` steps on every process. Everything that counts or limits counts updates.
+A *step* is forward and backward of one batch on one process. An *update* changes the parameters once, after
+up to `gradient_accumulation_steps` steps on each process. Everything that counts or limits counts updates.
 
-What is not the loop is called in one line and lives in a room of its own: `run` (what a call asked for and where it
-stands), `data`, `engines`, `state`, `callbacks`, `processes`.
+What is not the loop is called in one line and lives in a room of its own: `run` (what a call asked for and
+where it stands), `data`, `engines`, `state`, `callbacks`, `processes`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +39,9 @@ from .engines.weights import preserving_buffers_and_rng
 from .errors import AccelWarning, ConfigurationError, RunInterrupted
 from .foreign_names import check_trainer_class
 from .processes.agreement import Agreement
-from .processes.collectives import gather_tensor, run_on_main
+from .processes.collectives import gather_tensor
 from .processes.group import DataGroup, data_group
-from .run import preparing, saved_state
+from .run import loaders, preparing, saved_state, trained_state
 from .run.batch_output import call_loss, num_samples_in, unpack_batch
 from .run.description import describe_run
 from .run.evaluation_kind import EvaluationKind
@@ -53,21 +53,21 @@ from .run.run_config import TrainerRunConfig, plan_run
 from .run.run_history import InMemoryRunHistory, RunHistory
 from .run.run_progress import RunProgress
 from .run.scheduling import build_scheduler
-from .run.train_arguments import TrainArguments, check_evaluation_arguments
-from .run.update_groups import Step, UpdateGroup, eval_steps, items_of, update_groups
-from .state.checkpoint import open_training_state
+from .run.stages import choose_start, skip_stage
+from .run.train_arguments import EvaluationArguments, TrainArguments
+from .run.update_groups import Step, UpdateGroup, items_of, update_groups
 from .state.random import preserving_random_state
 
 
 class Trainer:
-    """A training loop around a model, a loss function and an optimizer, customised by overriding and by callbacks."""
+    """Trains and evaluates a model in a loop that you customise by overriding and by callbacks."""
 
     data_seed: int
     """Seed of the data order of the current or latest run."""
     prediction_padding: float | None = None
-    """Fills up the dimensions in which the outputs of `predict` differ between batches; None refuses such outputs."""
+    """Fills up dimensions in which the outputs of `predict` differ between batches; None raises an error."""
     trust_engine_files: bool = False
-    """Allow loading the sharded states of FSDP and DeepSpeed, which those libraries unpickle: code in them would run."""
+    """Allows loading sharded states of FSDP and DeepSpeed, which those unpickle: code in them would run."""
 
     def __init__(
         self,
@@ -83,13 +83,13 @@ class Trainer:
         """Hold the parts; nothing is placed, wrapped or seeded before the first run.
 
         Args:
-            loss_func: from the model's outputs and the targets to the mean loss of the batch, a scalar; None if
-                `calculate_train_batch_loss` is overridden.
+            loss_func: takes the model's outputs and the targets, and returns the mean loss of the batch, a
+                scalar; None if `calculate_train_batch_loss` is overridden.
             optimizer: over the parameters of `model`; None is enough to evaluate.
             callbacks: instances, or classes that need no arguments.
-            accelerator: your own, for mixed precision, FSDP, DeepSpeed or trackers; else `create_accelerator` makes one.
-            seed: of the order of the data, and of all random numbers from the first run on. None takes the order's
-                seed from `torch.initial_seed()` and seeds nothing.
+            accelerator: your own, for mixed precision, FSDP, DeepSpeed or trackers; see `create_accelerator`.
+            seed: decides the order of the data, and all random numbers from the first run on. None takes the
+                seed of the order from `torch.initial_seed()` and seeds nothing.
 
         Raises:
             ConfigurationError: an argument cannot be used.
@@ -98,7 +98,7 @@ class Trainer:
         checks.check_parts(model, loss_func, optimizer)
         checks.check_instance("run_history", run_history, RunHistory)
         checks.check_instance("accelerator", accelerator, Accelerator)
-        cpu = torch.device("cpu")
+        cpu = torch.device("cpu")  # The real device could touch CUDA before a notebook launches processes.
         self.model = model
         self.loss_func = loss_func
         self.optimizer = optimizer
@@ -113,7 +113,7 @@ class Trainer:
         self.eval_dataloader: ShardedDataLoader | None = None
         self.seed = checks.check_seed(seed)
         self.is_seeded = False
-        """`seed` has seeded this process, which happens once."""
+        """Whether `seed` has seeded this process, which happens once."""
         self.run_id: str | None = None
         """Names the run in its checkpoints; a resumed run keeps it."""
         self.last_checkpoint: Path | None = None
@@ -125,7 +125,7 @@ class Trainer:
         self._accelerator = accelerator
         self._engine: Engine | None = None
         self._run: Run | None = None
-        """The run that goes on."""
+        """The run that goes on; None between runs."""
         self._training_run: Run | None = None
         """The latest training run, whose state may be saved afterwards too."""
         self.callbacks = CallbackList(callbacks, self)
@@ -137,23 +137,23 @@ class Trainer:
         """Run epochs until the run is done or all processes stop."""
         run, _ = require_training(self._run, "run_training")
         progress = self.run_progress
-        self.agreement.collect(blocking=True)
+        self.agreement.collect(blocking=True)  # A callback may have asked to stop at the start.
         if run.resume_point is not None and run.is_finished(progress):
             updates = progress.updates_completed
             self.print(
                 f"The run in {run.resume_point.folder} is finished after {updates} updates: nothing to do."
             )
-        if self._is_done(run):
+        if self._is_done(run):  # The state of the finished run is still restored in full.
             saved_state.restore_resume_point(self, run)
         if not run.has_reached_limit(progress):
             progress.reopen_epoch()
         while not self._is_done(run):
-            if not progress.updates_completed_in_epoch:
+            if not progress.updates_completed_in_epoch:  # The state is from between two epochs.
                 saved_state.restore_resume_point(self, run)
             if not progress.train_epoch_completed:
                 self.run_train_epoch()
-            saved_state.restore_resume_point(self, run)
-            if run.phase is Phase.CUT_SHORT or self.agreement.signal_number:
+            saved_state.restore_resume_point(self, run)  # The state is from before its evaluation.
+            if run.phase is Phase.CUT_SHORT or self.agreement.signal_number:  # A signal leaves no time.
                 break
             if self.eval_dataloader is not None and not progress.eval_epoch_completed:
                 self.run_eval_epoch(self.eval_dataloader)
@@ -169,7 +169,7 @@ class Trainer:
         self._start_train_epoch(run, loader)
         self.train_epoch_start()
         self.callbacks.on_train_epoch_start(self)
-        saved_state.restore_resume_point(self, run)
+        saved_state.restore_resume_point(self, run)  # After the events, in which callbacks reset themselves.
         run.lacks_batches = loader.may_lack_batches
         for group in update_groups(loader, self.run_config.gradient_accumulation_steps):
             progress.epoch_cut_by_limit = run.has_reached_limit(progress)
@@ -179,7 +179,7 @@ class Trainer:
                 run.phase = Phase.CUT_SHORT
                 break
             if run.may_wrap_anew:
-                self.model = run.engine.model_to_train()
+                self.model = run.engine.model_to_train()  # A callback may have frozen or unfrozen parameters.
             run.phase = Phase.IN_STEPS
             if run.counts_before_forward:
                 group.count_before_forward(self.count_items, run.engine.group.size, self.device)
@@ -187,7 +187,7 @@ class Trainer:
                 self.run_train_step(step, group)
             run.phase = Phase.IN_UPDATE
             self.run_update(group)
-        self.agreement.collect(blocking=True)
+        self.agreement.collect(blocking=True)  # Whether to evaluate has to be decided alike.
         if run.phase is not Phase.CUT_SHORT:
             record_losses(self.run_history, EvaluationKind("train"), self.train_loss, run.train_logs)
             progress.train_epoch_completed = True
@@ -197,43 +197,50 @@ class Trainer:
     def run_train_step(self, step: Step, group: UpdateGroup) -> None:
         """Make the forward and the backward pass of one batch."""
         run = self._run or outside_run("run_train_step")
+        run.step = step
+        if run.stepped:
+            run.clear_stepped()
         if step.is_padding:
             self._run_padding_step(run, step, group)
             return
         self.callbacks.on_train_step_start(self, batch=step.batch)
-        with run.engine.synchronize(self.model, step.is_last):
+        with run.engine.synchronize(self.model, step.is_last):  # DDP reduces in the last step of the group.
             output = self.calculate_train_batch_loss(step.batch)
             if "calculate_train_batch_loss" in run.unchecked_steps:
                 run.check_first_output(output, "calculate_train_batch_loss", self.run_progress)
             loss, num_items = output["loss"], items_of(output)
             weight = group.weigh(step, output, num_items)
             self.backward_step(loss if weight is None else loss * weight)
-        self.train_loss.update(loss, num_items)
+        self.train_loss.update(loss, num_items)  # The mean itself: accumulation does not shrink it.
         if "log" in output:
             run.train_logs.update(output["log"], num_items)
-        number = self.run_progress.steps_completed_in_epoch + group.steps_completed - 1
+        number = self.run_progress.steps_completed_in_epoch + group.steps_completed - 1  # From 0.
         self.callbacks.on_train_step_end(self, batch=step.batch, batch_output=output, step=number)
 
     def run_update(self, group: UpdateGroup) -> None:
         """Change the parameters by the gradients of `group`, and count it."""
         run = self._run or outside_run("run_update")
+        if run.may_wrap_anew:
+            run.engine.average_beside()  # Backward averages the parameters of the model alone.
         scale = None if group.needs_no_weight else run.item_totals.gradient_scale(group, self.device)
         if scale is not None:
             run.engine.scale_gradients(self.model, scale)
         self.callbacks.on_optimizer_step_start(self)
-        self.clip_gradients()
-        run.rollback = None
+        self.clip_gradients()  # Once an update: clipping each step would clip partial sums.
+        run.rollback = None  # Parameters change from here on, and they are not put back.
         self.optimizer_step()
         was_skipped = run.engine.may_skip_updates and bool(self.accelerator.optimizer_step_was_skipped)
-        if run.schedule.after_update and not was_skipped:
+        if run.schedule.after_update and not was_skipped:  # A float16 scaler skips gradients that overflow.
             self.scheduler_step()
         self.optimizer_zero_grad()
-        run.phase = Phase.BETWEEN_UPDATES
+        run.phase = Phase.BETWEEN_UPDATES  # From here on the state may be saved.
+        if not (run.are_weights_compared or was_skipped):
+            trained_state.compare_weights_once(run)
         self.run_progress.complete_update(group.steps_completed, group.samples_read, was_skipped)
         self.run_history.current_update = self.run_progress.updates_completed
-        self.agreement.collect()
+        self.agreement.collect()  # The message of the update before, so nobody waits for it.
         self.callbacks.on_optimizer_step_end(self)
-        self.agreement.launch()
+        self.agreement.launch()  # After the event, so that it carries what callbacks flag there.
 
     def run_eval_epoch(
         self,
@@ -246,8 +253,8 @@ class Trainer:
     ) -> None:
         """Evaluate on `dataset`, or on the evaluation data of the run. Every process takes part.
 
-        Sums are kept by process and added once at the end, so that no sample counts twice and none is left out. In
-        the middle of an epoch the random state is put back.
+        Sums are kept by process and added once at the end, so that no sample counts twice and none is left
+        out. In the middle of an epoch the random state is put back.
 
         Args:
             dataset: data or a ready loader, as for a single process; the trainer shards it.
@@ -258,18 +265,18 @@ class Trainer:
         """
         run = self._run or outside_run("run_eval_epoch")
         if dataloader is not None:
-            message = "run_eval_epoch was called with dataloader, which is called dataset now. Pass dataset=... instead."
-            warnings.warn(message, AccelWarning, stacklevel=2)
+            message = "run_eval_epoch was called with dataloader, which is called dataset now. "
+            warnings.warn(f"{message}Pass dataset=... instead.", AccelWarning, stacklevel=2)
             dataset = dataloader
         kind = EvaluationKind(metric_prefix, is_intermediate)
         logs = MeanTrackers(self.device)
         preserving = preserving_random_state(self.device) if is_intermediate else contextlib.nullcontext()
         event: dict[str, Any] = {"is_intermediate": is_intermediate, "metric_prefix": metric_prefix}
-        with preparing.standing_in(self, model), preparing.loader_to_evaluate(self, run, dataset) as loader:
+        with preparing.standing_in(self, model), loaders.loader_to_evaluate(self, run, dataset) as loader:
             with preserving, preparing.evaluating(self, run):
                 self.eval_epoch_start()
                 self.callbacks.on_eval_epoch_start(self, **event)
-                for step in self._eval_steps(run, loader, is_intermediate):
+                for step in run.eval_steps(loader, is_intermediate):
                     self.run_eval_step(step, logs)
             record_losses(self.run_history, kind, self.eval_loss, logs)
             self.run_progress.eval_epoch_completed |= kind.completes_epoch
@@ -281,7 +288,7 @@ class Trainer:
         """Make the forward pass of one batch; what a padding step computes is thrown away."""
         run = self._run or outside_run("run_eval_step")
         if step.is_padding:
-            if run.engine.has_collective_forward:
+            if run.engine.has_collective_forward:  # The other processes would wait for this one.
                 self.calculate_eval_batch_loss(step.batch)
             return
         self.callbacks.on_eval_step_start(self, batch=step.batch)
@@ -296,22 +303,22 @@ class Trainer:
     def _start_train_epoch(self, run: Run, loader: ShardedDataLoader) -> None:
         """Go to the position in the data where the epoch begins, or goes on."""
         progress = self.run_progress
-        if progress.updates_completed_in_epoch == 0:
+        if progress.updates_completed_in_epoch == 0:  # An epoch that is resumed goes on with its sums.
             self.train_loss.reset()
             run.train_logs = MeanTrackers(self.device)
         self.run_history.current_epoch = progress.current_epoch
-        loader.begin_epoch(progress.epochs_completed, progress.samples_completed_in_epoch, loader.max_steps)
+        loader.begin_epoch(progress.order_epoch, progress.samples_completed_in_epoch, loader.max_steps)
 
     def _complete_epoch(self, run: Run) -> None:
         """Count the epoch if the data is through; a run may have reached its limit before."""
         self.run_progress.run_completed = self.run_progress.epoch_cut_by_limit
-        if not self.run_progress.epoch_cut_by_limit:
+        if not self.run_progress.epoch_cut_by_limit:  # A higher limit lets a resumed run go on in it.
             if run.schedule.after_epoch:
                 self.scheduler_step()
             self.run_progress.complete_epoch()
         self.training_run_epoch_end()
         self.callbacks.on_training_run_epoch_end(self)
-        self.agreement.collect(blocking=True)
+        self.agreement.collect(blocking=True)  # A stop asked for in the event holds before the next epoch.
 
     def _run_padding_step(self, run: Run, step: Step, group: UpdateGroup) -> None:
         """Take part in the communication of a step without samples: a batch is repeated with weight zero."""
@@ -320,25 +327,14 @@ class Trainer:
             group.steps_completed += 1
             self.backward_step(self.calculate_train_batch_loss(step.batch)["loss"] * 0.0)
 
-    def _eval_steps(
-        self, run: Run, loader: ShardedDataLoader, is_intermediate: bool = False
-    ) -> Iterator[Step]:
-        """Return the steps of an evaluation; padding only for engines whose forward needs every process."""
-        loader.begin_epoch(
-            0, max_steps=loader.max_intermediate_steps if is_intermediate else loader.max_steps
-        )
-        run.phase = Phase.EVALUATING
-        run.lacks_batches = loader.may_lack_batches
-        return eval_steps(loader, keep_padding=run.engine.has_collective_forward)
-
     # ------------------------------------------------------------------ what you may override
 
     def calculate_train_batch_loss(self, batch: Any) -> dict[str, Any]:
         """Return `loss` (mean over the batch), `model_outputs` and `batch_size` of a batch.
 
         The batch is `(inputs, targets)` unless this is overridden. Further keys travel to the callbacks.
-        `num_items_in_batch` says that the loss is the mean over that many items, such as tokens. `log`, a dictionary of
-        scalars, is averaged and recorded as `train_<name>_epoch`.
+        `num_items_in_batch` says that the loss is the mean over that many items, such as tokens. `log`, a
+        dictionary of scalars, is averaged and recorded as `train_<name>_epoch`.
         """
         inputs, targets = unpack_batch(batch)
         outputs = self.model(inputs)
@@ -346,13 +342,13 @@ class Trainer:
         return {"loss": loss, "model_outputs": outputs, "batch_size": num_samples_in(inputs)}
 
     def calculate_eval_batch_loss(self, batch: Any) -> dict[str, Any]:
-        """Return the same as `calculate_train_batch_loss`, without gradients; by default by the same computation."""
-        return Trainer.calculate_train_batch_loss(self, batch)
+        """Return the same as `calculate_train_batch_loss`, by default computed alike; without gradients."""
+        return Trainer.calculate_train_batch_loss(self, batch)  # An override of it is for training alone.
 
     def calculate_predictions(self, batch: Any) -> Any:
         """Return the outputs for a batch.
 
-        By default those of the model, for the first element of a tuple, or for the batch itself.
+        The default calls the model with the first element of a tuple, or with the batch itself.
         """
         return self.model(batch[0] if isinstance(batch, (tuple, list)) else batch)
 
@@ -371,18 +367,32 @@ class Trainer:
     def clip_gradients(self) -> None:
         """Clip the gradients of the update, by value and by norm, as `train` was told."""
         run = self._run or outside_run("clip_gradients")
-        if self.run_config.gradient_clip_value is not None:
-            self.accelerator.clip_grad_value_(self.model.parameters(), self.run_config.gradient_clip_value)
-        if self.run_config.gradient_clip_norm is not None:
-            run.engine.clip_norm(self.model.parameters(), self.run_config.gradient_clip_norm)
+        value, norm = self.run_config.gradient_clip_value, self.run_config.gradient_clip_norm
+        if value is not None or norm is not None:
+            run.engine.clip_gradients(self.model, value, norm)
 
     def optimizer_step(self) -> None:
         """Change the parameters."""
         run = self._run or outside_run("optimizer_step")
         run.engine.optimizer.step()
 
+    def step_optimizer(
+        self,
+        optimizer: Any,
+        gradient_clip_norm: float | None = None,
+        gradient_clip_value: float | None = None,
+    ) -> None:
+        """Step a further optimizer among the attributes of the trainer. Every process takes part.
+
+        Averages its gradients over the processes, by samples inside a step; unscales those of float16; clips
+        as `train` does; steps it, and the scheduler among the attributes whose `optimizer` it is; clears its
+        gradients, and what the loss of the same step adds to them afterwards.
+        """
+        run = self._run or outside_run("step_optimizer")
+        run.step_optimizer(optimizer, gradient_clip_norm, gradient_clip_value)
+
     def scheduler_step(self) -> None:
-        """Step the scheduler: after an update, or after an epoch, as `train` was told. One that needs a metric gets it."""
+        """Step the scheduler after an update or an epoch, as `train` was told, with the metric it needs."""
         run = self._run or outside_run("scheduler_step")
         if self.scheduler is None:
             return
@@ -415,8 +425,8 @@ class Trainer:
         """Act when an evaluation ends; does nothing.
 
         What is recorded here is named like the metrics of callbacks: `accuracy` in a training run,
-        `intermediate_accuracy` in mid-epoch, `ema_model_accuracy` for averaged weights, `evaluation_accuracy` by
-        `evaluate`.
+        `intermediate_accuracy` in mid-epoch, `ema_model_accuracy` for averaged weights, `evaluation_accuracy`
+        by `evaluate`.
         """
 
     def training_run_epoch_end(self) -> None:
@@ -438,29 +448,29 @@ class Trainer:
         return Accelerator()
 
     def prepare(self) -> None:
-        """Place and wrap `self.model` and `self.optimizer`. Override it to prepare more, and call `super().prepare()`."""
+        """Place and wrap `self.model` and `self.optimizer`; override it to prepare more, with `super()`."""
         self.model, self.optimizer = self.engine.prepare(self.model, self.optimizer)
 
     def get_default_train_dl_kwargs(self, batch_size: int) -> dict[str, Any]:
-        """Return the arguments of the training `DataLoader`; those of `train_dataloader_kwargs` win over them."""
+        """Return the defaults of the training `DataLoader`; `train_dataloader_kwargs` win over them."""
         return default_dataloader_kwargs(self.train_dataset, batch_size, True, self.accelerator)
 
     def get_default_eval_dl_kwargs(self, batch_size: int) -> dict[str, Any]:
-        """Return the arguments of the evaluation `DataLoader`; those of `eval_dataloader_kwargs` win over them."""
+        """Return the defaults of the evaluation `DataLoader`; `eval_dataloader_kwargs` win over them."""
         return default_dataloader_kwargs(self.eval_dataset, batch_size, False, self.accelerator)
 
     def create_train_dataloader(self, batch_size: int, train_dl_kwargs: dict[str, Any] | None = None) -> Any:
-        """Return a loader of `self.train_dataset` as for a single process; the trainer shards it afterwards."""
+        """Return a loader of `self.train_dataset` as for a single process; the trainer shards it."""
         defaults = self.get_default_train_dl_kwargs(batch_size)
         return create_dataloader(self.train_dataset, defaults, train_dl_kwargs, self.collate_fn)
 
     def create_eval_dataloader(self, batch_size: int, eval_dl_kwargs: dict[str, Any] | None = None) -> Any:
-        """Return a loader of `self.eval_dataset` as for a single process; the trainer shards it afterwards."""
+        """Return a loader of `self.eval_dataset` as for a single process; the trainer shards it."""
         defaults = self.get_default_eval_dl_kwargs(batch_size)
         return create_dataloader(self.eval_dataset, defaults, eval_dl_kwargs, self.collate_fn)
 
     def create_scheduler(self) -> Any:
-        """Return the scheduler of the run, or None; placeholders in `create_scheduler_fn` get their values."""
+        """Return the scheduler of the run or None; gives placeholders in `create_scheduler_fn` values."""
         run, _ = require_training(self._run, "create_scheduler")
         if self.create_scheduler_fn is None:
             return None
@@ -496,28 +506,33 @@ class Trainer:
         scheduler_step_every: str = "update",
         scheduler_metric: str = "eval_loss_epoch",
         seed_each_sample: bool = False,
+        data_is_sharded: bool = False,
     ) -> RunHistory:
         """Train until the first limit, an agreed stop or an error, and return the run history.
 
         Args:
             train_dataset: map-style or iterable data, or a ready `DataLoader`.
-            num_epochs: passes over the data; this or `max_num_train_steps` is needed, and the smaller ends the run.
+            num_epochs: passes over the data. This or `max_num_train_steps` is needed; the smaller wins.
             eval_dataset: evaluated after each epoch.
             per_device_batch_size: samples in a step of one process.
-            max_num_train_steps: limit in updates. On resuming, both limits are totals.
+            max_num_train_steps: limit in updates. Both limits count from the beginning of the call, in a
+                resumed run from that of the call that is resumed.
             gradient_accumulation_steps: steps of each process in an update.
             gradient_clip_value: largest absolute value of an element of a gradient.
-            create_scheduler_fn: from the optimizer to a scheduler; a partial may hold `TrainerPlaceholderValues`.
+            create_scheduler_fn: makes a scheduler of the optimizer; may hold `TrainerPlaceholderValues`.
             train_dataloader_kwargs: arguments of torch's `DataLoader`, which win over the defaults.
-            reset_run_history: begin with an empty history; a resumed run always keeps it.
-            resume_from: a folder of `save_training_state`; None starts afresh.
+            reset_run_history: begin a new run with an empty history. False goes on with the run before, if
+                there is one: history, epochs and updates count on, as its next stage. A resumed run keeps it.
+            resume_from: a folder of `save_training_state`; None starts afresh. If its state is of a later
+                stage, this call does nothing; if it is of an earlier one, the call begins its own.
             gradient_clip_norm: largest L2 norm of all gradients together.
             eval_per_device_batch_size: `per_device_batch_size` if None.
-            scheduler_step_every: `"update"` or `"epoch"`; one whose `step` needs a metric steps every epoch, and one
-                that has `step_epoch` too is stepped after every update, and by `step_epoch` after every epoch.
-            scheduler_metric: the metric of the run history for a scheduler that needs one at the end of an epoch.
-            seed_each_sample: seed python, numpy and torch for each sample from (seed, epoch, index); the samples of
-                every evaluation like those of the first epoch.
+            scheduler_step_every: `"update"` or `"epoch"`. A scheduler whose `step` needs a metric steps after
+                every epoch; one with `step_epoch` too steps after every update, and by it after every epoch.
+            scheduler_metric: the metric of the run history for a scheduler that needs one after an epoch.
+            seed_each_sample: seed python, numpy and torch for each sample from (seed, order epoch, index);
+                the samples of every evaluation like those of the first epoch.
+            data_is_sharded: each process brings its own share of the data, which is not shared out again.
 
         Raises:
             ConfigurationError: an argument cannot be used; nothing was changed.
@@ -533,22 +548,23 @@ class Trainer:
         # An engine that steps in backward has exchanged what the optimizer holds when it was prepared.
         if self.engine.prepared is None or not self.engine.steps_in_backward:
             checks.check_trainable(self.model, self.optimizer, vars(self))
-        # The main process's choice counts: disks of several machines may not show the same folder as the newest.
-        folder, state = run_on_main(
-            lambda: (resume_from, resume_from and open_training_state(resume_from)), self.is_main_process
-        )
-        with preparing.running(self, Run(self.engine, arguments)) as run:
+        start = choose_start(self, arguments)
+        if start.is_skipped:
+            skip_stage(self, arguments, start)
+            return self.run_history
+        with preparing.running(self, Run(self.engine, arguments, None, start.known_states)) as run:
             self._training_run = run
             self.train_dataset, self.eval_dataset, self.collate_fn = train_dataset, eval_dataset, collate_fn
             self.create_scheduler_fn = create_scheduler_fn
-            preparing.begin_training(self, run, arguments, state or None, Trainer)
+            preparing.begin_training(self, run, arguments, start.state, Trainer)
             self.training_run_start()
             self.callbacks.on_training_run_start(self)
-            if state:
-                saved_state.begin_resuming(self, run, arguments, Path(folder), state)
+            trained_state.find_made_at_start(run)
+            if start.folder is not None and start.state is not None:  # After the event that resets callbacks.
+                saved_state.begin_resuming(self, run, arguments, start.folder, start.state)
             self.run_training()
-        if self.agreement.signal_number:
-            raise RunInterrupted(self.agreement.signal_number, self.last_checkpoint)
+        if self.agreement.signal_received:  # Raised only now, when everything is closed.
+            raise RunInterrupted(self.agreement.signal_received, self.last_checkpoint)
         return self.run_history
 
     def evaluate(
@@ -557,26 +573,25 @@ class Trainer:
         per_device_batch_size: int = 8,
         dataloader_kwargs: dict[str, Any] | None = None,
         collate_fn: Callable[[list[Any]], Any] | None = None,
+        *,
+        data_is_sharded: bool = False,
     ) -> dict[str, float]:
         """Evaluate the model and return the metrics of this evaluation; they are added to the run history.
 
         Args:
             dataset: like that of `train`; None takes the evaluation data of the latest run.
+            data_is_sharded: each process brings its own share of the data.
         """
         self._check_can_run("evaluate", "calculate_eval_batch_loss")
         own_collate_fn = self.collate_fn if dataset is None and collate_fn is None else collate_fn
+        if dataset is None and self._training_run is not None and self._training_run.arguments is not None:
+            data_is_sharded |= self._training_run.arguments.data_is_sharded
         dataset = self.eval_dataset if dataset is None else dataset
-        check_evaluation_arguments(dataset, per_device_batch_size, dataloader_kwargs, collate_fn)
+        arguments = EvaluationArguments(
+            dataset, per_device_batch_size, dataloader_kwargs, collate_fn, data_is_sharded
+        )
         with preparing.running(self, Run(self.engine)) as run:
-            loader = preparing.begin_evaluation(
-                self,
-                run,
-                self._training_run,
-                dataset,
-                per_device_batch_size,
-                dataloader_kwargs,
-                own_collate_fn,
-            )
+            loader = preparing.begin_evaluation(self, run, self._training_run, arguments, own_collate_fn)
             num_records = len(self.run_history.get_records())
             self.evaluation_run_start()
             self.callbacks.on_evaluation_run_start(self)
@@ -592,30 +607,33 @@ class Trainer:
         per_device_batch_size: int = 8,
         dataloader_kwargs: dict[str, Any] | None = None,
         collate_fn: Callable[[list[Any]], Any] | None = None,
+        *,
+        data_is_sharded: bool = False,
     ) -> Any:
         """Return the outputs of `calculate_predictions` for the whole data set, on the CPU, on every process.
 
-        They are in the order of the data. The structure is that of one batch; tensors are joined on the first
-        dimension. A list of mappings or plain values has one item a sample, as detectors give them.
+        They are in the order of the data; with `data_is_sharded` those of the first process come first. The
+        structure is that of one batch; tensors are joined on the first dimension. A list of mappings or plain
+        values has one item a sample, as detectors give them.
         """
         self._check_can_run("predict")
-        check_evaluation_arguments(dataset, per_device_batch_size, dataloader_kwargs, collate_fn)
+        arguments = EvaluationArguments(
+            dataset, per_device_batch_size, dataloader_kwargs, collate_fn, data_is_sharded
+        )
         with preparing.running(self, Run(self.engine)) as run:
-            loader = preparing.begin_evaluation(
-                self, run, self._training_run, dataset, per_device_batch_size, dataloader_kwargs, collate_fn
-            )
+            loader = preparing.begin_evaluation(self, run, self._training_run, arguments, collate_fn)
             outputs = []
             with preparing.evaluating(self, run):
-                for step in self._eval_steps(run, loader):
+                for step in run.eval_steps(loader):
                     output = to_cpu(self.calculate_predictions(step.batch))
-                    if not step.is_padding:
+                    if not step.is_padding:  # A padding step is there for a forward that communicates.
                         outputs.append(output)
-            return join_over_processes(outputs, self.prediction_padding)
+            return join_over_processes(outputs, self.prediction_padding, by_process=data_is_sharded)
 
     def load_training_state(self, input_dir: str | Path) -> dict[str, Any]:
-        """Restore what `save_training_state` saved, and return its `checkpoint_kwargs`. Every process takes part.
+        """Restore what `save_training_state` saved; return its `checkpoint_kwargs`. Every process takes part.
 
-        To go on with a run use `train(..., resume_from=input_dir)`, which also finds the position in the data.
+        To go on with a run use `train(..., resume_from=input_dir)`, which finds the position in the data too.
         """
         self._check_can_run("load_training_state")
         with preparing.running(self, self._training_run or Run(self.engine)) as run:
@@ -633,8 +651,8 @@ class Trainer:
         """Ask all processes to stop at the next safe point, after the same update.
 
         Args:
-            reason: what `stop_reason` says on every process.
-            signal_number: of the signal behind it; `train` raises `RunInterrupted` once all is closed.
+            reason: what `stop_reason` is on every process.
+            signal_number: the signal behind it, if any; `train` raises `RunInterrupted` once all is closed.
         """
         if self._run is None:
             raise ConfigurationError(
@@ -644,13 +662,13 @@ class Trainer:
 
     @property
     def stop_reason(self) -> str | None:
-        """Why all processes stop, once they have agreed; None in a run that ends by its own limits."""
+        """Return why all processes stop, once they agree; None in a run that ends by its own limits."""
         return self.agreement.stop_reason
 
     def _is_done(self, run: Run) -> bool:
         return self.stop_reason is not None or run.is_finished(self.run_progress)
 
-    # ------------------------------------------------------------------ saving and loading: every process takes part
+    # --------------------------------------------------------- saving and loading: every process takes part
 
     def save_checkpoint(
         self,
@@ -661,89 +679,86 @@ class Trainer:
         *,
         model: torch.nn.Module | None = None,
     ) -> None:
-        """Export the model to one file, atomically: `.safetensors` has weights only, any other ending all you ask for.
+        """Export the model to one file, atomically: `.safetensors` has weights only, others all you ask for.
 
         The keys are `model_state_dict`, `optimizer_state_dict`, `scheduler_state_dict` and those of
-        `checkpoint_kwargs`. The main process writes. Raises `CheckpointError` if parameters are not finite: nothing has
-        changed then. The optimizer of an engine that shards (FSDP, DeepSpeed) is left out: it is in the training state.
+        `checkpoint_kwargs`. The main process writes. Raises `CheckpointError` if parameters are not finite:
+        nothing has changed then. An engine that shards (FSDP, DeepSpeed) leaves its optimizer out.
 
         Args:
             model: is exported in place of the trainer's, such as an average of its weights.
         """
         model = self.model if model is None else model
-        saved_state.save_export(
-            self, Path(save_path), checkpoint_kwargs, save_optimizer, save_scheduler, model
-        )
+        saved_state.save_export(self, save_path, checkpoint_kwargs, save_optimizer, save_scheduler, model)
 
     def load_checkpoint(
         self, checkpoint_path: str | Path, load_optimizer: bool = True, load_scheduler: bool = True
     ) -> dict[str, Any]:
         """Load an export, and return what is in it. The main process reads."""
-        return saved_state.load_export(self, Path(checkpoint_path), load_optimizer, load_scheduler)
+        return saved_state.load_export(self, checkpoint_path, load_optimizer, load_scheduler)
 
     def create_model_state(self, model: torch.nn.Module) -> dict[str, Any]:
-        """Return what exports and training states hold of the unwrapped model: `state_dict()`, or a part that is enough."""
+        """Return what exports and states hold of the unwrapped model: its `state_dict()`, or enough of it."""
         return model.state_dict()
 
     def load_model_state(self, model: torch.nn.Module, state: dict[str, Any]) -> None:
-        """Load what `create_model_state` returned; raise `RuntimeError` or `KeyError` if it is of another model."""
+        """Load what `create_model_state` returned; raise `RuntimeError` or `KeyError` for another model's."""
         model.load_state_dict(state)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return plain values of your own subclass that have to survive with the training state, by process."""
+        """Return plain values of your own subclass to save with the training state, for each process."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what `state_dict` returned; called like that of a callback."""
+        """Go on from what `state_dict` returned; called twice, like that of a callback."""
 
     def save_training_state(
         self, output_dir: str | Path, checkpoint_kwargs: dict[str, Any] | None = None
     ) -> None:
         """Save all that resuming needs as the folder `output_dir`, complete or not at all.
 
-        Between updates only. Does nothing if the state of this very update and epoch stands there already.
+        Call it between updates. It does nothing if the state of this very update and epoch stands there.
 
         Args:
             checkpoint_kwargs: plain values of your own, which `load_training_state` returns.
 
         Raises:
-            CheckpointError: it could not be written, or parameters are not finite; what was there is untouched.
+            CheckpointError: it could not be written, or parameters are not finite; what was there stays.
         """
         run = self._training_run
         checks.check_can_save(run is not None, run is not None and run.is_in_update)
-        saved_state.save_run(
-            self, run or outside_run("save_training_state"), Path(output_dir).absolute(), checkpoint_kwargs
-        )
+        run = run or outside_run("save_training_state")
+        saved_state.save_run(self, run, output_dir, checkpoint_kwargs)
 
     # ------------------------------------------------------------------ processes
 
-    @functools.cached_property
+    @functools.cached_property  # Each run assigns a value; reading it before the first one raises.
     def run_config(self) -> TrainerRunConfig:
-        """The numbers of the current or latest run, which sets them."""
+        """Return the numbers of the current or latest run, which sets them."""
         raise AttributeError("run_config is known from the first run on. Call train or evaluate before.")
 
     @property
     def accelerator(self) -> Accelerator:
-        """The accelerator, made when it is first asked for."""
+        """Return the accelerator, which is made when it is first asked for."""
         if self._accelerator is None:
             self._accelerator = self.create_accelerator()
         return self._accelerator
 
     @property
     def engine(self) -> Engine:
-        """What runs the steps: a single process, DDP, FSDP, DeepSpeed; chosen when it is first asked for."""
+        """Return what runs the steps (one process, DDP, FSDP, DeepSpeed), chosen when first asked for."""
         if self._engine is None:
             self._engine = choose_engine(self.accelerator, data_group(self.accelerator))
         return self._engine
 
     @property
     def data_group(self) -> DataGroup:
-        """How many processes share the data, and which of them this is."""
+        """Return how many processes share the data, and which of them this is."""
         return self.engine.group
 
     @property
     def device(self) -> torch.device:
-        """Where this process computes."""
+        """Return where this process computes."""
         return self.accelerator.device  # type: ignore[no-any-return]
 
     @property
@@ -757,9 +772,9 @@ class Trainer:
             print(*args, **kwargs)  # noqa: T201
 
     def gather(self, tensor: torch.Tensor, padding_value: float | None = None) -> torch.Tensor:
-        """Join the tensors of all processes on the first dimension, which may differ. Every process takes part.
+        """Join the tensors of all processes on the first dimension, which may differ. All take part.
 
-        Inside a step it raises `ConfigurationError` if a process may have no batch there: it would never answer.
+        Inside a step it raises `ConfigurationError` if a process may have no batch there, and never answer.
 
         Args:
             padding_value: fills up other dimensions where they differ.
@@ -770,10 +785,11 @@ class Trainer:
 
     def get_model(self, keep_torch_compile: bool = True) -> torch.nn.Module:
         """Return the model without what was wrapped around it."""
-        return self.accelerator.unwrap_model(self.model, keep_torch_compile=keep_torch_compile)  # type: ignore[no-any-return]
+        unwrap = self.accelerator.unwrap_model
+        return unwrap(self.model, keep_torch_compile=keep_torch_compile)  # type: ignore[no-any-return]
 
     def describe(self) -> str:
-        """Return what will happen, or happened last: data, updates, precision, processes, callbacks in order."""
+        """Return what will happen or has happened: data, updates, precision, processes, callbacks."""
         datasets = {"train_dataset": self.train_dataset, "eval_dataset": self.eval_dataset}
         config = None if self._training_run is None else self.run_config
         return describe_run(

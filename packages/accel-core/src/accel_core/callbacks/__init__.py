@@ -1,1 +1,1 @@
-"""What reacts to the events of a run: the base class, the list of a trainer, and the few callbacks of the core."""
+"""Callbacks, which react to the events of a run: their base class, their list, and those of the core."""

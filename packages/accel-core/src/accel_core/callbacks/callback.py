@@ -19,9 +19,12 @@
             training and evaluation are done       on_training_run_epoch_end
         normal end or agreed stop                  on_training_run_end
         any exception                              on_exception
+        a training state is complete               on_checkpoint_saved
+        a training state is restored               on_checkpoint_loaded
         always, last                               on_run_close
     evaluate(...)                                  on_prepare_start, on_evaluation_run_start, the events of an
                                                    evaluation, on_evaluation_run_end, on_run_close
+    predict(...)                                   on_prepare_start, on_run_close
 
 All events fire on all processes. A method of the trainer of the same name (`train_epoch_start`) runs before
 the event.
@@ -33,6 +36,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
+    # The only arrow that runs upward, for types: an import at run time would be a circle.
     from ..trainer import Trainer
 
 
@@ -44,34 +48,37 @@ class TrainerCallback:
     """
 
     order: ClassVar[int] = 0
-    """Callbacks are called in the order in which they are listed, sorted by this number: those that save have a high one,
-    so that what they save holds what the others did."""
+    """Callbacks are called by this number, and those with the same number as they are listed.
+
+    Those that save have a high one, so that what they save holds what the others did.
+    """
 
     def on_init_end(self, trainer: Trainer) -> None:
-        """At the end of `Trainer.__init__`."""
+        """React to the end of `Trainer.__init__`; nothing is placed or wrapped yet."""
 
     def on_prepare_start(self, trainer: Trainer) -> None:
-        """Last chance to change the module: the accelerator exists, but model, optimizer and data are the user's own.
+        """Change the module for the last time: model, optimizer and data are still the user's own.
 
-        Fires when something is about to be prepared: once, and again where the model was exchanged.
+        The accelerator exists. The event fires when something is about to be prepared: once, and again if the
+        model was replaced.
         """
 
     def on_training_run_start(self, trainer: Trainer) -> None:
-        """All is prepared and `trainer.run_config` set.
+        """React when all is prepared and `trainer.run_config` is set.
 
         Reset here; a state to resume from is loaded afterwards.
         """
 
     def on_train_epoch_start(self, trainer: Trainer) -> None:
-        """The model is in train mode."""
+        """React to the beginning of an epoch; the model is in train mode."""
 
     def on_train_step_start(self, trainer: Trainer, batch: Any) -> None:
-        """Before the forward of `batch`."""
+        """React before the forward pass of `batch`."""
 
     def on_train_step_end(
         self, trainer: Trainer, batch: Any, batch_output: dict[str, Any], step: int
     ) -> None:
-        """After forward and backward of one batch; the parameters have not changed yet.
+        """React to forward and backward pass of one batch; the parameters have not changed yet.
 
         Args:
             batch_output: what `calculate_train_batch_loss` returned.
@@ -79,16 +86,19 @@ class TrainerCallback:
         """
 
     def on_optimizer_step_start(self, trainer: Trainer) -> None:
-        """All gradients of the update are there and synchronised, but not clipped."""
+        """React when all gradients of the update are there and synchronised, but not clipped."""
 
     def on_optimizer_step_end(self, trainer: Trainer) -> None:
-        """Parameters, scheduler and progress are updated, gradients cleared: the safe point to save, evaluate, stop."""
+        """React when parameters, scheduler and progress are updated, and the gradients cleared.
+
+        This is the safe point to save, evaluate and stop.
+        """
 
     def on_train_epoch_end(self, trainer: Trainer) -> None:
-        """The epoch's loss is in the history."""
+        """React when the epoch's loss is in the history."""
 
     def on_eval_epoch_start(self, trainer: Trainer, is_intermediate: bool, metric_prefix: str) -> None:
-        """The model is in eval mode.
+        """React to the beginning of an evaluation; the model is in eval mode.
 
         Args:
             is_intermediate: the evaluation happens in the middle of an epoch of training.
@@ -97,13 +107,13 @@ class TrainerCallback:
         """
 
     def on_eval_step_start(self, trainer: Trainer, batch: Any) -> None:
-        """Before the forward of a batch of an evaluation; without gradients."""
+        """React before the forward pass of a batch of an evaluation; without gradients."""
 
     def on_eval_step_end(self, trainer: Trainer, batch: Any, batch_output: dict[str, Any]) -> None:
-        """After the forward of a batch of an evaluation; processes may have different numbers of batches."""
+        """React after the forward pass of a batch; processes may have different numbers of batches."""
 
     def on_eval_epoch_end(self, trainer: Trainer, is_intermediate: bool, metric_prefix: str) -> None:
-        """The loss of the evaluation is in the history, and the model back in its mode.
+        """React when the loss of the evaluation is in the history, and the model back in its mode.
 
         What is recorded here under a plain name, such as `accuracy`, gets the prefix of the evaluation:
         `evaluation_accuracy` by `evaluate`, `intermediate_accuracy` in mid-epoch, `ema_model_accuracy`; none
@@ -111,43 +121,43 @@ class TrainerCallback:
         """
 
     def on_training_run_epoch_end(self, trainer: Trainer) -> None:
-        """Training and evaluation of an epoch are done."""
+        """React when training and evaluation of an epoch are done."""
 
     def on_training_run_end(self, trainer: Trainer) -> None:
-        """Normal end, or an agreed stop: then `trainer.stop_reason` is set."""
+        """React to the normal end, or to an agreed stop: then `trainer.stop_reason` is set."""
 
     def on_evaluation_run_start(self, trainer: Trainer) -> None:
-        """`evaluate` begins."""
+        """React to the beginning of `evaluate`."""
 
     def on_evaluation_run_end(self, trainer: Trainer) -> None:
-        """`evaluate` is done."""
+        """React to the end of `evaluate`."""
 
     def on_checkpoint_saved(self, trainer: Trainer, path: Path) -> None:
-        """The folder at `path` is complete."""
+        """React when the training state in the folder `path` is complete."""
 
     def on_checkpoint_loaded(self, trainer: Trainer, path: Path) -> None:
-        """The state at `path` is restored."""
+        """React when the training state in the folder `path` is restored."""
 
     def on_exception(self, trainer: Trainer, error: BaseException) -> None:
-        """Any exception, before it is raised on.
+        """React to any exception, before it is raised on.
 
-        Nothing collective here: the other processes may never come.
+        Do nothing collective here: the other processes may never come.
         """
 
     def on_run_close(self, trainer: Trainer) -> None:
-        """Always, last: close bars, files, trackers. Nothing collective here."""
+        """Close bars, files and trackers: fires always, and last. Do nothing collective here."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What has to survive: tensors, numbers, strings, lists and dicts.
+        """Return what has to survive: tensors, numbers, strings, lists and dicts.
 
-        Saved with the training state, by process.
+        It is saved with the training state, for each process.
         """
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from `state`.
 
-        On resuming it is called twice: before the optimizer's state is loaded, so that what this callback
-        changed about the parameter groups can be changed again, and at the place in the loop where the state
-        was saved.
+        On resuming it is called twice, so assign the state, do not accumulate it. The first call comes before
+        the optimizer's state is loaded, so that changes of the parameter groups can be made again; the second
+        at the position in the loop at which the state was saved.
         """

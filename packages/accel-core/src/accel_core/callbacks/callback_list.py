@@ -1,4 +1,4 @@
-"""The callbacks of a trainer: their order, the checks when they are added, the binding of events, their state."""
+"""The callbacks of a trainer: their order, their checks, the binding of events, and their state."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from ..text import did_you_mean
 from .callback import TrainerCallback
 
 EVENTS: dict[str, tuple[str, ...]] = {
+    # Without `self` and `trainer`.
     name: tuple(inspect.signature(method).parameters)[2:]
     for name, method in vars(TrainerCallback).items()
     if name.startswith("on_")
@@ -24,6 +25,7 @@ Read from `TrainerCallback`, so that there is one list only.
 """
 
 
+# A callback that fails in one of these must not keep the others from closing their files.
 _CLOSING_EVENTS = ("on_exception", "on_run_close")
 
 
@@ -44,13 +46,16 @@ class CallbackList(TrainerCallback):
 
     def add_callbacks(self, callbacks: Iterable[Any]) -> None:
         """Add several, or none if one of them is refused."""
+        # A single callback, or its class, is the likeliest mistake.
         if isinstance(callbacks, (TrainerCallback, type)) or not isinstance(callbacks, Iterable):
             example = "MyCallback()" if callbacks is None else _name(callbacks)
             raise ConfigurationError(
                 f"callbacks is {callbacks!r}, but must be a sequence of callbacks. Pass "
                 f"callbacks=({example}, *DEFAULT_CALLBACKS), or callbacks=() for none."
             )
+        # All are checked before any is added, so an error leaves the list as it was.
         ready = [_create_callback(callback) for callback in callbacks]
+        # Sorting is stable: callbacks of the same `order` stay as they are listed.
         self.callback_list = sorted([*self.callback_list, *ready], key=lambda callback: callback.order)
         self._bind()
 
@@ -69,7 +74,7 @@ class CallbackList(TrainerCallback):
         self._bind()
 
     def listeners(self, event: str) -> list[TrainerCallback]:
-        """Those that override `event`, in the order in which they are called."""
+        """Return those that override `event`, in the order in which they are called."""
         default = getattr(TrainerCallback, event)
         return [
             callback
@@ -93,6 +98,7 @@ class CallbackList(TrainerCallback):
                 f"call_event got {event!r}, but names that begin with 'on_' are the trainer's own events. "
                 f"{hint}."
             )
+        # Found before the first call, so an AttributeError inside a method is not mistaken for a missing one.
         methods = [getattr(callback, event) for callback in self if hasattr(callback, event)]
         if required and not methods:
             raise ConfigurationError(
@@ -103,8 +109,12 @@ class CallbackList(TrainerCallback):
             method(self._trainer, **kwargs)
 
     def state_dict(self) -> dict[str, Any]:
-        """State of each callback that has any, by its name: the class, numbered from the second instance on."""
+        """Return the state of each callback that has any, by its name.
+
+        The name is that of the class, numbered from the second instance on.
+        """
         states = {name: callback.state_dict() for name, callback in self.named()}
+        # A resumed run would report every name here that it does not know.
         return {name: state for name, state in states.items() if state}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -114,7 +124,7 @@ class CallbackList(TrainerCallback):
                 callback.load_state_dict(state[name])
 
     def named(self) -> list[tuple[str, TrainerCallback]]:
-        """Callbacks with names that are unique here and the same in every run of the same script."""
+        """Return callbacks with names that are unique here and the same in every run of the same script."""
         count: Counter[str] = Counter()
         names = []
         for callback in self:
@@ -125,10 +135,12 @@ class CallbackList(TrainerCallback):
 
     def _bind(self) -> None:
         for event in EVENTS:
+            # What was bound before would hide the inherited no-op.
             self.__dict__.pop(event, None)
             methods = [getattr(callback, event) for callback in self.listeners(event)]
             if event in _CLOSING_EVENTS:
                 setattr(self, event, functools.partial(_call_every, methods))
+            # No function in between: events of steps fire thousands of times.
             elif len(methods) == 1:
                 setattr(self, event, methods[0])
             elif methods:
@@ -146,6 +158,7 @@ def _call_every(methods: list[Callable[..., None]], *args: Any, **kwargs: Any) -
     for method in methods:
         try:
             method(*args, **kwargs)
+        # Ctrl-C is not held back: it ends the closing at once.
         except Exception as error:
             errors.append(error)
     if errors:
@@ -157,6 +170,7 @@ def _call_every(methods: list[Callable[..., None]], *args: Any, **kwargs: Any) -
 def _create_callback(callback: Any) -> TrainerCallback:
     if isinstance(callback, type) and issubclass(callback, TrainerCallback):
         try:
+            # Not by a call, whose own TypeError would look the same.
             inspect.signature(callback).bind()
         except TypeError as error:
             raise ConfigurationError(
@@ -177,6 +191,7 @@ def _create_callback(callback: Any) -> TrainerCallback:
             f"{_name(callback)}.order is {callback.order!r}, but must be a number. Use 0 for the place in "
             "the list, or more to be called later: those that save have 900 and above."
         )
+    # A misspelt event would otherwise never fire, and nobody would notice.
     for name in dir(type(callback)):
         if name.startswith("on_") and callable(getattr(callback, name)):
             _check_event(callback, name)
@@ -191,6 +206,7 @@ def _check_event(callback: TrainerCallback, name: str) -> None:
             f"{_name(callback)}.{name} is no event of accel, so it would never be called.{hint} Events of "
             "your own must not begin with 'on_'."
         )
+    # By keyword, as they arrive when the event fires.
     arguments = dict.fromkeys(EVENTS[name])
     try:
         inspect.signature(getattr(callback, name)).bind(None, **arguments)

@@ -7,6 +7,7 @@ from .log_metrics import LogMetricsCallback
 from .print_progress import PrintProgressCallback
 from .terminate_on_nan import TerminateOnNaNCallback
 
+# Classes, so that each trainer gets instances of its own; a tuple, so that nobody changes it for all.
 DEFAULT_CALLBACKS: tuple[type[TrainerCallback], ...] = (
     TerminateOnNaNCallback,
     PrintProgressCallback,

@@ -1,4 +1,4 @@
-"""Quick runs with a few batches: LimitBatchesCallback, LimitBatches and the environment variable ACCEL_LIMIT_BATCHES."""
+"""Quick runs with a few batches, by a callback, a context manager or an environment variable."""
 
 from __future__ import annotations
 
@@ -50,9 +50,11 @@ class LimitBatchesCallback(TrainerCallback):
     def limit(self, train: ShardedDataLoader | None, evaluation: ShardedDataLoader | None) -> None:
         """Limit the loaders of a run; of several limits the smallest counts."""
         if train is not None and not (self.eval_only or self.intermediate_only):
+            # `max_steps` is None if nothing limits the loader yet.
             train.max_steps = min(train.max_steps or self.num_batches, self.num_batches)
             train.repeat_first_epoch = train.repeat_first_epoch or self.overfit
         if evaluation is not None:
+            # All three modes limit the evaluations in mid-epoch.
             evaluation.max_intermediate_steps = min(
                 evaluation.max_intermediate_steps or self.num_batches, self.num_batches
             )
@@ -73,7 +75,7 @@ class LimitBatchesCallback(TrainerCallback):
 
 
 class LimitBatches:
-    """Context manager: runs within it are limited as by `LimitBatchesCallback(num_batches, overfit=overfit)`."""
+    """Limits all runs within its context as `LimitBatchesCallback(num_batches, overfit=overfit)` does."""
 
     def __init__(self, num_batches: int, *, overfit: bool = False) -> None:
         check_whole_number("num_batches", num_batches, _WAY_OUT)
@@ -81,6 +83,7 @@ class LimitBatches:
 
     def __enter__(self) -> None:
         self.before = os.environ.get(LIMIT_BATCHES_ENV_VAR)
+        # By the environment, so that it reaches trainers which other code makes.
         os.environ[LIMIT_BATCHES_ENV_VAR] = self.wanted
 
     def __exit__(
@@ -93,12 +96,13 @@ class LimitBatches:
 
 
 def batch_limits(callbacks: Iterable[TrainerCallback]) -> list[LimitBatchesCallback]:
-    """The limits among `callbacks`, and the one that the environment asks for."""
+    """Return the limits among `callbacks`, and the one that the environment asks for."""
     limits = [callback for callback in callbacks if isinstance(callback, LimitBatchesCallback)]
     wanted = os.environ.get(LIMIT_BATCHES_ENV_VAR)
     if not wanted:
         return limits
     number, _, overfit = wanted.partition(":")
+    # `int` alone would accept ' 3' and '1_0'.
     if not (number.isdecimal() and int(number) > 0 and overfit in ("", "overfit")):
         raise ConfigurationError(
             f"The environment variable {LIMIT_BATCHES_ENV_VAR} is {wanted!r}, but must be a whole number of "
@@ -112,7 +116,7 @@ def limit_loaders(
     train: ShardedDataLoader | None,
     evaluation: ShardedDataLoader | None,
 ) -> list[str]:
-    """Limit the loaders of a run as `callbacks` and the environment ask for, and return sentences that say so."""
+    """Limit the loaders of a run as `callbacks` and the environment ask for, and return messages about it."""
     limits = batch_limits(callbacks)
     for limit in limits:
         limit.limit(train, evaluation)

@@ -16,6 +16,7 @@ class LogMetricsCallback(TrainerCallback):
     Override `log_metrics` to send it elsewhere.
     """
 
+    # After callbacks that record metrics, and before those that read them to stop or save.
     order: ClassVar[int] = 50
 
     def on_training_run_epoch_end(self, trainer: Trainer) -> None:
@@ -24,6 +25,7 @@ class LogMetricsCallback(TrainerCallback):
 
     def on_evaluation_run_start(self, trainer: Trainer) -> None:
         """Remember what was recorded before."""
+        # An evaluation has no epoch of its own by which its records could be found.
         self._num_records_before = len(trainer.run_history.get_records())
 
     def on_evaluation_run_end(self, trainer: Trainer) -> None:
@@ -33,6 +35,7 @@ class LogMetricsCallback(TrainerCallback):
 
     def _log_since(self, trainer: Trainer, epoch: int) -> None:
         records = trainer.run_history.get_records()
+        # Read from the end: a long history is not searched in every epoch.
         first = len(records)
         while first and records[first - 1]["epoch"] == epoch:
             first -= 1

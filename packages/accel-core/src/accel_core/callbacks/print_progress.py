@@ -14,18 +14,19 @@ class PrintProgressCallback(TrainerCallback):
     """Print on the main process which epoch begins and how the run ended."""
 
     def on_train_epoch_start(self, trainer: Trainer) -> None:
-        """Say which epoch begins."""
-        num_epochs = trainer.run_config.num_epochs
-        of = f" of {num_epochs}" if num_epochs is not None else ""
-        trainer.print(f"Epoch {trainer.run_progress.current_epoch}{of}")
+        """Print which epoch begins."""
+        num_epochs, progress = trainer.run_config.num_epochs, trainer.run_progress
+        # Epochs are counted through all stages of a run, and its limit is that of the call.
+        of = "" if num_epochs is None else f" of {progress.epochs_before_stage + num_epochs}"
+        trainer.print(f"Epoch {progress.current_epoch}{of}")
 
     def on_training_run_end(self, trainer: Trainer) -> None:
-        """Say how the run ended."""
+        """Print how the run ended."""
         trainer.print(how_it_ended(trainer))
 
 
 def how_it_ended(trainer: Trainer) -> str:
-    """After how many updates and epochs the training of `trainer` ended, and why if it was stopped."""
+    """Return after how many updates and epochs training ended, and why if it was stopped."""
     updates = _counted(trainer.run_progress.updates_completed, "update")
     epochs = _counted(trainer.run_progress.epochs_completed, "complete epoch")
     reason = f": {trainer.stop_reason}" if trainer.stop_reason else ""

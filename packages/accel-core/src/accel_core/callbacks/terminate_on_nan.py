@@ -16,12 +16,13 @@ if TYPE_CHECKING:
 class TerminateOnNaNCallback(TrainerCallback):
     """Ask all processes to stop when the loss of a batch is nan or infinite on any of them.
 
-    On a CPU the loss is looked at when it is there. An accelerator is not waited for: its answer is read one
-    step later.
+    On a CPU the callback looks at the loss at once. It does not wait for an accelerator, whose loss it reads
+    one step later.
     """
 
     def on_training_run_start(self, trainer: Trainer) -> None:
         """Forget the run before."""
+        # The loss on its way to the CPU, the event after its copy, and the number of its batch.
         self._pending: tuple[torch.Tensor, torch.Event, int] | None = None
 
     def on_train_step_end(
@@ -36,11 +37,13 @@ class TerminateOnNaNCallback(TrainerCallback):
         pending, self._pending = self._pending, self._copy(loss.detach(), step)
         if pending is not None:
             value, copied, step = pending
+            # Waits for the copy of the batch before, not for the work of this one.
             copied.synchronize()
             if not math.isfinite(value.item()):
                 self._stop(trainer, value.item(), step)
 
     def _copy(self, loss: torch.Tensor, step: int) -> tuple[torch.Tensor, torch.Event, int]:
+        # Only a copy into pinned memory runs beside the computation.
         value = torch.empty_like(loss, device="cpu", pin_memory=True)
         value.copy_(loss, non_blocking=True)
         copied = torch.Event(loss.device)

@@ -33,6 +33,7 @@ def check_model(model: Any) -> None:
 
 def check_loss_func(loss_func: Any) -> None:
     """Raise unless `loss_func` is None or a function of outputs and targets."""
+    # A class can be called, so it would pass the check below and fail in the first step.
     if isinstance(loss_func, type):
         name = loss_func.__name__
         raise ConfigurationError(
@@ -50,6 +51,7 @@ def check_optimizer(optimizer: Any) -> None:
             f"optimizer is the class {optimizer.__name__}, but must be an instance. Create it with the "
             f"model's parameters: {optimizer.__name__}(model.parameters())."
         )
+    # By attributes: optimizers of other libraries need not derive from torch's class.
     if optimizer is not None and not (hasattr(optimizer, "param_groups") and hasattr(optimizer, "step")):
         raise ConfigurationError(
             f"optimizer is {preview(optimizer)}, but must be a torch.optim.Optimizer. Pass for example "
@@ -69,11 +71,14 @@ def check_seed(seed: Any) -> int | None:
     """Return `seed` as an `int`. Raises unless it is one that torch accepts, or None."""
     if seed is None:
         return None
+    # A bool is an integer of Python, but nobody means it as a seed.
     is_number = isinstance(seed, numbers.Integral) and not isinstance(seed, bool)
     if not (is_number and 0 <= int(seed) < 2**63):
         raise ConfigurationError(
-            f"seed is {preview(seed)}, but must be a whole number from 0 to 2^63 - 1. Use None to seed nothing."
+            f"seed is {preview(seed)}, but must be a whole number from 0 to 2^63 - 1. Use None to seed "
+            "nothing."
         )
+    # A number of numpy becomes one of Python, which a training state can hold.
     return operator.index(seed)
 
 
@@ -86,20 +91,25 @@ def check_trainable(model: torch.nn.Module, optimizer: Any, attributes: Mapping[
         raise ConfigurationError(
             "optimizer is None, but train needs one. Pass an optimizer to the Trainer, or call evaluate."
         )
+    # By identity, since `==` between tensors compares their elements.
     own = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
-    if not own:
+    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    # A module of the loss may be trained beside the model.
+    modules = [model, *(value for value in attributes.values() if isinstance(value, torch.nn.Module))]
+    trained = {id(each) for module in modules for each in module.parameters() if each.requires_grad} & held
+    # So may a single parameter that is an attribute, such as a temperature.
+    trained |= {id(value) for value in attributes.values() if getattr(value, "requires_grad", False)} & held
+    if not own and not trained:
         raise ConfigurationError(
             "The model has no parameter with requires_grad=True, so there is nothing to train. Unfreeze "
             "some of it."
         )
-    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    if not own & held:
+    if not trained:
         raise ConfigurationError(
             "The optimizer holds none of the model's trainable parameters, so training would change "
             "nothing. Create the optimizer from the parameters of this very model, after replacing layers, "
             "copying and moving it."
         )
-    modules = [model, *(value for value in attributes.values() if isinstance(value, torch.nn.Module))]
     known = {id(parameter) for module in modules for parameter in module.parameters()}
     known |= set(map(id, attributes.values()))
     if held - known:
@@ -108,6 +118,7 @@ def check_trainable(model: torch.nn.Module, optimizer: Any, attributes: Mapping[
             "been replaced after it was created. Create it afterwards, or let modules that belong to it be "
             "attributes of the trainer.",
             AccelWarning,
+            # The warning names the line that calls `train`.
             stacklevel=3,
         )
 

@@ -1,7 +1,7 @@
 """Checks of single values that users pass, for accel's own classes and for those of extensions.
 
-Each returns the value, as a plain number of Python where it is one, and raises before anything has changed. Each
-error names the value, what was expected, and the way out.
+Each returns the value, as a plain number of Python where it is one, and raises before anything has changed.
+Each error names the value, what was expected, and the way out.
 """
 
 from __future__ import annotations
@@ -9,16 +9,21 @@ from __future__ import annotations
 import math
 import numbers
 import operator
+from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigurationError
 from ..text import did_you_mean, preview
 
+LONGEST_NAME = 255
+"""Bytes of one part of a path, on the disks that there are."""
+
 
 def check_whole_number(name: str, value: Any, way_out: str, optional: bool = False) -> Any:
-    """Return `value` as an `int`. Raises unless it is a whole number of at least 1, or None if that is allowed."""
+    """Return `value` as an `int`. Raises unless it is at least 1 and whole, or None if that is allowed."""
     if optional and value is None:
         return None
+    # A bool is an integer of Python, but nobody means it as a number of epochs.
     if not isinstance(value, numbers.Integral) or isinstance(value, bool):
         raise ConfigurationError(
             f"{name} is {preview(value)}, but must be a whole number of at least 1. {way_out}"
@@ -30,7 +35,7 @@ def check_whole_number(name: str, value: Any, way_out: str, optional: bool = Fal
 
 
 def check_positive(name: str, value: Any, way_out: str, optional: bool = False) -> Any:
-    """Return `value` as a plain number. Raises unless it is finite and above 0, or None if that is allowed."""
+    """Return `value` as a number. Raises unless it is finite and above 0, or None if that is allowed."""
     if optional and value is None:
         return None
     if not (_is_finite(value) and float(value) > 0):
@@ -54,14 +59,31 @@ def check_callable(name: str, value: Any, way_out: str) -> Any:
 
 def check_choice(name: str, value: Any, choices: tuple[Any, ...]) -> Any:
     """Return `value`. Raises unless it is one of `choices`, and of the same type."""
+    # 1 == True in Python, so equality alone would accept 1 for a switch.
     if not any(type(value) is type(choice) and value == choice for choice in choices):
         hint = did_you_mean(str(value), map(str, choices))
         raise ConfigurationError(f"{name} is {preview(value)}, but must be one of {list(choices)}.{hint}")
     return value
 
 
+def check_path(name: str, value: Any, way_out: str) -> Path:
+    """Return `value` as a `Path`. Raises unless it is text or a path that a disk could have."""
+    if not isinstance(value, (str, Path)):
+        raise ConfigurationError(f"{name} is {preview(value)}, but must be a path. {way_out}")
+    if str(value) in ("", ".") and not isinstance(value, Path):
+        raise ConfigurationError(f"{name} is {value!r}, but must name something. {way_out}")
+    longest = max(Path(value).parts, key=len, default="")
+    if len(longest.encode("utf-8", "surrogatepass")) > LONGEST_NAME or "\0" in str(value):
+        raise ConfigurationError(
+            f"{name} has a part of {len(longest)} characters ({longest[:20]!r}…), which is no name that a disk "
+            f"takes: at most {LONGEST_NAME}, without a zero. {way_out}"
+        )
+    return Path(value)
+
+
 def _is_finite(value: Any) -> bool:
     is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    # Infinity is above 0, so comparisons alone would let it pass.
     return is_number and math.isfinite(float(value))
 
 

@@ -1,4 +1,4 @@
-"""The door to the data: it chooses the kind of a loader, and gives the batches of this process."""
+"""Chooses the kind of data for a loader, and gives this process its batches."""
 
 from __future__ import annotations
 
@@ -6,16 +6,18 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, default_collate
+from torch.utils.data import DataLoader, IterableDataset, default_collate
 
 from ..errors import ConfigurationError
 from ..processes.group import DataGroup
 from .devices import move_to_device
 from .iterable import IterableSource
 from .map_style import MapStyleSource
+from .own_share import OwnShareSource
 from .parts import announce_epoch
-from .readers import name_of_data
+from .readers import name_of_data, unwrapped
 from .ready_batches import ReadyBatchesSource
+from .shares import check_samplers_cover_data
 from .source import Source
 from .waiting import WaitingReport
 
@@ -40,13 +42,15 @@ class ShardedDataLoader:
         device: torch.device,
         group: DataGroup,
         seed_each_sample: bool = False,
+        data_is_sharded: bool = False,
     ) -> None:
-        """Choose the kind of `loader`; nothing is read before the first epoch.
+        """Choose the kind of `loader`; nothing is read before the first epoch. Every process takes part.
 
         Args:
             seed: of the order of the data.
             group: the processes that share the data.
             seed_each_sample: seed python, numpy and torch before each sample of map-style data is read.
+            data_is_sharded: this process brings its own share of the data, and reads all of it.
 
         Raises:
             ConfigurationError: the loader shards its data already.
@@ -58,7 +62,13 @@ class ShardedDataLoader:
         self.group = group
         # Nothing else asks which kind of data it is.
         kind = next(kind for kind in SOURCES if kind.accepts(loader))
-        self.source: Source = kind(loader, seed, group, seed_each_sample)
+        self.data_is_sharded = data_is_sharded
+        self.source: Source
+        if data_is_sharded:
+            self.source = OwnShareSource(kind(loader, seed, DataGroup(), seed_each_sample), group)
+        else:
+            check_samplers_cover_data(loader)
+            self.source = kind(loader, seed, group, seed_each_sample)
         self.batch_size = self.source.batch_size
         """Samples in a full batch of one process, or None if that is not known."""
         self.max_steps: int | None = None
@@ -102,6 +112,18 @@ class ShardedDataLoader:
         if steps is None or self.max_steps is None:
             return steps
         return min(steps, self.max_steps)
+
+    @property
+    def has_certain_length(self) -> bool:
+        """Whether an epoch has exactly `num_steps` steps.
+
+        Two and more workers may divide iterable data into other batches than its `__len__` says, or read all
+        of it each.
+        """
+        if self.is_sized or self.num_steps is None:
+            return self.is_sized
+        is_iterable = isinstance(unwrapped(self.dataset), IterableDataset)
+        return not is_iterable or getattr(self.loader, "num_workers", 0) < 2
 
     @property
     def step_size(self) -> int:

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, IterableDataset, default_collate
 
-from ..errors import ConfigurationError
 from ..processes.group import DataGroup
 from .batch_sampler import ShardedBatchSampler, sampler_of
 from .order import EpochOrder
@@ -25,13 +24,12 @@ class MapStyleSource:
 
     def __init__(self, loader: Any, seed: int, group: DataGroup, seed_each_sample: bool) -> None:
         sampler, batch_size, drop_last = sampler_of(loader)
-        _check_covers_the_data(sampler)
         self.seed = seed
         self.group = group
         self.batch_size = batch_size
         self.generator = torch.Generator()
         self.workers = Workers()
-        order = EpochOrder(sampler, seed)
+        order = EpochOrder(sampler, seed, is_shared=not group.is_single)
         dataset = loader.dataset
         reader = SeededSampleReader(dataset, seed) if seed_each_sample else SampleReader(dataset)
         self.torch_loader: DataLoader[Any] | None
@@ -117,15 +115,6 @@ class MapStyleSource:
         """End the workers."""
         self.workers.end()
         self.torch_loader = None
-
-
-def _check_covers_the_data(sampler: Any) -> None:
-    """Raise if `sampler` gives a shard of the data, of which accel would take a shard again."""
-    if getattr(sampler, "num_replicas", 1) > 1:
-        raise ConfigurationError(
-            f"The sampler is a {type(sampler).__name__}, which shards the data itself, as accel does too. "
-            "Pass the data set alone, or a sampler over all of it."
-        )
 
 
 def _is_in_memory(loader: Any) -> bool:

@@ -49,9 +49,15 @@ def shard_of(num_items: int, group: DataGroup) -> slice:
 class EpochOrder:
     """The order of the samples of an epoch, from a sampler or from (seed, epoch)."""
 
-    def __init__(self, sampler: Iterable[Any], seed: int) -> None:
+    def __init__(self, sampler: Iterable[Any], seed: int, is_shared: bool = True) -> None:
+        """Take the order of `sampler`.
+
+        Args:
+            is_shared: a sampler of the user's own gives all processes the order of the main one.
+        """
         self.sampler = sampler
         self.seed = seed
+        self.is_shared = is_shared
 
     def __len__(self) -> int:
         return len(self.sampler)  # type: ignore[arg-type]
@@ -76,7 +82,7 @@ class EpochOrder:
             finally:
                 sampler.generator = users_generator
         # Another's sampler may draw random numbers of its own, so only the main process's order counts.
-        return broadcast_object(list(sampler)) if is_distributed() else list(sampler)
+        return broadcast_object(list(sampler)) if self.is_shared and is_distributed() else list(sampler)
 
     @property
     def is_function_of_epoch(self) -> bool:

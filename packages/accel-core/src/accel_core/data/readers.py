@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import itertools
 import pickle
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from torch.utils.data import (
 
 from ..processes.group import DataGroup
 from ..state.random import SeededRandomness, derive_seed
+from .content import digest_of
 from .order import shard_of
 
 
@@ -171,6 +172,21 @@ class SeededSampleReader(SampleReader):
         return [self[epoch, index] for index in indices]
 
 
+class First(NamedTuple):
+    """What a process has first in an epoch, with a digest of the first item of the data."""
+
+    value: Any
+    digest: bytes | None
+
+
+def collate_with_first(collate_fn: Callable[[list[Any]], Any], samples: list[Any]) -> Any:
+    """Join samples; a batch with the first one keeps its digest, which may come from a worker."""
+    if not isinstance(samples[0], First):
+        return collate_fn(samples)
+    first = samples[0]
+    return First(collate_fn([first.value, *samples[1:]]), first.digest)
+
+
 class ShardedIterable(IterableDataset[Any]):
     """Any iterable as an `IterableDataset`, of which this process keeps its part of each global step."""
 
@@ -196,10 +212,15 @@ class ShardedIterable(IterableDataset[Any]):
             yield from samples
             return
         step_size = self.batch_size * self.group.size
+        digest: bytes | None = None
+        is_first = True
         while step := list(itertools.islice(samples, step_size)):
             # With drop_last an incomplete step is dropped on all processes, so that they stay in step.
             if len(step) == step_size or not self.drop_last:
-                yield from step[shard_of(len(step), self.group)]
+                digest = digest_of(step[0]) if is_first else None
+                for sample in step[shard_of(len(step), self.group)]:
+                    yield First(sample, digest) if is_first else sample
+                    is_first = False
 
 
 def unwrapped(dataset: Any) -> Any:

@@ -10,6 +10,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from ..processes.group import DataGroup
+from .content import digest_of
 from .readers import length_of
 from .source import SequentialSource
 from .workers import Workers
@@ -54,8 +55,13 @@ class ReadyBatchesSource(SequentialSource):
     def take_step(self, batches: Iterator[Any]) -> list[Any]:
         """Return the batch of this process among the next ones, of which there is one for each process."""
         # The others' batches are dropped one by one, so that no more than one is held.
-        step = enumerate(itertools.islice(batches, self.group.size))
-        taken = [batch for number, batch in step if number == self.group.index]
+        taken, digest = [], None
+        for number, batch in enumerate(itertools.islice(batches, self.group.size)):
+            if number == 0 and not self.is_compared:
+                digest = digest_of(batch)
+            if number == self.group.index:
+                taken.append(batch)
+        self.compare_first_items(digest)
         if taken and self._log is not None and not self._is_described:
             self._is_described = True
             self._log(

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 from ..processes.group import DataGroup
 from ..state.random import SeededRandomness, derive_seed
 from .readers import name_of_data
+from .shares import compare_first_items
 
 SECONDS_BETWEEN_MESSAGES = 10.0
 
@@ -147,6 +148,8 @@ class SequentialSource:
         self._max_steps: int | None = None
         self._is_restored = False
         self._is_at_end = False
+        self.is_compared = group.is_single
+        """Nothing is left to compare with the other processes."""
 
     @property
     def step_size(self) -> int:
@@ -175,6 +178,16 @@ class SequentialSource:
     def take_step(self, batches: Iterator[Any]) -> list[Any]:
         """Read the next step and return a list of this process's batch, empty if there is none."""
         raise NotImplementedError
+
+    def compare_first_items(self, digest: bytes | None) -> None:
+        """Compare the first item that was read with those of the others, once. Every process takes part.
+
+        Args:
+            digest: of the first item; None if there is none, or its content is not known.
+        """
+        if not self.is_compared:
+            self.is_compared = True
+            compare_first_items(digest, self.dataset)
 
     def plan(self) -> None:
         """Return None: what comes is known once it is read."""

@@ -9,9 +9,12 @@ import torch
 from accelerate import Accelerator
 from torch.nn.parallel import DistributedDataParallel
 
+from ..processes.collectives import is_distributed
 from ..processes.group import DataGroup
-from .engine import Context, Prepared
+from .averaging import average_gradients, broadcast_together, check_equal_parameters
+from .engine import Context, Prepared, StepWeight
 from .single import SingleProcess
+from .trained import Trained
 from .weights import is_frozen
 
 _NOTHING = contextlib.nullcontext()
@@ -28,11 +31,60 @@ class DDP(SingleProcess):
             self.synchronize = self._synchronize_in_last_step
         self._trainable: list[bool] = []
         """Which parameters had gradients when the model was wrapped: those that DDP averages."""
+        self._beside: list[torch.Tensor] = []
+        """Parameters of the optimizer that DDP does not average, since they are not the model's."""
+        self._num_held = 0
+        """Parameters of the optimizer when `_beside` was made."""
+        self._broadcast: dict[int, torch.Tensor] = {}
+        """What is beside the model and has the main process's values already, by `id`."""
 
     def keep(self, prepared: Prepared) -> None:
         """Keep what the trainer's `prepare` has made, and which parameters are averaged."""
         super().keep(prepared)
         self._trainable = _trainable_of(prepared.model)
+        self._broadcast.clear()
+
+    def train_beside(self, trained: Trained, step_weight: StepWeight, stepped: list[Any]) -> None:
+        """Begin from the main process's values, as DDP does with those of the model."""
+        super().train_beside(trained, step_weight, stepped)
+        self._find_beside()
+
+    def _find_beside(self) -> None:
+        if self.trained is None or not is_distributed():
+            return
+        # A parameter that is given to the optimizer later may be of a module that was not trained before.
+        self.trained.refresh()
+        self._beside = self.trained.beside(self.trained.optimizer)
+        self._num_held = _num_held_by(self.trained.optimizer)
+        begin_alike = {
+            id(tensor): tensor
+            for module in self.trained.modules.values()
+            for tensor in (*module.parameters(), *module.buffers())
+        }
+        broadcast_together(tensor for key, tensor in begin_alike.items() if key not in self._broadcast)
+        self._broadcast |= begin_alike
+
+    def _notice_what_was_added(self) -> None:
+        """Begin alike with a parameter that was given to the optimizer, before a step computes with it."""
+        if self.trained is not None and _num_held_by(self.trained.optimizer) != self._num_held:
+            self._find_beside()
+
+    def average_beside(self) -> None:
+        """Average by one all-reduce, if there is anything beside the model. Buffers there are the main process's."""
+        if self.trained is None or not is_distributed():
+            return
+        self._notice_what_was_added()
+        average_gradients(self._beside)
+        if self.trained.modules:
+            broadcast_together(
+                buffer for module in self.trained.modules.values() for buffer in module.buffers()
+            )
+
+    def check_equal_parameters(self) -> str | None:
+        """Compare by one small reduction."""
+        if self.trained is None or not is_distributed():
+            return None
+        return check_equal_parameters(self.trained.named_parameters())
 
     def model_to_train(self) -> torch.nn.Module:
         """Return the prepared model, wrapped anew if parameters were frozen or unfrozen since.
@@ -40,9 +92,12 @@ class DDP(SingleProcess):
         DDP would not synchronise those that it did not know.
         """
         prepared = self._parts()
+        self._notice_what_was_added()
         trainable = _trainable_of(prepared.model)
         if not self.group.is_single and trainable != self._trainable:
             prepared.model = self._wrap_anew(prepared.model)
+            if self.trained is not None:
+                self.trained.model = prepared.model
             self._trainable = trainable
         return prepared.model
 
@@ -74,6 +129,10 @@ class XLA(DDP):
     def bypasses_accelerate(self, optimizer: Any) -> bool:
         """Return False."""
         return False
+
+
+def _num_held_by(optimizer: Any) -> int:
+    return 0 if optimizer is None else sum(len(group["params"]) for group in optimizer.param_groups)
 
 
 def _trainable_of(model: torch.nn.Module) -> list[bool]:

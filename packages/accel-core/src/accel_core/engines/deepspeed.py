@@ -47,6 +47,10 @@ class StepsInBackward(Sharded):
         """Return False."""
         return False
 
+    def parameters_to_clip(self, model: torch.nn.Module) -> list[torch.Tensor]:
+        """Return those of the model: the engine clips itself."""
+        return list(model.parameters())
+
     def scale_gradients(self, model: torch.nn.Module, factor: float | torch.Tensor) -> None:
         """Raise unless `factor` is 1: the parameters have changed already."""
         if not math.isclose(factor, 1.0):

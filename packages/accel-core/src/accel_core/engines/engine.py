@@ -8,20 +8,24 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
 from ..processes.group import DataGroup
+from .further_optimizers import FurtherOptimizers
+from .trained import Trained
 
 CreateState = Callable[[torch.nn.Module], dict[str, Any]]
 LoadState = Callable[[torch.nn.Module, dict[str, Any]], None]
 Context = contextlib.AbstractContextManager[Any]
 
+StepWeight = Callable[[], float | None]
+
 LEFT_TO_ENGINE = ("optimizer_step", "optimizer_zero_grad", "clip_gradients")
-"""Methods of the trainer that engines which step in backward never call."""
+"""Methods that a trainer must not override if its engine steps in backward."""
 
 
 @dataclasses.dataclass
@@ -54,6 +58,10 @@ class Engine(Protocol):
     """An update whose float16 gradients are not finite changes nothing."""
     prepared: Prepared | None
     """What was prepared last; kept, so that a second run trains the same objects."""
+    trained: Trained | None
+    """What the latest run trains, as it was at its beginning."""
+    further: FurtherOptimizers | None
+    """Steps the further optimizers of the latest run."""
 
     # What a step calls, bound by `bind`: attributes, so that a step makes no call more than by hand.
     backward: Callable[[torch.Tensor], None]
@@ -86,6 +94,22 @@ class Engine(Protocol):
     def keep(self, prepared: Prepared) -> None:
         """Keep what the trainer's `prepare`, which a user may override, has made. No communication."""
 
+    def check_trained(self, modules: Iterable[str], optimizers: Iterable[str]) -> None:
+        """Raise `ConfigurationError` if this engine cannot train what is beside the model. No communication.
+
+        Args:
+            modules: names of attributes of the trainer of which its optimizer holds a parameter.
+            optimizers: names of its further optimizers.
+        """
+
+    def train_beside(self, trained: Trained, step_weight: StepWeight, stepped: list[Any]) -> None:
+        """Train what is beside the model too, from the same values on every process.
+
+        Args:
+            step_weight: returns what this process weighs in the step that goes on, or None outside of steps.
+            stepped: takes the further optimizers that step inside that step.
+        """
+
     def bypasses_accelerate(self, optimizer: Any) -> bool:
         """Whether steps call torch itself, since Accelerate has nothing to add. The weights are the same."""
 
@@ -103,8 +127,26 @@ class Engine(Protocol):
     def module_to_evaluate(self, model: torch.nn.Module) -> torch.nn.Module:
         """Return what an evaluation calls. No communication."""
 
+    def average_beside(self) -> None:
+        """Average the gradients of the update that backward has not averaged: those of parameters beside the model."""
+
     def scale_gradients(self, model: torch.nn.Module, factor: float | torch.Tensor) -> None:
         """Multiply all gradients of the update by `factor`."""
+
+    def clip_gradients(
+        self, model: torch.nn.Module, clip_value: float | None, clip_norm: float | None
+    ) -> None:
+        """Clip the gradients of the parameters that the optimizer holds, by value and then by norm."""
+
+    def check_equal_parameters(self) -> str | None:
+        """Compare what the processes have made of the parameters.
+
+        Returns:
+            What to warn of, if they differ by no more than rounding.
+
+        Raises:
+            ConfigurationError: they differ by more.
+        """
 
     # ---------------------------------------------------------------- weights and files
 

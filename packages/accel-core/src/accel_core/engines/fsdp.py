@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,9 @@ from accelerate import Accelerator
 from ..errors import CheckpointError, ConfigurationError
 from ..processes.group import DataGroup
 from .ddp import DDP
-from .engine import CreateState, LoadState
+from .engine import CreateState, LoadState, StepWeight
+from .single import choose_zero_grad
+from .trained import Trained, clear_gradients, parameters_of
 from .weights import share_buffers
 
 
@@ -32,6 +34,44 @@ class Sharded(DDP):
             raise ConfigurationError(
                 f"gradient_clip_value is {clip_value}, but {self.name} clips by norm only. Pass gradient_clip_norm instead."
             )
+
+    def check_trained(self, modules: Iterable[str], optimizers: Iterable[str]) -> None:
+        """Refuse parameters beside the model, and further optimizers."""
+        for name in modules:
+            raise ConfigurationError(
+                f"trainer.{name} has parameters that the optimizer holds, but is no part of the model, and {self.name} trains "
+                "what is in the model only. Make it a part of the model, or use DDP."
+            )
+        for name in optimizers:
+            raise ConfigurationError(
+                f"trainer.{name} is a further optimizer, but {self.name} trains by one. Use DDP, or wrap it yourself: override "
+                "prepare and call accelerator.prepare there."
+            )
+
+    def train_beside(self, trained: Trained, step_weight: StepWeight, stepped: list[Any]) -> None:
+        """Train what is in the model only: the engine has exchanged what the optimizer holds."""
+
+    def average_beside(self) -> None:
+        """Do nothing: there is nothing beside the model."""
+
+    def check_equal_parameters(self) -> str | None:
+        """Return None: each process has a part of its own."""
+        return None
+
+    def parameters_to_clip(self, model: torch.nn.Module) -> list[torch.Tensor]:
+        """Return those of the model, which Accelerate wants to see, and clear the gradients that no optimizer holds."""
+        held = set(map(id, parameters_of(self.optimizer)))
+        parameters: list[torch.Tensor] = list(model.parameters())
+        # What is flattened over several parameters is the optimizer's as a whole.
+        if held & set(map(id, parameters)):
+            clear_gradients(parameter for parameter in parameters if id(parameter) not in held)
+        return parameters
+
+    def bind(self, optimizer: Any) -> None:
+        """Let an update also clear the gradients that no optimizer holds."""
+        super().bind(optimizer)
+        if self.prepared is not None and not self.steps_in_backward:
+            self.zero_grad = choose_zero_grad(self.optimizer, list(self.prepared.model.parameters()))
 
     def prepare(self, model: torch.nn.Module, optimizer: Any) -> tuple[torch.nn.Module, Any]:
         """Wrap by Accelerate, also a model that has nothing to train."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,9 @@ from ..errors import CheckpointError
 from ..processes.collectives import broadcast_tensors
 from ..processes.group import DataGroup
 from ..state.checkpoint import model_files, read_model_state
-from .engine import Context, CreateState, LoadState, Prepared
+from .engine import Context, CreateState, LoadState, Prepared, StepWeight
+from .further_optimizers import FurtherOptimizers
+from .trained import Trained, clear_gradients, parameters_of
 from .weights import is_frozen, load_into, load_together, local_shard, share_buffers
 
 _NOTHING = contextlib.nullcontext()
@@ -34,6 +36,8 @@ class SingleProcess:
         self.has_collective_forward = False
         self.may_skip_updates = accelerator.scaler is not None
         self.prepared: Prepared | None = None
+        self.trained: Trained | None = None
+        self.further: FurtherOptimizers | None = None
         self.optimizer: Any = None
         self.backward: Callable[[torch.Tensor], None] = torch.Tensor.backward
         self.zero_grad: Callable[[], None] = _do_nothing
@@ -79,11 +83,28 @@ class SingleProcess:
         bypasses = self.bypasses_accelerate(optimizer)
         self.optimizer = getattr(optimizer, "optimizer", optimizer) if bypasses else optimizer
         self.backward = torch.Tensor.backward if bypasses else self.accelerator.backward
-        self.zero_grad = choose_zero_grad(self.optimizer)
+        self.zero_grad = choose_zero_grad(
+            self.optimizer, [] if self.trained is None else self.trained.cleared
+        )
+        if self.accelerator.scaler is not None and self.trained is not None and self.trained.optimizers:
+            self.zero_grad = functools.partial(_call_both, self.zero_grad, self._further().back_off)
         clips_whole_tensors = bypasses and not self.shards_parameters
         self.clip_norm = (
             torch.nn.utils.clip_grad_norm_ if clips_whole_tensors else self.accelerator.clip_grad_norm_
         )
+
+    def check_trained(self, modules: Iterable[str], optimizers: Iterable[str]) -> None:
+        """Refuse nothing."""
+
+    def train_beside(self, trained: Trained, step_weight: StepWeight, stepped: list[Any]) -> None:
+        """Keep what is beside the model, and listen to the steps of further optimizers."""
+        if self.further is not None:
+            self.further.release()
+        self.trained = trained
+        self.further = FurtherOptimizers(
+            trained, self.accelerator.scaler, self.group.is_single, step_weight, stepped
+        )
+        self.further.listen()
 
     def bypasses_accelerate(self, optimizer: Any) -> bool:
         """Whether Accelerate has nothing to add to `backward`, `step` and `zero_grad`. The weights are the same.
@@ -107,12 +128,34 @@ class SingleProcess:
         """Return `model` itself."""
         return model
 
+    def average_beside(self) -> None:
+        """Do nothing: there is one process."""
+
     def scale_gradients(self, model: torch.nn.Module, factor: float | torch.Tensor) -> None:
-        """Multiply the gradients of the model, and of what else the optimizer holds, such as a loss module."""
-        groups = self._parts().optimizer.param_groups
-        parameters = {*model.parameters(), *(parameter for group in groups for parameter in group["params"])}
+        """Multiply the gradients of the model, and of what else the optimizers hold, such as a loss module."""
+        held = parameters_of(self._parts().optimizer)
+        beside = () if self.trained is None else self.trained.all_parameters()
+        parameters = dict.fromkeys([*model.parameters(), *held, *beside])
         gradients = [local_shard(parameter.grad) for parameter in parameters if parameter.grad is not None]
         torch._foreach_mul_(gradients, factor)
+
+    def clip_gradients(
+        self, model: torch.nn.Module, clip_value: float | None, clip_norm: float | None
+    ) -> None:
+        """Clip by value and then by norm."""
+        parameters = self.parameters_to_clip(model)
+        if clip_value is not None:
+            self.accelerator.clip_grad_value_(parameters, clip_value)
+        if clip_norm is not None:
+            self.clip_norm(parameters, clip_norm)
+
+    def parameters_to_clip(self, model: torch.nn.Module) -> list[torch.Tensor]:
+        """Return the parameters that the optimizer holds, in the model and beside it."""
+        return list(parameters_of(self.optimizer))
+
+    def check_equal_parameters(self) -> str | None:
+        """Return None: there is nothing to compare."""
+        return None
 
     # ---------------------------------------------------------------- weights and files
 
@@ -174,26 +217,46 @@ class SingleProcess:
                 "Resume as it was saved, or begin a new run from an export."
             )
 
+    def _further(self) -> FurtherOptimizers:
+        if self.further is None:
+            raise RuntimeError(
+                "The engine was asked for further optimizers before it was told what is trained."
+            )
+        return self.further
+
     def _parts(self) -> Prepared:
         if self.prepared is None:
             raise RuntimeError("The engine was asked for the prepared model before prepare.")
         return self.prepared
 
 
-def choose_zero_grad(optimizer: Any) -> Callable[[], None]:
+def choose_zero_grad(optimizer: Any, others: list[torch.Tensor]) -> Callable[[], None]:
     """Return the optimizer's own `zero_grad`, or a quicker one if that is torch's for all optimizers.
 
     Torch's opens a record of the profiler and looks for hooks first, which takes ten times as long as the clearing.
+
+    Args:
+        others: what has its gradient cleared too, though the optimizer does not hold it. Else gradients would add up
+            over updates, be seen by an optimizer that is given the parameter later, and be missing after resuming.
     """
     own: Any = getattr(optimizer, "zero_grad", _do_nothing)
     is_torchs = getattr(own, "__func__", None) is torch.optim.Optimizer.zero_grad
-    return functools.partial(_clear_gradients, optimizer) if is_torchs else own
+    if is_torchs:
+        return functools.partial(_clear_all_gradients, optimizer, others)
+    return functools.partial(_call_both, own, functools.partial(clear_gradients, others)) if others else own
 
 
-def _clear_gradients(optimizer: torch.optim.Optimizer) -> None:
+def _clear_all_gradients(optimizer: torch.optim.Optimizer, others: list[torch.Tensor]) -> None:
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             parameter.grad = None
+    for parameter in others:
+        parameter.grad = None
+
+
+def _call_both(first: Callable[[], Any], second: Callable[[], Any]) -> None:
+    first()
+    second()
 
 
 def _no_context(model: torch.nn.Module, is_last: bool) -> Context:

@@ -29,10 +29,13 @@ def local_shard(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def move_modules(attributes: Mapping[str, Any], device: torch.device) -> None:
-    """Move the modules among the attributes of the trainer (metrics, loss modules) to `device`."""
+    """Move the modules among the attributes of the trainer (metrics, loss modules), and parameters, to `device`."""
     for name, value in attributes.items():
         if isinstance(value, torch.nn.Module) and name != "model":
             value.to(device)
+        elif isinstance(value, torch.Tensor) and value.requires_grad and value.is_leaf:
+            # The object stays, since an optimizer may hold it.
+            value.data = value.data.to(device)
 
 
 def renew_step(optimizer: Any) -> None:
@@ -78,11 +81,17 @@ def evaluation_mode(engine: Engine, model: torch.nn.Module) -> Iterator[torch.nn
             part.training = training
 
 
-def check_finite(model: torch.nn.Module) -> None:
-    """Raise on every process if a parameter is not finite on any. Every process takes part."""
+def check_finite(model: torch.nn.Module, beside: Mapping[str, torch.nn.Module] | None = None) -> None:
+    """Raise on every process if a parameter is not finite on any. Every process takes part.
+
+    Args:
+        beside: modules beside the model, by the names that begin those of their parameters.
+    """
+    parts = {"": model, **{f"{name}.": module for name, module in (beside or {}).items()}}
     names = (
-        name
-        for name, parameter in model.named_parameters()
+        prefix + name
+        for prefix, module in parts.items()
+        for name, parameter in module.named_parameters()
         if not torch.isfinite(local_shard(parameter)).all()
     )
     found = next(filter(None, all_gather_object(next(names, None))), None)

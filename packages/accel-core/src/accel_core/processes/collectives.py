@@ -27,28 +27,35 @@ def sum_over_processes(values: Sequence[float], device: torch.device) -> list[fl
 
 def is_distributed() -> bool:
     """Whether this process is one of several that know of each other."""
+    # Some builds of PyTorch come without torch.distributed.
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
-def broadcast_object(value: Any) -> Any:
-    """Return the main process's `value` on every process; it is pickled on the way."""
+def broadcast_object(value: Any, source: int = 0) -> Any:
+    """Return the `value` of the process `source`, by default the main one, on every process.
+
+    It is pickled on the way.
+    """
     if not is_distributed():
         return value
     values = [value]
-    dist.broadcast_object_list(values, src=0)
+    dist.broadcast_object_list(values, src=source)
     return values[0]
 
 
 def all_gather_object(value: Any) -> list[Any]:
     """Return the `value` of every process, in the order of the processes; they are pickled on the way."""
+    # Accelerate joins lists, so each process gives a list of one.
     return gather_object([value]) if is_distributed() else [value]
 
 
 def broadcast_tensors(tensors: Iterable[torch.Tensor]) -> None:
     """Give every process the main process's values. Every process takes part."""
     if is_distributed():
+        # Parameters that require a gradient may not be changed in place otherwise.
         with torch.no_grad():
             for tensor in tensors:
+                # Collectives need contiguous memory, which a transposed weight does not have.
                 values = tensor.contiguous()
                 dist.broadcast(values, src=0)
                 if values is not tensor:
@@ -65,6 +72,7 @@ def gather_tensor(tensor: torch.Tensor, padding_value: float | None = None) -> t
     tensor = tensor.reshape(1) if tensor.ndim == 0 else tensor
     if not is_distributed():
         return tensor
+    # Shapes first: a collective of tensors of different sizes would fail or hang.
     shapes = all_gather_object(tuple(tensor.shape))
     if padding_value is None and len({shape[1:] for shape in shapes}) > 1:
         raise ConfigurationError(
@@ -72,6 +80,7 @@ def gather_tensor(tensor: torch.Tensor, padding_value: float | None = None) -> t
             "the first dimension. Pass padding_value to fill the shorter ones up."
         )
     largest = [max(sizes) for sizes in zip(*shapes, strict=True)]
+    # What fills up the first dimension is cut off again below.
     own = pad_to(tensor, largest, padding_value or 0)
     gathered = [torch.empty_like(own) for _ in shapes]
     dist.all_gather(gathered, own)
@@ -79,7 +88,7 @@ def gather_tensor(tensor: torch.Tensor, padding_value: float | None = None) -> t
 
 
 def pad_to(tensor: torch.Tensor, sizes: Sequence[int], value: float) -> torch.Tensor:
-    """Return a tensor of `sizes` that begins with `tensor` in every dimension and is filled up with `value`."""
+    """Return a tensor of `sizes` that begins with `tensor` in every dimension and is padded with `value`."""
     result = tensor.new_full(sizes, value)
     result[tuple(map(slice, tensor.shape))] = tensor
     return result
@@ -93,6 +102,7 @@ def run_on_main(action: Callable[[], Any], is_main: bool) -> Any:
     outcome, failure = None, None
     try:
         outcome = action() if is_main else None
+    # The main process must reach the broadcast even so: the others wait there.
     except Exception as error:
         failure = error
     outcome, failure = broadcast_object((outcome, failure))

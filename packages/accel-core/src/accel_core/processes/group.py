@@ -1,7 +1,8 @@
 """The processes that share the data, and which of them this one is.
 
-They need not be all processes of the job: with tensor parallelism several processes hold one copy of the model and
-read the same batches. The loop, the weights of losses, sums, predictions and checkpoints ask this group.
+They need not be all processes of the job: with tensor parallelism several processes hold one copy of the
+model and read the same batches. The loop, the weights of losses, sums, predictions and checkpoints ask this
+group.
 """
 
 from __future__ import annotations
@@ -13,11 +14,11 @@ from accelerate import Accelerator
 
 @dataclasses.dataclass(frozen=True)
 class DataGroup:
-    """How many processes share the data, and the place of this one among them."""
+    """Holds how many processes share the data, and the place of this one among them."""
 
     size: int = 1
     index: int = 0
-    """From 0."""
+    """Number of this process, counted from 0."""
 
     @property
     def is_main(self) -> bool:

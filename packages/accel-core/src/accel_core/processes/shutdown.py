@@ -1,4 +1,4 @@
-"""Shutdown."""
+"""Checks that the processes see each other, and closes the process group at exit. It stops no training."""
 
 from __future__ import annotations
 
@@ -11,17 +11,19 @@ import torch.distributed as dist
 
 from ..errors import ConfigurationError
 
+# Long enough for a thread to let go of a tensor, too short for a person to notice.
 SECONDS_TO_LET_GO = 0.01
 
 
 def check_processes(num_processes: int) -> None:
-    """Check that the processes see each other, and let them end in peace: what every run begins with."""
+    """Check that the processes see each other, and close their group at exit. Every run begins with it."""
     check_processes_see_each_other(num_processes)
     close_process_group_at_exit()
 
 
 def check_processes_see_each_other(num_processes: int) -> None:
     """Raise `ConfigurationError` if a launcher started several processes that do not know of each other."""
+    # The launcher sets this variable also if Accelerate then starts each process by itself.
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if launched > 1 and num_processes == 1:
         raise ConfigurationError(
@@ -33,6 +35,7 @@ def check_processes_see_each_other(num_processes: int) -> None:
 
 def close_process_group_at_exit() -> None:
     """Destroy the process group when the interpreter ends: gloo may abort the process otherwise."""
+    # Every run comes by here, and one call at exit is enough.
     atexit.unregister(_destroy_process_group)
     atexit.register(_destroy_process_group)
 

@@ -23,16 +23,16 @@ _WAYS_OUT = {
         "train_dataloader_kwargs={'drop_last': True}, or another per_device_batch_size."
     ),
     "stack expects each tensor to be equal size": (
-        "The samples of a batch differ in shape, so they cannot be put into one tensor. Pass a collate_fn that pads "
-        "them, or give the samples one shape."
+        "The samples of a batch differ in shape, so they cannot be put into one tensor. Pass a collate_fn "
+        "that pads them, or give the samples one shape."
     ),
     "missing 1 required positional argument: 'closure'": (
-        "The optimizer computes the loss several times an update, by a closure. Override optimizer_step: define the "
-        "closure there, and call self.optimizer.step(closure)."
+        "The optimizer computes the loss several times an update, by a closure. Override optimizer_step: "
+        "define the closure there, and call self.optimizer.step(closure)."
     ),
     "default_collate: batch must contain": (
-        "The default collate_fn cannot join what the data set returns. Pass a collate_fn of your own, or return "
-        "tensors, numbers, strings, tuples, lists or dictionaries."
+        "The default collate_fn cannot join what the data set returns. Pass a collate_fn of your own, or "
+        "return tensors, numbers, strings, tuples, lists or dictionaries."
     ),
 }
 """What to do about errors of torch that do not say it themselves."""
@@ -100,8 +100,8 @@ def call_loss(loss_func: Any, outputs: Any, targets: Any) -> torch.Tensor:
     except (TypeError, AttributeError, ValueError, IndexError, RuntimeError) as error:
         if not isinstance(error, (torch.OutOfMemoryError, AccelError)):
             error.add_note(
-                f"loss_func was given the model's outputs, {_kind(outputs)}, with the targets, {_kind(targets)}. Fit "
-                "them to each other, or override calculate_train_batch_loss."
+                f"loss_func was given the model's outputs, {_kind(outputs)}, with the targets, "
+                f"{_kind(targets)}. Fit them to each other, or override calculate_train_batch_loss."
             )
         raise
 

@@ -21,7 +21,10 @@ class EvaluationKind:
 
     @property
     def metric_prefix(self) -> str:
-        """Beginning of the names of other metrics: `"intermediate_eval"` gives `"intermediate_"`, `"eval"` nothing."""
+        """Beginning of the names of other metrics.
+
+        `"intermediate_eval"` gives `"intermediate_"`, `"eval"` nothing.
+        """
         return "evaluation_" if self.prefix == "evaluation" else self.prefix.removesuffix("eval")
 
     @property

@@ -3,11 +3,58 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from ..errors import ConfigurationError
+
+_WAYS_OUT = {
+    "NUM_EPOCHS": "num_epochs to train",
+    "NUM_UPDATE_STEPS": "max_num_train_steps to train",
+}
+"""The argument that makes a placeholder known."""
+
+_PER_EPOCH = "num_update_steps_per_epoch"
+
+
+class UnknownNumberError(ConfigurationError):
+    """Placeholders stand for numbers that are not certain in this run."""
+
+    def __init__(self, names: Iterable[str], function: Any = None, arguments: Iterable[str] = ()) -> None:
+        """Say which call needs them.
+
+        Args:
+            names: of the placeholders.
+            function: what is called with them, if that is known.
+            arguments: of that call, for which they stand.
+        """
+        self.names = list(dict.fromkeys(names))
+        ways_out = [_WAYS_OUT[name] for name in self.names if name in _WAYS_OUT]
+        if "NUM_UPDATE_STEPS_PER_EPOCH" in self.names:
+            is_argument = _takes(function, _PER_EPOCH)
+            instead = "max_num_train_steps to train, with NUM_UPDATE_STEPS in place of it"
+            ways_out.insert(0, f"{_PER_EPOCH} to create_scheduler_fn" if is_argument else instead)
+        give = f", or give {' and '.join(ways_out)}" if ways_out else ""
+        name = getattr(function, "__name__", "_")
+        where = "" if function is None else f" for {', '.join(arguments)} of "
+        # Functions that a library uses inside are no name that the user has written.
+        where += "" if function is None else "create_scheduler_fn" if name.startswith("_") else name
+        is_one = len(self.names) == 1
+        write = "Write the number in its place" if is_one else "Write the numbers in their place"
+        super().__init__(
+            f"{' and '.join(self.names)} {'is' if is_one else 'are'} needed{where}, but not known in this "
+            "run, because the data set has no length, or none that is certain (iterable data with several "
+            f"workers), or the argument that decides it was not given. {write}{give}."
+        )
+
+
+def _takes(function: Any, argument: str) -> bool:
+    try:
+        return function is not None and argument in inspect.signature(function).parameters
+    except (TypeError, ValueError):
+        return False
 
 
 class Placeholder:
@@ -31,7 +78,7 @@ def _combine(
         left, right = (other, placeholder) if swapped else (placeholder, other)
         return Placeholder(
             f"({left} {symbol} {right})",
-            lambda config: operation(resolve_placeholders(left, config), resolve_placeholders(right, config)),
+            lambda config: operation(*_resolve_each((left, right), config)),
         )
 
     return combined
@@ -46,10 +93,7 @@ def _field(placeholder_name: str, field: str) -> Any:
     def calculate(run_config: Any) -> Any:
         value = getattr(run_config, field)
         if value is None:
-            raise ConfigurationError(
-                f"{placeholder_name} is not known in this run, because the data set has no length, or the "
-                "argument that decides it was not given. Write the number in its place."
-            )
+            raise UnknownNumberError([placeholder_name])
         return value
 
     return Placeholder(placeholder_name, calculate)
@@ -76,10 +120,41 @@ def resolve_placeholders(value: Any, run_config: Any) -> Any:
     if isinstance(value, Placeholder):
         return value.calculate(run_config)
     if isinstance(value, functools.partial):
-        args, keywords = (resolve_placeholders(part, run_config) for part in (value.args, value.keywords))
-        return functools.partial(value.func, *args, **keywords)
+        return _resolve_partial(value, run_config)
     if type(value) in (list, tuple):
-        return type(value)(resolve_placeholders(item, run_config) for item in value)
+        return type(value)(_resolve_each(value, run_config))
     if type(value) is dict:
-        return {key: resolve_placeholders(item, run_config) for key, item in value.items()}
+        return dict(zip(value, _resolve_each(value.values(), run_config), strict=True))
     return value
+
+
+def _resolve_partial(value: functools.partial[Any], run_config: Any) -> functools.partial[Any]:
+    """Resolve the arguments of a partial; the error names all that are not known."""
+    given: dict[int | str, Any] = dict(enumerate(value.args))
+    given.update(value.keywords)
+    missing: dict[str, list[str]] = {}
+    for name, part in given.items():
+        try:
+            given[name] = resolve_placeholders(part, run_config)
+        except UnknownNumberError as error:
+            missing[f"argument {name + 1}" if isinstance(name, int) else name] = error.names
+    if missing:
+        names = [name for names in missing.values() for name in names]
+        raise UnknownNumberError(names, value.func, missing) from None
+    args = [given[number] for number in range(len(value.args))]
+    keywords = {name: part for name, part in given.items() if isinstance(name, str)}
+    return functools.partial(value.func, *args, **keywords)
+
+
+def _resolve_each(values: Iterable[Any], run_config: Any) -> list[Any]:
+    """Resolve several values; the error names the placeholders of all."""
+    resolved = []
+    missing: list[str] = []
+    for value in values:
+        try:
+            resolved.append(resolve_placeholders(value, run_config))
+        except UnknownNumberError as error:
+            missing += error.names
+    if missing:
+        raise UnknownNumberError(missing)
+    return resolved

@@ -21,17 +21,19 @@ def to_cpu(output: Any) -> Any:
     return output if parts is None else _rebuild(output, names, [to_cpu(part) for part in parts])
 
 
-def join_over_processes(outputs: list[Any], padding_value: float | None = None) -> Any:
+def join_over_processes(
+    outputs: list[Any], padding_value: float | None = None, by_process: bool = False
+) -> Any:
     """Join the batches of all processes in the order in which they were dealt out. Every process takes part.
 
     `padding_value` fills up the other dimensions of tensors where they differ; without it they have to be
     equal.
     """
-    by_process = all_gather_object(outputs)
-    longest = max(map(len, by_process))
-    return _join(
-        [part[step] for step in range(longest) for part in by_process if step < len(part)], padding_value
-    )
+    parts = all_gather_object(outputs)
+    if by_process:
+        return _join([output for part in parts for output in part], padding_value)
+    longest = max(map(len, parts))
+    return _join([part[step] for step in range(longest) for part in parts if step < len(part)], padding_value)
 
 
 def _join(batches: list[Any], padding_value: float | None) -> Any:

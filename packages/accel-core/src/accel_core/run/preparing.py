@@ -3,33 +3,32 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import secrets
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 
-from ..callbacks.limit_batches import limit_loaders
 from ..data.loader import ShardedDataLoader
-from ..data.waiting import WaitingReport
 from ..engines.choose import check_accumulation
 from ..engines.engine import LEFT_TO_ENGINE, Prepared
+from ..engines.trained import Trained, clear_gradients
 from ..engines.weights import evaluation_mode, move_modules, renew_step
-from ..errors import ConfigurationError
 from ..processes.agreement import Agreement
 from ..processes.collectives import broadcast_object
 from ..processes.shutdown import check_processes
 from ..state.checkpoint import TrainerState
 from ..state.random import seed_process
 from .batch_output import add_way_out
+from .loaders import create_eval_loader, create_loaders
 from .loss_tracker import LossTracker, MeanTrackers
 from .rollback import Rollback, TrainingRollback
 from .run import Run
-from .run_config import check_same_on_all, plan_run
-from .run_progress import RunProgress
+from .run_config import plan_run
+from .schedule_fit import check_fit
 from .scheduling import plan_schedule
-from .train_arguments import TrainArguments
+from .stages import begin_counting, goes_on
+from .train_arguments import EvaluationArguments, TrainArguments
+from .trained_state import modules_of_optimizer, train_beside, what_is_trained
 from .trainer_parts import TrainerParts
 from .update_groups import ItemTotals
 
@@ -57,97 +56,21 @@ def begin_evaluation(
     trainer: TrainerParts,
     run: Run,
     training_run: Run | None,
-    dataset: Any,
-    batch_size: int,
-    kwargs: Any,
+    arguments: EvaluationArguments,
     collate_fn: Any,
 ) -> ShardedDataLoader:
-    """Build what an evaluation needs, and leave `training_run`, the latest one, as it is. Every process takes part."""
+    """Build what an evaluation needs, and leave `training_run`, the latest one, as it is.
+
+    Every process takes part.
+    """
     begin_run(trainer, run, None, keep_seed=training_run is not None)
-    loader = create_eval_loader(trainer, run, dataset, batch_size, kwargs, collate_fn)
+    loader = create_eval_loader(trainer, run, arguments, collate_fn)
     if training_run is None:
-        arguments = {"eval_dataloader_kwargs": kwargs}
+        given = {"eval_dataloader_kwargs": arguments.dataloader_kwargs}
         seed = trainer.data_seed
-        trainer.run_config = plan_run(arguments, None, loader, trainer.accelerator, run.engine.group, seed)  # type: ignore[misc]
+        trainer.run_config = plan_run(given, None, loader, trainer.accelerator, run.engine.group, seed)  # type: ignore[misc]
     prepare_parts(trainer, run)
     return loader
-
-
-def create_loaders(trainer: TrainerParts, run: Run, arguments: TrainArguments) -> ShardedDataLoader:
-    """Make this process's loaders for training and evaluation, and return the first. Every process takes part."""
-    seeds_samples = arguments.seed_each_sample
-    loader = trainer.create_train_dataloader(
-        arguments.per_device_batch_size, arguments.train_dataloader_kwargs
-    )
-    train_loader = _shard(trainer, run, loader, seeds_samples)
-    # On several machines the processes of the others have cores of their own.
-    num_local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", run.engine.group.size))
-    train_loader.waiting = WaitingReport(loader, loader is trainer.train_dataset, num_local_processes)
-    trainer.train_dataloader = run.train_loader = train_loader
-    trainer.eval_dataloader = None
-    if trainer.eval_dataset is not None:
-        loader = trainer.create_eval_dataloader(arguments.eval_batch_size, arguments.eval_dataloader_kwargs)
-        trainer.eval_dataloader = _shard(trainer, run, loader, seeds_samples)
-    for message in limit_loaders(trainer.callbacks, train_loader, trainer.eval_dataloader):
-        trainer.print(message)
-    loaders = {"train_dataset": train_loader, "eval_dataset": trainer.eval_dataloader}
-    check_same_on_all(arguments.as_keywords(), **loaders)
-    return train_loader
-
-
-def create_eval_loader(
-    trainer: TrainerParts, run: Run, dataset: Any, batch_size: int, kwargs: Any, collate_fn: Any
-) -> ShardedDataLoader:
-    """Return this process's loader of `dataset`, and leave the data of the trainer as it is. Every process takes part."""
-    before = (trainer.eval_dataset, trainer.collate_fn)
-    trainer.eval_dataset, trainer.collate_fn = dataset, collate_fn
-    try:
-        loader = _shard(trainer, run, trainer.create_eval_dataloader(batch_size, kwargs))
-    finally:
-        trainer.eval_dataset, trainer.collate_fn = before
-    for message in limit_loaders(trainer.callbacks, None, loader):
-        trainer.print(message)
-    check_same_on_all({}, dataset=loader)
-    return loader
-
-
-@contextlib.contextmanager
-def loader_to_evaluate(trainer: TrainerParts, run: Run, dataset: Any) -> Iterator[ShardedDataLoader]:
-    """Give this process's loader of `dataset`, or that of the run for None.
-
-    A loader that is made for this evaluation is closed afterwards. Every process takes part.
-    """
-    dataset = trainer.eval_dataloader if dataset is None else dataset
-    if dataset is None:
-        raise ConfigurationError(
-            "eval_dataset is None, so there is nothing to evaluate on. Pass eval_dataset to train."
-        )
-    if isinstance(dataset, ShardedDataLoader):
-        yield dataset
-        _announce_epoch_again(run, dataset)
-        return
-    batch_size = 8 if run.arguments is None else run.arguments.eval_batch_size
-    kwargs = None if run.arguments is None else run.arguments.eval_dataloader_kwargs
-    loader = create_eval_loader(trainer, run, dataset, batch_size, kwargs, trainer.collate_fn)
-    try:
-        yield loader
-        _announce_epoch_again(run, loader)
-    finally:
-        run.loaders.remove(loader)
-        loader.close()
-
-
-def _announce_epoch_again(run: Run, evaluated: ShardedDataLoader) -> None:
-    # Training data may go on being read in the middle of its epoch.
-    if run.train_loader is not None:
-        run.train_loader.announce_epoch_after(evaluated)
-
-
-def _shard(trainer: TrainerParts, run: Run, loader: Any, seed_each_sample: bool = False) -> ShardedDataLoader:
-    sharded = ShardedDataLoader(loader, trainer.data_seed, trainer.device, run.engine.group, seed_each_sample)
-    sharded.log = trainer.print
-    run.loaders.append(sharded)
-    return sharded
 
 
 def check_engine(trainer: TrainerParts, run: Run, arguments: TrainArguments, base: type) -> None:
@@ -170,13 +93,16 @@ def prepare_parts(trainer: TrainerParts, run: Run, per_device_batch_size: int = 
     if engine.prepared is None or not engine.prepared.is_of(trainer.model, trainer.optimizer):
         trainer.callbacks.on_prepare_start(trainer)  # type: ignore[arg-type]
         user_parts = (trainer.model, trainer.optimizer)
+        engine.check_trained(modules_of_optimizer(trainer), ())
         with engine.completed_config(per_device_batch_size):
             trainer.prepare()
+        # Only now, as the user's own `prepare` may have wrapped what else there is.
+        engine.check_trained((), Trained(vars(trainer), *user_parts).optimizers)
         engine.keep(Prepared(*user_parts, trainer.model, trainer.optimizer))
     prepared = run.prepared
     trainer.model, trainer.optimizer = prepared.model, prepared.optimizer
     move_modules(vars(trainer), trainer.device)
-    engine.bind(prepared.optimizer)
+    train_beside(run, what_is_trained(trainer, prepared))
     return prepared
 
 
@@ -189,7 +115,8 @@ def begin_training(
         state: what the run goes on from, or None.
         base: `Trainer`, by which is known what the trainer's class overrides.
     """
-    begin_run(trainer, run, state)
+    # A run has one order of the data, whatever was seeded between two of its stages.
+    begin_run(trainer, run, state, keep_seed=state is None and goes_on(trainer, arguments))
     create_loaders(trainer, run, arguments)
     # A cached property, which may be set.
     trainer.run_config = trainer.create_run_config(**arguments.as_keywords())  # type: ignore[misc]
@@ -210,11 +137,9 @@ def begin_training(
     loader = run.train_loader
     may_differ = loader is not None and (loader.has_own_collate or not loader.is_sized)
     run.item_totals = ItemTotals(run.engine.group, may_differ)
-    trainer.run_progress = RunProgress()
-    if arguments.reset_run_history and state is None:
-        trainer.run_history.reset()
-    trainer.run_id = broadcast_object(secrets.token_hex(6)) if state is None else state["run_id"]
-    trainer.last_checkpoint = None
+    begin_counting(trainer, arguments, state)
+    if state is None:
+        check_fit(trainer, run)
 
 
 @contextlib.contextmanager
@@ -250,7 +175,7 @@ def running(trainer: TrainerParts, run: Run) -> Iterator[Run]:
     if run.arguments is None:
         run.rollback = Rollback(trainer.run_history, trainer.device)
     else:
-        run.rollback = TrainingRollback(model, optimizer, trainer.run_history, trainer.device)
+        run.rollback = TrainingRollback(model, optimizer, trainer.run_history, trainer.device, vars(trainer))
     trainer._run = run
     try:
         yield run
@@ -264,6 +189,8 @@ def running(trainer: TrainerParts, run: Run) -> Iterator[Run]:
         trainer.callbacks.on_run_close(trainer)  # type: ignore[arg-type]
     finally:
         run.close()
+        if run.engine.further is not None:
+            run.engine.further.release()
         run.rollback = None
         trainer._run = None
         if run.engine.prepared is not prepared and run.engine.prepared is not None:
@@ -285,6 +212,8 @@ def _close_after(error: BaseException, trainer: TrainerParts, optimizer: Any) ->
         trainer.callbacks.on_run_close(trainer)  # type: ignore[arg-type]
     if optimizer is not None:
         optimizer.zero_grad()
+    if trainer.engine.trained is not None:
+        clear_gradients(trainer.engine.trained.cleared)
 
 
 @contextlib.contextmanager

@@ -26,13 +26,38 @@ class Rollback:
         self.run_history.restore(self.history)
 
 
+_OF_A_TRAINING_RUN = (
+    "_training_run",
+    "data_seed",
+    "last_checkpoint",
+    "run_config",
+    "run_id",
+    "run_progress",
+    "scheduler",
+    "train_dataloader",
+    "train_loss",
+)
+"""Attributes of a trainer that say where its latest training run stands."""
+
+
 class TrainingRollback(Rollback):
-    """Buffers and modes of the model, and settings of the optimizer, too."""
+    """Buffers and modes of the model, settings of the optimizer, and the training run before, too.
+
+    The next call of `train` goes on with that run, as if the one that failed had not been made.
+    """
 
     def __init__(
-        self, model: torch.nn.Module, optimizer: Any, run_history: RunHistory, device: torch.device
+        self,
+        model: torch.nn.Module,
+        optimizer: Any,
+        run_history: RunHistory,
+        device: torch.device,
+        attributes: dict[str, Any],
     ) -> None:
         super().__init__(run_history, device)
+        self.attributes = attributes
+        """Those of the trainer by name, which are changed in place."""
+        self.run_before = {name: attributes[name] for name in _OF_A_TRAINING_RUN if name in attributes}
         self.model = model
         self.optimizer = optimizer
         self.modes = [(module, module.training) for module in model.modules()]
@@ -45,6 +70,9 @@ class TrainingRollback(Rollback):
     def restore(self) -> None:
         """Put everything back."""
         super().restore()
+        for name in _OF_A_TRAINING_RUN:
+            self.attributes.pop(name, None)
+        self.attributes.update(self.run_before)
         for module, training in self.modes:
             module.training = training
         with torch.no_grad():

@@ -10,17 +10,20 @@ from typing import Any, NoReturn
 
 import torch
 
+from ..checks.values import check_positive
 from ..data.loader import ShardedDataLoader
 from ..engines.engine import Engine, Prepared
+from ..engines.trained import clear_gradients, parameters_of
 from ..errors import ConfigurationError
 from ..state.resume import ResumePoint
 from .batch_output import check_batch_output
+from .history_lines import HistoryLines
 from .loss_tracker import MeanTrackers
 from .rollback import Rollback
 from .run_progress import RunProgress
 from .scheduling import Schedule
 from .train_arguments import TrainArguments
-from .update_groups import ItemTotals
+from .update_groups import ItemTotals, Step, eval_steps
 
 
 class Phase(enum.Enum):
@@ -49,7 +52,11 @@ class Run:
     """
 
     def __init__(
-        self, engine: Engine, arguments: TrainArguments | None = None, rollback: Rollback | None = None
+        self,
+        engine: Engine,
+        arguments: TrainArguments | None = None,
+        rollback: Rollback | None = None,
+        known_states: dict[Path, dict[str, Any]] | None = None,
     ) -> None:
         self.engine = engine
         self.arguments = arguments
@@ -61,6 +68,12 @@ class Run:
         self.phase = Phase.BETWEEN_UPDATES
         self.may_wrap_anew = not engine.group.is_single
         """Freezing and unfreezing parameters in mid-run may need the model wrapped anew."""
+        self.step: Step | None = None
+        """The step of an update that goes on, or was the latest."""
+        self.stepped: list[torch.optim.Optimizer] = []
+        """Further optimizers that have stepped inside the step that goes on."""
+        self.are_weights_compared = engine.group.is_single
+        """The processes have found that they have made the same of the parameters, after the first update."""
         self.lacks_batches = False
         """Some process may be without a batch in a step of the epoch begun."""
         self.loaders: list[ShardedDataLoader] = []
@@ -75,8 +88,9 @@ class Run:
         """The trainer's class overrides `count_items`."""
         self.unchecked_steps = {"calculate_train_batch_loss", "calculate_eval_batch_loss"}
         """Methods whose first output is still to be checked."""
-        self.known_states: dict[Path, dict[str, Any]] = {}
-        """Training states that this very run has saved or begun from, with their progress."""
+        self.known_states = known_states or {}
+        """Training states that this very run has saved or begun from, in earlier stages too, with their progress."""
+        self.history_lines = HistoryLines()
 
     @property
     def prepared(self) -> Prepared:
@@ -97,11 +111,40 @@ class Run:
         """Whether gradients are there that no update has used yet, so that the state cannot be saved."""
         return self.phase in (Phase.IN_STEPS, Phase.IN_UPDATE)
 
+    def weight_of_step(self) -> float | None:
+        """Return the samples of this process in the step that goes on; None outside of steps.
+
+        Gradients of a loss that is the mean over them weigh as much. What has no plan weighs the same on all processes.
+        """
+        if self.phase is not Phase.IN_STEPS or self.step is None:
+            return None
+        if self.step.is_padding:
+            return 0.0
+        return 1.0 if self.step.planned_items is None else float(self.step.planned_items)
+
+    def step_optimizer(self, optimizer: Any, clip_norm: Any, clip_value: Any) -> None:
+        """Step a further optimizer, as `Trainer.step_optimizer` promises. Every process takes part."""
+        way_out = "Use None not to clip."
+        clip_norm = check_positive("gradient_clip_norm", clip_norm, way_out, optional=True)
+        clip_value = check_positive("gradient_clip_value", clip_value, way_out, optional=True)
+        if self.arguments is None or self.engine.further is None:
+            outside_run("step_optimizer")
+        self.engine.further.step(optimizer, clip_norm, clip_value)
+        # It has changed parameters, which are not put back.
+        self.rollback = None
+
+    def clear_stepped(self) -> None:
+        """Clear what the loss of a step has added to the gradients of optimizers that have stepped in it."""
+        while self.stepped:
+            clear_gradients(parameters_of(self.stepped.pop()))
+
     def has_reached_limit(self, progress: RunProgress) -> bool:
-        """Whether the epochs or the updates that `train` was asked for are done."""
-        if self.num_epochs is not None and progress.epochs_completed >= self.num_epochs:
+        """Whether the epochs or the updates that this call of `train` was asked for are done."""
+        epochs = progress.epochs_completed - progress.epochs_before_stage
+        updates = progress.updates_completed - progress.updates_before_stage
+        if self.num_epochs is not None and epochs >= self.num_epochs:
             return True
-        return self.max_num_train_steps is not None and progress.updates_completed >= self.max_num_train_steps
+        return self.max_num_train_steps is not None and updates >= self.max_num_train_steps
 
     def is_finished(self, progress: RunProgress) -> bool:
         """Whether the limit is reached and the last epoch closed."""
@@ -116,6 +159,15 @@ class Run:
             yield
         finally:
             self.phase, self.lacks_batches = before
+
+    def eval_steps(self, loader: ShardedDataLoader, is_intermediate: bool = False) -> Iterator[Step]:
+        """Return the steps of an evaluation; padding only for engines whose forward needs every process."""
+        loader.begin_epoch(
+            0, max_steps=loader.max_intermediate_steps if is_intermediate else loader.max_steps
+        )
+        self.phase = Phase.EVALUATING
+        self.lacks_batches = loader.may_lack_batches
+        return eval_steps(loader, keep_padding=self.engine.has_collective_forward)
 
     def check_gather(self) -> None:
         """Raise if a process may be without a batch in the step that goes on, and would never answer."""

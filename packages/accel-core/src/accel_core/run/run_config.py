@@ -19,7 +19,7 @@ from ..processes.group import DataGroup
 class TrainerRunConfig:
     """The run as it will be: numbers derived once, before the first update.
 
-    None where the data has no length.
+    None if the data has no length, or none that is certain, as iterable data with two and more workers.
     """
 
     num_epochs: int | None
@@ -55,6 +55,7 @@ class TrainerRunConfig:
 
 
 COUNTED_BY_ALL = (
+    "reset_run_history",
     "num_epochs",
     "max_num_train_steps",
     "gradient_accumulation_steps",
@@ -80,7 +81,8 @@ def check_same_on_all(arguments: Mapping[str, Any], **loaders: ShardedDataLoader
         if any(value != given[0] for value in given):
             raise ConfigurationError(
                 f"{name} is {given} on the {len(given)} processes, but must be the same on all. Pass the "
-                "whole data and the same arguments on every process: accel shares the samples out itself."
+                "whole data and the same arguments on every process: accel shares the samples out itself. If each "
+                "process is to read its own share, pass data_is_sharded=True."
             )
 
 
@@ -129,7 +131,10 @@ def plan_run(
     """
     processes = group.size
     accumulation = arguments.get("gradient_accumulation_steps", 1)
-    lengths = [None if loader is None else loader.num_steps for loader in (train_loader, eval_loader)]
+    lengths = [
+        loader.num_steps if loader is not None and loader.has_certain_length else None
+        for loader in (train_loader, eval_loader)
+    ]
     sizes = [None if loader is None else loader.batch_size for loader in (train_loader, eval_loader)]
     limits = (arguments.get("num_epochs"), arguments.get("max_num_train_steps"))
     epochs, per_epoch, total = plan_updates(lengths[0], accumulation, *limits)

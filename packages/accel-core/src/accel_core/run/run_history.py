@@ -212,7 +212,8 @@ class InMemoryRunHistory(RunHistory):
         self._records, self._values = [], {}
 
     def snapshot(self) -> Any:
-        """Return the list of records and its length: what is deleted or reset later leaves this very list as it is."""
+        """Return the list of records, its length, and the counters."""
+        # Deleting and resetting make new lists, so this very list only grows, and its length is enough.
         return (
             self._records,
             len(self._records),

@@ -1,4 +1,9 @@
-"""What has been completed of a run."""
+"""What has been completed of a run.
+
+Units: a *stage* is one call of `train` within a run. A call with `reset_run_history=False` goes on with the
+run before and counts on; any other call begins a run of its own. The *order epoch* is what the order of the
+data depends on besides the seed: it counts the epochs that this trainer has begun, whatever the calls are.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +20,7 @@ class RunProgress:
     epochs_completed: int = 0
     """Epochs whose training and evaluation are done."""
     updates_completed: int = 0
-    """Updates since the beginning of the run, those that a gradient scaler skipped included."""
+    """Updates of the run, with those of earlier stages and those that a gradient scaler skipped."""
     updates_skipped: int = 0
     """Updates that a gradient scaler skipped because a gradient was not finite."""
     updates_completed_in_epoch: int = 0
@@ -31,6 +36,16 @@ class RunProgress:
     """A limit of the run ended the training of the current epoch before all of its data was seen."""
     run_completed: bool = False
     """That epoch is closed as well: nothing is left to do unless the limit is raised."""
+    stage: int = 1
+    """The call of `train` that goes on or was the latest, counted from 1 within the run."""
+    stage_skipped: bool = False
+    """That call did nothing, since its `resume_from` is of a later stage: the model has other weights."""
+    epochs_before_stage: int = 0
+    """Value of `epochs_completed` when the stage began; the limits of a call count from there."""
+    updates_before_stage: int = 0
+    """Value of `updates_completed` when the stage began."""
+    order_epoch: int = 0
+    """Counts from 0 the epochs that this trainer has begun; with the seed it determines the order."""
 
     @property
     def current_epoch(self) -> int:
@@ -48,6 +63,7 @@ class RunProgress:
     def complete_epoch(self) -> None:
         """Count the epoch and begin at the first sample of the next."""
         self.epochs_completed += 1
+        self.order_epoch += 1
         self.updates_completed_in_epoch = self.steps_completed_in_epoch = self.samples_completed_in_epoch = 0
         self.train_epoch_completed = self.eval_epoch_completed = False
 
@@ -56,6 +72,31 @@ class RunProgress:
         if self.epoch_cut_by_limit:
             self.train_epoch_completed = self.eval_epoch_completed = False
             self.epoch_cut_by_limit = self.run_completed = False
+
+    def begin_run(self) -> RunProgress:
+        """Return the counters of a new run of the same trainer: only the order of the data goes on."""
+        return RunProgress(order_epoch=self.order_epoch + self._has_begun_epoch)
+
+    def begin_stage(self) -> RunProgress:
+        """Return the counters of the next stage of this run.
+
+        An epoch that a limit, a stop or an error has cut short counts, so that no two epochs have one number.
+        """
+        epochs = self.epochs_completed + self._has_begun_epoch
+        return RunProgress(
+            epochs_completed=epochs,
+            updates_completed=self.updates_completed,
+            updates_skipped=self.updates_skipped,
+            stage=self.stage + 1,
+            epochs_before_stage=epochs,
+            updates_before_stage=self.updates_completed,
+            order_epoch=self.order_epoch + self._has_begun_epoch,
+        )
+
+    @property
+    def _has_begun_epoch(self) -> bool:
+        # An epoch without an update has changed nothing; a run that is resumed just there begins it again.
+        return self.updates_completed_in_epoch > 0
 
     def state_dict(self) -> ProgressState:
         """Return the counters as a training state holds them."""

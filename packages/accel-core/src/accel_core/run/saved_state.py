@@ -1,78 +1,134 @@
-"""What a trainer saves and loads again: exports of the model, and all that resuming needs."""
+"""Collects what a trainer saves, and puts it back. The room `state` writes and reads the files."""
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ..checks.values import check_path
 from ..data.loader import RANDOM_NUMBERS_OF_WORKERS
 from ..data.order import ORDER_VERSION
+from ..engines.trained import Trained
 from ..engines.weights import check_finite, load_into, load_together, share_buffers
+from ..errors import AccelWarning
 from ..processes.collectives import all_gather_object, run_on_main
 from ..state import files
-from ..state.checkpoint import STATE_FILE, RunState, TrainerState, library_versions, open_training_state
+from ..state.checkpoint import (
+    ATTRIBUTES_FILE,
+    HISTORY_FILE,
+    STATE_FILE,
+    RunState,
+    TrainerState,
+    library_versions,
+)
 from ..state.export import read_export, write_export
 from ..state.random import capture_random_state, restore_random_state
 from ..state.resume import compare, read_resume_point
 from ..state.save import save_folder
+from .checked_state import open_state, setting_damage_aside
+from .history_lines import metrics_of_update, split_state
 from .preparing import begin_run, prepare_parts
 from .run import Run
 from .run_progress import RunProgress
+from .schedule_fit import check_fit
+from .stages import load_history
 from .train_arguments import TrainArguments
+from .trained_state import compare_weights, create_state, loaded, names_of, read_state, what_is_trained
 from .trainer_parts import TrainerParts
 
 
 def save_export(
     trainer: TrainerParts,
-    path: Path,
+    save_path: Any,
     values: dict[str, Any] | None,
     with_optimizer: bool,
     with_scheduler: bool,
     model: torch.nn.Module,
 ) -> None:
     """Write what `Trainer.save_checkpoint` promises. Every process takes part."""
-    check_finite(model)
+    path = check_path("save_path", save_path, "Pass the name of a file, such as 'model.pt'.")
+    if trainer.run_progress.stage_skipped:
+        warnings.warn(
+            f"'{path}' was not written, since the model does not have the weights of stage "
+            f"{trainer.run_progress.stage}: train did nothing, as resume_from is a state of a later "
+            "stage. Do not export between two calls of train if trainer.run_progress.stage_skipped.",
+            AccelWarning,
+            stacklevel=3,
+        )
+        return
+    wanted = {"modules": True, "optimizers": with_optimizer, "schedulers": with_scheduler}
+    trained = _trained(trainer)
+    check_finite(model, trained.modules)
+    compare_weights(trainer.engine)
+    attributes = create_state(trained)
     content = {
         "model_state_dict": trainer.engine.full_weights(model, trainer.create_model_state),
+        **{f"{kind}_state_dict": attributes[kind] for kind in attributes if wanted[kind]},
         **(values or {}),
     }
     if with_optimizer and trainer.optimizer is not None and not trainer.engine.shards_parameters:
         content["optimizer_state_dict"] = trainer.optimizer.state_dict()
     if with_scheduler and trainer.scheduler is not None:
         content["scheduler_state_dict"] = trainer.scheduler.state_dict()
-    run_on_main(lambda: write_export(path, content), trainer.is_main_process)
+    origin = {"run_id": trainer.run_id, "update": trainer.run_progress.updates_completed}
+    run_on_main(lambda: write_export(path, content, origin), trainer.is_main_process)
 
 
 def load_export(
-    trainer: TrainerParts, path: Path, with_optimizer: bool, with_scheduler: bool
+    trainer: TrainerParts, checkpoint_path: Any, with_optimizer: bool, with_scheduler: bool
 ) -> dict[str, Any]:
     """Load an export, all of it or nothing, and return what is in it. Every process takes part."""
+    path = check_path("checkpoint_path", checkpoint_path, "Pass the file that save_checkpoint wrote.")
     content: dict[str, Any] = run_on_main(lambda: read_export(path), trainer.is_main_process)
     model = trainer.get_model(keep_torch_compile=False)
     optimizer = trainer.optimizer if with_optimizer and "optimizer_state_dict" in content else None
     load = trainer.engine.load_full_weights(trainer.load_model_state)
-    with load_together(model, content["model_state_dict"], path, load, optimizer):
+    wanted = {"modules": True, "optimizers": with_optimizer, "schedulers": with_scheduler}
+    attributes = {kind: content.get(f"{kind}_state_dict", {}) for kind in wanted if wanted[kind]}
+    trained = _trained(trainer)
+    with (
+        loaded(trained, attributes, path),
+        load_together(model, content["model_state_dict"], path, load, optimizer),
+    ):
         if optimizer is not None:
             load_into(optimizer, path, content["optimizer_state_dict"])
         if with_scheduler and trainer.scheduler is not None and "scheduler_state_dict" in content:
             load_into(trainer.scheduler, path, content["scheduler_state_dict"])
-    return content
+    missing = sorted(trained.modules.keys() - attributes["modules"].keys())
+    if missing:
+        trainer.print(f"'{path}' has no state of {missing}, which stay as they are.")
+    return {key: value for key, value in content.items() if key != files.ORIGIN}
 
 
-def save_run(trainer: TrainerParts, run: Run, path: Path, values: dict[str, Any] | None) -> None:
+def _trained(trainer: TrainerParts) -> Trained:
+    """Return what the trainer trains, also before its first run."""
+    return trainer.engine.trained or what_is_trained(trainer, None)
+
+
+def save_run(trainer: TrainerParts, run: Run, output_dir: Any, values: dict[str, Any] | None) -> None:
     """Write what `Trainer.save_training_state` promises. Every process takes part."""
+    path = check_path("output_dir", output_dir, "Pass the name of a folder.").absolute()
     engine = run.engine
-    check_finite(run.prepared.model)
-    share_buffers(run.prepared.model)
-    extra = {"extra.pt": values or {}}
     state = create_run_state(trainer)
+    check_finite(run.prepared.model, {} if engine.trained is None else engine.trained.modules)
+    compare_weights(engine)
+    share_buffers(run.prepared.model)
+    history = trainer.run_history
+    extra = {"extra.pt": values or {}}
+    if state["attributes"]:
+        extra[ATTRIBUTES_FILE] = create_state(engine.trained)
     progress = dict(state["run_progress"])
     if save_folder(
         path,
         state,
-        lambda: {**engine.main_files(trainer.scheduler, trainer.create_model_state), **extra},
+        lambda: {
+            **engine.main_files(trainer.scheduler, trainer.create_model_state),
+            "extra.pt": values or {},
+            HISTORY_FILE: run.history_lines.content(history),
+        },
         lambda: create_process_state(trainer, run),
         process_index=engine.group.index,
         gather=all_gather_object,
@@ -88,10 +144,12 @@ def create_run_state(trainer: TrainerParts) -> RunState:
     """Return what `trainer_state.json` holds, but for the files: the same on every process."""
     config = trainer.run_config
     loader = trainer.train_dataloader
+    progress = trainer.run_progress.state_dict()
     return {
         "run_id": str(trainer.run_id),
-        "run_progress": trainer.run_progress.state_dict(),
-        "run_history": trainer.run_history.state_dict(),
+        "run_progress": progress,
+        "run_history": split_state(trainer.run_history)[0],
+        "metrics": metrics_of_update(trainer.run_history, progress["updates_completed"]),
         "seed": trainer.data_seed,
         "order_version": ORDER_VERSION,
         "num_samples": None if loader is None else loader.num_samples,
@@ -103,6 +161,7 @@ def create_run_state(trainer: TrainerParts) -> RunState:
             "versions": library_versions(),
         },
         "callbacks": list(trainer.callbacks.state_dict()),
+        "attributes": names_of(trainer.engine.trained),
     }
 
 
@@ -146,12 +205,12 @@ def print_differences(trainer: TrainerParts, arguments: TrainArguments, state: T
 
 def load_run(trainer: TrainerParts, run: Run, path: str | Path) -> dict[str, Any]:
     """Restore a training state, and return the values that were saved with it. Every process takes part."""
-    # The main process's choice counts, and what it finds there.
-    folder, state = run_on_main(lambda: (Path(path), open_training_state(path)), trainer.is_main_process)
-    values: dict[str, Any] = files.read_object(folder / "extra.pt", dict)
-    begin_run(trainer, run, state)
-    prepare_parts(trainer, run)
-    restore_objects(trainer, run, folder, state)
+    folder, state = open_state(trainer, path)
+    with setting_damage_aside(trainer, folder):
+        values: dict[str, Any] = files.read_object(folder / "extra.pt", dict)
+        begin_run(trainer, run, state)
+        prepare_parts(trainer, run)
+        restore_objects(trainer, run, folder, state)
     restore_resume_point(trainer, run)
     return values
 
@@ -161,11 +220,16 @@ def begin_resuming(
 ) -> None:
     """Print what cannot be carried over, then restore what is restored before the loop."""
     print_differences(trainer, arguments, state)
-    restore_objects(trainer, run, folder, state)
+    with setting_damage_aside(trainer, folder):
+        restore_objects(trainer, run, folder, state)
+    check_fit(trainer, run, state)
 
 
 def restore_objects(trainer: TrainerParts, run: Run, folder: Path, state: TrainerState) -> None:
     """Restore model, optimizer, scheduler, progress and history; what the loop itself changes comes later."""
+    attributes = read_state(folder, state, run.engine.trained)
+    if attributes is None and (names := names_of(run.engine.trained)):
+        trainer.print(f"'{folder}' is of a version that did not save {names}: they stay as they are.")
     trainer.run_id = state["run_id"]
     run.known_states = {folder.absolute(): dict(state["run_progress"])}
     saved_processes = state["launched"]["num_processes"]
@@ -174,10 +238,12 @@ def restore_objects(trainer: TrainerParts, run: Run, folder: Path, state: Traine
     run.resume_point = point
     trainer.callbacks.load_state_dict(point.process_state["callbacks"])
     trainer.load_state_dict(point.process_state["trainer"])
-    with files.raising_checkpoint_error(folder / STATE_FILE, "is damaged; use another checkpoint"):
+    with files.reading(folder / STATE_FILE):
         progress = RunProgress(**state["run_progress"])
-        trainer.run_history.load_state_dict(state["run_history"])
-    run.engine.load_files(folder, trainer.scheduler, trainer.load_model_state)
+    load_history(trainer, folder, state)
+    with loaded(run.engine.trained, attributes or {}, folder / ATTRIBUTES_FILE):
+        run.engine.load_files(folder, trainer.scheduler, trainer.load_model_state)
+    run.history_lines.adopt(folder, trainer.run_history)
     trainer.run_progress = progress
     run.rollback = None
 

@@ -36,7 +36,11 @@ class Schedule:
 
 
 def build_scheduler(create_scheduler_fn: Any, optimizer: Any) -> Any:
-    """Return `create_scheduler_fn(optimizer)`. Raises `ConfigurationError` if that is no scheduler of `optimizer`."""
+    """Return `create_scheduler_fn(optimizer)`.
+
+    Raises:
+        ConfigurationError: it is no scheduler of `optimizer`.
+    """
     name = getattr(getattr(create_scheduler_fn, "func", create_scheduler_fn), "__name__", "the scheduler")
     try:
         scheduler = create_scheduler_fn(optimizer)
@@ -49,13 +53,13 @@ def build_scheduler(create_scheduler_fn: Any, optimizer: Any) -> Any:
         raise
     if not callable(getattr(scheduler, "step", None)):
         raise ConfigurationError(
-            f"create_scheduler_fn returned {preview(scheduler)}, which has no step(). Return a scheduler over the given "
-            "optimizer."
+            f"create_scheduler_fn returned {preview(scheduler)}, which has no step(). Return a scheduler "
+            "over the given optimizer."
         )
     if getattr(scheduler, "optimizer", optimizer) is not optimizer:
         raise ConfigurationError(
-            f"create_scheduler_fn returned a {type(scheduler).__name__} over another optimizer than the trainer's, so it "
-            "would change nothing. Build it over the optimizer that the function is given."
+            f"create_scheduler_fn returned a {type(scheduler).__name__} over another optimizer than the "
+            "trainer's, so it would change nothing. Build it over the optimizer that the function is given."
         )
     return scheduler
 
@@ -77,14 +81,14 @@ def plan_schedule(scheduler: Any, step_every: str, metric: str, has_evaluation: 
     needed = _first_needed_argument(step_epoch or scheduler.step)
     if needed == "epoch":
         raise ConfigurationError(
-            f"create_scheduler_fn returned a {type(scheduler).__name__}, whose step needs the epoch, as those of timm do. "
-            "Pass create_scheduler_fn=accel_integrations.timm_adapter.timm_scheduler_fn("
+            f"create_scheduler_fn returned a {type(scheduler).__name__}, whose step needs the epoch, as "
+            "those of timm do. Pass create_scheduler_fn=accel_integrations.timm_adapter.timm_scheduler_fn("
             f"{type(scheduler).__name__}, ...)."
         )
     if needed and metric == "eval_loss_epoch" and not has_evaluation:
         raise ConfigurationError(
-            f"scheduler_metric is 'eval_loss_epoch', which {type(scheduler).__name__} needs in every epoch, but "
-            "eval_dataset is None. Pass eval_dataset, or scheduler_metric='train_loss_epoch'."
+            f"scheduler_metric is 'eval_loss_epoch', which {type(scheduler).__name__} needs in every epoch, "
+            "but eval_dataset is None. Pass eval_dataset, or scheduler_metric='train_loss_epoch'."
         )
     has_both = step_epoch is not None
     is_by_epoch = bool(needed) or step_every == "epoch"

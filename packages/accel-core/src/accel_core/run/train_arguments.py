@@ -25,8 +25,8 @@ def _check_scheduler_fn(name: str, value: Any) -> Any:
     if is_scheduler and not isinstance(value, type):
         kind = type(value).__name__
         raise ConfigurationError(
-            f"{name} is a {kind}, which is a scheduler, but must be a function from an optimizer to one. Pass "
-            f"functools.partial({kind}, ...) without the optimizer."
+            f"{name} is a {kind}, which is a scheduler, but must be a function from an optimizer to one. "
+            f"Pass functools.partial({kind}, ...) without the optimizer."
         )
     return check_callable(name, value, "Pass a function from an optimizer to a scheduler.")
 
@@ -34,8 +34,8 @@ def _check_scheduler_fn(name: str, value: Any) -> Any:
 def _check_metric_name(name: str, value: Any) -> Any:
     if not isinstance(value, str):
         raise ConfigurationError(
-            f"{name} is {preview(value)}, but must be a string. Pass the name of a metric of the run history, such as "
-            "'eval_loss_epoch'."
+            f"{name} is {preview(value)}, but must be a string. Pass the name of a metric of the run "
+            "history, such as 'eval_loss_epoch'."
         )
     return value
 
@@ -54,7 +54,7 @@ _KEEP_GRADIENTS = "Use None to leave gradients as they are."
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainArguments:
-    """What `train` was asked for. Making one raises `ConfigurationError` unless everything in it can be used."""
+    """The arguments of `train`. Making one raises `ConfigurationError` unless all of them can be used."""
 
     train_dataset: Any
     eval_dataset: Any = None
@@ -84,6 +84,7 @@ class TrainArguments:
     scheduler_step_every: str = _checked(check_choice, "update", choices=("update", "epoch"))
     scheduler_metric: str = _checked(_check_metric_name, "eval_loss_epoch")
     seed_each_sample: bool = _checked(check_choice, False, choices=(True, False))
+    data_is_sharded: bool = _checked(check_choice, False, choices=(True, False))
 
     def __post_init__(self) -> None:
         """Check each field, then all of them together."""
@@ -98,7 +99,8 @@ class TrainArguments:
     def _check_limits(self) -> None:
         if self.num_epochs is None and self.max_num_train_steps is None:
             raise ConfigurationError(
-                "num_epochs and max_num_train_steps are both None, but one must say when to end. Pass num_epochs=1."
+                "num_epochs and max_num_train_steps are both None, but one must say when to end. Pass "
+                "num_epochs=1."
             )
 
     def _check_data(self) -> None:
@@ -123,8 +125,8 @@ class TrainArguments:
             getattr(self.train_dataset, "dataset", self.train_dataset)
         ):
             raise ConfigurationError(
-                f"seed_each_sample is True, but the samples of {type(self.train_dataset).__name__} have no index to seed "
-                "them by. Leave it out, or pass a data set with __getitem__ and __len__."
+                f"seed_each_sample is True, but the samples of {type(self.train_dataset).__name__} have no "
+                "index to seed them by. Leave it out, or pass a data set with __getitem__ and __len__."
             )
 
     @property
@@ -138,13 +140,27 @@ class TrainArguments:
         return {name: getattr(self, name) for name in names}
 
 
-def check_evaluation_arguments(dataset: Any, batch_size: Any, kwargs: Any, collate_fn: Any) -> None:
-    """Raise unless the arguments of `evaluate` or `predict` can be used."""
-    if dataset is None:
-        raise ConfigurationError(
-            "dataset is None, and no run before had an eval_dataset. Pass the data to read."
-        )
-    check_dataset("dataset", dataset)
-    check_whole_number("per_device_batch_size", batch_size, "Use 1 for single samples.")
-    check_dataloader_arguments("dataloader_kwargs", kwargs, dataset)
-    check_collate_fn(collate_fn, (dataset, kwargs))
+@dataclasses.dataclass(frozen=True)
+class EvaluationArguments:
+    """What `evaluate` or `predict` was asked for.
+
+    Making one raises `ConfigurationError` unless everything in it can be used.
+    """
+
+    dataset: Any
+    per_device_batch_size: int = 8
+    dataloader_kwargs: dict[str, Any] | None = None
+    collate_fn: Callable[[list[Any]], Any] | None = None
+    data_is_sharded: bool = False
+
+    def __post_init__(self) -> None:
+        """Check each argument."""
+        if self.dataset is None:
+            raise ConfigurationError(
+                "dataset is None, and no run before had an eval_dataset. Pass the data to read."
+            )
+        check_dataset("dataset", self.dataset)
+        check_whole_number("per_device_batch_size", self.per_device_batch_size, "Use 1 for single samples.")
+        check_dataloader_arguments("dataloader_kwargs", self.dataloader_kwargs, self.dataset)
+        check_collate_fn(self.collate_fn, (self.dataset, self.dataloader_kwargs))
+        check_choice("data_is_sharded", self.data_is_sharded, (True, False))

@@ -48,6 +48,7 @@ class TrainerParts(Protocol):
     eval_dataloader: ShardedDataLoader | None
 
     _run: Run | None
+    _training_run: Run | None
 
     @property
     def run_config(self) -> TrainerRunConfig: ...

@@ -1,4 +1,4 @@
-"""A copy of a trainer, to try something with that leaves the trainer, its data and all random numbers as they are.
+"""A copy of a trainer to try something with: the trainer, its data and all random numbers stay as they are.
 
 Functions such as `find_learning_rate` and `find_batch_size` train it.
 """
@@ -123,7 +123,7 @@ def _copy_trainer(trainer: Any) -> Any:
 
 
 def reset_for_trial(trial: Any) -> None:
-    """Forget the runs of the trainer that was copied, so that the copy prepares its own model and optimizer."""
+    """Forget the runs of the copied trainer, so that the copy prepares its own model and optimizer."""
     trial._run = None
     trial._training_run = None
     trial._engine = None
@@ -152,7 +152,7 @@ def _copy_optimizer(optimizer: torch.optim.Optimizer, memo: dict[int, Any]) -> t
 
 @contextlib.contextmanager
 def _keep_position(dataset: Any) -> Iterator[None]:
-    """Put data that has a state back to its position, and so the generators of a ready loader and its samplers."""
+    """Put data that has a state back to its position, and restore the generators of a ready loader."""
     sources = [dataset, *(getattr(dataset, name, None) for name in ("dataset", "sampler", "batch_sampler"))]
     stateful = [
         source for source in sources if hasattr(source, "state_dict") and hasattr(source, "load_state_dict")

@@ -22,7 +22,10 @@ class Step(NamedTuple):
     is_last: bool
     """It is the last of its update, so gradients are synchronised."""
     is_padding: bool
-    """This process has no samples in this step: it repeats a batch with weight zero, because the others need it."""
+    """This process has no samples in this step.
+
+    It repeats a batch with weight zero, because the others need it.
+    """
     planned_items: int | None
     """Samples that the batch has if nothing drops any; None for data without a length."""
 
@@ -30,9 +33,9 @@ class Step(NamedTuple):
 class UpdateGroup:
     """The steps of one update; iterate it once.
 
-    The gradient of an update is the mean over all items of all its steps on all processes. Since processes are
-    averaged by DDP, a step's loss, being the mean of n items, is multiplied by n over `planned_items`, the planned
-    items of the group divided by the number of processes.
+    The gradient of an update is the mean over all items of all its steps on all processes. Since processes
+    are averaged by DDP, a step's loss, being the mean of n items, is multiplied by n over `planned_items`,
+    the planned items of the group divided by the number of processes.
     """
 
     num_items: Any = 0
@@ -61,7 +64,10 @@ class UpdateGroup:
     def count_before_forward(
         self, count_items: Callable[[Any], int | None], num_processes: int, device: torch.device
     ) -> None:
-        """Plan with what `count_items` finds in the batches, which are all held for it. Every process takes part."""
+        """Plan with what `count_items` finds in the batches, which are all held for it.
+
+        Every process takes part.
+        """
         steps = list(self.steps)
         counts = [0 if step.is_padding else count_items(step.batch) for step in steps]
         numbers = [count for count in counts if count is not None]
@@ -94,15 +100,19 @@ class UpdateGroup:
         return self.num_samples or self.steps_completed * self.step_size
 
     def gradient_scale(self, num_processes: int, device: torch.device) -> float | torch.Tensor:
-        """Return what the gradients are multiplied by, since the items differ from the plan. Every process takes part."""
+        """Return what the gradients are multiplied by, since the items differ from the plan.
+
+        Every process takes part.
+        """
         num_items = torch.as_tensor(self.num_items, dtype=torch.float64, device=device).clone()
         if num_processes > 1:
             torch.distributed.all_reduce(num_items)
         # An accelerator is not waited for: there a division by zero gives a loss that the nan guard sees.
         if device.type == "cpu" and num_items <= 0:
             raise ConfigurationError(
-                f"The batches of an update have {num_items:g} items together, but must have at least one, since the loss "
-                "is their mean. Leave out samples without any, or return a batch_size or num_items_in_batch above 0."
+                f"The batches of an update have {num_items:g} items together, but must have at least one, "
+                "since the loss is their mean. Leave out samples without any, or return a batch_size or "
+                "num_items_in_batch above 0."
             )
         return self.planned_items * num_processes / num_items
 
@@ -119,10 +129,10 @@ def items_of(output: Mapping[str, Any]) -> Any:
 
 
 class ItemTotals:
-    """Whether the processes have to add up the items of an update, since they may differ from the plan on any of them.
+    """Decides whether the processes have to add up the items of an update, which may differ from the plan.
 
-    They do if a collate function of the user's own may drop samples, if the data has no length, and from the first
-    update on if a step counts tokens.
+    They do if a collate function of the user's own may drop samples, if the data has no length, and from
+    the first update on if a step counts tokens.
     """
 
     def __init__(self, group: DataGroup, may_differ: bool = False) -> None:
@@ -139,9 +149,9 @@ class ItemTotals:
             self._is_first = False
         if group.differs_from_plan and not self.is_needed:
             raise ConfigurationError(
-                "The batch_size that calculate_train_batch_loss returned differs from the samples that were asked for, or "
-                "the step began to return num_items_in_batch, which other processes cannot know in mid-run. Return "
-                "num_items_in_batch in every step."
+                "The batch_size that calculate_train_batch_loss returned differs from the samples that were "
+                "asked for, or the step began to return num_items_in_batch, which other processes cannot "
+                "know in mid-run. Return num_items_in_batch in every step."
             )
         return group.gradient_scale(self.num_processes, device) if self.is_needed else None
 
@@ -237,11 +247,15 @@ class _LookAhead:
         owners = all_gather_object(bool(self.next))
         self.has_next = any(owners)
         if self.has_next and not self.latest and not all(owners):
-            # The main process has the first batch of all data: those that get none borrow it, with weight zero.
+            # The main process has the first batch of all data: those that get none borrow it, with weight
+            # zero.
             self.latest = [broadcast_object(self.next[0] if self.next else None)]
 
     def take(self) -> tuple[Any, bool]:
-        """Return the next batch, or the latest again if only other processes have one; and whether it is a repetition."""
+        """Return the next batch, or the latest again if only other processes have a next one.
+
+        And whether it is a repetition.
+        """
         is_padding = not self.next
         self.latest = self.next or self.latest
         taken = self.latest[0]

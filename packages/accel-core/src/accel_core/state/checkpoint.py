@@ -1,23 +1,24 @@
-"""What a checkpoint folder holds, and which folders are complete.
+"""What the folder of a training state holds, and whether it is one.
 
-    trainer_state.json     what a person wants to know; written last, with the sizes of the other files
-    model.safetensors      the parameters and buffers; model_extra.pt: what else the model's state has
-    optimizer.pt  scheduler.pt  scaler.pt  extra.pt
-    process_00000.pt ...   of each process: random state, loss so far, callbacks, position of iterable data
-    engine/                sharded states, written by Accelerate
-
-`<name>.<letters>.incomplete` is being written, `<name>.incomplete` removed; neither is ever read.
-`<name>.replaced` was complete when a newer state took its name, and goes once that one stands.
+trainer_state.json     what a person wants to know; written last, with sizes and digests of the other files and of itself
+history.jsonl          the records of the run history, one a line
+model.safetensors      the parameters and buffers; model_extra.pt: what else the model's state has
+optimizer.pt  scheduler.pt  scaler.pt  extra.pt
+attributes.pt          modules, optimizers and schedulers among the attributes of the trainer that are trained
+process_00000.pt ...   of each process: random state, loss so far, callbacks, position of iterable data
+engine/                sharded states, written by Accelerate
 """
 
 from __future__ import annotations
 
-import logging
+import dataclasses
+import enum
+import json
 import os
 import platform
-import re
+import stat
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypedDict, cast
 
@@ -25,30 +26,27 @@ import accelerate
 import torch
 
 from ..__about__ import __version__
-from ..errors import CheckpointError
 from . import files
+from .digests import digest_of_file
+from .safetensors_file import DTYPES
+from .state_values import find_wrong_value
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""States of version 1 have no digests, and the records of the history in their JSON."""
 
 STATE_FILE = "trainer_state.json"
-
-_OWN_NAMES = re.compile(
-    r"trainer_state\.json|model\.safetensors|(model_extra|optimizer|scheduler|scaler|extra|process_\d{5,})\.pt|engine"
-    r"|\.(tmp|nfs)\w+"  # what safetensors leaves when it is killed, and a network disk for an open file
-)
-
-_ORDER: tuple[Any, ...] = (
-    "updates_completed",
-    "epochs_completed",
-    "train_epoch_completed",
-    "eval_epoch_completed",
-    "run_completed",
-)
-
-_logger = logging.getLogger("accel_core")
+ATTRIBUTES_FILE = "attributes.pt"
+HISTORY_FILE = "history.jsonl"
 
 
-class RunState(TypedDict):
+class SinceVersion2(TypedDict, total=False):
+    """What states of version 1 do not have."""
+
+    metrics: dict[str, float]  # recorded at this very update, by name
+    digests: dict[str, str]  # SHA-256 of every other file, by its path within the folder
+
+
+class RunState(SinceVersion2):
     """What the trainer tells about a run."""
 
     run_id: str
@@ -61,6 +59,7 @@ class RunState(TypedDict):
     )  # of the training data, None where unknown; to notice other data, as `launched` is to compare
     launched: Launched
     callbacks: list[str]
+    attributes: list | None  # type: ignore[type-arg]  # names of those whose states attributes.pt holds; None in states that are older than it
 
 
 class ProgressState(TypedDict):
@@ -76,6 +75,11 @@ class ProgressState(TypedDict):
     eval_epoch_completed: bool
     epoch_cut_by_limit: bool
     run_completed: bool
+    stage: int
+    stage_skipped: bool
+    epochs_before_stage: int
+    updates_before_stage: int
+    order_epoch: int
 
 
 class Launched(TypedDict):
@@ -93,6 +97,28 @@ class TrainerState(RunState):
 
     format_version: int
     files: dict[str, int]  # path within the folder and size in bytes of every other file
+
+
+class Kind(enum.Enum):
+    """What a folder is that is no state to go on from."""
+
+    FOREIGN = enum.auto()
+    """Nothing of accel, or not there."""
+    UNFINISHED = enum.auto()
+    """Not written to its end, or half removed."""
+    DAMAGED = enum.auto()
+    """It was a state once."""
+    UNKNOWN_FORMAT = enum.auto()
+    """Of another version of accel."""
+
+
+@dataclasses.dataclass(frozen=True)
+class NoState:
+    """Why a path is no complete state."""
+
+    kind: Kind
+    reason: str
+    """Follows the path in a sentence: "is damaged: ..."."""
 
 
 def library_versions() -> dict[str, str]:
@@ -115,7 +141,7 @@ def model_files(state: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _is_dense(value: Any) -> bool:
-    is_plain = type(value) in (torch.Tensor, torch.nn.Parameter)
+    is_plain = type(value) in (torch.Tensor, torch.nn.Parameter) and value.dtype in DTYPES
     return is_plain and value.layout is torch.strided and not (value.is_quantized or value.is_complex())
 
 
@@ -127,143 +153,125 @@ def read_model_state(folder: Path) -> dict[str, Any]:
     return state
 
 
-def remove_checkpoint(path: Path) -> None:
-    """Remove a folder so that no half of it ever looks complete.
+def examine(path: Path) -> TrainerState | NoState:
+    """Return what trainer_state.json says, or why `path` is no complete state. Reads that file and the sizes of the others."""
+    if not path.is_dir():
+        is_file = "is a file, but a training state is a folder; load_checkpoint reads an export"
+        return NoState(Kind.FOREIGN, is_file if path.exists() else "does not exist")
+    if path.name.endswith(".incomplete"):
+        return NoState(Kind.UNFINISHED, "was not written to its end, or is half removed")
+    was_state = os.path.isfile(path / process_file(0))
+    if not os.path.isfile(path / STATE_FILE):  # False too for what this user may not look into.
+        entries = sorted(entry.name for entry in path.glob("*"))
+        reason = f"has no {STATE_FILE}, but {entries[:5]}" if entries else f"has no {STATE_FILE}"
+        return NoState(Kind.DAMAGED if was_state else Kind.FOREIGN, reason)
+    content = _read_state_file(path, was_state)
+    if isinstance(content, NoState):
+        return content
+    for name, size in content["files"].items():
+        if _size_of(path / name) != size:
+            return NoState(Kind.DAMAGED, f"is damaged: {name} is missing or has another size")
+    return content
 
-    What the disk refuses is left to the next save.
-    """
-    staging = path if path.name.endswith(".incomplete") else sibling(path, ".incomplete")
+
+def _size_of(path: Path) -> int | None:
+    """Return the bytes of a regular file; None for anything else. It may be removed at this very moment."""
     try:
-        if staging.exists():
-            files.remove_folder(staging)
-        if path.exists():
-            files.rename(path, staging)
-            files.remove_folder(staging)
-    except OSError as error:
-        _logger.warning("'%s' could not be removed: %s", path, error)
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_size if stat.S_ISREG(found.st_mode) else None
 
 
-def complete_checkpoints(folder: str | Path) -> dict[Path, TrainerState]:
-    """Return the complete states directly inside `folder`, oldest first; logs what it passes over."""
-    found = {}
-    for path in filter(Path.is_dir, Path(folder).glob("*")):
-        state = examine(path)
-        if not isinstance(state, str):
-            found[path] = state
-        elif path.name.endswith(".incomplete") or any(
-            map(os.path.isfile, (path / STATE_FILE, path / process_file(0)))
-        ):
-            _logger.warning("'%s' is passed over: it %s.", path, state)
-
-    def age(path: Path) -> tuple[object, ...]:
-        return (
-            *(dict(found[path]["run_progress"])[key] for key in _ORDER),
-            not path.name.endswith(".replaced"),
-            path.name,
+def _read_state_file(path: Path, was_state: bool) -> TrainerState | NoState:
+    """Return what the file says, once all that can be known from it alone is right."""
+    try:
+        text = (path / STATE_FILE).read_bytes()
+        content = json.loads(text)
+    except (OSError, ValueError, RecursionError) as error:
+        reason = f"has a damaged {STATE_FILE}: {type(error).__name__}: {error}"
+        return NoState(Kind.DAMAGED, reason)
+    is_own = isinstance(content, dict) and "format_version" in content
+    if isinstance(content, dict) and not is_own and not was_state:
+        return NoState(Kind.FOREIGN, f"has a {STATE_FILE}, but none of accel")
+    # States of the first versions do not name the order of the data: there was one only. Nor have they attributes.
+    state = {"order_version": 1, "attributes": None, **content} if isinstance(content, dict) else {}
+    _add_stage(state)
+    version = state.get("format_version")
+    if version not in (None, *range(1, FORMAT_VERSION + 1)) or isinstance(version, bool):
+        return NoState(
+            Kind.UNKNOWN_FORMAT,
+            f"has the format {version!r:.40}, not 1 to {FORMAT_VERSION}; use the version of accel that wrote it",
         )
-
-    return {path: found[path] for path in sorted(found, key=age)}
-
-
-def latest_checkpoint(folder: str | Path) -> Path | None:
-    """Return the newest complete state directly inside `folder`; None if there is none or no folder."""
-    if isinstance(examine(Path(folder)), dict):
-        _logger.warning("'%s' is itself a training state: give it to resume_from as it is.", folder)
-    return next(reversed(complete_checkpoints(folder)), None)
+    flaw = files.find_flaw(state, TrainerState) or find_wrong_value(state)
+    if version != 1 and not files.is_sealed(text):
+        flaw = f"it is not what was written, since its digest differs{f' ({flaw})' if flaw else ''}"
+    if flaw:
+        return NoState(Kind.DAMAGED, f"has a damaged {STATE_FILE}: {flaw}")
+    return cast(TrainerState, state)
 
 
-def open_training_state(path: str | Path) -> TrainerState:
-    """Return what trainer_state.json says.
+def is_sharded(state: TrainerState) -> bool:
+    """Whether an engine has written files of its own, which may be many and large."""
+    return any(name.startswith("engine/") for name in state["files"])
 
-    Raises `CheckpointError` if `path` is no complete state: what it is instead.
+
+def find_mismatch(path: Path, state: TrainerState, names: Iterable[str] | None = None) -> str | None:
+    """Return what is wrong with the content of files of a complete state, by their digests; None if nothing is.
+
+    Args:
+        names: of the files to read; None reads all of them.
     """
-    path = Path(path)
-    state = examine(path)
-    if not isinstance(state, str):
-        return state
-    newest = latest_checkpoint(path) or latest_checkpoint(path.parent)
-    way_out = (
-        f"Did you mean '{newest}'?"
-        if newest
-        else "Pass the folder of a complete training state, or None to start afresh."
-    )
-    raise CheckpointError(f"'{path}' {state}. {way_out}")
+    digests = state.get("digests", {})
+    for name in digests if names is None else names:
+        if name in digests and digest_of_file(path / name) != digests[name]:
+            return f"is damaged: {name} is not what was written, since its digest differs"
+    return None
 
 
 def is_same_state(path: str | Path, run_id: str, run_progress: Mapping[str, Any]) -> bool:
     """Whether a complete state of this run with the same progress stands at `path`."""
     state = examine(Path(path))
-    if isinstance(state, str) or state["run_id"] != run_id:
+    if isinstance(state, NoState) or state["run_id"] != run_id:
         return False
-    return all(dict(state["run_progress"])[key] == run_progress[key] for key in _ORDER)
+    return all(dict(state["run_progress"])[key] == run_progress[key] for key in ORDER)
 
 
-def check_folder_of_run(save_dir: str | Path, run_id: str, updates_completed: int | None = None) -> None:
-    """Raise `CheckpointError` if `save_dir` holds states of another run, or of this one with more updates than it has made."""
-    for path, state in complete_checkpoints(save_dir).items():
-        refuse_other_run(path, run_id)
-        updates = state["run_progress"]["updates_completed"]
-        if updates_completed is not None and updates > updates_completed:
-            raise CheckpointError(
-                f"'{path}' holds {updates} updates of this run, which has gone on from {updates_completed}: "
-                "latest_checkpoint would choose what was given up. Remove it, or save to another folder."
-            )
+ORDER: tuple[str, ...] = (
+    "updates_completed",
+    "stage",
+    "epochs_completed",
+    "train_epoch_completed",
+    "eval_epoch_completed",
+    "run_completed",
+)
+"""What tells which of two states of a run is the newer one, the first difference first."""
 
 
-def refuse_other_run(path: Path, run_id: str) -> None:
-    """Raise `CheckpointError` if `path` holds a state of another run, complete or not."""
-    found = _read(path).get("run_id", run_id)
-    if found != run_id:
-        raise CheckpointError(
-            f"'{path}' is a state of the run {found!r}, but this is the run {run_id!r}. Choose another "
-            f"folder, or go on with that run by resume_from='{path}'."
-        )
+def metrics_of(state: TrainerState) -> dict[str, float]:
+    """Return the metrics that were recorded for the very weights of a state, by name."""
+    if "metrics" in state:
+        return state["metrics"]
+    update = state["run_progress"]["updates_completed"]
+    records = state["run_history"].get("records", [])
+    # In an old state all of the history stands here.
+    return {record["name"]: record["value"] for record in records if record["update"] == update}
 
 
-def _read(path: Path) -> dict[str, Any]:
+def run_id_in(path: Path) -> str | None:
+    """Return the run of a state, complete or not; None if nothing there says it."""
     try:
-        content = files.read_json(path / STATE_FILE)
-    except CheckpointError:
-        return {}
-    return content if isinstance(content, dict) else {}
+        content = json.loads((path / STATE_FILE).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+    found = content.get("run_id") if isinstance(content, dict) else None
+    return found if isinstance(found, str) else None
 
 
-def examine(path: Path) -> TrainerState | str:
-    """Return what trainer_state.json says, or why `path` is no complete state."""
-    if not path.is_dir():
-        is_file = "is a file, but a training state is a folder; load_checkpoint reads an export"
-        return is_file if path.exists() else "does not exist"
-    if path.name.endswith(".incomplete"):
-        return "was not written to its end, or is half removed"
-    if not os.path.isfile(path / STATE_FILE):  # False too for what this user may not look into.
-        entries = sorted(entry.name for entry in path.glob("*"))
-        return f"has no {STATE_FILE}, but {entries[:5]}" if entries else f"has no {STATE_FILE}"
-    # States of the first versions do not name the order of the data: there was one only.
-    state = {"order_version": 1, **_read(path)}
-    if state.get("format_version", FORMAT_VERSION) != FORMAT_VERSION:
-        return f"has the format {state['format_version']}, not {FORMAT_VERSION}; use the version of accel that wrote it"
-    if flaw := files.find_flaw(state, TrainerState):
-        return f"has a damaged {STATE_FILE}: {flaw}"
-    for name, size in state["files"].items():
-        if not (path / name).is_file() or (path / name).stat().st_size != size:
-            return f"is damaged: {name} is missing or has another size"
-    return cast(TrainerState, state)
-
-
-def has_only_own_files(path: Path) -> bool:
-    """Whether `path` is a folder without anything that a checkpoint does not have."""
-    return path.is_dir() and all(_OWN_NAMES.fullmatch(entry.name) for entry in path.glob("*"))
-
-
-def remove_leftovers(folder: Path) -> None:
-    """Remove what crashes left in `folder`: incomplete states, and replaced ones whose successor stands."""
-    for path in [*folder.glob("*.incomplete"), *folder.glob("*.replaced")]:
-        successor = path.with_name(path.name.removesuffix(".replaced"))
-        is_own = has_only_own_files(path) or isinstance(examine(path), dict)
-        if is_own and (successor == path or isinstance(examine(successor), dict)):
-            remove_checkpoint(path)
-
-
-def sibling(path: Path, ending: str) -> Path:
-    """The folder of the same name with `ending` behind it."""
-    return path.with_name(path.name + ending)
+def _add_stage(state: dict[str, Any]) -> None:
+    """Add what states of the first versions lack: every call of `train` was a run, and began at the first order."""
+    progress = state.get("run_progress")
+    counters = {"stage": 1, "stage_skipped": False, "epochs_before_stage": 0, "updates_before_stage": 0}
+    # A state that has some of them is a later one that was damaged.
+    if isinstance(progress, dict) and not progress.keys() & {*counters, "order_epoch"}:
+        state["run_progress"] = {**progress, **counters, "order_epoch": progress.get("epochs_completed")}

@@ -1,33 +1,92 @@
-"""Export."""
+"""One file with the weights of a model, that says of which run and update it is, and what it ought to hold."""
 
 from __future__ import annotations
 
+import json
+import logging
 from pathlib import Path
 from typing import Any
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, DamagedError
 from . import files
+from .digests import digest_of_value
+
+NO_EXPORT = "'{}' has no 'model_state_dict', so it is no export"
+
+_logger = logging.getLogger("accel_core")
 
 
-def write_export(path: Path, content: dict[str, Any]) -> None:
-    """Write an export to one file, atomically; `.safetensors` holds the model's tensors only."""
+def write_export(path: Path, content: dict[str, Any], origin: dict[str, Any] | None = None) -> None:
+    """Write an export to one file, atomically; `.safetensors` holds the model's tensors only.
+
+    Args:
+        origin: run and update. With it go the digest of the content, and into `.safetensors` the plain values beside
+            the weights too.
+    """
     if path.suffix == ".safetensors":
-        files.replace_file(path, lambda staging: files.write_tensors(staging, content["model_state_dict"]))
+        tensors = content["model_state_dict"]
+        plain = {key: value for key, value in content.items() if isinstance(value, (str, int, float))}
+        values = files.as_plain(plain, f"The content of '{path.name}'")
+        facts = {**(origin or {}), "values": values}
+        facts["digest"] = digest_of_value([_as_dense(tensors), facts])
+        files.replace_file(path, lambda staging: files.write_tensors(staging, tensors, facts))
     else:
-        files.replace_file(path, lambda staging: files.write_object(staging, content))
+        plain = files.as_plain(content, f"The content of '{path.name}'")
+        facts = dict(origin or {})
+        facts["digest"] = digest_of_value([plain, facts])
+        files.replace_file(path, lambda staging: files.write_object(staging, plain, facts))
 
 
 def read_export(path: Path) -> dict[str, Any]:
-    """Read an export. Raises `CheckpointError` if the file is none; nothing in it is executed."""
+    """Read an export, with its origin. Raises `CheckpointError` if the file is none; nothing in it is executed."""
     if path.is_dir():
         raise CheckpointError(
             f"'{path}' is a folder, but an export is a file. Use train(..., resume_from='{path}') to resume."
         )
-    if path.suffix == ".safetensors":
-        return {"model_state_dict": files.read_tensors(path)}
-    content = files.read_object(path)
-    if not isinstance(content, dict) or not isinstance(content.get("model_state_dict"), dict):
-        raise CheckpointError(
-            f"'{path}' has no 'model_state_dict', so it is no export of save_checkpoint. Use another file."
+    is_safetensors = path.suffix == ".safetensors"
+    if is_safetensors:
+        content = {"model_state_dict": files.read_tensors(path)}
+        facts = _facts_in(path)
+    else:
+        content, facts = files.read_with_origin(path)
+        if not isinstance(content, dict) or not isinstance(content.get("model_state_dict"), dict):
+            raise CheckpointError(f"{NO_EXPORT.format(path)} of save_checkpoint. Use another file.")
+    if facts is None:
+        _logger.info("'%s' has no digest, so its content cannot be checked.", path)
+        return content
+    digest = facts.get("digest")
+    rest = {key: value for key, value in facts.items() if key != "digest"}
+    value = _as_dense(content["model_state_dict"]) if is_safetensors else content
+    if digest != digest_of_value([value, rest]):
+        raise DamagedError(
+            f"'{path}' is damaged: its content is not what was written, since its digest differs. Use another file."
         )
-    return content
+    return {**content, files.ORIGIN: {**rest, "digest": digest}}
+
+
+def read_origin(path: Path) -> dict[str, Any]:
+    """Return of which run and update an export is, and the plain values in it, under `values`. All of it is read.
+
+    Raises `CheckpointError` if it is damaged or no export. One of an older version says no run and no update.
+    """
+    content = read_export(path)
+    facts = dict(content.get(files.ORIGIN, {}))
+    plain = {key: value for key, value in content.items() if isinstance(value, (str, int, float))}
+    return {"run_id": None, "update": None, "values": plain, **facts}
+
+
+def _facts_in(path: Path) -> dict[str, Any] | None:
+    """Return the origin in the metadata of a safetensors file; None if another program, or an older one, wrote it."""
+    text = files.read_metadata(path).get(files.ORIGIN)
+    if text is None:
+        return None
+    with files.reading(path):
+        facts = json.loads(text)
+    if not isinstance(facts, dict):
+        raise DamagedError(f"'{path}' is damaged: its metadata is {facts!r:.60}. Use another file.")
+    return facts
+
+
+def _as_dense(tensors: dict[str, Any]) -> dict[str, Any]:
+    """Return the tensors in an order that does not depend on where they stand in the file."""
+    return {name: tensors[name] for name in sorted(tensors)}

@@ -1,122 +1,147 @@
-"""Every file operation of a save, on the disk when it returns, and readers that execute nothing of what they read."""
+"""File operations that are on the disk when they return, and readers that execute nothing that they read."""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import pickle
+import re
 import shutil
 import warnings
-from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, get_origin, get_type_hints, is_typeddict
 
-import numpy as np
+import safetensors
 import safetensors.torch
 import torch
 
-from ..errors import AccelError, CheckpointError, ConfigurationError
+from ..errors import AccelError, CheckpointError, DamagedError
+from . import safetensors_file
+from .digests import HashingFile, Written
+from .plain import as_plain as as_plain
+from .staging import replacing
 
-_COLLECTIONS: set[type] = {dict, OrderedDict, Counter, list, tuple, set}
+ORIGIN = "accel_origin"
+"""The key under which each file says of which run and update it is: in safetensors among the metadata, as JSON."""
 
-_NUMBERS_AND_TEXT: set[type] = {type(None), bool, int, float, complex, str, bytes}
-
-_PLAIN = (
-    _COLLECTIONS
-    | _NUMBERS_AND_TEXT
-    | {torch.Tensor, torch.nn.Parameter, torch.Size, torch.dtype, torch.device}
-)
-
-
-def as_plain(value: Any, where: str, key: str = "") -> Any:
-    """Return a copy of `value` as `read_object` gives it back: the same tensors, Python's numbers in place of numpy's.
-
-    Raises:
-        ConfigurationError: something else than None, numbers, strings, tensors and collections of them.
-            `where` begins the sentence ("The state of 'MyCallback'"), the key follows.
-    """
-    value = value.item() if isinstance(value, np.generic) else value
-    kind = type(value)
-    if kind not in _PLAIN:
-        name = (
-            kind.__name__
-            if kind.__module__ == "builtins"
-            else f"{kind.__module__.split('.')[0]}.{kind.__name__}"
-        )
-        keep = "Keep tensors, numbers, strings, lists and dicts in state_dict()."
-        raise ConfigurationError(f"{where} cannot be saved: {repr(key) if key else 'it'} is a {name}. {keep}")
-    if isinstance(value, dict):
-        return kind(
-            {as_plain(k, where, key): as_plain(v, where, f"{key}.{k}".lstrip(".")) for k, v in value.items()}
-        )
-    if kind in _COLLECTIONS:
-        return kind(as_plain(item, where, f"{key}.{i}".lstrip(".")) for i, item in enumerate(value))
-    return value
+_SEAL = re.compile(rb'"sha256": "([0-9a-f]{64})"\n}\n\Z')
+_UNSEALED = "0" * 64
 
 
-def write_object(path: Path, value: Any) -> None:
+@contextlib.contextmanager
+def create(path: Path) -> Iterator[HashingFile]:
+    """Open a new file, and have it on the disk at the end. All files of a save are written through here."""
+    with raising_checkpoint_error(path, "could not be written"), path.open("wb") as file:
+        hashing = HashingFile(file)
+        try:
+            yield hashing
+        finally:
+            hashing.close()
+    sync(path)
+
+
+def write_object(path: Path, value: Any, origin: Mapping[str, Any] | None = None) -> Written:
     """Write a plain value with `torch.save`.
 
-    Raises `ConfigurationError` if it is not plain (see `as_plain`).
+    Args:
+        origin: goes into a dictionary, under the key `ORIGIN`.
+
+    Raises:
+        ConfigurationError: the value is not plain (see `as_plain`).
     """
     plain = as_plain(value, f"The content of '{path.name}'")
-    with raising_checkpoint_error(path, "could not be written"), path.open("wb") as file:
-        torch.save(plain, file)
-    sync(path)
+    if origin is not None and type(plain) is dict:
+        plain = {ORIGIN: dict(origin), **plain}
+    with create(path) as file:
+        torch.save(plain, file)  # type: ignore[arg-type]
+    return file.written
 
 
-def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+def write_tensors(
+    path: Path, tensors: Mapping[str, torch.Tensor], origin: Mapping[str, Any] | None = None
+) -> Written:
     """Write dense tensors as safetensors. Those that share memory are written each on its own."""
-    separate, seen = {}, set()
-    for name, tensor in tensors.items():
-        storage = (tensor.device, tensor.untyped_storage().data_ptr())
-        separate[name] = (tensor.detach().clone() if storage in seen else tensor.detach()).contiguous()
-        seen.add(storage)
-    with raising_checkpoint_error(path, "could not be written"):
-        path.touch()
-        mode = path.stat().st_mode
-        safetensors.torch.save_file(separate, path, metadata={"format": "pt"})
-        path.chmod(mode)  # It puts a file in place that only its owner may read.
-    sync(path)
+    metadata = {"format": "pt"} if origin is None else {"format": "pt", ORIGIN: json.dumps(dict(origin))}
+    with create(path) as file:
+        for piece in safetensors_file.pieces(tensors, metadata):
+            file.write(piece)
+    return file.written
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write `value`, made of what JSON knows, for people to read."""
+def write_bytes(path: Path, content: bytes) -> Written:
+    """Write `content` as it is."""
+    with create(path) as file:
+        file.write(content)
+    return file.written
+
+
+def write_json(path: Path, value: Any, is_sealed: bool = False) -> Written:
+    """Write `value`, made of what JSON knows, for people to read.
+
+    Args:
+        is_sealed: the last key of the dictionary is a digest of all the rest, which `read_json` checks.
+    """
     with raising_checkpoint_error(path, "could not be written"):
-        path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-    sync(path)
+        value = {**value, "sha256": _UNSEALED} if is_sealed else value
+        text = (json.dumps(value, indent=2) + "\n").encode()
+    return write_bytes(path, sealed(text) if is_sealed else text)
+
+
+def sealed(text: bytes) -> bytes:
+    """Return a JSON text whose last value, zeros or an older digest, is the digest of the text with zeros there."""
+    found = _SEAL.search(text)
+    if found is None:
+        raise ValueError("The text does not end with a digest.")
+    blank = text[: found.start(1)] + _UNSEALED.encode() + text[found.end(1) :]
+    digest = hashlib.sha256(blank).hexdigest().encode()
+    return text[: found.start(1)] + digest + text[found.end(1) :]
 
 
 def read_object(path: Path, form: Any = object) -> Any:
-    """Read what `write_object` wrote, tensors on the CPU.
+    """Read what `write_object` wrote, tensors on the CPU, without the origin.
 
     Raises `CheckpointError` for any other file, or another `form`.
     """
-    with (
-        raising_checkpoint_error(path, "could not be read; use another checkpoint"),
-        warnings.catch_warnings(),
-    ):
-        warnings.simplefilter(
-            "ignore"
-        )  # Torch tells how it checks a file; where that fails there is an error.
-        value = torch.load(path, map_location="cpu", weights_only=True)
+    value, _ = read_with_origin(path)
     if flaw := find_flaw(value, form):
-        raise CheckpointError(f"'{path}' is damaged; use another checkpoint: {flaw}.")
+        raise DamagedError(f"'{path}' is damaged; use another checkpoint: {flaw}.")
     return value
+
+
+def read_with_origin(path: Path) -> tuple[Any, dict[str, Any] | None]:
+    """Read what `write_object` wrote, and its origin, which is None for a file that has none."""
+    with reading(path), warnings.catch_warnings():
+        # Torch tells how it checks a file; if that fails there is an error.
+        warnings.simplefilter("ignore")
+        value = torch.load(path, map_location="cpu", weights_only=True)
+    origin = value.pop(ORIGIN, None) if type(value) is dict else None
+    return value, origin if isinstance(origin, dict) else None
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     """Read what `write_tensors` wrote, to the CPU. Raises `CheckpointError` for any other file."""
-    with raising_checkpoint_error(path, "could not be read; use another checkpoint"):
+    with reading(path):
         return safetensors.torch.load_file(path)
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """Read the metadata of a safetensors file. Raises `CheckpointError` for any other file."""
+    with reading(path), safetensors.safe_open(path, framework="pt") as file:
+        return file.metadata() or {}
 
 
 def read_json(path: Path) -> Any:
     """Read what `write_json` wrote. Raises `CheckpointError` for any other file."""
-    with raising_checkpoint_error(path, "could not be read; use another checkpoint"):
-        return json.loads(path.read_text(encoding="utf-8"))
+    with reading(path):
+        return json.loads(path.read_bytes())
+
+
+def is_sealed(text: bytes) -> bool:
+    """Whether a JSON text ends with the digest of all the rest."""
+    return _SEAL.search(text) is not None and sealed(text) == text
 
 
 def find_flaw(value: Any, form: Any, name: str = "the content") -> str | None:
@@ -124,33 +149,27 @@ def find_flaw(value: Any, form: Any, name: str = "the content") -> str | None:
 
     Its `form` is a type, or the forms of the keys that it needs: a dictionary or `TypedDict`.
     """
+    needed = getattr(form, "__required_keys__", None)
     form = get_type_hints(form) if is_typeddict(form) else form
     kind = dict if isinstance(form, dict) else get_origin(form) if get_origin(form) in (dict, list) else form
     if not isinstance(value, kind) or (isinstance(value, bool) and kind not in (bool, object)):
         return f"{name} is {value!r:.60}, not of the type {getattr(kind, '__name__', kind)}"
     if not isinstance(form, dict):
         return None
-    if missing := form.keys() - value.keys():
+    if missing := (form.keys() if needed is None else needed) - value.keys():
         return f"{min(missing)!r} is missing"
-    return next(filter(None, (find_flaw(value[key], part, repr(key)) for key, part in form.items())), None)
+    there = {key: part for key, part in form.items() if key in value}
+    return next(filter(None, (find_flaw(value[key], part, repr(key)) for key, part in there.items())), None)
 
 
-def replace_file(path: Path, write: Callable[[Path], None]) -> None:
+def replace_file(path: Path, write: Callable[[Path], Any]) -> None:
     """Let `write` fill a file and give it the name `path`: there is the old content or the new."""
-    staging = path.with_name(
-        f"{path.name}.incomplete"
-    )  # A folder, so that what safetensors writes beside goes with it.
     with raising_checkpoint_error(path, "could not be written; what was there is untouched"):
-        if staging.exists():
-            remove_folder(staging)
-        try:
-            make_folder(staging)
-            write(staging / path.name)
-            sync(staging / path.name)
-            rename(staging / path.name, path)
-        finally:
-            with contextlib.suppress(OSError):
-                remove_folder(staging)
+        make_folder(path.parent)
+        with replacing(path) as staging:
+            write(staging)
+            sync(staging)
+            rename(staging, path)
 
 
 def make_folder(path: Path) -> None:
@@ -180,6 +199,18 @@ def sync(path: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Raise what fails within as a `CheckpointError`: as damage, unless it is the disk that does not answer."""
+    try:
+        with raising_checkpoint_error(path, "could not be read; use another checkpoint"):
+            yield
+    except CheckpointError as error:
+        if isinstance(error.__cause__, OSError):
+            raise
+        raise DamagedError(str(error)) from error.__cause__
 
 
 @contextlib.contextmanager

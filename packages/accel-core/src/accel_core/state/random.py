@@ -14,7 +14,7 @@ from torch.utils.data import get_worker_info
 
 
 def seed_process(seed: int, process_index: int) -> None:
-    """Seed python, numpy and torch: the main process with `seed` itself, each other with a stream of its own."""
+    """Seed python, numpy and torch: the main process with `seed` itself, others with seeds of their own."""
     own = seed if process_index == 0 else derive_seed(seed, "process", process_index)
     random.seed(own)
     np.random.seed(own % 2**32)
@@ -32,7 +32,7 @@ def preserving_random_state(device: torch.device) -> Iterator[None]:
 
 
 def capture_random_state(device: torch.device) -> dict[str, Any]:
-    """Return the state of all global generators of this process, of python, numpy, torch and `device`, as plain values."""
+    """Return the states of the global generators of python, numpy, torch and `device` as plain values."""
     numpy_state = np.random.get_state(legacy=False)
     inner = {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in numpy_state["state"].items()}
     state = {
@@ -46,9 +46,9 @@ def capture_random_state(device: torch.device) -> dict[str, Any]:
 
 
 def restore_random_state(state: Mapping[str, Any], device: torch.device) -> None:
-    """Put back what `random_state` returned.
+    """Put back what `capture_random_state` returned.
 
-    The generator of `device` only if it was saved on the same kind.
+    The generator of `device` is restored only if it was saved on the same kind of device.
     """
     random.setstate(state["python"])
     np.random.set_state(state["numpy"])

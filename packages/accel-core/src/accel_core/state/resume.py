@@ -43,8 +43,8 @@ class ResumePoint:
 def read_resume_point(folder: Path, group: DataGroup, saved_processes: int) -> ResumePoint:
     """Return what this process has to restore.
 
-    On another number of processes everyone gets the callbacks' state of the main process, the main process all the
-    sums of the losses, and nobody a random state or the position of iterable data.
+    On another number of processes everyone gets the callbacks' state of the main process, the main process
+    all the sums of the losses, and nobody a random state or the position of iterable data.
     """
     if group.size == saved_processes:
         return ResumePoint(folder, files.read_object(folder / process_file(group.index), ProcessState))
@@ -69,7 +69,7 @@ def _add(part: dict[str, float], other: dict[str, float] | None) -> dict[str, fl
 
 
 def compare(saved: TrainerState, now: RunState, callbacks: Iterable[str], has_scheduler: bool) -> list[str]:
-    """Return sentences about what differs between the run that was saved and the one that goes on with `callbacks`.
+    """Return messages about what differs between the saved run and the one that goes on with `callbacks`.
 
     Raises:
         CheckpointError: the data of the saved run was in an order that this version does not know.
@@ -85,8 +85,8 @@ def compare(saved: TrainerState, now: RunState, callbacks: Iterable[str], has_sc
 def _compare_data(saved: TrainerState, now: RunState) -> Iterator[str]:
     if saved["order_version"] != now["order_version"]:
         raise CheckpointError(
-            f"The state was saved with version {saved['order_version']} of the order of the data, but this accel has "
-            f"version {now['order_version']}. Use the version of accel that wrote it."
+            f"The state was saved with version {saved['order_version']} of the order of the data, but this "
+            f"accel has version {now['order_version']}. Use the version of accel that wrote it."
         )
     if saved["num_samples"] == now["num_samples"]:
         return
@@ -94,8 +94,8 @@ def _compare_data(saved: TrainerState, now: RunState) -> Iterator[str]:
     if position:
         raise ConfigurationError(
             f"train_dataset has {now['num_samples']} samples, but the state was saved after {position} of "
-            f"{saved['num_samples']} samples of an epoch. Resume with the same data, or start a new run from an export "
-            "with load_checkpoint."
+            f"{saved['num_samples']} samples of an epoch. Resume with the same data, or start a new run from "
+            "an export with load_checkpoint."
         )
     yield f"The data has changed from {saved['num_samples']} to {now['num_samples']} samples."
 
@@ -105,9 +105,9 @@ def _compare_launches(saved: TrainerState, now: RunState, keeps_schedule: bool) 
     after: dict[str, Any] = dict(now["launched"])
     if before["num_processes"] != after["num_processes"]:
         yield (
-            f"The run goes on with {after['num_processes']} instead of {before['num_processes']} processes, with the "
-            "next sample. Random numbers of dropout and augmentation, and metrics so far in this epoch, cannot be "
-            "carried over."
+            f"The run goes on with {after['num_processes']} instead of {before['num_processes']} processes, "
+            "with the next sample. Random numbers of dropout and augmentation, and metrics so far in this "
+            "epoch, cannot be carried over."
         )
     plan = " (the saved scheduler keeps its own plan)" if keeps_schedule else ""
     for key, what in (

@@ -1,8 +1,11 @@
-"""How a checkpoint folder is written by several processes, so that it is complete or absent."""
+"""How a checkpoint folder is written by several processes, so that it is complete or absent.
+
+The contents of the files are in memory, `write_contents` writes them, and `publish` gives the folder its name. The last
+two take part in no communication and touch no object of the training.
+"""
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -13,14 +16,21 @@ from . import files
 from .checkpoint import (
     FORMAT_VERSION,
     STATE_FILE,
+    Kind,
+    NoState,
     RunState,
     examine,
     is_same_state,
     process_file,
+)
+from .digests import Written, digest_of_file
+from .housekeeping import (
+    has_only_own_files,
     refuse_other_run,
     remove_checkpoint,
     remove_leftovers,
-    sibling,
+    set_damaged_aside,
+    staging_of,
 )
 
 
@@ -40,8 +50,8 @@ def save_folder(
     Args:
         path: of the folder. A state of the same run that is there gives way once the new one is complete.
         state: for trainer_state.json; that of the main process counts.
-        create_main_files: called on the main process; contents by file name: tensors for `.safetensors`, else
-            plain.
+        create_main_files: called on the main process; contents by file name: tensors for `.safetensors`, bytes for
+            `.jsonl`, else plain.
         create_process_state: returns what this process keeps in its own file.
         process_index: 0 is the main process.
         gather: returns the values of all processes in their order, once all have called it.
@@ -68,25 +78,65 @@ def save_folder(
                 remove_checkpoint(staging)
             raise
 
-    def write_own_files(staging: Path) -> None:
+    def write_own_files(staging: Path) -> dict[str, Written]:
         if not staging.is_dir():
             raise CheckpointError(
                 f"'{staging}' is not there. On several machines it has to be on a disk that they share."
             )
-        for name, content in (create_main_files() if is_main else {}).items():
-            write = files.write_tensors if name.endswith(".safetensors") else files.write_object
-            write(staging / name, content)
-        files.write_object(staging / process_file(process_index), create_process_state())
+        contents = dict(create_main_files()) if is_main else {}
+        contents[process_file(process_index)] = create_process_state()
+        return write_contents(staging, contents, origin_of(state))
 
     name = run_on_all(partial(_prepare, path, state, is_known), is_main)[0]
     if name is None:
         return False
     staging = folder = path.with_name(name)
-    num_processes = len(run_on_all(partial(write_own_files, folder)))
+    written = run_on_all(partial(write_own_files, folder))
+    num_processes = len(written)
     if write_engine is not None:
         run_on_all(partial(write_engine, folder / "engine"))
-    run_on_all(partial(_publish, folder, path, state, num_processes), is_main)
+        # What an engine has written is read back, by each process a part. They may see it late on a network disk.
+        names = run_on_all(partial(_files_of_engine, folder), is_main)[0]
+        own = names[process_index::num_processes]
+        written += run_on_all(partial(_read_back, folder, own))
+    run_on_all(partial(publish, folder, path, state, _join(written), num_processes), is_main)
     return True
+
+
+def origin_of(state: RunState) -> dict[str, Any]:
+    """Return what each file says of where it comes from, so that a stray one is known."""
+    return {"run_id": state["run_id"], "update": state["run_progress"]["updates_completed"]}
+
+
+def write_contents(
+    folder: Path, contents: Mapping[str, Any], origin: Mapping[str, Any]
+) -> dict[str, Written]:
+    """Write files into a folder that is there already, by the endings of their names, and return what they have."""
+    written = {}
+    for name, content in contents.items():
+        if name.endswith(".jsonl"):
+            written[name] = files.write_bytes(folder / name, content)
+        elif name.endswith(".safetensors"):
+            written[name] = files.write_tensors(folder / name, content, origin)
+        else:
+            written[name] = files.write_object(folder / name, content, origin)
+    return written
+
+
+def _files_of_engine(folder: Path) -> list[str]:
+    entries = sorted((folder / "engine").rglob("*"))
+    for entry in entries:
+        if entry.is_dir():
+            files.sync(entry)
+    return [entry.relative_to(folder).as_posix() for entry in entries if entry.is_file()]
+
+
+def _read_back(folder: Path, names: Sequence[str]) -> dict[str, Written]:
+    written = {}
+    for name in names:
+        files.sync(folder / name)
+        written[name] = Written((folder / name).stat().st_size, digest_of_file(folder / name))
+    return written
 
 
 def _run_on_all(
@@ -124,39 +174,60 @@ def _prepare(path: Path, state: RunState, is_known: bool) -> str | None:
         )
     if is_known and is_same_state(path, state["run_id"], state["run_progress"]):
         return None
-    if path.exists() and not (path / STATE_FILE).exists() and (path.is_file() or any(path.iterdir())):
+    found = examine(path)
+    is_foreign = isinstance(found, NoState) and found.kind is Kind.FOREIGN and path.exists()
+    if is_foreign and (not path.is_dir() or any(path.iterdir())):
         raise CheckpointError(f"'{path}' is no folder of a training state. Choose an empty or a new folder.")
     refuse_other_run(path, state["run_id"])
     files.make_folder(path.parent)
     remove_leftovers(path.parent)
-    staging = sibling(path, f".{secrets.token_hex(4)}.incomplete")
+    staging = staging_of(path)
     files.make_folder(staging)
     return staging.name
 
 
-def _publish(staging: Path, path: Path, state: RunState, num_processes: int) -> None:
-    replaced = sibling(path, ".replaced")
+def _join(written: Sequence[Mapping[str, Written]]) -> dict[str, Written]:
+    return {name: each[name] for each in written for name in each}
+
+
+def publish(
+    staging: Path, path: Path, state: RunState, written: Mapping[str, Written], num_processes: int
+) -> None:
+    """Write what the folder holds, and give it its name. What stood there gives way; what is damaged is kept aside.
+
+    Args:
+        written: the files of all processes.
+        num_processes: that have written, each a file of its own.
+    """
+    replaced = path.with_name(f"{path.name}.replaced")
     if missing := [name for name in map(process_file, range(num_processes)) if not (staging / name).exists()]:
         raise CheckpointError(
             f"'{staging}' has no {missing}. On several machines it has to be on a disk that they share."
         )
-    entries = sorted(staging.rglob("*"))
-    for entry in entries:
-        if entry.relative_to(staging).parts[0] == "engine":
-            files.sync(entry)
-    sizes = {
-        entry.relative_to(staging).as_posix(): entry.stat().st_size for entry in entries if entry.is_file()
+    content = {
+        "format_version": FORMAT_VERSION,
+        **state,
+        "files": {name: written[name].size for name in sorted(written)},
+        "digests": {name: written[name].sha256 for name in sorted(written)},
     }
-    files.write_json(staging / STATE_FILE, {"format_version": FORMAT_VERSION, **state, "files": sizes})
+    files.write_json(staging / STATE_FILE, content, True)
     files.sync(staging)
     try:
         if isinstance(examine(path), dict):
             files.rename(path, replaced)
         elif path.exists():
-            files.remove_folder(path)
+            _make_way(path)
         files.rename(staging, path)
     except OSError:
         if replaced.exists() and not path.exists():
             files.rename(replaced, path)
         raise
-    remove_leftovers(path.parent)
+    if has_only_own_files(replaced) or isinstance(examine(replaced), dict):
+        remove_checkpoint(replaced)
+
+
+def _make_way(path: Path) -> None:
+    if any(path.iterdir()):
+        set_damaged_aside(path)
+    else:
+        files.remove_folder(path)

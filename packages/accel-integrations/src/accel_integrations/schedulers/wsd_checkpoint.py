@@ -84,12 +84,14 @@ class WSDCheckpointCallback(TrainerCallback):
             # A gradient scaler has skipped this update, so the schedule has not moved.
             return
         self._steps_seen = step
+        # The schedule of a later stage begins at its first update, the names go on counting.
+        before = trainer.run_progress.updates_before_stage
         periods = scheduler.get_decay_info()
         try:
             if any(step == period["pre_decay_step"] for period in periods):
-                trainer.save_training_state(self.save_dir / f"checkpoint_{step}_wsd_pre_decay")
+                trainer.save_training_state(self.save_dir / f"checkpoint_{before + step}_wsd_pre_decay")
             if any(step == period["period_end"] for period in periods):
-                path = self.save_dir / f"checkpoint_{step}_wsd_post_decay.pt"
+                path = self.save_dir / f"checkpoint_{before + step}_wsd_post_decay.pt"
                 trainer.save_checkpoint(
                     path, save_optimizer=self.save_optimizer, save_scheduler=self.save_scheduler
                 )

@@ -1,0 +1,78 @@
+"""The run history as it stands in a training state: `history.jsonl`, one JSON line a record, and what else it holds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..state import files
+from ..state.checkpoint import HISTORY_FILE
+from .run_history import MetricRecord, RunHistory
+
+
+class HistoryLines:
+    """The lines of all records of a run, each encoded once.
+
+    A save copies them as bytes, so that it costs the same after a year.
+    """
+
+    def __init__(self) -> None:
+        self._records: list[MetricRecord] = []
+        """Those that are in `_lines`, to notice if one of them was deleted since."""
+        self._lines = bytearray()
+
+    def adopt(self, folder: Path, history: RunHistory) -> None:
+        """Begin with the lines of the state in `folder`, whose records `history` has just taken over."""
+        _, records = split_state(history)
+        path = folder / HISTORY_FILE
+        lines = path.read_bytes() if path.exists() else b""
+        if lines.count(b"\n") == len(records):
+            self._records, self._lines = records, bytearray(lines)
+
+    def content(self, history: RunHistory) -> bytes:
+        """Return the file's content for what `history` holds now."""
+        _, records = split_state(history)
+        known = len(self._records)
+        # Records are the same objects from save to save, which makes comparing them a matter of pointers.
+        if records[:known] != self._records:
+            self._records, self._lines, known = [], bytearray(), 0
+        for record in records[known:]:
+            self._lines += json.dumps(record).encode() + b"\n"
+        self._records = list(records)
+        return bytes(self._lines)
+
+
+def split_state(history: RunHistory) -> tuple[dict[str, Any], list[MetricRecord]]:
+    """Return the state of a history without its records, and them."""
+    if type(history).state_dict is RunHistory.state_dict:
+        # Its own state copies every record.
+        return {"epoch": history.current_epoch, "update": history.current_update}, list(history.get_records())
+    state = dict(history.state_dict())
+    return state, list(state.pop("records", []))
+
+
+def metrics_of_update(history: RunHistory, update: int) -> dict[str, float]:
+    """Return the newest value of each metric that was recorded after the very update `update`."""
+    metrics: dict[str, float] = {}
+    for record in reversed(history.get_records()):
+        if record["update"] != update:
+            break
+        metrics.setdefault(record["name"], record["value"])
+    return metrics
+
+
+def read_history(folder: Path, state: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the state of the history in a training state.
+
+    Raises `CheckpointError` if the file of its records is damaged. States of version 1 have them in their JSON.
+    """
+    path = folder / HISTORY_FILE
+    if HISTORY_FILE not in state["files"]:
+        return dict(state["run_history"])
+    with files.reading(path):
+        return {
+            **state["run_history"],
+            "records": [json.loads(line) for line in path.read_bytes().splitlines()],
+        }

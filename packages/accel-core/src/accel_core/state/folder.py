@@ -1,0 +1,230 @@
+"""The training states inside a folder: which are complete, which is the newest or the best, and what is set aside.
+
+`<name>.<eight letters>.incomplete` is being written or removed; it is never read.
+`<name>.replaced` was complete when a newer state took its name, and goes once that one stands.
+`damaged_<name>` was found to be damaged and set aside. It is never deleted.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from ..errors import CheckpointError
+from .checkpoint import (
+    ORDER,
+    Kind,
+    NoState,
+    TrainerState,
+    examine,
+    find_mismatch,
+    is_sharded,
+    metrics_of,
+)
+
+DAMAGED = "damaged_"
+
+_SECONDS_UNTIL_LISTED_AGAIN = 0.02
+_MOST_LISTINGS = 100
+
+_logger = logging.getLogger("accel_core")
+
+
+@dataclasses.dataclass
+class Listing:
+    """What stands directly inside a folder."""
+
+    complete: dict[Path, TrainerState]
+    """Oldest first."""
+    unusable: dict[Path, NoState]
+    """What is damaged, or of another version."""
+    unfinished: dict[Path, NoState]
+    has_vanished: bool = False
+    """Something was renamed or removed while it was looked at."""
+
+    def report(self) -> None:
+        """Log what is passed over. What was set aside is known to be so by its name."""
+        for path, state in {**self.unusable, **self.unfinished}.items():
+            if not path.name.startswith(DAMAGED):
+                _logger.warning("'%s' is passed over: it %s.", path, state.reason)
+
+
+def list_states(folder: Path) -> Listing:
+    """Examine what stands directly inside `folder`, without its files' digests.
+
+    Another process may save and remove there meanwhile: what vanishes while it is looked at is left out, and if nothing
+    complete is found the folder is listed again until it stays the same.
+    """
+    before = None
+    for _ in range(_MOST_LISTINGS):
+        names = entries_of(folder)
+        listing = examine_entries(folder, names)
+        if listing.complete or not names or (names == before and not listing.has_vanished):
+            break
+        before = names
+        time.sleep(_SECONDS_UNTIL_LISTED_AGAIN)
+    return listing
+
+
+def examine_entries(folder: Path, entries: Iterable[tuple[str, int]]) -> Listing:
+    """Examine each entry of `folder`."""
+    listing = Listing({}, {}, {})
+    found: dict[Path, TrainerState] = {}
+    for name, _ in entries:
+        path = folder / name
+        inode = _inode_of(path)
+        state = examine(path)
+        if inode is None or _inode_of(path) != inode:
+            # What was read may be of two states that had the same name.
+            listing.has_vanished = True
+        elif not isinstance(state, NoState):
+            if name.startswith(DAMAGED):
+                listing.unusable[path] = NoState(Kind.DAMAGED, "was set aside, since it is damaged")
+            else:
+                found[path] = state
+        elif state.kind is Kind.UNFINISHED:
+            listing.unfinished[path] = state
+        elif state.kind is not Kind.FOREIGN:
+            listing.unusable[path] = state
+
+    def age(path: Path) -> tuple[object, ...]:
+        progress = dict(found[path]["run_progress"])
+        return *(progress[key] for key in ORDER), not path.name.endswith(".replaced"), path.name
+
+    listing.complete = {path: found[path] for path in sorted(found, key=age)}
+    return listing
+
+
+def entries_of(folder: Path) -> set[tuple[str, int]]:
+    """Return names and inodes of what stands inside `folder` and is no file; nothing if it is not there.
+
+    Raises:
+        CheckpointError: it is there, and cannot be listed.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            return {(entry.name, entry.inode()) for entry in entries if not entry.is_file()}
+    except (FileNotFoundError, NotADirectoryError):
+        return set()
+    except OSError as error:
+        raise CheckpointError(
+            f"'{folder}' could not be listed: {type(error).__name__}: {error}. Make it readable, or use another folder."
+        ) from error
+
+
+def _inode_of(path: Path) -> int | None:
+    try:
+        return path.lstat().st_ino
+    except OSError:
+        return None
+
+
+def complete_checkpoints(folder: str | Path) -> dict[Path, TrainerState]:
+    """Return the complete states directly inside `folder`, oldest first; logs what it passes over."""
+    listing = list_states(Path(folder))
+    listing.report()
+    return listing.complete
+
+
+def latest_checkpoint(
+    folder: str | Path, *, cache: str | Path | None = None, verify: bool = True
+) -> Path | None:
+    """Return the newest complete state directly inside `folder`; None if there is none or no folder.
+
+    It writes nothing. It passes over damaged states with a warning each. While another process saves and removes states
+    there, it finds one as long as one is complete at every moment.
+
+    Args:
+        cache: where the states of a folder elsewhere are kept; a folder of this machine needs none.
+        verify: read and compare the digests of all files too, unless an engine has sharded the state. Sizes are always
+            compared, and loading a state compares the digests in any case.
+
+    Raises:
+        CheckpointError: there are states and none of them can be used. The message names them and how to start afresh.
+    """
+    folder = Path(folder)
+    if isinstance(examine(folder), dict):
+        _logger.warning("'%s' is itself a training state: give it to resume_from as it is.", folder)
+    for _ in range(_MOST_LISTINGS):
+        listing = list_states(folder)
+        listing.report()
+        damaged, has_vanished = dict(listing.unusable), False
+        for path, state in reversed(listing.complete.items()):
+            reason = find_flaw_of(path, state) if verify and not is_sharded(state) else None
+            if _inode_of(path) is None:
+                has_vanished = True
+            elif reason is None:
+                return path
+            else:
+                _logger.warning("'%s' is passed over: it %s.", path, reason)
+                damaged[path] = NoState(Kind.DAMAGED, reason)
+        # Else all that was complete a moment ago is gone, so that something newer stands there.
+        if not has_vanished:
+            break
+    if damaged:
+        _raise_nothing_usable(folder, damaged)
+    return None
+
+
+def _raise_nothing_usable(folder: Path, damaged: Mapping[Path, NoState]) -> None:
+    found = " ".join(f"'{path.name}' {state.reason}." for path, state in sorted(damaged.items())[:5])
+    raise CheckpointError(
+        f"'{folder}' has {len(damaged)} training states, and none of them can be used: {found} To start afresh, move them "
+        "away or delete them, or save to another folder."
+    )
+
+
+def find_flaw_of(path: Path, state: TrainerState) -> str | None:
+    """Return what is wrong with the files of a complete state, or why they cannot be read; None if nothing is."""
+    try:
+        return find_mismatch(path, state)
+    except OSError as error:
+        return f"cannot be read: {type(error).__name__}: {error}"
+
+
+def best_checkpoint(
+    folder: str | Path, metric: str = "eval_loss_epoch", greater_is_better: bool = False
+) -> Path | None:
+    """Return the state directly inside `folder` with the best value of `metric`; None if none has one.
+
+    Only states that were saved at the very update at which the metric was recorded have a value. What is damaged is
+    passed over with a warning; of equal ones the older is returned.
+    """
+    values = {}
+    states = complete_checkpoints(folder)
+    for path, state in states.items():
+        value = metrics_of(state).get(metric)
+        if value is not None and value == value:  # nan is no best value
+            values[path] = value
+    for path in sorted(values, key=values.__getitem__, reverse=greater_is_better):
+        reason = find_flaw_of(path, states[path])
+        if reason is None:
+            return path
+        _logger.warning("'%s' is passed over: it %s.", path, reason)
+    return None
+
+
+def open_training_state(path: str | Path) -> TrainerState:
+    """Return what trainer_state.json says.
+
+    Raises `CheckpointError` if `path` is no complete state: what it is instead.
+    """
+    path = Path(path)
+    state = examine(path)
+    if not isinstance(state, NoState):
+        return state
+    newest = _newest(path) or _newest(path.parent)
+    way_out = (
+        f"Did you mean '{newest}'?"
+        if newest
+        else "Pass the folder of a complete training state, or None to start afresh."
+    )
+    raise CheckpointError(f"'{path}' {state.reason}. {way_out}")
+
+
+def _newest(folder: Path) -> Path | None:
+    return next(reversed(list_states(folder).complete), None)
