@@ -171,7 +171,8 @@ class Trainer:
         self.callbacks.on_train_epoch_start(self)
         saved_state.restore_resume_point(self, run)  # After the events, in which callbacks reset themselves.
         run.lacks_batches = loader.may_lack_batches
-        for group in update_groups(loader, self.run_config.gradient_accumulation_steps):
+        num_steps = self.run_config.gradient_accumulation_steps
+        for group in update_groups(loader, num_steps, lambda: run.is_over(progress, self.stop_reason)):
             progress.epoch_cut_by_limit = run.has_reached_limit(progress)
             if progress.epoch_cut_by_limit:
                 break

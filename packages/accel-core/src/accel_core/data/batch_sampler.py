@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -52,6 +54,10 @@ class ShardedBatchSampler(Sampler[Any]):
         self._position = 0
         self._items: Any = ()
         self._start = 0
+        self.is_live = group.is_single and order.is_users
+        """The sampler is iterated while the epoch goes on, as torch does: it may look at what happens."""
+        self.live_sizes: deque[int] = deque()
+        """Samples of the batches that a live sampler has given and the loop has not taken yet."""
 
     @property
     def num_steps(self) -> int:
@@ -106,6 +112,37 @@ class ShardedBatchSampler(Sampler[Any]):
         return any(stop - first < self.group.size for first, stop, _ in list(self._steps())[-1:])
 
     def __iter__(self) -> Iterator[Any]:
+        return self._live_batches() if self.is_live else self._planned_batches()
+
+    def _live_batches(self) -> Iterator[Any]:
+        self.live_sizes.clear()
+        size = self.batch_size
+        # What comes before the position is drawn and left out, but not read.
+        items = iter(self.order.sampler)
+        if size is not None:
+            items = itertools.islice(items, self._position, None)
+            batches: Iterator[list[Any]] = iter(lambda: list(itertools.islice(items, size)), [])
+        else:
+            # Copied, since many a batch sampler gives one list again and again.
+            batches = self._after_position(map(list, items))
+        most = self.max_steps
+        if most is not None:
+            most = max(most - -(-self._position // self.step_size), 0)
+        for batch in itertools.islice(batches, most):
+            if self.drop_last and size is not None and len(batch) < size:
+                return
+            self.live_sizes.append(len(batch))
+            given: Any = torch.as_tensor(batch, dtype=torch.int64) if self.in_tensors else batch
+            yield given if self.convert is None else self.convert(given, self.epoch)
+
+    def _after_position(self, batches: Iterator[list[Any]]) -> Iterator[list[Any]]:
+        skipped = 0
+        for batch in batches:
+            if skipped >= self._position:
+                yield batch
+            skipped += len(batch)
+
+    def _planned_batches(self) -> Iterator[Any]:
         has_batch = False
         items = self.items
         for first, _, part in self._steps():

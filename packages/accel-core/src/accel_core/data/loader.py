@@ -130,6 +130,16 @@ class ShardedDataLoader:
         """Samples of a full step on all processes; batches if their size is not known."""
         return (self.batch_size or 1) * self.group.size
 
+    @property
+    def steps_before(self) -> int:
+        """Steps of the epoch begun that lie before its position."""
+        return -(-self._position // self.step_size)
+
+    def take_size(self) -> int | None:
+        """Return the samples of the next batch, if this kind of data knows them only when it is read."""
+        sizes = getattr(self.source, "live_sizes", None)
+        return sizes.popleft() if sizes else None
+
     def __len__(self) -> int:
         """Return the steps of an epoch. Raises `TypeError` if they are not known."""
         if self.num_steps is None:

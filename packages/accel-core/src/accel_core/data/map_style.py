@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -19,7 +20,6 @@ from .workers import Workers, rebuild_loader, seed_workers
 class MapStyleSource:
     """Every process knows the order of the whole epoch, and reads its samples of each step by index."""
 
-    is_sized = True
     state = None
 
     def __init__(self, loader: Any, seed: int, group: DataGroup, seed_each_sample: bool) -> None:
@@ -67,6 +67,16 @@ class MapStyleSource:
         return hasattr(sampler_of(loader)[0], "__len__")
 
     @property
+    def is_sized(self) -> bool:
+        """Whether the order is known beforehand; that of a live sampler only when it is read."""
+        return not self.sampler.is_live
+
+    @property
+    def live_sizes(self) -> deque[int]:
+        """Samples of the batches that are read, if `is_sized` is false."""
+        return self.sampler.live_sizes
+
+    @property
     def num_samples(self) -> int | None:
         """Samples of the order, or None if a batch sampler of the user's own gives batches of any size."""
         return None if self.sampler.batch_size is None else len(self.sampler.order)
@@ -87,9 +97,12 @@ class MapStyleSource:
         self.sampler.max_steps = max_steps
         self.sampler.begin_epoch(epoch, position)
 
-    def plan(self) -> list[tuple[int, int]]:
-        """Return the samples on all processes and on this one for each step of the epoch begun."""
-        return list(self.sampler.plan())
+    def plan(self) -> list[tuple[int, int]] | None:
+        """Return the samples on all processes and on this one for each step of the epoch begun.
+
+        None if a live sampler gives the order.
+        """
+        return None if self.sampler.is_live else list(self.sampler.plan())
 
     def read(self, log: Callable[[str], object]) -> Iterator[Any]:
         """Return torch's own iterator, so that a step costs no call more."""

@@ -85,6 +85,11 @@ class EpochOrder:
         return broadcast_object(list(sampler)) if self.is_shared and is_distributed() else list(sampler)
 
     @property
+    def is_users(self) -> bool:
+        """Whether a sampler of the user's own gives the order, which may depend on anything."""
+        return type(self.sampler) not in (SequentialSampler, *SAMPLERS_THAT_DRAW)
+
+    @property
     def is_function_of_epoch(self) -> bool:
         """Whether an epoch has the same order after a restart."""
         is_torchs = type(self.sampler) in (SequentialSampler, *SAMPLERS_THAT_DRAW)

@@ -78,7 +78,7 @@ def compare_first_items(digest: bytes | None, dataset: Any) -> None:
     if len(set(digests)) <= 1:
         return
     message = (
-        f"The first item of the {name_of_data(dataset)} differs between the {len(digests)} processes. It "
+        f"The first item of the {name_of_data(dataset)} differs between {len(digests)} processes. It "
         "seems to be a share already, of which accel takes a share again, so that most samples are never seen. "
         f"{WAYS_OUT}"
     )

@@ -17,7 +17,8 @@ from torch.utils.data import DataLoader
 
 from ..processes.group import DataGroup
 from ..state.random import SeededRandomness, derive_seed
-from .readers import name_of_data
+from .exact_streams import restores_exactly
+from .readers import name_of_data, unwrapped
 from .shares import compare_first_items
 
 SECONDS_BETWEEN_MESSAGES = 10.0
@@ -96,7 +97,7 @@ class Source(Protocol):
 
     @property
     def state(self) -> Any | None:
-        """Values from which `restore` continues before the batch read last; None if nothing is saved."""
+        """Values from which `restore` continues after the batch read last; None if nothing is saved."""
         ...
 
     def restore(self, state: Any) -> None:
@@ -140,7 +141,8 @@ class SequentialSource:
         self.seed = seed
         self.group = group
         self.batch_size: int | None = getattr(loader, "batch_size", None)
-        self.state: Any = None
+        self._kept_state: Any = None
+        self._is_open = False
         self.samples_to_skip = 0
         """Samples before the first whole step, if the state was saved with another batch size or group."""
         self._epoch = 0
@@ -163,13 +165,23 @@ class SequentialSource:
 
     @property
     def stateful(self) -> Any:
-        """The loader or data set that saves its own position, or None."""
+        """The loader or data set that saves its own position and restores it exactly, or None."""
         # Workers read copies of the data set, so its state in this process stands still.
-        candidates = [self.loader] if getattr(self.loader, "num_workers", 0) else [self.loader, self.dataset]
-        for candidate in candidates:
-            if hasattr(candidate, "state_dict") and hasattr(candidate, "load_state_dict"):
-                return candidate
-        return None
+        has_workers = getattr(self.loader, "num_workers", 0)
+        candidates = [self.loader] if has_workers else [self.loader, unwrapped(self.dataset)]
+        return next(filter(restores_exactly, candidates), None)
+
+    @property
+    def state(self) -> Any | None:
+        """Values from which `restore` continues after the batch read last, or None.
+
+        The loop reads a batch when it is due, so none is read ahead when a state is saved.
+        """
+        stateful = self.stateful
+        if stateful is None or not self._is_open:
+            return self._kept_state
+        # Copied, since many a state_dict returns the live object, which goes on to change.
+        return {"source": copy.deepcopy(stateful.state_dict()), "is_at_end": False}
 
     def open_batches(self) -> Iterator[Any]:
         """Begin to read, leaving out `samples_to_skip`."""
@@ -198,6 +210,8 @@ class SequentialSource:
         self._epoch = epoch
         self._steps_to_skip, self.samples_to_skip = divmod(position, self.step_size)
         self._max_steps = max_steps
+        self._is_open = False
+        self._kept_state = None
         # A training state is restored after the epoch has been begun.
         self._is_restored = False
         self._is_at_end = False
@@ -225,20 +239,15 @@ class SequentialSource:
         # Data that shuffles at its start draws from (seed, epoch), so that all processes have one order.
         with SeededRandomness(derive_seed(self.seed, "order", self._epoch)):
             batches = self.open_batches()
-            self._keep_state()
             taken = self.take_step(batches)
+        self._is_open = True
         while taken:
             yield taken.pop()  # Popped, so that no batch is held here while the next one is read.
-            self._keep_state()
             taken = self.take_step(batches)
-        self._keep_state(is_at_end=True)
-
-    def _keep_state(self, is_at_end: bool = False) -> None:
         # The end is kept apart, since many a data set begins anew by itself once it has come to its end.
-        stateful = self.stateful
-        if stateful is not None:
-            # Copied, since many a state_dict returns the live object, which goes on to change.
-            self.state = {"source": copy.deepcopy(stateful.state_dict()), "is_at_end": is_at_end}
+        state = self.state
+        self._is_open = False
+        self._kept_state = None if state is None else {**state, "is_at_end": True}
 
     def restore(self, state: Any) -> None:
         """Put the data itself at its saved position; without a state of its own, it is read up to there."""
@@ -246,6 +255,7 @@ class SequentialSource:
         if stateful is None:
             return
         stateful.load_state_dict(state["source"])
+        self._kept_state = state
         self.samples_to_skip = 0
         self._is_restored = True
         self._is_at_end = state["is_at_end"]

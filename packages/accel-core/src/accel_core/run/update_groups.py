@@ -69,6 +69,8 @@ class UpdateGroup:
         Every process takes part.
         """
         steps = list(self.steps)
+        # A single process reads data without a length step by step, and learns only now which is the last.
+        steps[-1] = steps[-1]._replace(is_last=True)
         counts = [0 if step.is_padding else count_items(step.batch) for step in steps]
         numbers = [count for count in counts if count is not None]
         # Also a process that could not count takes part, so that none waits for it.
@@ -156,11 +158,16 @@ class ItemTotals:
         return group.gradient_scale(self.num_processes, device) if self.is_needed else None
 
 
-def update_groups(loader: ShardedDataLoader, gradient_accumulation_steps: int) -> Iterator[UpdateGroup]:
-    """Group the batches of the epoch begun into updates: all of the same number of steps but for the last."""
+def update_groups(
+    loader: ShardedDataLoader, gradient_accumulation_steps: int, is_over: Callable[[], bool]
+) -> Iterator[UpdateGroup]:
+    """Group the batches of the epoch begun into updates: all of the same number of steps but for the last.
+
+    `is_over` tells whether the loop makes no further update, so that nothing more is read.
+    """
     plan = loader.plan()
     if plan is None:
-        yield from _groups_without_plan(loader, gradient_accumulation_steps)
+        yield from _groups_without_plan(loader, gradient_accumulation_steps, is_over)
         loader.waiting.look(perf_counter(), loader.seconds_waited, loader.log)
         return
     num_processes = loader.group.size
@@ -198,26 +205,42 @@ def _planned_steps(
 
 
 def _groups_without_plan(
-    loader: ShardedDataLoader, gradient_accumulation_steps: int
+    loader: ShardedDataLoader, gradient_accumulation_steps: int, is_over: Callable[[], bool]
 ) -> Iterator[UpdateGroup]:
-    """Group data without a length, by looking one batch ahead. Several processes agree on each step."""
+    """Group data whose end is not known. Each batch is read when it is due; several processes agree on it."""
     ahead = _LookAhead(loader)
-    if not ahead.has_next:
-        loader.check_not_empty()
-    batch_size = loader.batch_size or 1
+    planned_items = (loader.batch_size or 1) * gradient_accumulation_steps
     needs_no_weight = gradient_accumulation_steps == loader.group.size == 1
-    while ahead.has_next:
-        steps = _steps_without_plan(ahead, gradient_accumulation_steps)
-        planned_items = batch_size * gradient_accumulation_steps
-        yield UpdateGroup(steps, needs_no_weight, planned_items, step_size=loader.step_size)
+    steps_completed = loader.steps_before
+    is_first = True
+    while True:
+        if is_over():
+            # Without a length nobody knows whether this was the end, and reading on to see it may be costly.
+            if steps_completed != loader.num_steps:
+                yield UpdateGroup(iter(()), needs_no_weight, planned_items)
+            return
+        # Read after the update before: the data may be drawn from the model itself.
+        if not ahead.fetch():
+            break
+        group = UpdateGroup(iter(()), needs_no_weight, planned_items, step_size=loader.step_size)
+        group.steps = _steps_without_plan(ahead, gradient_accumulation_steps, group)
+        yield group
+        steps_completed += group.steps_completed
+        is_first = False
+    if is_first:
+        loader.check_not_empty()
 
 
-def _steps_without_plan(ahead: _LookAhead, most: int) -> Iterator[Step]:
+def _steps_without_plan(ahead: _LookAhead, most: int, group: UpdateGroup) -> Iterator[Step]:
     for number in range(1, most + 1):
         batch, is_padding = ahead.take()
-        is_last = number == most or not ahead.has_next
+        group.num_samples += ahead.loader.take_size() or 0
+        is_last = number == most
+        # Several processes synchronise their gradients in the last step, so they have to know which it is.
+        if not is_last and not ahead.loader.group.is_single:
+            is_last = not ahead.fetch()
         yield Step(batch, is_last, is_padding, None)
-        if is_last:
+        if is_last or (ahead.loader.group.is_single and not ahead.fetch()):
             return
 
 
@@ -234,9 +257,9 @@ class _LookAhead:
         """The batch taken last, if there was one."""
         self.next: list[Any] = []
         """The batch that comes next, if there is one."""
-        self._fetch()
 
-    def _fetch(self) -> None:
+    def fetch(self) -> bool:
+        """Read the next batch, and return whether any process has one. Every process takes part."""
         asked_at = perf_counter()
         self.next = list(itertools.islice(self.batches, 1))
         read_at = perf_counter()
@@ -245,22 +268,18 @@ class _LookAhead:
         if read_at > waiting.due_at:
             waiting.look(read_at, loader.seconds_waited, loader.log)
         owners = all_gather_object(bool(self.next))
-        self.has_next = any(owners)
-        if self.has_next and not self.latest and not all(owners):
-            # The main process has the first batch of all data: those that get none borrow it, with weight
-            # zero.
-            self.latest = [broadcast_object(self.next[0] if self.next else None)]
+        has_next = any(owners)
+        if has_next and not self.latest and not all(owners):
+            # Those that get no batch borrow the first one that there is, with weight zero: that of the main
+            # process, unless the processes bring data of their own.
+            self.latest = [broadcast_object(self.next[0] if self.next else None, owners.index(True))]
+        return has_next
 
     def take(self) -> tuple[Any, bool]:
-        """Return the next batch, or the latest again if only other processes have a next one.
-
-        And whether it is a repetition.
-        """
+        """Return the batch that was fetched, or the latest again as padding, and whether it is padding."""
         is_padding = not self.next
         self.latest = self.next or self.latest
-        taken = self.latest[0]
-        self._fetch()
-        return taken, is_padding
+        return self.latest[0], is_padding
 
 
 def eval_steps(loader: ShardedDataLoader, keep_padding: bool) -> Iterator[Step]:
@@ -271,7 +290,8 @@ def eval_steps(loader: ShardedDataLoader, keep_padding: bool) -> Iterator[Step]:
     """
     plan = loader.plan()
     if plan is None:
-        steps: Iterator[Step] = (step for group in _groups_without_plan(loader, 1) for step in group.steps)
+        groups = _groups_without_plan(loader, 1, lambda: False)
+        steps: Iterator[Step] = (step for group in groups for step in group.steps)
     else:
         steps = _planned_steps(loader, plan, 1)
     if keep_padding or loader.group.is_single:
