@@ -145,6 +145,7 @@ STREAMS: dict[str, Callable[[], Any]] = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")  # Asked for by torchdata.
 @pytest.mark.parametrize("update", [3, 8, 11])
 @pytest.mark.parametrize("name", STREAMS)
 def test_a_resumed_run_sees_the_samples_of_the_unbroken_one(name: str, update: int, tmp_path: Path) -> None:

@@ -21,9 +21,12 @@ def restores_exactly(source: Any) -> bool:
     if says is not None:
         return says is True
     packages = {kind.__module__.partition(".")[0] for kind in type(source).__mro__}
-    if "torchdata" in packages:
-        return True
-    return "datasets" in packages and not _has_buffer(source)
+    return "torchdata" in packages or ("datasets" in packages and not _has_buffer(source))
+
+
+def begins_anew(source: Any) -> bool:
+    """Whether `source`, restored after its last batch, begins the next epoch, as nodes of torchdata do."""
+    return any(kind.__module__.startswith("torchdata.nodes") for kind in type(source).__mro__)
 
 
 def _has_buffer(stream: Any) -> bool:

@@ -79,7 +79,7 @@ def compare_first_items(digest: bytes | None, dataset: Any) -> None:
         return
     message = (
         f"The first item of the {name_of_data(dataset)} differs between {len(digests)} processes. It "
-        "seems to be a share already, of which accel takes a share again, so that most samples are never seen. "
+        "seems to be a share already, of which accel takes a share again: most samples are never seen. "
         f"{WAYS_OUT}"
     )
     packages = {kind.__module__.partition(".")[0] for kind in type(unwrapped(dataset)).__mro__}

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from ..processes.group import DataGroup
 from ..state.random import SeededRandomness, derive_seed
-from .exact_streams import restores_exactly
+from .exact_streams import begins_anew, restores_exactly
 from .readers import name_of_data, unwrapped
 from .shares import compare_first_items
 
@@ -143,6 +143,9 @@ class SequentialSource:
         self.batch_size: int | None = getattr(loader, "batch_size", None)
         self._kept_state: Any = None
         self._is_open = False
+        self._batches: Iterator[Any] = iter(())
+        self._peeked: list[Any] | None = None
+        """The batch after the latest, if it has been read to save a state."""
         self.samples_to_skip = 0
         """Samples before the first whole step, if the state was saved with another batch size or group."""
         self._epoch = 0
@@ -180,8 +183,17 @@ class SequentialSource:
         stateful = self.stateful
         if stateful is None or not self._is_open:
             return self._kept_state
+        if self._peeked is not None:
+            return self._kept_state
         # Copied, since many a state_dict returns the live object, which goes on to change.
-        return {"source": copy.deepcopy(stateful.state_dict()), "is_at_end": False}
+        state = copy.deepcopy(stateful.state_dict())
+        is_at_end = False
+        if begins_anew(stateful):
+            # From its state alone nobody can tell whether the next batch is of this epoch.
+            self._peeked = self.take_step(self._batches)
+            is_at_end = not self._peeked
+        self._kept_state = {"source": state, "is_at_end": is_at_end}
+        return self._kept_state
 
     def open_batches(self) -> Iterator[Any]:
         """Begin to read, leaving out `samples_to_skip`."""
@@ -240,10 +252,12 @@ class SequentialSource:
         with SeededRandomness(derive_seed(self.seed, "order", self._epoch)):
             batches = self.open_batches()
             taken = self.take_step(batches)
+        self._batches, self._peeked = batches, None
         self._is_open = True
         while taken:
             yield taken.pop()  # Popped, so that no batch is held here while the next one is read.
-            taken = self.take_step(batches)
+            taken = self.take_step(batches) if self._peeked is None else self._peeked
+            self._peeked = None
         # The end is kept apart, since many a data set begins anew by itself once it has come to its end.
         state = self.state
         self._is_open = False
