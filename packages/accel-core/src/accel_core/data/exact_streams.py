@@ -24,11 +24,6 @@ def restores_exactly(source: Any) -> bool:
     return "torchdata" in packages or ("datasets" in packages and not _has_buffer(source))
 
 
-def begins_anew(source: Any) -> bool:
-    """Whether `source`, restored after its last batch, begins the next epoch, as nodes of torchdata do."""
-    return any(kind.__module__.startswith("torchdata.nodes") for kind in type(source).__mro__)
-
-
 def _has_buffer(stream: Any) -> bool:
     """Whether a stream of Hugging Face shuffles through a buffer, at any place of its chain."""
     chain = [getattr(stream, "_ex_iterable", None)]

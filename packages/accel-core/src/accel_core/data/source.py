@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from ..processes.group import DataGroup
 from ..state.random import SeededRandomness, derive_seed
-from .exact_streams import begins_anew, restores_exactly
+from .exact_streams import restores_exactly
 from .readers import name_of_data, unwrapped
 from .shares import compare_first_items
 
@@ -178,7 +178,7 @@ class SequentialSource:
     def state(self) -> Any | None:
         """Values from which `restore` continues after the batch read last, or None.
 
-        The loop reads a batch when it is due, so none is read ahead when a state is saved.
+        The loop has read no further when a state is saved.
         """
         stateful = self.stateful
         if stateful is None or not self._is_open:
@@ -187,12 +187,12 @@ class SequentialSource:
             return self._kept_state
         # Copied, since many a state_dict returns the live object, which goes on to change.
         state = copy.deepcopy(stateful.state_dict())
-        is_at_end = False
-        if begins_anew(stateful):
-            # From its state alone nobody can tell whether the next batch is of this epoch.
-            self._peeked = self.take_step(self._batches)
-            is_at_end = not self._peeked
-        self._kept_state = {"source": state, "is_at_end": is_at_end}
+        # From a state alone nobody can tell whether the next batch is of this epoch: many a data set begins anew
+        # by itself. No update comes before this batch, so it is due.
+        self._peeked = self.take_step(self._batches)
+        if not self._peeked:
+            state = copy.deepcopy(stateful.state_dict())
+        self._kept_state = {"source": state, "is_at_end": not self._peeked}
         return self._kept_state
 
     def open_batches(self) -> Iterator[Any]:
@@ -258,10 +258,10 @@ class SequentialSource:
             yield taken.pop()  # Popped, so that no batch is held here while the next one is read.
             taken = self.take_step(batches) if self._peeked is None else self._peeked
             self._peeked = None
-        # The end is kept apart, since many a data set begins anew by itself once it has come to its end.
-        state = self.state
         self._is_open = False
-        self._kept_state = None if state is None else {**state, "is_at_end": True}
+        stateful = self.stateful
+        if stateful is not None:
+            self._kept_state = {"source": copy.deepcopy(stateful.state_dict()), "is_at_end": True}
 
     def restore(self, state: Any) -> None:
         """Put the data itself at its saved position; without a state of its own, it is read up to there."""
