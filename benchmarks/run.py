@@ -4,6 +4,7 @@
     hatch run bench --only train --only eval
     hatch env create bench-others            once, installs the other libraries
     hatch run bench --others                 those too
+    hatch run bench --correctness            whether the weights are those of the loop by hand, instead of the time
     hatch run bench --tables                 measure nothing, print what was measured last
 
 Every figure is a ratio to the hand-written loop, measured in the same process in pairs back to back: the median over the
@@ -15,6 +16,7 @@ figure with the versions that gave it.
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
 import os
 import platform
@@ -25,6 +27,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import correctness
 from workloads import WORKLOADS, Workload
 
 HERE = Path(__file__).parent
@@ -32,19 +35,24 @@ FIGURES = HERE / "figures.json"
 OTHERS_PYTHON = HERE.parent / ".venv-bench" / "bin" / "python"
 OTHERS = ("pytorch-accelerated", "lightning", "transformers", "fastai", "ignite", "poutyne", "skorch")
 OTHERS_WORKLOADS = ("train", "bar", "eval", "epoch", "convnet")
+CORRECT = 1e-4
+"""Relative difference of the weights up to which they count as equal: sums of float32 differ by their order."""
 MODULES = {"accel": "accel_core", "pytorch-accelerated": "pytorch_accelerated"}
 START_TARGETS = {"import": "+0.15 s", "first_forward": "+0.15 s", "peak_megabytes": "+10 MB"}
+SAVE_TARGETS = {"digests, a core free, %": "10", "digests, no core free, %": "25"}
 OWN_PACKAGES = ["torch", "accelerate", "accel-core"]
+CORRECTNESS_PACKAGES = ["torch", "accelerate", "pytorch-accelerated", "lightning", "transformers"]
 OTHERS_PACKAGES = ["torch", "pytorch-ignite", *(name for name in OTHERS if name != "ignite")]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    only = [*WORKLOADS, "start", "long"]
+    only = [*WORKLOADS, "start", "long", "saves"]
     parser.add_argument("--only", action="append", choices=only, help="measure this; may be repeated")
     parser.add_argument("--rounds", type=int, default=15, help="pairs of chunks for each figure")
     parser.add_argument("--others", action="store_true", help="measure the other libraries too")
     parser.add_argument("--others-only", action="append", choices=OTHERS, help="measure this library only; may be repeated")
+    parser.add_argument("--correctness", action="store_true", help="compare the weights after an epoch, with all libraries")
     parser.add_argument("--tables", action="store_true", help="print the tables of what was measured last")
     arguments = parser.parse_args()
     wanted = [] if arguments.tables else arguments.only or only
@@ -52,6 +60,12 @@ def main() -> None:
     if others and not OTHERS_PYTHON.exists():
         parser.error("--others needs the environment of the other libraries. Create it with: hatch env create bench-others")
     figures: dict[str, Any] = json.loads(FIGURES.read_text()) if FIGURES.exists() else {}
+    if arguments.correctness:
+        if not OTHERS_PYTHON.exists():
+            parser.error("--correctness needs the other libraries. Create their environment with: hatch env create bench-others")
+        compare_weights(figures)
+        print_correctness(figures)
+        return
     if not arguments.others_only:
         measure_ours(figures, wanted, arguments.rounds)
     measure_others(figures, wanted, others, arguments.rounds)
@@ -65,6 +79,8 @@ def measure_ours(figures: dict[str, Any], wanted: list[str], rounds: int) -> Non
     for name in wanted:
         if name == "long":
             keep(figures, "long", "accel", _run([sys.executable, str(HERE / "long_run.py"), "100000"]))
+        elif name == "saves":
+            keep(figures, "saves", "accel", _run([sys.executable, str(HERE / "saves.py"), "500", "1000"]))
         elif name == "start":
             for loop in ("accelerate", "accel"):
                 keep(figures, "start", loop, measure_start(loop, sys.executable))
@@ -83,6 +99,29 @@ def measure_others(figures: dict[str, Any], wanted: list[str], others: tuple[str
                 keep(figures, "start", loop, measure_start(loop, str(OTHERS_PYTHON)))
             elif name in OTHERS_WORKLOADS:
                 keep(figures, name, loop, measure(str(OTHERS_PYTHON), name, loop, rounds))
+
+
+def compare_weights(figures: dict[str, Any]) -> None:
+    """Train an epoch with each library in its environment, and compare the weights with those of the loop by hand."""
+    keep(figures, "versions", "correctness, ours", _versions(sys.executable, OWN_PACKAGES))
+    keep(figures, "versions", "correctness, others", _versions(str(OTHERS_PYTHON), CORRECTNESS_PACKAGES))
+    keep(figures, "correctness", "date", datetime.date.today().isoformat())
+    for library in correctness.LIBRARIES:
+        python = sys.executable if library in ("accel", "accelerate") else str(OTHERS_PYTHON)
+        for name in correctness.cases_of(library):
+            script = [str(HERE / "correctness.py"), library, name]
+            result = _run([*_launcher(python, correctness.CASES[name].processes), *script])
+            keep(figures, f"correctness of {library}", name, result.get("difference", "failed"))
+
+
+def print_correctness(figures: dict[str, Any]) -> None:
+    """One row a case: whether the weights are those of the loop by hand, or how far they are off."""
+    print(figures["correctness"]["date"], *(figures["versions"][f"correctness, {whose}"] for whose in ("ours", "others")), sep="\n")
+    print(f"\n| | {' | '.join(correctness.LIBRARIES)} |")
+    print("|---" * (len(correctness.LIBRARIES) + 1) + "|")
+    for name in correctness.CASES:
+        found = [figures[f"correctness of {library}"].get(name, "") for library in correctness.LIBRARIES]
+        _row(name, *(value if isinstance(value, str) else "equal" if value < CORRECT else f"off by {value:.0%}" for value in found))
 
 
 def keep(figures: dict[str, Any], group: str, name: str, value: Any) -> None:
@@ -109,6 +148,10 @@ def print_tables(figures: dict[str, Any]) -> None:
         print("\n| 100,000 updates with history, progress bar and callbacks | after 1 % | at the end |\n|---|---|---|")
         for name, (before, after) in figures["long"]["accel"].items():
             _row(name, f"{before:,.1f}", f"{after:,.1f}")
+    if "saves" in figures:
+        print("\n| a save of 500 MB, and of a small model in a folder of many | target | |\n|---|---|---|")
+        for name, value in figures["saves"]["accel"].items():
+            _row(name, SAVE_TARGETS.get(name, ""), f"{value:.1f}")
     print(f"\n| over the hand-written loop | {' | '.join(f'{name} (target {value})' for name, value in START_TARGETS.items())} |")
     print("|---" * (len(START_TARGETS) + 1) + "|")
     for loop, start in figures.get("start", {}).items():
@@ -133,12 +176,16 @@ def measure_start(loop: str, python: str) -> dict[str, float]:
 
 def measure(python: str, workload: str, loop: str, rounds: int) -> dict[str, Any]:
     """The figures of measure.py, or what kept it from giving any."""
-    command = [python]
-    processes = WORKLOADS[workload].processes
-    if processes > 1:
-        command += ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes), "--num_machines", "1"]
-        command += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", str(_free_port())]
-    return _run([*command, str(HERE / "measure.py"), workload, loop, str(rounds)])
+    launcher = _launcher(python, WORKLOADS[workload].processes)
+    return _run([*launcher, str(HERE / "measure.py"), workload, loop, str(rounds)])
+
+
+def _launcher(python: str, processes: int) -> list[str]:
+    """What starts a script on so many processes."""
+    if processes == 1:
+        return [python]
+    command = [python, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes), "--num_machines", "1"]
+    return [*command, "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", str(_free_port())]
 
 
 def _own_loops(workload: Workload) -> list[str]:

@@ -71,6 +71,13 @@ def values_of(optimizer: Any, field: str = "lr") -> list[Any]:
     return [group[field] for group in optimizer.param_groups]
 
 
+class CountsTargets(Trainer):
+    """For collate functions that drop samples: the step says how many are left."""
+
+    def calculate_train_batch_loss(self, batch: Any) -> dict[str, Any]:
+        return {**super().calculate_train_batch_loss(batch), "batch_size": len(batch[1])}
+
+
 def tiny_trainer(
     trainer_class: type[Trainer] = Trainer,
     callbacks: Any = (),

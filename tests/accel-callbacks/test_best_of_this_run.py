@@ -51,11 +51,11 @@ def test_the_export_of_another_run_that_came_between_is_not_loaded(name, tmp_pat
             if trainer.run_history.current_epoch == 2:
                 train(tmp_path / name, 0.5, seed=9)
 
-    trainer, best, weights = train(tmp_path / name, 1.0, 2.0, 3.0, callbacks=[OtherRun()])
+    trainer, _, weights = train(tmp_path / name, 1.0, 2.0, 3.0, callbacks=[OtherRun()])
     assert torch.equal(weights_of(trainer), weights[3])
     told = capsys.readouterr().out
     assert re.search(
-        rf"{name}' is of the run .*0\.5.*not of the run '{trainer.run_id}', update 3, with 1.*last weights",
+        rf"{name}' is of the run .*0\.5.*not of the run '{trainer.run_id}', update 3, with wanted 1.*last weights",
         told,
     )
 
@@ -84,15 +84,13 @@ def test_what_was_exported_after_the_state_that_goes_on_is_not_claimed(tmp_path,
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path / "best.pt", *values, callbacks=[Killed(), saver()])
     state = latest_checkpoint(tmp_path / "states")
-    trainer, best, _ = train(
-        tmp_path / "best.pt", *values, num_epochs=2, callbacks=[saver()], resume_from=state
-    )
+    _, best, _ = train(tmp_path / "best.pt", *values, num_epochs=2, callbacks=[saver()], resume_from=state)
     assert best.best_metric == 2.0
     assert re.search(
-        "update 9, with wanted 1, and not .*update 3, with 2, so the model keeps its last weights",
+        "update 9, with wanted 1, and not .*update 3, with wanted 2, so the model keeps its last weights",
         capsys.readouterr().out,
     )
-    trainer, best, _ = train(tmp_path / "best.pt", *values, callbacks=[saver()], resume_from=state)
+    _, best, _ = train(tmp_path / "best.pt", *values, callbacks=[saver()], resume_from=state)
     assert best.best_metric == 1.0
     assert re.search("The model is that of epoch 3", capsys.readouterr().out)
 
@@ -140,9 +138,7 @@ def test_the_others_are_known_again_after_a_resume(tmp_path):
         saver = SaveTrainingStateCallback(tmp_path / "states")
         state = latest_checkpoint(tmp_path / "states")
         path = tmp_path / "models" / "best.pt"
-        trainer, best, weights = train(
-            path, *values, keep=2, num_epochs=stop, callbacks=[saver], resume_from=state
-        )
+        trainer, best, weights = train(path, *values, keep=2, num_epochs=stop, callbacks=[saver], resume_from=state)
     assert {path.name for path in path.parent.iterdir()} == {"best.pt", "best-update_00000015.pt"}
     assert [each["update"] for each in best.exported] == [12, 15]
     assert torch.equal(weights_of(trainer), weights[4])

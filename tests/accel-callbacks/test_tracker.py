@@ -172,10 +172,17 @@ def test_evaluate_goes_on_in_the_same_run(store: Store) -> None:
 
 def test_a_second_run_has_a_place_of_its_own(store: Store) -> None:
     trainer = train(store.callback())
-    trainer.train(tiny_data(40), num_epochs=1, per_device_batch_size=8, reset_run_history=False)
+    trainer.train(tiny_data(40), num_epochs=1, per_device_batch_size=8)
     assert len(store.runs()) == 2
     values, _ = store.runs()[str(trainer.run_id)]
     assert values["train_loss_epoch"].keys() == {5}
+
+
+def test_a_later_stage_goes_on_in_the_same_place_on_the_same_axis(store: Store) -> None:
+    trainer = train(store.callback())
+    trainer.train(tiny_data(40), num_epochs=1, per_device_batch_size=8, reset_run_history=False)
+    values, _ = store.only_run()
+    assert values["train_loss_epoch"].keys() == {5, 10, 15}
 
 
 @pytest.mark.parametrize("stop_at", [3, 5, 6])

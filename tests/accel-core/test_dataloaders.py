@@ -270,8 +270,9 @@ def test_a_ready_loader_keeps_its_settings() -> None:
     )
     sharded = ShardedDataLoader(loader, 0, torch.device("cpu"), DataGroup())
     used = sharded.source.torch_loader
-    for name in ("num_workers", "prefetch_factor", "persistent_workers", "timeout", "collate_fn", "pin_memory"):
+    for name in ("num_workers", "prefetch_factor", "persistent_workers", "timeout", "pin_memory"):
         assert getattr(used, name) == getattr(loader, name), name
+    assert used.collate_fn.collate_fn is collate
     assert used.multiprocessing_context.get_start_method() == "fork"
     trainer = Recording()
     trainer.train(loader, num_epochs=1)

@@ -66,9 +66,7 @@ def train(trainer: Trainer, num_epochs: int = 2, **kwargs: Any) -> Trainer:
 def end_of(trainer: Trainer) -> str:
     """All that a resumed run leaves, to the bit."""
     plain = [trainer.model.state_dict(), trainer.optimizer.state_dict(), trainer.scheduler.state_dict()]
-    return digest_of_value(
-        [*plain, trainer.run_history.to_records(), trainer.callbacks.state_dict(), torch.get_rng_state()]
-    )
+    return digest_of_value([*plain, trainer.run_history.to_records(), trainer.callbacks.state_dict(), torch.get_rng_state()])
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +120,7 @@ class TestStates:
             try:
                 train(trainer, resume_from=path)
             except CheckpointError as error:
-                assert name in str(error), what
+                assert name in str(error), what  # noqa: PT017
                 noticed += 1
             else:
                 assert end_of(trainer) == undisturbed, what
@@ -168,9 +166,7 @@ class TestStates:
     def test_what_does_not_fit_this_run_is_not_damage(self, states, tmp_path):
         shutil.copytree(states / "state", tmp_path / "state")
         model = torch.nn.Linear(5, 2).double()
-        other = Trainer(
-            model, torch.nn.functional.cross_entropy, torch.optim.AdamW(model.parameters()), [], seed=3
-        )
+        other = Trainer(model, torch.nn.functional.cross_entropy, torch.optim.AdamW(model.parameters()), [], seed=3)
         with pytest.raises(CheckpointError, match="another model"):
             other.train(DATA, 2, resume_from=tmp_path / "state")
         assert all_files(tmp_path) == ["state"]
@@ -179,9 +175,7 @@ class TestStates:
         past = Path(__file__).parents[1] / "past" / "format_1" / "one_process" / "mid_epoch"
         with pytest.raises(CheckpointError):
             create_trainer().load_training_state(past)
-        assert re.search(
-            "mid_epoch' .*older version, without digests.*cannot be checked", capsys.readouterr().out
-        )
+        assert re.search("mid_epoch' .*older version, without digests.*cannot be checked", capsys.readouterr().out)
         assert verify_checkpoint(past) == {past: None}
         assert re.search("mid_epoch' has no digests", caplog.text)
 
@@ -209,9 +203,7 @@ def test_a_value_that_no_state_has_is_a_sentence_that_names_it(wrong, states, tm
     shutil.copytree(states / "state", tmp_path / "state")
     path, value = WRONG_VALUES[wrong]
     edit(tmp_path / "state", *path, value=value)
-    with pytest.raises(
-        CheckpointError, match=rf"state' has a damaged {STATE_FILE}: .*{path[0] if len(path) < 2 else ''}"
-    ):
+    with pytest.raises(CheckpointError, match=rf"state' has a damaged {STATE_FILE}: .*{path[0] if len(path) < 2 else ''}"):
         train(create_trainer(), resume_from=tmp_path / "state")
     with pytest.raises(CheckpointError, match="start afresh"):
         latest_checkpoint(tmp_path)
@@ -233,14 +225,12 @@ class TestExports:
             try:
                 content = other.load_checkpoint(tmp_path / name, load_scheduler=False)
             except CheckpointError as error:
-                assert name in str(error), what
+                assert name in str(error), what  # noqa: PT017
                 noticed += 1
             else:
                 assert torch.equal(weights_of(other), weights_of(expected)), what
                 content.pop("accel_origin", None)
-                assert digest_of_value({key: content[key] for key in content}) == saved or len(content) > 4, (
-                    what
-                )
+                assert digest_of_value({key: content[key] for key in content}) == saved or len(content) > 4, what
         assert noticed >= 0.4 * TRIALS
 
     def test_an_export_says_of_which_run_update_and_value_it_is(self, tmp_path):
@@ -311,17 +301,13 @@ DTYPES += [torch.float64, torch.int64, torch.float8_e5m2, torch.float8_e4m3fn]
 class TestFormat:
     @settings(deadline=None, max_examples=40)
     @given(
-        shapes=st.lists(
-            st.tuples(st.sampled_from(DTYPES), st.lists(st.integers(0, 4), max_size=3)), max_size=6
-        ),
+        shapes=st.lists(st.tuples(st.sampled_from(DTYPES), st.lists(st.integers(0, 4), max_size=3)), max_size=6),
         names=st.permutations(["a", "B", "Ö", "layers.10.weight", 'q"\n', "z"]),
     )
     def test_our_safetensors_are_those_of_safetensors_to_the_byte(self, shapes, names, tmp_path_factory):
         folder = tmp_path_factory.mktemp("format")
         tensors = {
-            name: torch.randint(
-                0, 255, [*shape, torch.empty(0, dtype=dtype).element_size()], dtype=torch.uint8
-            )
+            name: torch.randint(0, 255, [*shape, torch.empty(0, dtype=dtype).element_size()], dtype=torch.uint8)
             .view(dtype if dtype != torch.bool else torch.uint8)[..., 0]
             .to(dtype)
             .contiguous()
@@ -370,3 +356,33 @@ class TestFormat:
         changed = bytearray(sealed)
         changed[place] ^= 1 << bit
         assert not files.is_sealed(bytes(changed))
+
+
+class TestPaths:
+    @pytest.mark.parametrize("path", ["", 5, None, "a" * 5000, "a\0b"])
+    def test_a_path_that_is_none_is_a_sentence(self, path):
+        trainer = train(create_trainer())
+        for method in (trainer.save_checkpoint, trainer.load_checkpoint, trainer.save_training_state):
+            with pytest.raises(ConfigurationError, match=r"path|dir"):
+                method(path)
+        with pytest.raises((ConfigurationError, CheckpointError), match=r"(?i)pass|use"):
+            trainer.load_training_state(path)
+        if path is not None:
+            with pytest.raises((ConfigurationError, CheckpointError), match=r"resume_from|not exist"):
+                train(create_trainer(), resume_from=path)
+            with pytest.raises((ConfigurationError, CheckpointError)):
+                latest_checkpoint(path)
+
+
+class Counts(torch.Tensor):
+    """A class of tensors that torch reads only if it is told to."""
+
+
+def test_what_torch_can_read_safely_can_be_saved(tmp_path):
+    value = {"state": torch.zeros(2).as_subclass(Counts)}
+    with pytest.raises(ConfigurationError, match=r"'state' is a .*Counts.*Keep tensors"):
+        files.write_object(tmp_path / "object.pt", value)
+    known = [Counts, torch._tensor._rebuild_from_type_v2]
+    with torch.serialization.safe_globals(known):
+        files.write_object(tmp_path / "object.pt", value)
+        assert type(files.read_object(tmp_path / "object.pt")["state"]) is Counts

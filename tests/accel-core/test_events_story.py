@@ -1,5 +1,6 @@
 """What happens in a run, told in the order in which it happens. Methods of the trainer are in capitals, events are not."""
 
+import functools
 import signal
 import textwrap
 from pathlib import Path
@@ -117,11 +118,19 @@ EPOCH = f"""
     {EVALUATION}
     TRAINING_RUN_EPOCH_END training_run_epoch_end
 """
-TRAINING = {"num_epochs": 2, "per_device_batch_size": 2, "gradient_accumulation_steps": 2}
+STEPPED = functools.partial(torch.optim.lr_scheduler.StepLR, step_size=1)
+TRAINING = {"num_epochs": 2, "per_device_batch_size": 2, "gradient_accumulation_steps": 2, "create_scheduler_fn": STEPPED}
 
 
 def train(trainer: Trainer, **kwargs: Any) -> None:
     trainer.train(data(5), **{**TRAINING, "eval_dataset": data(3), **kwargs})
+
+
+def test_without_a_scheduler_none_is_stepped() -> None:
+    trainer = tell()
+    for step_every in ("update", "epoch"):
+        train(trainer, create_scheduler_fn=None, scheduler_step_every=step_every)
+    assert "SCHEDULER_STEP" not in trainer.story
 
 
 def test_a_training_run() -> None:

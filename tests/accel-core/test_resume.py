@@ -18,6 +18,7 @@ from accel_core import (
     TrainerPlaceholderValues,
     latest_checkpoint,
 )
+from states import edit
 
 POINTS = torch.randn(29, 4, generator=torch.Generator().manual_seed(0))
 TARGETS = (POINTS.sum(1) > 0).long()

@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from accel_core import ConfigurationError, Trainer, TrainerCallback, TrainerPlaceholderValues
-from tiny import tiny_data, tiny_network, tiny_trainer, weights_of
+from tiny import CountsTargets, tiny_data, tiny_network, tiny_trainer, weights_of
 
 
 class Recorder(TrainerCallback):
@@ -117,7 +117,7 @@ def test_a_collate_function_that_drops_samples_leaves_the_mean_over_those_that_a
             gradient = torch.autograd.grad(loss, trainer.model[0].weight)[0]  # type: ignore[index]
             by_hand.append(gradient - trainer.model[0].weight.grad)  # type: ignore[index]
 
-    trainer = tiny_trainer(callbacks=[Watcher()])
+    trainer = tiny_trainer(CountsTargets, callbacks=[Watcher()])
     trainer.train(tiny_data(), num_epochs=1, per_device_batch_size=4, gradient_accumulation_steps=3, collate_fn=keep_positive)
     assert len(by_hand) == 4
     assert all(difference.abs().max() < 1e-12 for difference in by_hand)

@@ -104,7 +104,7 @@ class MeanOfTheUpdate(Trainer):
     def calculate_train_batch_loss(self, batch: Any) -> dict[str, Any]:
         self.inputs.append(batch[0].clone())
         self.targets.append(batch[1].clone())
-        return super().calculate_train_batch_loss(batch)
+        return {**super().calculate_train_batch_loss(batch), "batch_size": len(batch[1])}
 
     def clip_gradients(self) -> None:
         inputs, targets = self.gather(torch.cat(self.inputs)), self.gather(torch.cat(self.targets))

@@ -23,7 +23,7 @@ from accel_callbacks import SaveTrainingStateCallback
 from accel_core import ConfigurationError, Trainer, TrainerCallback
 from accel_core.state.files import read_tensors
 from case_runner import BATCH_SIZE, run_as_script, shared_folder
-from tiny import ONE_CYCLE, EvaluateInMidEpoch, Stream
+from tiny import ONE_CYCLE, CountsTargets, EvaluateInMidEpoch, Stream
 
 NUM_TOKENS = 6
 
@@ -331,7 +331,7 @@ EQUAL = {
     "clipped by norm": partial(train, gradient_clip_norm=0.05),
     "tokens": train_tokens,
     "all at once": train_with_all_at_once,
-    "collate that drops": partial(train, collate_fn=drop_every_seventh),
+    "collate that drops": partial(train, collate_fn=drop_every_seventh, trainer_class=CountsTargets),
     "one cycle": partial(train, create_scheduler_fn=ONE_CYCLE, accumulation=1),
     "rate by epoch": partial(
         train, create_scheduler_fn=partial(torch.optim.lr_scheduler.ExponentialLR, gamma=0.5), scheduler_step_every="epoch"

@@ -290,7 +290,7 @@ class TestMistakesOfCallers:
     @pytest.mark.parametrize(
         ("scheduler_class", "kwargs", "words"),
         [
-            ("cosine", {}, ("scheduler_class is 'cosine'", "timm.scheduler.CosineLRScheduler")),
+            (3, {}, ("scheduler_class is 3", "timm.scheduler.CosineLRScheduler")),
             (
                 torch.optim.lr_scheduler.StepLR,
                 {"step_size": 1},

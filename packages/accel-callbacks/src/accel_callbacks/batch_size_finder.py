@@ -79,7 +79,9 @@ def find_batch_size(
     Raises:
         ConfigurationError: an argument cannot be used, or not even one sample fits.
     """
-    check_whole_number("num_updates", num_updates, "Use 2 to have the optimizer's memory in use.")
+    num_updates = check_whole_number(
+        "num_updates", num_updates, "Use 2 to have the optimizer's memory in use."
+    )
     check_trial("find_batch_size", trainer, dataset, per_device_batch_size, train_arguments)
     own = set(train_arguments.get("train_dataloader_kwargs") or ()) & {"batch_size", "batch_sampler"}
     if is_ready_loader(dataset) or own:
@@ -92,8 +94,7 @@ def find_batch_size(
             f"{given}, which decides on the size of a batch itself, so no other could be tried. Pass the "
             "data set inside it, and the size as per_device_batch_size."
         )
-    # The samples of one process in an update, which every size that is tried has to divide.
-    share = per_device_batch_size * train_arguments.pop("gradient_accumulation_steps", 1)
+    share = int(per_device_batch_size) * int(train_arguments.pop("gradient_accumulation_steps", 1))
     records: list[BatchSizeRecord] = []
     # The largest first, which is the answer as soon as one fits.
     for size in (size for size in range(share, 0, -1) if share % size == 0):

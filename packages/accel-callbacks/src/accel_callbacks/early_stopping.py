@@ -45,13 +45,13 @@ class EarlyStoppingCallback(TrainerCallback):
         Raises:
             ConfigurationError: an argument cannot be used.
         """
-        check_whole_number(
+        self.early_stopping_patience = check_whole_number(
             "early_stopping_patience", early_stopping_patience, "Use 1 to stop at the first such epoch."
         )
         way_out = "Use 0.0 to count every better value as an improvement."
-        check_not_negative("early_stopping_threshold", early_stopping_threshold, way_out)
-        self.early_stopping_patience = early_stopping_patience
-        self.early_stopping_threshold = early_stopping_threshold
+        self.early_stopping_threshold = check_not_negative(
+            "early_stopping_threshold", early_stopping_threshold, way_out
+        )
         self.reset_on_train = reset_on_train
         self.watched = WatchedMetric(type(self).__name__, watch_metric, greater_is_better)
         self.best_metric: float | None = None

@@ -23,7 +23,10 @@ class Exported(TypedDict):
 
 
 def why_not_own(path: Path, exported: Exported, metric: str) -> str | None:
-    """Return why the file at `path` is not what the callback has exported; None if it is. One process calls it."""
+    """Return why the file at `path` is not what the callback has exported; None if it is.
+
+    One process calls it.
+    """
     try:
         origin = read_origin(path)
     except CheckpointError as error:
@@ -36,10 +39,11 @@ def why_not_own(path: Path, exported: Exported, metric: str) -> str | None:
         return None
     if found == exported:
         return None
-    return (
-        f"'{path}' is of the run {found['run_id']!r}, update {found['update']}, with {metric} {found['value']:.6g}, and not "
-        f"of the run {exported['run_id']!r}, update {exported['update']}, with {exported['value']:.6g}"
+    there, own = (
+        f"of the run {each['run_id']!r}, update {each['update']}, with {metric} {each['value']:.6g}"
+        for each in (found, exported)
     )
+    return f"'{path}' is {there}, and not {own}"
 
 
 def check_export_path(trainer: Trainer, callback: TrainerCallback, save_path: Path) -> None:

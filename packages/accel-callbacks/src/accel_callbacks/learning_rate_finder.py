@@ -171,10 +171,11 @@ def find_learning_rate(
 
     Source: Smith, Cyclical Learning Rates for Training Neural Networks, arXiv 1506.01186, section 3.3.
     """
-    check_positive("min_lr", min_lr, "Use 1e-7 for a rate at which nothing is learned.")
-    check_positive("max_lr", max_lr, "Use 10.0 for a rate at which training fails.")
-    check_positive("stop_factor", stop_factor, "Use 4.0 to stop at four times the lowest loss.")
-    check_whole_number("num_updates", num_updates, "Use 100 for a curve that can be read.")
+    min_lr = check_positive("min_lr", min_lr, "Use 1e-7 for a rate at which nothing is learned.")
+    max_lr = check_positive("max_lr", max_lr, "Use 10.0 for a rate at which training fails.")
+    way_out = "Use 4.0 to stop at four times the lowest loss."
+    stop_factor = check_positive("stop_factor", stop_factor, way_out)
+    num_updates = check_whole_number("num_updates", num_updates, "Use 100 for a curve that can be read.")
     if not (min_lr or 0) < (max_lr or 0) or stop_factor is None or stop_factor <= 1 or num_updates < 3:
         raise ConfigurationError(
             f"min_lr is {min_lr}, max_lr {max_lr}, stop_factor {stop_factor} and num_updates {num_updates}, "
@@ -254,9 +255,9 @@ def _check_has_rates(optimizer: Any) -> None:
     if any(group.get("lr") is None for group in optimizer.param_groups):
         name = type(optimizer).__name__
         raise ConfigurationError(
-            f"find_learning_rate was given a trainer whose {name} has the learning rate None, which {name} chooses "
-            "at each update, so there is none to be found. Give the optimizer a number as lr, or leave the "
-            "test out."
+            f"find_learning_rate was given a trainer whose {name} has the learning rate None, which {name} "
+            "chooses at each update, so there is none to be found. Give the optimizer a number as lr, or "
+            "leave the test out."
         )
 
 

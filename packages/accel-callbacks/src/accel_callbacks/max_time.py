@@ -26,8 +26,7 @@ class MaxTimeCallback(TrainerCallback):
         Raises:
             ConfigurationError: `minutes` is no number above 0.
         """
-        check_positive("minutes", minutes, "Leave the callback out to set no limit.")
-        self.minutes = minutes
+        self.minutes = check_positive("minutes", minutes, "Leave the callback out to set no limit.")
 
     def on_training_run_start(self, trainer: Trainer) -> None:
         """Start the clock."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import numbers
 import warnings
 from pathlib import Path
@@ -17,12 +16,16 @@ from accel_core.extending import (
     NotFiniteError,
     broadcast_tensors,
     check_path,
+    plain,
     preserving_random_state,
     preview,
     run_on_main,
+    with_names_of,
+    with_plain_names,
 )
 
 from .export_path import Exported, check_export_path, why_not_own
+from .model_copy import copy_model, remove_patches
 from .watched_metric import WatchedMetric
 
 if TYPE_CHECKING:
@@ -72,8 +75,7 @@ class ModelEmaCallback(TrainerCallback):
         Raises:
             ConfigurationError: an argument cannot be used.
         """
-        _check_decay(decay)
-        self.decay = decay
+        self.decay = _check_decay(decay)
         self.warmup = warmup
         self.evaluate_during_training = evaluate_during_training
         way_out = "Pass the name of a file, or None to export nothing."
@@ -145,7 +147,7 @@ class ModelEmaCallback(TrainerCallback):
             self._exported = {"run_id": trainer.run_id, "update": update, "value": value}
 
     def on_training_run_end(self, trainer: Trainer) -> None:
-        """Export the average if it was not evaluated, or say if the export is not this run's best any more."""
+        """Export an average that was not evaluated, or say if the export is not this run's best any more."""
         # A run that a signal ended goes on from its state, and has no time for more.
         if trainer.agreement.signal_number:
             return
@@ -158,6 +160,11 @@ class ModelEmaCallback(TrainerCallback):
             )
             if reason is not None:
                 trainer.print(f"{reason}, which ModelEmaCallback has found best.")
+
+    def on_run_close(self, trainer: Trainer) -> None:
+        """Leave an average that computes as its weights are, whatever the precision of the run."""
+        if self.ema_model is not None and trainer.engine.prepared is not None:
+            remove_patches(self.ema_model)
 
     def on_checkpoint_loaded(self, trainer: Trainer, path: Path) -> None:
         """Go on with the averages of the state, or begin with its weights if it has none."""
@@ -177,7 +184,8 @@ class ModelEmaCallback(TrainerCallback):
         exported = state.get("exported")
         self._exported = None if exported is None else cast(Exported, dict(exported))
         # Only the main process has saved the parameters.
-        cast(nn.Module, self.ema_model).load_state_dict(state["ema_model"], strict=False)
+        model = cast(nn.Module, self.ema_model)
+        model.load_state_dict(with_names_of(model.state_dict(), state["ema_model"]), strict=False)
         broadcast_tensors(self._averages)
 
     def state_dict(self) -> dict[str, Any]:
@@ -194,7 +202,7 @@ class ModelEmaCallback(TrainerCallback):
             "best_metric": self.best_metric,
             "best_metric_epoch": self.best_metric_epoch,
             "exported": None if self._exported is None else dict(self._exported),
-            "ema_model": state,
+            "ema_model": with_plain_names(state),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -203,13 +211,7 @@ class ModelEmaCallback(TrainerCallback):
 
     def _begin(self, trainer: Trainer) -> None:
         model = trainer.get_model(keep_torch_compile=False)
-        try:
-            self.ema_model = copy.deepcopy(model)
-        except (RuntimeError, TypeError) as error:
-            raise ConfigurationError(
-                f"ModelEmaCallback needs a copy of the model, but a {type(model).__name__} cannot be copied: "
-                f"{error} Give it a __deepcopy__, or leave ModelEmaCallback out."
-            ) from error
+        self.ema_model = copy_model(model, "ModelEmaCallback")
         self.ema_model.requires_grad_(False).eval()
         self.num_updates = 0
         self._is_main_process = trainer.is_main_process
@@ -251,13 +253,15 @@ class ModelEmaCallback(TrainerCallback):
         return True
 
 
-def _check_decay(decay: Any) -> None:
-    is_number = isinstance(decay, numbers.Real) and not isinstance(decay, bool)
-    if not (is_number and 0 <= float(decay) < 1):
+def _check_decay(decay: Any) -> float:
+    number = plain(decay)
+    is_number = isinstance(number, numbers.Real) and not isinstance(number, bool)
+    if not (is_number and 0 <= float(number) < 1):
         raise ConfigurationError(
             f"decay is {preview(decay)}, but must be a number from 0 to below 1. Use 0.999 to average over "
             "about the last thousand updates."
         )
+    return float(number)
 
 
 def _is_fractional(tensor: torch.Tensor) -> bool:

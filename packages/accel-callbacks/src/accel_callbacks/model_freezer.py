@@ -10,7 +10,7 @@ from typing import NamedTuple, TypedDict
 from torch import nn
 
 from accel_core import ConfigurationError
-from accel_core.extending import did_you_mean, preview
+from accel_core.extending import allow_train_mode, did_you_mean, keep_in_eval_mode, preview
 
 BN_MODULES: tuple[type[nn.Module], ...] = (
     nn.BatchNorm1d,
@@ -127,8 +127,8 @@ class ModelFreezer:
             from_index: from 0; a negative one counts from the end.
             to_index: likewise; may be the smaller one.
             set_modules_as_eval: put their modules in eval mode, which stops dropout and, with
-                `freeze_batch_norms`, the statistics of batch norms. `model.train()` undoes it, and the
-                trainer calls that before `on_train_epoch_start`: call `restore_eval_modes` there.
+                `freeze_batch_norms`, the statistics of batch norms. The trainer leaves them in it until
+                they are unfrozen; in a loop of your own call `restore_eval_modes` after `model.train()`.
 
         Raises:
             ConfigurationError: there is no such layer group.
@@ -269,20 +269,20 @@ class ModelFreezer:
 
     def _keep_in_eval(self, modules: Iterable[nn.Module]) -> None:
         known = {id(module) for module in self.modules_kept_in_eval}
-        self.modules_kept_in_eval += [
+        kept = [
             module
             for module in modules
             if id(module) not in known and not self._is_model_with_modules(module)
         ]
-        self.restore_eval_modes()
+        self.modules_kept_in_eval += kept
+        keep_in_eval_mode(self.modules_kept_in_eval)
 
     def _set_as_training(self, modules: Iterable[nn.Module]) -> None:
         chosen = {id(module): module for module in modules if not self._is_model_with_modules(module)}
         self.modules_kept_in_eval = [
             module for module in self.modules_kept_in_eval if id(module) not in chosen
         ]
-        for module in chosen.values():
-            module.training = True
+        allow_train_mode(chosen.values())
 
     def _is_model_with_modules(self, module: nn.Module) -> bool:
         """Whether `module` is the whole model, and not a group of its own."""

@@ -37,12 +37,9 @@ class Periodic:
             ConfigurationError: a period is not above 0.
         """
         way_out = "Use None where this is not wanted."
-        check_whole_number(f"{name}_every_n_epochs", epochs, way_out, optional=True)
-        check_whole_number(f"{name}_every_n_updates", updates, way_out, optional=True)
-        check_positive(f"{name}_every_n_minutes", minutes, way_out, optional=True)
-        self.epochs = epochs
-        self.updates = updates
-        self.minutes = minutes
+        self.epochs = check_whole_number(f"{name}_every_n_epochs", epochs, way_out, optional=True)
+        self.updates = check_whole_number(f"{name}_every_n_updates", updates, way_out, optional=True)
+        self.minutes = check_positive(f"{name}_every_n_minutes", minutes, way_out, optional=True)
         self._topic = ""
         self._last_time = 0.0
 

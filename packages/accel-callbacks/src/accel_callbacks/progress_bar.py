@@ -31,6 +31,7 @@ class ProgressBarCallback(TrainerCallback):
     If all processes stop early, the last line has the reason.
     """
 
+    reads_batches = False
     seconds_between_draws: ClassVar[float] = 0.1
     seconds_between_lines: ClassVar[float] = 60.0
 

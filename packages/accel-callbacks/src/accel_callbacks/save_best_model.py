@@ -29,9 +29,12 @@ if TYPE_CHECKING:
 class SaveBestModelCallback(TrainerCallback):
     """Export the model with `save_checkpoint` after each epoch in which a metric was better than ever before.
 
-    The export also holds the value, under the name of the metric, and its run and update. At the end of the run, or
-    after an agreed stop, the best weights are loaded into the model, but not if a signal ends the run. If the file is
-    not this run's best any more, the model keeps its last weights and a line says so. The best values are saved with
+    The export also holds the value, under the name of the metric, and its run and update. At the end of the
+    run, or
+    after an agreed stop, the best weights are loaded into the model, but not if a signal ends the run. If the
+    file is
+    not this run's best any more, the model keeps its last weights and a line says so. The best values are
+    saved with
     the training state. A new run replaces the export of an older one at its first best value.
     """
 
@@ -59,7 +62,8 @@ class SaveBestModelCallback(TrainerCallback):
             reset_on_train: forget the best value when a run begins; a resumed run goes on with the one it
                 saved, and a later stage (`reset_run_history=False`) with that of the stages before.
             load_saved_checkpoint: load the weights of the export when the run ends.
-            keep: how many of the best models stay. The best is at `save_path`, the others beside it with their update
+            keep: how many of the best models stay. The best is at `save_path`, the others beside it with
+            their update
                 in the name, as in `best_model-update_00001200.pt`.
             load_optimizer: load the states of optimizer and scheduler too, and with them the learning rate.
 
@@ -133,7 +137,8 @@ class SaveBestModelCallback(TrainerCallback):
         reason = f"'{self.save_path}' was not saved by this run"
         if self.exported:
             best, name = self.exported[0], self.watched.name
-            # An export may be replaced by another run, or by this one before it was killed and went on from earlier.
+            # An export may be replaced by another run, or by this one before it was killed and
+            # went on from earlier.
             reason = run_on_main(lambda: why_not_own(self.save_path, best, name), trainer.is_main_process)
         if reason is not None:
             trainer.print(f"{reason}, so the model keeps its last weights.")
@@ -166,7 +171,9 @@ class SaveBestModelCallback(TrainerCallback):
         self.best_metric_epoch = state["best_metric_epoch"]
 
     def _arrange(self, path: Path, rank: int, dropped: list[Exported]) -> None:
-        """Give the new best its name, and the one before it that of its update; remove what is no longer kept.
+        """Give the new best its name, and the one before it that of its update.
+
+        Remove what is no longer kept.
 
         At every moment a model stands at `save_path`.
         """

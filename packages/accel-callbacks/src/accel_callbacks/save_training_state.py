@@ -80,7 +80,8 @@ class SaveTrainingStateCallback(TrainerCallback):
             save_on_signals: names of signals; those that the platform does not have are left out. "SIGINT"
                 makes Ctrl-C save.
             on_error: "raise" ends the run if a save fails. "retry" warns once and tries again after the next
-                update, then after 2, 4 and 8 more. Five failures in a row, or one at the end of the run, end it.
+                update, then after 2, 4 and 8 more. Five failures in a row, or one at the end of the run, end
+                it.
             if_other_run: "raise" refuses a folder with states of another run. "set_aside" moves them into a
                 folder inside of it, which `latest_checkpoint` does not see.
 
@@ -90,10 +91,9 @@ class SaveTrainingStateCallback(TrainerCallback):
         self.save_dir = check_path("save_dir", save_dir, "Pass the name of a folder, such as 'checkpoints'.")
         self.periodic = Periodic("save", save_every_n_epochs, save_every_n_updates, save_every_n_minutes)
         self.save_at_end = save_at_end
-        check_whole_number("keep_last", keep_last, "Use None to keep all.", optional=True)
-        check_whole_number("keep_best", keep_best, "Use None to keep none for its metric.", optional=True)
-        self.keep_last = keep_last
-        self.keep_best = keep_best
+        self.keep_last = check_whole_number("keep_last", keep_last, "Use None to keep all.", optional=True)
+        way_out = "Use None to keep none for its metric."
+        self.keep_best = check_whole_number("keep_best", keep_best, way_out, optional=True)
         self.watched = WatchedMetric(type(self).__name__, watch_metric, greater_is_better)
         self.signals = StopSignals(save_on_signals)
         self.on_error = check_choice("on_error", on_error, ("raise", "retry"))
@@ -218,7 +218,7 @@ class SaveTrainingStateCallback(TrainerCallback):
         return trainer.run_progress.updates_completed >= self._retry_at if self._failures else is_due
 
     def _has_value(self, trainer: Trainer) -> bool:
-        """Whether the watched metric was recorded at this very update, for a state that may be among the best."""
+        """Whether the watched metric was recorded at this very update."""
         if self.keep_best is None:
             return False
         for record in reversed(trainer.run_history.get_records()):

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _NOT_ON_EVERY_PLATFORM = {"SIGHUP", "SIGUSR1", "SIGUSR2", "SIGALRM", "SIGXCPU", "SIGBREAK"}
 _CANNOT_BE_HANDLED = {"SIGKILL", "SIGSTOP"}
 SECONDS_OF_ONE_SIGNAL = 1.0
-"""A signal to a whole job reaches a worker of torchrun twice within this time: itself, and from the launcher."""
+"""Time in which a worker of torchrun gets a signal to a whole job twice: itself, and from the launcher."""
 
 
 class StopSignals:

@@ -71,14 +71,12 @@ class TrackerCallback(TrainerCallback):
         Raises:
             ConfigurationError: an argument cannot be used, or the tracker's package is not installed.
         """
-        check_whole_number(
-            "log_every_n_updates", log_every_n_updates, "Use 1 to send the loss of every update."
-        )
+        way_out = "Use 1 to send the loss of every update."
+        self.log_every_n_updates = check_whole_number("log_every_n_updates", log_every_n_updates, way_out)
         self.name = check_tracker(name)
         self.project_name = project_name
         self.config = config or {}
         self.logging_dir = logging_dir
-        self.log_every_n_updates = log_every_n_updates
         self.init_kwargs = init_kwargs or {}
         self.tracker: Any = None
         """Accelerate's tracker, while it is open on this process."""

@@ -39,10 +39,10 @@ class TrainingStatisticsCallback(TrainerCallback):
         Raises:
             ConfigurationError: the period is no whole number of at least 1.
         """
-        check_whole_number(
-            "record_every_n_updates", record_every_n_updates, "Use 1 to record at every update."
+        way_out = "Use 1 to record at every update."
+        self.record_every_n_updates = check_whole_number(
+            "record_every_n_updates", record_every_n_updates, way_out
         )
-        self.record_every_n_updates = record_every_n_updates
         self._began: float | None = None
 
     def on_training_run_start(self, trainer: Trainer) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from torch import nn
 
 from accel_core import ConfigurationError, TrainerCallback
-from accel_core.extending import check_positive, check_whole_number, preview
+from accel_core.extending import check_positive, check_whole_number, plain, preview
 
 from .model_freezer import ModelFreezer
 
@@ -163,22 +163,23 @@ def _entries_of(schedule: Any) -> list[_Entry]:
         )
     entries = []
     for epoch, parts in schedule.items():
-        check_whole_number("An epoch in schedule", epoch, example)
-        # Without this an entry for the first epoch would freeze, and unfreeze at once.
+        epoch = check_whole_number("An epoch in schedule", epoch, example)
         if epoch == 1:
             raise ConfigurationError(
                 f"schedule has {preview(parts)} for epoch 1, in which all that it names is frozen. Begin "
                 "with epoch 2, and leave out what is to be trained from the beginning."
             )
+        parts = plain(parts)
         several = isinstance(parts, Iterable) and not isinstance(parts, str)
         rates = parts if isinstance(parts, Mapping) else dict.fromkeys(parts if several else [parts])
         for part, lr in rates.items():
+            part = plain(part)
             if not _is_part(part):
                 raise ConfigurationError(
                     f"schedule has {preview(part)} for epoch {epoch}, but must have the index of a layer "
                     f"group or the name of parameters. {example}"
                 )
-            check_positive(f"The learning rate of {part!r} in schedule", lr, example, optional=True)
+            lr = check_positive(f"The learning rate of {part!r} in schedule", lr, example, optional=True)
             entries.append(_Entry(epoch, part, lr))
     return sorted(entries, key=lambda entry: entry.epoch)
 

@@ -1,4 +1,4 @@
-"""Everything that accel raises or warns with on its own account."""
+"""Defines everything that accel raises or warns with on its own account."""
 
 from __future__ import annotations
 
@@ -7,37 +7,37 @@ from pathlib import Path
 
 
 class AccelError(Exception):
-    """Base of the errors that accel raises itself."""
+    """All errors that accel raises itself derive from this one."""
 
 
 # Also the built-in error for it, so that callers can catch it without importing accel.
 class ConfigurationError(AccelError, ValueError):
-    """A mistake of the caller: the message has the value, what was expected and what to do."""
+    """Reports a mistake of the caller: the value, what was expected and what to do."""
 
 
 class CheckpointError(AccelError, RuntimeError):
-    """A checkpoint that cannot be written or read: the message names the file and what to do."""
+    """Reports a checkpoint that cannot be written or read: the file and what to do."""
 
 
 class DamagedError(CheckpointError):
-    """What was written once is no longer what was written: the content of a file does not match."""
+    """Reports that the content of a file is no longer what was written."""
 
 
 class OtherRunError(CheckpointError):
-    """What stands in a folder is of another run, or of a future that this run has given up. Waiting mends nothing."""
+    """Reports a folder of another run, or of a future that this run gave up. Waiting mends nothing."""
 
 
 class NotFiniteError(CheckpointError):
-    """Parameters are nan or infinite, so nothing was saved, and what stands there is untouched."""
+    """Reports parameters that are nan or infinite: nothing was saved, and what was there is untouched."""
 
 
 class AccelWarning(UserWarning):
-    """Something that the user should change, though training goes on."""
+    """Warns of something that the user should change, though training goes on."""
 
 
 # A SystemExit, so that an `except Exception` of a script does not swallow the signal.
 class RunInterrupted(SystemExit):
-    """Raised by `train` after a signal: the update was finished, the state saved, everything closed.
+    """Ends `train` after a signal: the update was finished, the state saved, everything closed.
 
     Unhandled it ends the process without a traceback, with the status 128 + signal that shells and schedulers
     expect.

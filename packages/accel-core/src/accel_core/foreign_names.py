@@ -1,11 +1,14 @@
-"""Names that other libraries call, and what to use here.
+"""Lists names of other libraries and of earlier versions, and what to use here.
 
-Without these a class that was written for another library would be ignored silently.
+Without this list a class that was written for another library would be ignored silently.
 """
 
 from __future__ import annotations
 
-from .errors import ConfigurationError
+import warnings
+from typing import Any
+
+from .errors import AccelWarning, ConfigurationError
 
 FOREIGN_EVENTS = {
     "on_stop_training_error": "on_training_run_end, and read trainer.stop_reason",
@@ -59,3 +62,15 @@ def check_trainer_class(trainer_class: type) -> None:
                 f"{trainer_class.__name__}.{name} is a method that pytorch-accelerated calls, but accel "
                 f"never does. Override {here} instead; docs/migration.md has all names."
             )
+
+
+def take_old_name(method: str, name: str, value: Any, old_name: str, old_value: Any) -> Any:
+    """Return `value`, or `old_value` with a warning if the argument was given by its name of before."""
+    if old_value is None:
+        return value
+    warnings.warn(
+        f"{method} was called with {old_name}, which is called {name} now. Pass {name}=... instead.",
+        AccelWarning,
+        stacklevel=3,
+    )
+    return old_value

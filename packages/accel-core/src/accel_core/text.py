@@ -1,4 +1,4 @@
-"""Helpers for messages: suggest a name, preview a value, end a sentence."""
+"""Helps to write messages: suggests a name, previews a value, ends a sentence."""
 
 from __future__ import annotations
 

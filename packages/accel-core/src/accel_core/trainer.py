@@ -1,4 +1,4 @@
-"""The trainer, with its loop. A level of nesting is a method:
+"""Holds the trainer with its loop. Each level of nesting is a method:
 
     train                        check, build and prepare, resume, then
       run_training               for each epoch: run_train_epoch, run_eval_epoch
@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -36,26 +35,31 @@ from .data.loader import ShardedDataLoader
 from .engines.choose import choose_engine
 from .engines.engine import Engine
 from .engines.weights import preserving_buffers_and_rng
-from .errors import AccelWarning, ConfigurationError, RunInterrupted
-from .foreign_names import check_trainer_class
+from .errors import ConfigurationError, RunInterrupted
+from .foreign_names import check_trainer_class, take_old_name
 from .processes.agreement import Agreement
 from .processes.collectives import gather_tensor
 from .processes.group import DataGroup, data_group
-from .run import loaders, preparing, saved_state, trained_state
-from .run.batch_output import call_loss, num_samples_in, unpack_batch
+from .run import loaders, modes, preparing, saved_state, trained_state
+from .run.batch_output import unpack_batch
+from .run.counted_loss import count_targets
+from .run.counted_samples import create_batch_output, describe_counting
 from .run.description import describe_run
+from .run.epochs import start_train_epoch
 from .run.evaluation_kind import EvaluationKind
+from .run.first_steps import check_first_output, check_first_update, report_evaluation_step
 from .run.loss_tracker import LossTracker, MeanTrackers, record_losses
 from .run.placeholders import resolve_placeholders
-from .run.predictions import join_over_processes, to_cpu
+from .run.predictions import collect_predictions, join_over_processes
 from .run.run import Phase, Run, outside_run, require_training
 from .run.run_config import TrainerRunConfig, plan_run
 from .run.run_history import InMemoryRunHistory, RunHistory
 from .run.run_progress import RunProgress
 from .run.scheduling import build_scheduler
 from .run.stages import choose_start, skip_stage
+from .run.steps import Step, report_left_out
 from .run.train_arguments import EvaluationArguments, TrainArguments
-from .run.update_groups import Step, UpdateGroup, items_of, update_groups
+from .run.update_groups import WEIGHS_NOTHING, UpdateGroup, check_epoch, items_of, update_groups
 from .state.random import preserving_random_state
 
 
@@ -166,13 +170,12 @@ class Trainer:
         """Train on what is left of the epoch."""
         run, _ = require_training(self._run, "run_train_epoch")
         progress, loader = self.run_progress, run.loader_to_train
-        self._start_train_epoch(run, loader)
+        start_train_epoch(self, run, loader)
         self.train_epoch_start()
         self.callbacks.on_train_epoch_start(self)
         saved_state.restore_resume_point(self, run)  # After the events, in which callbacks reset themselves.
         run.lacks_batches = loader.may_lack_batches
-        num_steps = self.run_config.gradient_accumulation_steps
-        for group in update_groups(loader, num_steps, lambda: run.is_over(progress, self.stop_reason)):
+        for group in update_groups(loader, self.run_config, lambda: run.is_over(progress, self.stop_reason)):
             progress.epoch_cut_by_limit = run.has_reached_limit(progress)
             if progress.epoch_cut_by_limit:
                 break
@@ -190,6 +193,7 @@ class Trainer:
             self.run_update(group)
         self.agreement.collect(blocking=True)  # Whether to evaluate has to be decided alike.
         if run.phase is not Phase.CUT_SHORT:
+            check_epoch(loader, run.has_weight, run.unchecked_steps)
             record_losses(self.run_history, EvaluationKind("train"), self.train_loss, run.train_logs)
             progress.train_epoch_completed = True
         self.train_epoch_end()
@@ -204,11 +208,12 @@ class Trainer:
         if step.is_padding:
             self._run_padding_step(run, step, group)
             return
+        run.samples_in_step = step.num_samples
         self.callbacks.on_train_step_start(self, batch=step.batch)
         with run.engine.synchronize(self.model, step.is_last):  # DDP reduces in the last step of the group.
             output = self.calculate_train_batch_loss(step.batch)
-            if "calculate_train_batch_loss" in run.unchecked_steps:
-                run.check_first_output(output, "calculate_train_batch_loss", self.run_progress)
+            if output is None or "calculate_train_batch_loss" in run.unchecked_steps:
+                check_first_output(self, run, output, "calculate_train_batch_loss", step.batch)
             loss, num_items = output["loss"], items_of(output)
             weight = group.weigh(step, output, num_items)
             self.backward_step(loss if weight is None else loss * weight)
@@ -224,14 +229,20 @@ class Trainer:
         if run.may_wrap_anew:
             run.engine.average_beside()  # Backward averages the parameters of the model alone.
         scale = None if group.needs_no_weight else run.item_totals.gradient_scale(group, self.device)
-        if scale is not None:
+        was_skipped = scale is WEIGHS_NOTHING
+        if scale is not None and not was_skipped:
             run.engine.scale_gradients(self.model, scale)
         self.callbacks.on_optimizer_step_start(self)
-        self.clip_gradients()  # Once an update: clipping each step would clip partial sums.
-        run.rollback = None  # Parameters change from here on, and they are not put back.
-        self.optimizer_step()
-        was_skipped = run.engine.may_skip_updates and bool(self.accelerator.optimizer_step_was_skipped)
-        if run.schedule.after_update and not was_skipped:  # A float16 scaler skips gradients that overflow.
+        if not was_skipped:
+            if not run.has_weight:
+                check_first_update(self, run, Trainer)
+                run.has_weight = True
+            self.clip_gradients()  # Once an update: clipping each step would clip partial sums.
+            run.rollback = None  # Parameters change from here on, and they are not put back.
+            self.optimizer_step()
+            # A float16 scaler skips gradients that overflow.
+            was_skipped = run.engine.may_skip_updates and bool(self.accelerator.optimizer_step_was_skipped)
+        if self.scheduler is not None and run.schedule.after_update and not was_skipped:
             self.scheduler_step()
         self.optimizer_zero_grad()
         run.phase = Phase.BETWEEN_UPDATES  # From here on the state may be saved.
@@ -265,10 +276,7 @@ class Trainer:
             dataloader: the name of `dataset` in versions before 0.2; it goes with the next one.
         """
         run = self._run or outside_run("run_eval_epoch")
-        if dataloader is not None:
-            message = "run_eval_epoch was called with dataloader, which is called dataset now. "
-            warnings.warn(f"{message}Pass dataset=... instead.", AccelWarning, stacklevel=2)
-            dataset = dataloader
+        dataset = take_old_name("run_eval_epoch", "dataset", dataset, "dataloader", dataloader)
         kind = EvaluationKind(metric_prefix, is_intermediate)
         logs = MeanTrackers(self.device)
         preserving = preserving_random_state(self.device) if is_intermediate else contextlib.nullcontext()
@@ -279,6 +287,7 @@ class Trainer:
                 self.callbacks.on_eval_epoch_start(self, **event)
                 for step in run.eval_steps(loader, is_intermediate):
                     self.run_eval_step(step, logs)
+            report_left_out(loader)
             record_losses(self.run_history, kind, self.eval_loss, logs)
             self.run_progress.eval_epoch_completed |= kind.completes_epoch
             with self.run_history.added_prefix(kind.metric_prefix):
@@ -288,33 +297,25 @@ class Trainer:
     def run_eval_step(self, step: Step, logs: MeanTrackers) -> None:
         """Make the forward pass of one batch; what a padding step computes is thrown away."""
         run = self._run or outside_run("run_eval_step")
+        run.samples_in_step = step.num_samples
         if step.is_padding:
-            if run.engine.has_collective_forward:  # The other processes would wait for this one.
+            if run.engine.has_collective_forward and step.batch is not None:
                 self.calculate_eval_batch_loss(step.batch)
             return
         self.callbacks.on_eval_step_start(self, batch=step.batch)
         output = self.calculate_eval_batch_loss(step.batch)
-        if "calculate_eval_batch_loss" in run.unchecked_steps:
-            run.check_first_output(output, "calculate_eval_batch_loss", self.run_progress)
+        if output is None or "calculate_eval_batch_loss" in run.unchecked_steps:
+            check_first_output(self, run, output, "calculate_eval_batch_loss", step.batch)
         self.eval_loss.update(output["loss"], items_of(output))
         if "log" in output:
             logs.update(output["log"], items_of(output))
         self.callbacks.on_eval_step_end(self, batch=step.batch, batch_output=output)
 
-    def _start_train_epoch(self, run: Run, loader: ShardedDataLoader) -> None:
-        """Go to the position in the data where the epoch begins, or goes on."""
-        progress = self.run_progress
-        if progress.updates_completed_in_epoch == 0:  # An epoch that is resumed goes on with its sums.
-            self.train_loss.reset()
-            run.train_logs = MeanTrackers(self.device)
-        self.run_history.current_epoch = progress.current_epoch
-        loader.begin_epoch(progress.order_epoch, progress.samples_completed_in_epoch, loader.max_steps)
-
     def _complete_epoch(self, run: Run) -> None:
         """Count the epoch if the data is through; a run may have reached its limit before."""
         self.run_progress.run_completed = self.run_progress.epoch_cut_by_limit
         if not self.run_progress.epoch_cut_by_limit:  # A higher limit lets a resumed run go on in it.
-            if run.schedule.after_epoch:
+            if self.scheduler is not None and run.schedule.after_epoch:
                 self.scheduler_step()
             self.run_progress.complete_epoch()
         self.training_run_epoch_end()
@@ -322,10 +323,13 @@ class Trainer:
         self.agreement.collect(blocking=True)  # A stop asked for in the event holds before the next epoch.
 
     def _run_padding_step(self, run: Run, step: Step, group: UpdateGroup) -> None:
-        """Take part in the communication of a step without samples: a batch is repeated with weight zero."""
+        """Take part in the communication of a step without samples: a batch, if there is one, weighs nothing."""
+        group.count_padding(step)
+        if step.batch is None:
+            return
         preserving = preserving_buffers_and_rng(self.model, self.device)
         with preserving, run.engine.synchronize(self.model, step.is_last):
-            group.steps_completed += 1
+            run.samples_in_step = step.num_samples
             self.backward_step(self.calculate_train_batch_loss(step.batch)["loss"] * 0.0)
 
     # ------------------------------------------------------------------ what you may override
@@ -338,13 +342,15 @@ class Trainer:
         dictionary of scalars, is averaged and recorded as `train_<name>_epoch`.
         """
         inputs, targets = unpack_batch(batch)
-        outputs = self.model(inputs)
-        loss = call_loss(self.loss_func, outputs, targets)
-        return {"loss": loss, "model_outputs": outputs, "batch_size": num_samples_in(inputs)}
+        return create_batch_output(self, self.loss_func, inputs, self.model(inputs), targets)
 
     def calculate_eval_batch_loss(self, batch: Any) -> dict[str, Any]:
-        """Return the same as `calculate_train_batch_loss`, by default computed alike; without gradients."""
-        return Trainer.calculate_train_batch_loss(self, batch)  # An override of it is for training alone.
+        """Return the same as `calculate_train_batch_loss`, without gradients.
+
+        By default it is what `Trainer` computes for `(inputs, targets)`, also if your class trains otherwise: what
+        regularises training must not leak into an evaluation. Override it to return your own loss.
+        """
+        return Trainer.calculate_train_batch_loss(self, batch)
 
     def calculate_predictions(self, batch: Any) -> Any:
         """Return the outputs for a batch.
@@ -353,12 +359,13 @@ class Trainer:
         """
         return self.model(batch[0] if isinstance(batch, (tuple, list)) else batch)
 
-    def count_items(self, batch: Any) -> int | None:
+    def count_items(self, batch: Any) -> float | None:
         """Return the items of a batch that its loss is the mean of; None leaves it to the forward pass.
 
-        Engines that step inside backward need it for losses that are no mean over samples.
+        Engines that step inside backward need it for losses that are no mean over samples. By default it counts the
+        targets of the cross entropies of torch.
         """
-        return None
+        return count_targets(self.loss_func, batch)
 
     def backward_step(self, loss: torch.Tensor) -> None:
         """Compute gradients; `loss` already carries its weight within the update."""
@@ -411,8 +418,11 @@ class Trainer:
         """Act when all is prepared; does nothing."""
 
     def train_epoch_start(self) -> None:
-        """Act when an epoch of training begins; puts the model in train mode, so call `super()`."""
-        self.model.train()
+        """Act when an epoch of training begins; puts all that has modes in train mode, so call `super()`.
+
+        Modules that were in eval mode while the model was in train mode stay so.
+        """
+        modes.put_in_train_mode(self, self._run or outside_run("train_epoch_start"))
 
     def train_epoch_end(self) -> None:
         """Act when an epoch of training ends; does nothing."""
@@ -580,19 +590,17 @@ class Trainer:
         """Evaluate the model and return the metrics of this evaluation; they are added to the run history.
 
         Args:
-            dataset: like that of `train`; None takes the evaluation data of the latest run.
-            data_is_sharded: each process brings its own share of the data.
+            dataset: like that of `train`, as `data_is_sharded`; None takes the evaluation data of the latest run.
         """
         self._check_can_run("evaluate", "calculate_eval_batch_loss")
         own_collate_fn = self.collate_fn if dataset is None and collate_fn is None else collate_fn
-        if dataset is None and self._training_run is not None and self._training_run.arguments is not None:
-            data_is_sharded |= self._training_run.arguments.data_is_sharded
+        data_is_sharded |= dataset is None and getattr(self.eval_dataloader, "data_is_sharded", False)
         dataset = self.eval_dataset if dataset is None else dataset
-        arguments = EvaluationArguments(
-            dataset, per_device_batch_size, dataloader_kwargs, collate_fn, data_is_sharded
-        )
+        given = (dataset, per_device_batch_size, dataloader_kwargs, collate_fn, data_is_sharded)
+        arguments = EvaluationArguments(*given)
         with preparing.running(self, Run(self.engine)) as run:
             loader = preparing.begin_evaluation(self, run, self._training_run, arguments, own_collate_fn)
+            report_evaluation_step(self)
             num_records = len(self.run_history.get_records())
             self.evaluation_run_start()
             self.callbacks.on_evaluation_run_start(self)
@@ -613,23 +621,18 @@ class Trainer:
     ) -> Any:
         """Return the outputs of `calculate_predictions` for the whole data set, on the CPU, on every process.
 
-        They are in the order of the data; with `data_is_sharded` those of the first process come first. The
-        structure is that of one batch; tensors are joined on the first dimension. A list of mappings or plain
-        values has one item a sample, as detectors give them.
+        They are in the order of the data, of the processes with `data_is_sharded`, and like those of one batch:
+        tensors are joined on the first dimension, lists of mappings or plain values have one item a sample.
         """
         self._check_can_run("predict")
-        arguments = EvaluationArguments(
-            dataset, per_device_batch_size, dataloader_kwargs, collate_fn, data_is_sharded
-        )
+        given = (dataset, per_device_batch_size, dataloader_kwargs, collate_fn, data_is_sharded)
+        arguments = EvaluationArguments(*given)
         with preparing.running(self, Run(self.engine)) as run:
             loader = preparing.begin_evaluation(self, run, self._training_run, arguments, collate_fn)
-            outputs = []
             with preparing.evaluating(self, run):
-                for step in run.eval_steps(loader):
-                    output = to_cpu(self.calculate_predictions(step.batch))
-                    if not step.is_padding:  # A padding step is there for a forward that communicates.
-                        outputs.append(output)
-            return join_over_processes(outputs, self.prediction_padding, by_process=data_is_sharded)
+                outputs = collect_predictions(self.calculate_predictions, run.eval_steps(loader))
+            report_left_out(loader)
+            return join_over_processes(outputs, self.prediction_padding, own_shares=data_is_sharded)
 
     def load_training_state(self, input_dir: str | Path) -> dict[str, Any]:
         """Restore what `save_training_state` saved; return its `checkpoint_kwargs`. Every process takes part.
@@ -773,7 +776,7 @@ class Trainer:
             print(*args, **kwargs)  # noqa: T201
 
     def gather(self, tensor: torch.Tensor, padding_value: float | None = None) -> torch.Tensor:
-        """Join the tensors of all processes on the first dimension, which may differ. All take part.
+        """Join the tensors of all processes on the first dimension, of any size. Every process takes part.
 
         Inside a step it raises `ConfigurationError` if a process may have no batch there, and never answer.
 
@@ -793,6 +796,5 @@ class Trainer:
         """Return what will happen or has happened: data, updates, precision, processes, callbacks."""
         datasets = {"train_dataset": self.train_dataset, "eval_dataset": self.eval_dataset}
         config = None if self._training_run is None else self.run_config
-        return describe_run(
-            self.model, self.optimizer, self.callbacks, datasets, self.accelerator, self.engine, config
-        )
+        parts = (self.model, self.optimizer, self.callbacks, datasets, self.accelerator, self.engine)
+        return describe_run(*parts, describe_counting(self, Trainer), config)

@@ -1,1 +1,1 @@
-"""Callbacks, which react to the events of a run: their base class, their list, and those of the core."""
+"""Holds what reacts to the events of a run: the base class, the list, and the callbacks of the core."""

@@ -1,4 +1,4 @@
-"""The events of a run. Each is a method of `TrainerCallback`; this is when they fire:
+"""Defines the events of a run. Each is a method of `TrainerCallback`; this is when they fire:
 
     Trainer(...)                                   on_init_end
     train(...)
@@ -41,12 +41,14 @@ if TYPE_CHECKING:
 
 
 class TrainerCallback:
-    """Base of all callbacks: override the events that you need.
+    """All callbacks derive from this class: override the events that you need.
 
     The default of each does nothing and costs nothing. Arguments arrive by keyword, so a method may name
     those that it uses and take the rest as `**kwargs`. What fails in a callback fails the run.
     """
 
+    reads_batches: ClassVar[bool] = True
+    """Whether its events of steps may look at more of a batch than the loss does, such as the number of a sample."""
     order: ClassVar[int] = 0
     """Callbacks are called by this number, and those with the same number as they are listed.
 

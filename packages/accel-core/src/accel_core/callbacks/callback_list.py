@@ -1,4 +1,4 @@
-"""The callbacks of a trainer: their order, their checks, the binding of events, and their state."""
+"""Orders and checks the callbacks of a trainer, binds their events, and collects their state."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _CLOSING_EVENTS = ("on_exception", "on_run_close")
 
 
 class CallbackList(TrainerCallback):
-    """Callbacks in the order in which they are called; itself a callback that passes each event on.
+    """Holds callbacks in the order of their calls, and passes each event on to them.
 
     Events are bound once: one that nobody overrides stays the inherited no-op, a single listener is called
     directly. Iterating gives the callbacks.

@@ -1,4 +1,4 @@
-"""The callbacks that a trainer has if it is given none."""
+"""Lists the callbacks that a trainer has if it is given none."""
 
 from __future__ import annotations
 

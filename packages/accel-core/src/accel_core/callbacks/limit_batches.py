@@ -1,4 +1,4 @@
-"""Quick runs with a few batches, by a callback, a context manager or an environment variable."""
+"""Limits runs to a few batches, by a callback, a context manager or an environment variable."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..errors import ConfigurationError
 from .callback import TrainerCallback
 
 LIMIT_BATCHES_ENV_VAR = "ACCEL_LIMIT_BATCHES"
-"""A number of batches, such as `3`, or `3:overfit`."""
+"""Holds a number of batches, such as `3`, or `3:overfit`."""
 
 
 _WAY_OUT = "Use 1 for a single batch an epoch."
@@ -37,12 +37,11 @@ class LimitBatchesCallback(TrainerCallback):
             overfit: train on the same batches in every epoch, to see whether the model can learn them by
                 heart.
         """
-        check_whole_number("num_batches", num_batches, _WAY_OUT)
+        self.num_batches = check_whole_number("num_batches", num_batches, _WAY_OUT)
         if overfit and (eval_only or intermediate_only):
             raise ConfigurationError(
                 "overfit is True, but eval_only or intermediate_only leave training as it is. Drop one."
             )
-        self.num_batches = num_batches
         self.eval_only = eval_only
         self.intermediate_only = intermediate_only
         self.overfit = overfit
@@ -78,7 +77,7 @@ class LimitBatches:
     """Limits all runs within its context as `LimitBatchesCallback(num_batches, overfit=overfit)` does."""
 
     def __init__(self, num_batches: int, *, overfit: bool = False) -> None:
-        check_whole_number("num_batches", num_batches, _WAY_OUT)
+        num_batches = check_whole_number("num_batches", num_batches, _WAY_OUT)
         self.wanted = f"{num_batches}:overfit" if overfit else str(num_batches)
 
     def __enter__(self) -> None:

@@ -1,4 +1,4 @@
-"""LogMetricsCallback: the metrics of an epoch in one line."""
+"""LogMetricsCallback prints the metrics of an epoch in one line."""
 
 from __future__ import annotations
 

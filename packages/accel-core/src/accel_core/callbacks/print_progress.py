@@ -1,4 +1,4 @@
-"""PrintProgressCallback: a line where an epoch begins and where the run ends."""
+"""PrintProgressCallback prints a line when an epoch begins and when the run ends."""
 
 from __future__ import annotations
 

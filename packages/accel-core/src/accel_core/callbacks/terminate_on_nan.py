@@ -1,4 +1,4 @@
-"""TerminateOnNaNCallback: an agreed stop when the loss is no longer finite."""
+"""TerminateOnNaNCallback stops all processes when the loss is no longer finite."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ class TerminateOnNaNCallback(TrainerCallback):
     one step later.
     """
 
+    reads_batches = False
+
     def on_training_run_start(self, trainer: Trainer) -> None:
         """Forget the run before."""
         # The loss on its way to the CPU, the event after its copy, and the number of its batch.
@@ -28,7 +30,7 @@ class TerminateOnNaNCallback(TrainerCallback):
     def on_train_step_end(
         self, trainer: Trainer, batch: Any, batch_output: dict[str, Any], step: int
     ) -> None:
-        """Look at the loss, or at the one before where it is on an accelerator."""
+        """Look at the loss, or at the one before if it is on an accelerator."""
         loss = batch_output["loss"]
         if loss.is_cpu:
             if not math.isfinite(loss.item()):

@@ -1,1 +1,1 @@
-"""Checks of what users pass, made before anything is changed."""
+"""Checks what users pass, before anything is changed."""

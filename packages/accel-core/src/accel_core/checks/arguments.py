@@ -1,9 +1,8 @@
-"""Checks of the parts of a trainer, and of when its methods may be called."""
+"""Checks the parts of a trainer, and when its methods may be called."""
 
 from __future__ import annotations
 
 import numbers
-import operator
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -12,7 +11,7 @@ import torch
 
 from ..errors import AccelWarning, ConfigurationError
 from ..text import preview
-from .values import check_callable
+from .values import check_callable, plain
 
 
 def check_parts(model: Any, loss_func: Any, optimizer: Any) -> None:
@@ -71,15 +70,14 @@ def check_seed(seed: Any) -> int | None:
     """Return `seed` as an `int`. Raises unless it is one that torch accepts, or None."""
     if seed is None:
         return None
-    # A bool is an integer of Python, but nobody means it as a seed.
-    is_number = isinstance(seed, numbers.Integral) and not isinstance(seed, bool)
-    if not (is_number and 0 <= int(seed) < 2**63):
+    number = plain(seed)
+    is_number = isinstance(number, numbers.Integral) and not isinstance(number, bool)
+    if not (is_number and 0 <= int(number) < 2**63):
         raise ConfigurationError(
             f"seed is {preview(seed)}, but must be a whole number from 0 to 2^63 - 1. Use None to seed "
             "nothing."
         )
-    # A number of numpy becomes one of Python, which a training state can hold.
-    return operator.index(seed)
+    return int(number)
 
 
 def check_trainable(model: torch.nn.Module, optimizer: Any, attributes: Mapping[str, Any]) -> None:

@@ -1,34 +1,36 @@
-"""Checks of single values that users pass, for accel's own classes and for those of extensions.
+"""Checks single values that users pass, for accel's own classes and for those of extensions.
 
-Each returns the value, as a plain number of Python where it is one, and raises before anything has changed.
-Each error names the value, what was expected, and the way out.
+Each check returns the value, as a plain number of Python if it is one, and raises before anything has
+changed. Each error names the value, what was expected, and the way out.
 """
 
 from __future__ import annotations
 
 import math
 import numbers
-import operator
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import torch
 
 from ..errors import ConfigurationError
 from ..text import did_you_mean, preview
 
 LONGEST_NAME = 255
-"""Bytes of one part of a path, on the disks that there are."""
+"""Most bytes in one part of a path, on the file systems in use."""
 
 
 def check_whole_number(name: str, value: Any, way_out: str, optional: bool = False) -> Any:
     """Return `value` as an `int`. Raises unless it is at least 1 and whole, or None if that is allowed."""
     if optional and value is None:
         return None
-    # A bool is an integer of Python, but nobody means it as a number of epochs.
-    if not isinstance(value, numbers.Integral) or isinstance(value, bool):
+    number = plain(value)
+    if not isinstance(number, numbers.Integral) or isinstance(number, bool):
         raise ConfigurationError(
             f"{name} is {preview(value)}, but must be a whole number of at least 1. {way_out}"
         )
-    number = operator.index(value)
+    number = int(number)
     if number < 1:
         raise ConfigurationError(f"{name} is {number}, but must be at least 1. {way_out}")
     return number
@@ -38,16 +40,18 @@ def check_positive(name: str, value: Any, way_out: str, optional: bool = False) 
     """Return `value` as a number. Raises unless it is finite and above 0, or None if that is allowed."""
     if optional and value is None:
         return None
-    if not (_is_finite(value) and float(value) > 0):
+    number = plain(value)
+    if not (_is_finite(number) and number > 0):
         raise ConfigurationError(f"{name} is {preview(value)}, but must be a number above 0. {way_out}")
-    return _plain(value)
+    return number
 
 
 def check_not_negative(name: str, value: Any, way_out: str) -> Any:
     """Return `value` as a plain number. Raises unless it is finite and at least 0."""
-    if not (_is_finite(value) and float(value) >= 0):
+    number = plain(value)
+    if not (_is_finite(number) and number >= 0):
         raise ConfigurationError(f"{name} is {preview(value)}, but must be a number of at least 0. {way_out}")
-    return _plain(value)
+    return number
 
 
 def check_callable(name: str, value: Any, way_out: str) -> Any:
@@ -58,8 +62,8 @@ def check_callable(name: str, value: Any, way_out: str) -> Any:
 
 
 def check_choice(name: str, value: Any, choices: tuple[Any, ...]) -> Any:
-    """Return `value`. Raises unless it is one of `choices`, and of the same type."""
-    # 1 == True in Python, so equality alone would accept 1 for a switch.
+    """Return `value`, as one of Python. Raises unless it is one of `choices`, and of the same type."""
+    value = plain(value)
     if not any(type(value) is type(choice) and value == choice for choice in choices):
         hint = did_you_mean(str(value), map(str, choices))
         raise ConfigurationError(f"{name} is {preview(value)}, but must be one of {list(choices)}.{hint}")
@@ -72,11 +76,12 @@ def check_path(name: str, value: Any, way_out: str) -> Path:
         raise ConfigurationError(f"{name} is {preview(value)}, but must be a path. {way_out}")
     if str(value) in ("", ".") and not isinstance(value, Path):
         raise ConfigurationError(f"{name} is {value!r}, but must name something. {way_out}")
+    # Checked now, since the first save may come hours after the mistake.
     longest = max(Path(value).parts, key=len, default="")
     if len(longest.encode("utf-8", "surrogatepass")) > LONGEST_NAME or "\0" in str(value):
         raise ConfigurationError(
-            f"{name} has a part of {len(longest)} characters ({longest[:20]!r}…), which is no name that a disk "
-            f"takes: at most {LONGEST_NAME}, without a zero. {way_out}"
+            f"{name} has a part of {len(longest)} characters ({longest[:20]!r}…), which is no name that a "
+            f"disk takes: at most {LONGEST_NAME}, without a zero. {way_out}"
         )
     return Path(value)
 
@@ -87,6 +92,15 @@ def _is_finite(value: Any) -> bool:
     return is_number and math.isfinite(float(value))
 
 
-def _plain(value: Any) -> int | float:
-    """Return a number of Python: libraries such as numpy bring their own, which JSON and `is` do not know."""
-    return operator.index(value) if isinstance(value, numbers.Integral) else float(value)
+def plain(value: Any) -> Any:
+    """Return the number of Python for one of numpy or torch, which JSON, `is` and many libraries do not know.
+
+    So are truth values and strings of numpy; anything else is returned as it is.
+    """
+    is_scalar = isinstance(value, (np.ndarray, torch.Tensor)) and value.ndim == 0
+    return value.item() if is_scalar or isinstance(value, np.generic) else value
+
+
+def plain_arguments(kwargs: Any) -> Any:
+    """Return a copy of a dictionary of arguments with `plain` values, or anything else as it is."""
+    return {name: plain(value) for name, value in kwargs.items()} if isinstance(kwargs, dict) else kwargs

@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from ..processes.group import DataGroup
+from .counted_batches import CountingCollate
 from .readers import First, ShardedIterable, collate_with_first, length_of, unwrapped
 from .source import SequentialSource, is_plain_loader
 from .workers import Workers, rebuild_loader, seed_workers
@@ -29,7 +30,7 @@ class IterableSource(SequentialSource):
             dataset = ShardedIterable(dataset, loader.batch_size, loader.drop_last, group)
         changed: dict[str, Any] = {"batch_size": loader.batch_size, "drop_last": loader.drop_last}
         if not group.is_single:
-            changed["collate_fn"] = functools.partial(collate_with_first, loader.collate_fn)
+            changed["collate_fn"] = functools.partial(collate_with_first, CountingCollate(loader.collate_fn))
         self.torch_loader: DataLoader[Any] | None = rebuild_loader(loader, dataset, self.generator, **changed)
 
     @classmethod

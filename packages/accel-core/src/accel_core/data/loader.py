@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, IterableDataset, default_collate
 
 from ..errors import ConfigurationError
 from ..processes.group import DataGroup
+from .counted_batches import CountedBatch
 from .devices import move_to_device
 from .iterable import IterableSource
 from .map_style import MapStyleSource
@@ -83,6 +84,10 @@ class ShardedDataLoader:
         """Time that the loop has waited for batches."""
         self.waiting = WaitingReport()
         """Looks at this time; that of training data reports it once."""
+        self.samples_given: int | None = None
+        """Samples that were joined to the batch read last, if counted there; None if not known."""
+        self.batches_left_out = 0
+        """Batches of the epoch begun that were None, as collate functions return it for bad samples."""
         self._position = 0
         self._epoch = 0
         self._told: set[int] = set()
@@ -155,6 +160,7 @@ class ShardedDataLoader:
         read up to the position. The epoch ends after `max_steps`, counted from its beginning.
         """
         self._position = position
+        self.batches_left_out = 0
         self._epoch = 0 if self.repeat_first_epoch else epoch
         # Workers start later, with a copy of the data that knows the epoch.
         self._told = announce_epoch(self.loader, self._epoch)
@@ -189,11 +195,29 @@ class ShardedDataLoader:
     def __iter__(self) -> Iterator[Any]:
         # The plain iterator of the source, so that a step costs no call more.
         batches = self.source.read(self.log)
+        if self.may_leave_out_batches:
+            batches = self._count(batches)
         if self.device.type == "cpu":
             return batches
         # With workers torch has pinned the batches, in a thread of its own.
         pins = getattr(self.loader, "pin_memory", False) and not self.has_workers
         return (move_to_device(batch, self.device, pins) for batch in batches)
+
+    def _count(self, batches: Iterator[Any]) -> Iterator[Any]:
+        for batch in batches:
+            is_counted = type(batch) is CountedBatch
+            self.samples_given = batch.num_samples if is_counted else None
+            yield batch.batch if is_counted else batch
+
+    @property
+    def plan_counts_samples(self) -> bool:
+        """Whether the plan has the samples of each batch, and default collation joins just these."""
+        return self.is_sized and not self.has_own_collate and self.loader.batch_sampler is not None
+
+    @property
+    def may_leave_out_batches(self) -> bool:
+        """Whether a batch may be None: torch's `default_collate` never makes one."""
+        return self.has_own_collate or not self.is_sized
 
     @property
     def may_lack_batches(self) -> bool:

@@ -187,8 +187,8 @@ class SequentialSource:
             return self._kept_state
         # Copied, since many a state_dict returns the live object, which goes on to change.
         state = copy.deepcopy(stateful.state_dict())
-        # From a state alone nobody can tell whether the next batch is of this epoch: many a data set begins anew
-        # by itself. No update comes before this batch, so it is due.
+        # From a state alone nobody can tell whether the next batch is of this epoch: many a data set begins
+        # anew by itself. No update comes before this batch, so it is due.
         self._peeked = self.take_step(self._batches)
         if not self._peeked:
             state = copy.deepcopy(stateful.state_dict())

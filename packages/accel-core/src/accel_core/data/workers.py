@@ -11,15 +11,19 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset, default_collate
 
 from ..processes.group import DataGroup
 from ..state.random import derive_seed
 from .content import digest_of
+from .counted_batches import CountingCollate
 
 
 def rebuild_loader(loader: Any, dataset: Any, generator: torch.Generator, **changed: Any) -> DataLoader[Any]:
     """Return a torch loader over `dataset` with the settings of `loader` but for those `changed`.
+
+    If how many samples are joined is not known beforehand, its batches are `CountedBatch`es: with a collate
+    function of the user's own, and of data without a length.
 
     Args:
         generator: gives the seeds of the workers. A loader without one draws them from the global random
@@ -34,6 +38,9 @@ def rebuild_loader(loader: Any, dataset: Any, generator: torch.Generator, **chan
     # Newer versions of torch have it.
     kept += ["in_order"] if hasattr(loader, "in_order") else []
     kwargs = {name: getattr(loader, name) for name in kept}
+    is_counted = isinstance(dataset, IterableDataset) or loader.collate_fn is not default_collate
+    if is_counted and loader.batch_sampler is not None:
+        kwargs["collate_fn"] = CountingCollate(loader.collate_fn)
     return DataLoader(dataset, **{**kwargs, **changed}, generator=generator)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from accelerate import Accelerator
@@ -12,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from ..processes.collectives import is_distributed
 from ..processes.group import DataGroup
 from .averaging import average_gradients, broadcast_together, check_equal_parameters
+from .buckets import settle_buckets
 from .engine import Context, Prepared, StepWeight
 from .single import SingleProcess
 from .trained import Trained
@@ -35,6 +37,8 @@ class DDP(SingleProcess):
         """Parameters of the optimizer that DDP does not average, since they are not the model's."""
         self._num_held = 0
         """Parameters of the optimizer when `_beside` was made."""
+        self._settled: WeakKeyDictionary[torch.nn.Module, str | None] = WeakKeyDictionary()
+        """The wrappers that have their lasting buckets, and why they have not."""
         self._broadcast: dict[int, torch.Tensor] = {}
         """What is beside the model and has the main process's values already, by `id`."""
 
@@ -44,9 +48,25 @@ class DDP(SingleProcess):
         self._trainable = _trainable_of(prepared.model)
         self._broadcast.clear()
 
+    def _settle_buckets(self) -> None:
+        """Let the wrapper, and those that the user's own `prepare` has made, sum every update in the same order."""
+        # Two numbers have the same sum in either order.
+        if self.group.size <= 2 or self.trained is None:
+            return
+        for part in (self._parts().model, *self.trained.attributes.values()):
+            wrapper = find_ddp(part) if isinstance(part, torch.nn.Module) else None
+            if wrapper is not None and wrapper not in self._settled:
+                self._settled[wrapper] = settle_buckets(wrapper)
+        self.limits_of_exactness = [
+            f"The run goes on equal up to rounding, since {reason}: on {self.group.size} processes its first update adds in "
+            "another order than in a run that was not stopped."
+            for reason in sorted(set(filter(None, self._settled.values())))
+        ]
+
     def train_beside(self, trained: Trained, step_weight: StepWeight, stepped: list[Any]) -> None:
         """Begin from the main process's values, as DDP does with those of the model."""
         super().train_beside(trained, step_weight, stepped)
+        self._settle_buckets()
         self._find_beside()
 
     def _find_beside(self) -> None:
@@ -99,6 +119,7 @@ class DDP(SingleProcess):
             if self.trained is not None:
                 self.trained.model = prepared.model
             self._trainable = trainable
+            self._settle_buckets()
         return prepared.model
 
     def _wrap_anew(self, model: torch.nn.Module) -> torch.nn.Module:

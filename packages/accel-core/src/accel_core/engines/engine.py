@@ -16,6 +16,7 @@ import torch
 
 from ..processes.group import DataGroup
 from .further_optimizers import FurtherOptimizers
+from .patches import Patches
 from .trained import Trained
 
 CreateState = Callable[[torch.nn.Module], dict[str, Any]]
@@ -36,10 +37,12 @@ class Prepared:
     user_optimizer: Any
     model: torch.nn.Module
     optimizer: Any
+    patches: Patches
+    """What `prepare` has set on the user's model and in the accelerator; on in a run."""
 
     def is_of(self, model: torch.nn.Module, optimizer: Any) -> bool:
-        """Whether these are the very objects that were prepared."""
-        return self.user_model is model and self.user_optimizer is optimizer
+        """Whether these are the very objects that were prepared, and the model as it was then."""
+        return self.user_model is model and self.user_optimizer is optimizer and self.patches.fit()
 
 
 class Engine(Protocol):
@@ -58,6 +61,8 @@ class Engine(Protocol):
     """An update whose float16 gradients are not finite changes nothing."""
     prepared: Prepared | None
     """What was prepared last; kept, so that a second run trains the same objects."""
+    limits_of_exactness: list[str]
+    """Sentences on what a resumed run cannot promise with this engine, known once it has prepared."""
     trained: Trained | None
     """What the latest run trains, as it was at its beginning."""
     further: FurtherOptimizers | None

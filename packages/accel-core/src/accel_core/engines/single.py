@@ -15,8 +15,10 @@ from ..errors import CheckpointError
 from ..processes.collectives import broadcast_tensors
 from ..processes.group import DataGroup
 from ..state.checkpoint import model_files, read_model_state
+from ..state.weight_names import with_plain_names
 from .engine import Context, CreateState, LoadState, Prepared, StepWeight
 from .further_optimizers import FurtherOptimizers
+from .second_order import needs_second_order, second_order_backward
 from .trained import Trained, clear_gradients, parameters_of
 from .weights import is_frozen, load_into, load_together, local_shard, share_buffers
 
@@ -36,6 +38,7 @@ class SingleProcess:
         self.has_collective_forward = False
         self.may_skip_updates = accelerator.scaler is not None
         self.prepared: Prepared | None = None
+        self.limits_of_exactness: list[str] = []
         self.trained: Trained | None = None
         self.further: FurtherOptimizers | None = None
         self.optimizer: Any = None
@@ -83,6 +86,8 @@ class SingleProcess:
         bypasses = self.bypasses_accelerate(optimizer)
         self.optimizer = getattr(optimizer, "optimizer", optimizer) if bypasses else optimizer
         self.backward = torch.Tensor.backward if bypasses else self.accelerator.backward
+        if needs_second_order(optimizer):
+            self.backward = functools.partial(second_order_backward, self.backward)
         self.zero_grad = choose_zero_grad(
             self.optimizer, [] if self.trained is None else self.trained.cleared
         )
@@ -172,7 +177,7 @@ class SingleProcess:
         """Return the files of model, optimizer, scheduler and scaler."""
         prepared = self._parts()
         model = self.accelerator.unwrap_model(prepared.model, keep_torch_compile=False)
-        files = model_files(create_state(model))
+        files = model_files(with_plain_names(create_state(model)))
         if prepared.optimizer is not None:
             files["optimizer.pt"] = prepared.optimizer.state_dict()
         return {**files, **self._small_files(scheduler)}

@@ -13,8 +13,9 @@ from ..errors import CheckpointError, NotFiniteError
 from ..processes.collectives import all_gather_object, broadcast_tensors
 from ..state import files
 from ..state.random import preserving_random_state
+from ..state.weight_names import with_names_of
 from ..text import with_full_stop
-from .engine import Engine, LoadState
+from .engine import LoadState
 
 
 def is_frozen(model: torch.nn.Module) -> bool:
@@ -61,24 +62,6 @@ def preserving_buffers_and_rng(model: torch.nn.Module, device: torch.device) -> 
     with torch.no_grad():
         for buffer, before in buffers:
             buffer.copy_(before)
-
-
-@contextlib.contextmanager
-def evaluation_mode(engine: Engine, model: torch.nn.Module) -> Iterator[torch.nn.Module]:
-    """Give the module to evaluate, in eval mode and without gradients. Every process takes part.
-
-    It has the main process's buffers on every process. Each of its modules is back in its own mode afterwards.
-    """
-    module = engine.module_to_evaluate(model)
-    share_buffers(model)
-    modes = [(part, part.training) for part in model.modules()]
-    try:
-        with torch.no_grad():
-            module.eval()
-            yield module
-    finally:
-        for part, training in modes:
-            part.training = training
 
 
 def check_finite(model: torch.nn.Module, beside: Mapping[str, torch.nn.Module] | None = None) -> None:
@@ -133,6 +116,7 @@ def load_together(
     A state with other names or shapes comes first: if it is refused, that is why the rest would not fit either.
     """
     own = model.state_dict()
+    state = with_names_of(own, state)
     before = None if optimizer is None else optimizer.state_dict()
     shared = {name: own[name] for name in own.keys() & state.keys() if isinstance(own[name], torch.Tensor)}
     is_other = own.keys() != state.keys() or any(

@@ -1,1 +1,1 @@
-"""Several processes: who shares the data, what they do together, and how they end."""
+"""Holds what concerns several processes: who shares the data, what they do together, how they end."""

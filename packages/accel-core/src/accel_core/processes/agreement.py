@@ -1,4 +1,4 @@
-"""What the processes agree on between two updates: stops, signals, and what callbacks add."""
+"""Lets the processes agree between two updates on stops, signals, and what callbacks add."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .collectives import all_gather_object, is_distributed
 
 
 class Agreement:
-    """Flags that every process may raise, and that all of them act on at the same update.
+    """Carries flags that every process may raise, and that all of them act on at the same update.
 
     They travel in one small all-reduce an update that nobody waits for. Each topic is a whole number, and
     the largest one that any process has flagged is what all of them collect. What is flagged up to `launch`
@@ -39,7 +39,7 @@ class Agreement:
 
     @property
     def signal_received(self) -> int:
-        """The signal for which all processes stop, or one that this process got after they had agreed for the last time."""
+        """Return the signal that stops all processes, or one that came here after their last agreement."""
         return self.signal_number or self.flagged.get("signal", 0)
 
     def register(self, topic: str) -> None:

@@ -1,6 +1,6 @@
-"""What several processes do together: sums, gathering, agreeing.
+"""Adds, gathers and broadcasts values over several processes.
 
-Every process has to call each function here.
+Every process has to call what communicates here, since the others wait for it.
 """
 
 from __future__ import annotations

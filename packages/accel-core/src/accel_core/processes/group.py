@@ -1,4 +1,4 @@
-"""The processes that share the data, and which of them this one is.
+"""Says which processes share the data, and which of them this one is.
 
 They need not be all processes of the job: with tensor parallelism several processes hold one copy of the
 model and read the same batches. The loop, the weights of losses, sums, predictions and checkpoints ask this

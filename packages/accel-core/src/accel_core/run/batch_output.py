@@ -30,6 +30,11 @@ _WAYS_OUT = {
         "The optimizer computes the loss several times an update, by a closure. Override optimizer_step: "
         "define the closure there, and call self.optimizer.step(closure)."
     ),
+    "Expected to have finished reduction in the prior iteration": (
+        "Some parameters that are trained got no gradient, which DistributedDataParallel does not expect. Remove or "
+        "freeze them; or, if only some batches use them, pass accelerator=Accelerator(kwargs_handlers=["
+        "DistributedDataParallelKwargs(find_unused_parameters=True)]), both from accelerate."
+    ),
     "default_collate: batch must contain": (
         "The default collate_fn cannot join what the data set returns. Pass a collate_fn of your own, or "
         "return tensors, numbers, strings, tuples, lists or dictionaries."
@@ -91,6 +96,32 @@ def num_samples_in(batch: Any) -> int:
         f"The number of samples in a batch of type {type(batch).__name__} is not known. Override "
         "calculate_train_batch_loss and calculate_eval_batch_loss, and return it as 'batch_size'."
     )
+
+
+class UnclearBatchSize(int):
+    """The number of samples by the targets of a batch, if the loader gave another one.
+
+    A step that knows better replaces it in its output. Whatever is still unclear when the batch is weighed is
+    refused.
+    """
+
+    given: int
+    """Samples that the loader gave for the batch."""
+
+    def __new__(cls, number: int, given: int) -> UnclearBatchSize:
+        """Make the number."""
+        unclear = super().__new__(cls, number)
+        unclear.given = given
+        return unclear
+
+    def refuse(self) -> None:
+        """Raise `ConfigurationError`."""
+        raise ConfigurationError(
+            f"The targets of the batch have the length {int(self)}, but its collate function was given {self.given} "
+            "samples, so it is not known what the loss is the mean of. Let the targets have one entry for each "
+            "sample, or override calculate_train_batch_loss and calculate_eval_batch_loss: call super() and set "
+            "'batch_size', the number of samples, in what it returns."
+        )
 
 
 def call_loss(loss_func: Any, outputs: Any, targets: Any) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""A training state that is to be loaded is read and compared with its digests first, by all processes together."""
+"""Compare a training state with its digests before it is loaded, all processes together."""
 
 from __future__ import annotations
 
@@ -18,9 +18,12 @@ from .trainer_parts import TrainerParts
 
 
 def open_state(trainer: TrainerParts, path: Any) -> tuple[Path, TrainerState]:
-    """Return a folder and what its `trainer_state.json` says, once all its files are checked. Every process takes part.
+    """Return a folder and what its `trainer_state.json` says, once all its files are checked.
 
-    The main process's choice counts, and what it finds there: disks of several machines may differ for a while.
+    Every process takes part.
+
+    The main process's choice counts, and what it finds there: disks of several machines may differ for a
+    while.
 
     Raises:
         CheckpointError: it is no complete state, or damaged (see `check_state`).
@@ -37,10 +40,13 @@ def open_state(trainer: TrainerParts, path: Any) -> tuple[Path, TrainerState]:
 
 
 def check_state(trainer: TrainerParts, folder: Path, state: TrainerState) -> None:
-    """Compare all files of a complete state with their digests. Every process takes part, and reads a part of them.
+    """Compare all files of a complete state with their digests.
+
+    Every process takes part, and reads a part of them.
 
     Raises:
-        CheckpointError: a file is damaged. The main process has renamed the state by then, so that a script that is
+        CheckpointError: a file is damaged. The main process has renamed the state by then, so that a script
+        that is
             started again goes on from the one before.
     """
     group = trainer.engine.group
@@ -68,7 +74,7 @@ def _try_to_set_aside(folder: Path) -> str:
 
 @contextlib.contextmanager
 def setting_damage_aside(trainer: TrainerParts, folder: Path) -> Iterator[None]:
-    """Rename a state in which damage is found while it is loaded: one of an old version, which has no digests."""
+    """Rename a state if damage is found while it is loaded: old states have no digests."""
     try:
         yield
     except DamagedError as error:

@@ -1,4 +1,4 @@
-"""What a run will do, in words."""
+"""Describes in words what a run will do."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .run_config import TrainerRunConfig
 
 
 def describe_callback(callback: TrainerCallback, callbacks: CallbackList) -> str:
-    """One line: the class, its place in the order, and the events that it listens to."""
+    """Return one line: the class, its place in the order, and the events that it listens to."""
     events = [event for event in EVENTS if callback in callbacks.listeners(event)]
     return f"{type(callback).__name__} (order {callback.order}): {', '.join(events) or 'no events'}"
 
@@ -27,12 +27,14 @@ def describe_run(
     datasets: dict[str, Any],
     accelerator: Accelerator,
     engine: Engine,
+    counting: str,
     config: TrainerRunConfig | None,
 ) -> str:
-    """Data, batch sizes, updates, precision, processes, and the callbacks in order with what each listens to.
+    """Return data, batch sizes, updates, precision, processes, and callbacks with what each listens to.
 
     Args:
-        config: of the training run that goes on or was the latest; None before the first.
+        counting: what the loss of a batch is the mean of.
+        config: the numbers of the training run that goes on or was the latest; None before the first.
     """
     parameters = list(model.parameters())
     trainable = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
@@ -42,6 +44,7 @@ def describe_run(
         f"optimizer: {'none' if optimizer is None else type(optimizer).__name__}",
         f"processes: {engine.group.size}, device: {accelerator.device}, precision: "
         f"{accelerator.mixed_precision}",
+        counting,
     ]
     if engine.steps_in_backward:
         lines.append(
@@ -75,6 +78,7 @@ def _describe_training(config: TrainerRunConfig) -> list[str]:
         f"seed of the order of the data: {config.seed}",
     ]
     if config.eval_total_batch_size is not None:
+        # Behind the batches of training.
         lines.insert(
             1, f"evaluation batches: {known(config.eval_per_device_batch_size)} samples by process and step"
         )
@@ -82,9 +86,11 @@ def _describe_training(config: TrainerRunConfig) -> list[str]:
 
 
 def _size(dataset: Any) -> str:
+    # The length of a loader counts batches; that of its data counts samples.
     source: Any = dataset.dataset if isinstance(dataset, DataLoader) else dataset
     try:
         size = f"{len(source):,} samples"
+    # Data without a length has no `__len__`, or one that raises.
     except (TypeError, NotImplementedError):
         size = "an unknown number of samples"
     return f"{type(dataset).__name__}, {size}"

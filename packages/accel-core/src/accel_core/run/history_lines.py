@@ -1,4 +1,4 @@
-"""The run history as it stands in a training state: `history.jsonl`, one JSON line a record, and what else it holds."""
+"""The run history in a training state: `history.jsonl`, one JSON line a record, and what else it holds."""
 
 from __future__ import annotations
 
@@ -66,7 +66,8 @@ def metrics_of_update(history: RunHistory, update: int) -> dict[str, float]:
 def read_history(folder: Path, state: Mapping[str, Any]) -> dict[str, Any]:
     """Return the state of the history in a training state.
 
-    Raises `CheckpointError` if the file of its records is damaged. States of version 1 have them in their JSON.
+    Raises `CheckpointError` if the file of its records is damaged. States of version 1 have them in their
+    JSON.
     """
     path = folder / HISTORY_FILE
     if HISTORY_FILE not in state["files"]:

@@ -13,6 +13,7 @@ from ..data.readers import is_ready_loader
 from ..data.shares import check_not_shares
 from ..data.waiting import WaitingReport
 from ..errors import ConfigurationError
+from .first_steps import report_evaluation_step
 from .run import Run
 from .run_config import check_same_on_all
 from .train_arguments import EvaluationArguments, TrainArguments
@@ -35,6 +36,7 @@ def create_loaders(trainer: TrainerParts, run: Run, arguments: TrainArguments) -
     trainer.train_dataloader = run.train_loader = train_loader
     trainer.eval_dataloader = None
     if trainer.eval_dataset is not None:
+        report_evaluation_step(trainer)
         loader = trainer.create_eval_dataloader(arguments.eval_batch_size, arguments.eval_dataloader_kwargs)
         trainer.eval_dataloader = _shard(trainer, run, loader, seeds_samples, is_sharded)
     for message in limit_loaders(trainer.callbacks, train_loader, trainer.eval_dataloader):

@@ -1,4 +1,4 @@
-"""The mean loss of an epoch, kept on the device."""
+"""Keeps the mean loss of an epoch on the device."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from .run_history import RunHistory
 
 
 class LossTrackerState(TypedDict):
-    """Sums of one process; those of several processes may be added."""
+    """Holds the sums of one process; those of several processes may be added."""
 
     total: float
     count: float
 
 
 class LossTracker:
-    """Mean of the batch losses, each weighted by the number of items that it is the mean of.
+    """Keeps the mean of the batch losses, each weighted by the number of items that it is the mean of.
 
     Sums are kept in float64 on the device (float32 where the device has no float64), so that following the
     loss never waits for the device; `average` does. On a CPU, where there is nothing to wait for, they are
@@ -29,6 +29,7 @@ class LossTracker:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.is_on_cpu = device.type == "cpu"
+        # In float32 the losses of a long epoch would lose digits to the size of their sum.
         self.dtype = torch.float32 if device.type == "mps" else torch.float64
         self.reset()
 
@@ -43,34 +44,37 @@ class LossTracker:
             num_items = num_items.item() if isinstance(num_items, torch.Tensor) else num_items
             self.total += loss.item() * num_items
         elif isinstance(num_items, torch.Tensor):
+            # With its graph, every batch of the epoch would stay in memory.
             self.total.add_(loss.detach() * num_items)
         else:
+            # One kernel, where a product and a sum are two.
             self.total.add_(loss.detach(), alpha=num_items)
         self.count = self.count + num_items
 
     @property
     def average(self) -> float:
-        """Mean so far on this process; nan before the first batch. Waits for the device."""
+        """Return the mean so far on this process; nan before the first batch. Waits for the device."""
         return float(self.total) / float(self.count) if self.count else float("nan")
 
     def reduce(self) -> float:
-        """Mean over all processes, each of which has to call this."""
+        """Return the mean over all processes, each of which has to call this."""
         total, count = sum_over_processes([float(self.total), float(self.count)], self.device)
         return total / count if count else float("nan")
 
     def state_dict(self) -> LossTrackerState:
-        """The sums of this process."""
+        """Return the sums of this process."""
         return {"total": float(self.total), "count": float(self.count)}
 
     def load_state_dict(self, state: LossTrackerState) -> None:
         """Go on from `state`."""
         self.reset()
+        # In place, so that the sum stays on the device.
         self.total += state["total"]
         self.count = state["count"]
 
 
 class MeanTrackers:
-    """A `LossTracker` for each name that a step logs."""
+    """Keeps a `LossTracker` for each name that a step logs."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -82,6 +86,7 @@ class MeanTrackers:
             if name not in self.trackers:
                 self.trackers[name] = LossTracker(self.device)
             value = (
+                # A tensor of one element may have dimensions, which a sum would keep.
                 value.reshape(())
                 if isinstance(value, torch.Tensor)
                 else torch.tensor(float(value), device=self.device)
@@ -89,10 +94,11 @@ class MeanTrackers:
             self.trackers[name].update(value, num_items)
 
     def reduce(self) -> dict[str, float]:
-        """Mean of each name over all processes, each of which has to call this.
+        """Return the mean of each name over all processes, each of which has to call this.
 
         They may know different names.
         """
+        # Gathered as objects: a process without batches knows no names, so tensors would not match.
         sums: dict[str, list[float]] = {}
         for state in all_gather_object(self.state_dict()):
             for name, part in state.items():
@@ -101,7 +107,7 @@ class MeanTrackers:
         return {name: total / count if count else float("nan") for name, (total, count) in sums.items()}
 
     def state_dict(self) -> dict[str, LossTrackerState]:
-        """The sums of this process by name."""
+        """Return the sums of this process by name."""
         return {name: tracker.state_dict() for name, tracker in self.trackers.items()}
 
     def load_state_dict(self, state: dict[str, LossTrackerState]) -> None:

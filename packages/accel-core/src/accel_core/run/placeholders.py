@@ -1,4 +1,4 @@
-"""Values that are known only once training starts, to be written down before it."""
+"""Stands for values that are known only once training starts."""
 
 from __future__ import annotations
 
@@ -8,22 +8,25 @@ import operator
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import torch
+
+from ..checks.values import plain
 from ..errors import ConfigurationError
 
 _WAYS_OUT = {
     "NUM_EPOCHS": "num_epochs to train",
     "NUM_UPDATE_STEPS": "max_num_train_steps to train",
 }
-"""The argument that makes a placeholder known."""
+"""Names the argument that makes a placeholder known."""
 
 _PER_EPOCH = "num_update_steps_per_epoch"
 
 
 class UnknownNumberError(ConfigurationError):
-    """Placeholders stand for numbers that are not certain in this run."""
+    """Reports placeholders of numbers that are not certain in this run."""
 
     def __init__(self, names: Iterable[str], function: Any = None, arguments: Iterable[str] = ()) -> None:
-        """Say which call needs them.
+        """Write the message, which names the call that needs the numbers.
 
         Args:
             names: of the placeholders.
@@ -52,18 +55,22 @@ class UnknownNumberError(ConfigurationError):
 
 def _takes(function: Any, argument: str) -> bool:
     try:
+        # Some functions that are written in C have no signature.
         return function is not None and argument in inspect.signature(function).parameters
     except (TypeError, ValueError):
         return False
 
 
 class Placeholder:
-    """A number of the run config, or arithmetic on such numbers (`+ - * / //`, on either side)."""
+    """Stands for a number of the run config, or arithmetic on such numbers (`+ - * / //`, on either side)."""
+
+    __array_ufunc__ = None
+    """Lets numbers of numpy on the left leave the arithmetic to this class."""
 
     def __init__(self, description: str, calculate: Callable[[Any], Any]) -> None:
         self.description = description
         self.calculate = calculate
-        """From the run config to the number."""
+        """Returns the number for a run config."""
 
     def __repr__(self) -> str:
         return self.description
@@ -73,7 +80,9 @@ def _combine(
     symbol: str, operation: Callable[[Any, Any], Any], swapped: bool
 ) -> Callable[[Placeholder, Any], Any]:
     def combined(placeholder: Placeholder, other: Any) -> Any:
+        other = plain(other)
         if not isinstance(other, (int, float, Placeholder)) or isinstance(other, bool):
+            # Python then asks the other operand, and raises a TypeError that names both types.
             return NotImplemented
         left, right = (other, placeholder) if swapped else (placeholder, other)
         return Placeholder(
@@ -84,6 +93,7 @@ def _combine(
     return combined
 
 
+# `P - 2` calls `__sub__`, and `2 - P` calls `__rsub__` with the operands swapped.
 for _symbol, _name in {"+": "add", "-": "sub", "*": "mul", "/": "truediv", "//": "floordiv"}.items():
     setattr(Placeholder, f"__{_name}__", _combine(_symbol, getattr(operator, _name), swapped=False))
     setattr(Placeholder, f"__r{_name}__", _combine(_symbol, getattr(operator, _name), swapped=True))
@@ -100,7 +110,7 @@ def _field(placeholder_name: str, field: str) -> Any:
 
 
 class TrainerPlaceholderValues:
-    """Placeholders for the arguments of a `functools.partial` that is passed as `create_scheduler_fn`.
+    """Holds placeholders for the arguments of a `functools.partial` that is passed as `create_scheduler_fn`.
 
     `partial(OneCycleLR, max_lr=0.1, total_steps=TrainerPlaceholderValues.NUM_UPDATE_STEPS)`; they are typed
     `Any`, since they stand where numbers are expected.
@@ -116,20 +126,25 @@ class TrainerPlaceholderValues:
 
 
 def resolve_placeholders(value: Any, run_config: Any) -> Any:
-    """Return `value` with each placeholder in it replaced, also inside partials, lists, tuples and dicts."""
+    """Return `value` with each placeholder in it replaced, also inside partials, lists, tuples and dicts.
+
+    Numbers of numpy become Python's, which schedulers ask for.
+    """
     if isinstance(value, Placeholder):
         return value.calculate(run_config)
     if isinstance(value, functools.partial):
         return _resolve_partial(value, run_config)
+    # A subclass, such as a named tuple, may be built from other arguments than its items.
     if type(value) in (list, tuple):
         return type(value)(_resolve_each(value, run_config))
     if type(value) is dict:
         return dict(zip(value, _resolve_each(value.values(), run_config), strict=True))
-    return value
+    return value if isinstance(value, torch.Tensor) else plain(value)
 
 
 def _resolve_partial(value: functools.partial[Any], run_config: Any) -> functools.partial[Any]:
     """Resolve the arguments of a partial; the error names all that are not known."""
+    # Positional arguments by their number from 0, and the others by name.
     given: dict[int | str, Any] = dict(enumerate(value.args))
     given.update(value.keywords)
     missing: dict[str, list[str]] = {}
@@ -143,6 +158,7 @@ def _resolve_partial(value: functools.partial[Any], run_config: Any) -> functool
         raise UnknownNumberError(names, value.func, missing) from None
     args = [given[number] for number in range(len(value.args))]
     keywords = {name: part for name, part in given.items() if isinstance(name, str)}
+    # A new partial: the user's own serves the next run, which has other numbers.
     return functools.partial(value.func, *args, **keywords)
 
 

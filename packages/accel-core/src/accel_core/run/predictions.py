@@ -1,47 +1,82 @@
-"""Outputs of batches, joined in the order of the data."""
+"""Joins the outputs of batches in the order of the data."""
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 
 from ..errors import ConfigurationError
 from ..processes.collectives import all_gather_object, pad_to
+from .steps import Step
 
 
 def to_cpu(output: Any) -> Any:
-    """A copy of a nested structure with its tensors on the CPU, free of any graph."""
+    """Return a copy of a nested structure with its tensors on the CPU, free of any graph."""
     if isinstance(output, torch.Tensor):
+        # A copy also of what is on the CPU: a model may write its next outputs into the same memory.
         return output.detach().to("cpu", copy=True)
     names, parts = _parts_of(output)
     return output if parts is None else _rebuild(output, names, [to_cpu(part) for part in parts])
 
 
-def join_over_processes(
-    outputs: list[Any], padding_value: float | None = None, by_process: bool = False
-) -> Any:
-    """Join the batches of all processes in the order in which they were dealt out. Every process takes part.
+def collect_predictions(calculate: Callable[[Any], Any], steps: Iterator[Step]) -> list[list[Any]]:
+    """Return what `calculate` gives for the batch of each step, on the CPU: a list of one, or an empty one.
 
-    `padding_value` fills up the other dimensions of tensors where they differ; without it they have to be
-    equal.
+    It is empty for a batch that is left out, which keeps its place so that those of all processes stay in order. A
+    padding step has none; its batch, if there is one, is only there for engines whose forward is collective.
     """
-    parts = all_gather_object(outputs)
-    if by_process:
-        return _join([output for part in parts for output in part], padding_value)
-    longest = max(map(len, parts))
-    return _join([part[step] for step in range(longest) for part in parts if step < len(part)], padding_value)
+    outputs = []
+    for step in steps:
+        output = [] if step.batch is None else [to_cpu(calculate(step.batch))]
+        if not step.is_padding:
+            outputs.append(output)
+        elif step.is_left_out:
+            outputs.append([])
+    return outputs
+
+
+def join_over_processes(
+    outputs: list[list[Any]], padding_value: float | None = None, own_shares: bool = False
+) -> Any:
+    """Join the batches of all processes in the order in which they were assigned. Every process takes part.
+
+    Args:
+        outputs: a list for each step of this process: of the one batch, or empty if the batch was left out.
+        padding_value: fills up the other dimensions of tensors where they differ; without it they have to be
+            equal.
+        own_shares: each process has brought its own data; that of the first comes first.
+
+    Raises:
+        ConfigurationError: outputs cannot be joined, or all batches were left out.
+    """
+    by_process = all_gather_object(outputs)
+    # A process may have fewer batches than others, or none.
+    longest = max(map(len, by_process))
+    steps = [part[step] for step in range(longest) for part in by_process if step < len(part)]
+    if own_shares:
+        steps = list(itertools.chain.from_iterable(by_process))
+    batches = list(itertools.chain.from_iterable(steps))
+    if not batches:
+        raise ConfigurationError(
+            f"All {len(steps)} batches of the data are None, so there is nothing to predict. Check why the "
+            "collate function returns None for each of them."
+        )
+    return _join(batches, padding_value)
 
 
 def _join(batches: list[Any], padding_value: float | None) -> Any:
     first = batches[0]
+    # A model may leave out an optional part of its outputs.
     if first is None:
         return None
     if isinstance(first, torch.Tensor) and first.ndim:
         shapes = {part.shape[1:] for part in batches}
+        # Shapes without the first dimension, which counts samples and may always differ.
         if len(shapes) > 1 and padding_value is not None and len(set(map(len, shapes))) == 1:
             sizes = [max(column) for column in zip(*shapes, strict=True)]
             batches = [pad_to(part, [len(part), *sizes], padding_value) for part in batches]
@@ -76,9 +111,10 @@ def _is_nested(value: Any) -> bool:
 
 
 def _parts_of(value: Any) -> tuple[list[Any], list[Any] | None]:
-    """Names and parts of a mapping, dataclass, tuple or list; None as parts of anything else."""
+    """Return names and parts of a mapping, dataclass, tuple or list; None as parts of anything else."""
     if isinstance(value, Mapping):
         return list(value), list(value.values())
+    # `is_dataclass` holds for the class as well.
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         names = [field.name for field in dataclasses.fields(value)]
         return names, [getattr(value, name) for name in names]
@@ -86,14 +122,16 @@ def _parts_of(value: Any) -> tuple[list[Any], list[Any] | None]:
 
 
 def _rebuild(example: Any, names: list[Any], parts: list[Any]) -> Any:
-    """A structure like `example` of `parts`."""
+    """Return a structure like `example`, made of `parts`."""
     kind: Any = type(example)
     if dataclasses.is_dataclass(example):
         return kind(**dict(zip(names, parts, strict=True)))
     if isinstance(example, Mapping):
         return (
+            # A defaultdict takes its factory first, which nobody needs in a result.
             dict(zip(names, parts, strict=True))
             if kind is defaultdict
             else kind(zip(names, parts, strict=True))
         )
+    # A named tuple takes its parts one by one.
     return kind(*parts) if hasattr(example, "_fields") else kind(parts)

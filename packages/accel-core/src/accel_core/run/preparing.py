@@ -10,17 +10,20 @@ import torch
 
 from ..data.loader import ShardedDataLoader
 from ..engines.choose import check_accumulation
-from ..engines.engine import LEFT_TO_ENGINE, Prepared
-from ..engines.trained import Trained, clear_gradients
-from ..engines.weights import evaluation_mode, move_modules, renew_step
+from ..engines.modes import evaluation_mode
+from ..engines.trained import clear_gradients
+from ..engines.weights import renew_step
 from ..processes.agreement import Agreement
 from ..processes.collectives import broadcast_object
 from ..processes.shutdown import check_processes
 from ..state.checkpoint import TrainerState
 from ..state.random import seed_process
 from .batch_output import add_way_out
+from .counted_loss import counted_loss
 from .loaders import create_eval_loader, create_loaders
 from .loss_tracker import LossTracker, MeanTrackers
+from .modes import begin_train_mode
+from .prepared_parts import check_engine, prepare_parts
 from .rollback import Rollback, TrainingRollback
 from .run import Run
 from .run_config import plan_run
@@ -28,7 +31,6 @@ from .schedule_fit import check_fit
 from .scheduling import plan_schedule
 from .stages import begin_counting, goes_on
 from .train_arguments import EvaluationArguments, TrainArguments
-from .trained_state import modules_of_optimizer, train_beside, what_is_trained
 from .trainer_parts import TrainerParts
 from .update_groups import ItemTotals
 
@@ -73,39 +75,6 @@ def begin_evaluation(
     return loader
 
 
-def check_engine(trainer: TrainerParts, run: Run, arguments: TrainArguments, base: type) -> None:
-    """Raise if the run asks for what the engine does not do.
-
-    Args:
-        base: `Trainer`, by which is known what the trainer's class overrides.
-    """
-    kind = type(trainer)
-    overridden = [name for name in LEFT_TO_ENGINE if getattr(kind, name) is not getattr(base, name)]
-    run.counts_before_forward = getattr(kind, "count_items") is not getattr(base, "count_items")  # noqa: B009
-    is_sized = run.train_loader is not None and run.train_loader.is_sized
-    has_plan = is_sized or run.counts_before_forward
-    run.engine.check(overridden, arguments.gradient_clip_value, arguments.gradient_clip_norm, has_plan)
-
-
-def prepare_parts(trainer: TrainerParts, run: Run, per_device_batch_size: int = 1) -> Prepared:
-    """Place and wrap model and optimizer, unless they are those of the run before."""
-    engine = run.engine
-    if engine.prepared is None or not engine.prepared.is_of(trainer.model, trainer.optimizer):
-        trainer.callbacks.on_prepare_start(trainer)  # type: ignore[arg-type]
-        user_parts = (trainer.model, trainer.optimizer)
-        engine.check_trained(modules_of_optimizer(trainer), ())
-        with engine.completed_config(per_device_batch_size):
-            trainer.prepare()
-        # Only now, as the user's own `prepare` may have wrapped what else there is.
-        engine.check_trained((), Trained(vars(trainer), *user_parts).optimizers)
-        engine.keep(Prepared(*user_parts, trainer.model, trainer.optimizer))
-    prepared = run.prepared
-    trainer.model, trainer.optimizer = prepared.model, prepared.optimizer
-    move_modules(vars(trainer), trainer.device)
-    train_beside(run, what_is_trained(trainer, prepared))
-    return prepared
-
-
 def begin_training(
     trainer: TrainerParts, run: Run, arguments: TrainArguments, state: TrainerState | None, base: type
 ) -> None:
@@ -123,6 +92,7 @@ def begin_training(
     check_engine(trainer, run, arguments, base)
     trainer.agreement = Agreement(trainer.device)
     prepared = prepare_parts(trainer, run, arguments.per_device_batch_size)
+    begin_train_mode(trainer, run)
     run.engine.set_clipping(arguments.gradient_clip_norm)
     trainer.train_loss = LossTracker(trainer.device)
     run.train_logs = MeanTrackers(trainer.device)
@@ -135,7 +105,8 @@ def begin_training(
     step_every, metric = arguments.scheduler_step_every, arguments.scheduler_metric
     run.schedule = plan_schedule(trainer.scheduler, step_every, metric, trainer.eval_dataset is not None)
     loader = run.train_loader
-    may_differ = loader is not None and (loader.has_own_collate or not loader.is_sized)
+    may_differ = loader is not None and loader.may_leave_out_batches
+    may_differ |= counted_loss(trainer.loss_func) is not None
     run.item_totals = ItemTotals(run.engine.group, may_differ)
     begin_counting(trainer, arguments, state)
     if state is None:
@@ -160,7 +131,7 @@ def evaluating(trainer: TrainerParts, run: Run) -> Iterator[None]:
     model = trainer.model
     trainer.eval_loss.reset()
     try:
-        with run.evaluating(), evaluation_mode(run.engine, model) as trainer.model:
+        with run.evaluating(), evaluation_mode(run.engine, model, vars(trainer)) as trainer.model:
             yield
     finally:
         trainer.model = model
@@ -175,7 +146,7 @@ def running(trainer: TrainerParts, run: Run) -> Iterator[Run]:
     if run.arguments is None:
         run.rollback = Rollback(trainer.run_history, trainer.device)
     else:
-        run.rollback = TrainingRollback(model, optimizer, trainer.run_history, trainer.device, vars(trainer))
+        run.rollback = TrainingRollback(trainer.run_history, trainer.device, vars(trainer))
     trainer._run = run
     try:
         yield run
@@ -195,6 +166,8 @@ def running(trainer: TrainerParts, run: Run) -> Iterator[Run]:
         trainer._run = None
         if run.engine.prepared is not prepared and run.engine.prepared is not None:
             model, optimizer = run.engine.prepared.user_model, run.engine.prepared.user_optimizer
+        if run.engine.prepared is not None:
+            run.engine.prepared.patches.take_off()
         trainer.model, trainer.optimizer = model, optimizer
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from ..engines.modes import find_in_eval_mode, set_optimizer_modes
 from ..state.random import capture_random_state, restore_random_state
 from .run_history import RunHistory
 
@@ -41,28 +42,31 @@ _OF_A_TRAINING_RUN = (
 
 
 class TrainingRollback(Rollback):
-    """Buffers and modes of the model, settings of the optimizer, and the training run before, too.
+    """Buffers and modes of the model, modes and settings of the optimizer, and the training run before, too.
 
     The next call of `train` goes on with that run, as if the one that failed had not been made.
     """
 
-    def __init__(
-        self,
-        model: torch.nn.Module,
-        optimizer: Any,
-        run_history: RunHistory,
-        device: torch.device,
-        attributes: dict[str, Any],
-    ) -> None:
+    def __init__(self, run_history: RunHistory, device: torch.device, attributes: dict[str, Any]) -> None:
+        """Keep what the run found.
+
+        Args:
+            attributes: those of the trainer by name, which are changed in place; nothing is prepared yet.
+        """
         super().__init__(run_history, device)
         self.attributes = attributes
-        """Those of the trainer by name, which are changed in place."""
         self.run_before = {name: attributes[name] for name in _OF_A_TRAINING_RUN if name in attributes}
-        self.model = model
-        self.optimizer = optimizer
-        self.modes = [(module, module.training) for module in model.modules()]
-        self.buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-        groups = [] if optimizer is None else optimizer.param_groups
+        self.model: torch.nn.Module = attributes["model"]
+        self.optimizer = attributes["optimizer"]
+        self.modes = [(module, module.training) for module in self.model.modules()]
+        self.optimizers_in_eval = find_in_eval_mode(attributes)
+        # The buffers of lazy modules have no values before the first forward pass.
+        self.buffers = {
+            name: buffer.clone()
+            for name, buffer in self.model.named_buffers()
+            if not torch.nn.parameter.is_lazy(buffer)
+        }
+        groups = [] if self.optimizer is None else self.optimizer.param_groups
         self.groups = [
             {key: copy.copy(value) for key, value in group.items() if key != "params"} for group in groups
         ]
@@ -70,11 +74,14 @@ class TrainingRollback(Rollback):
     def restore(self) -> None:
         """Put everything back."""
         super().restore()
-        for name in _OF_A_TRAINING_RUN:
-            self.attributes.pop(name, None)
-        self.attributes.update(self.run_before)
+        if self.run_before.get("run_id") is not None:
+            for name in _OF_A_TRAINING_RUN:
+                self.attributes.pop(name, None)
+            self.attributes.update(self.run_before)
         for module, training in self.modes:
             module.training = training
+        for optimizer in self.optimizers_in_eval:
+            set_optimizer_modes({"optimizer": optimizer}, training=False)
         with torch.no_grad():
             for name, buffer in self.model.named_buffers():
                 if name in self.buffers:

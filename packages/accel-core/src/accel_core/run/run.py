@@ -13,17 +13,19 @@ import torch
 from ..checks.values import check_positive
 from ..data.loader import ShardedDataLoader
 from ..engines.engine import Engine, Prepared
+from ..engines.modes import TrainingModes
 from ..engines.trained import clear_gradients, parameters_of
 from ..errors import ConfigurationError
 from ..state.resume import ResumePoint
-from .batch_output import check_batch_output
+from .counted_loss import CountedLoss
 from .history_lines import HistoryLines
 from .loss_tracker import MeanTrackers
 from .rollback import Rollback
 from .run_progress import RunProgress
 from .scheduling import Schedule
+from .steps import Step
 from .train_arguments import TrainArguments
-from .update_groups import ItemTotals, Step, eval_steps
+from .update_groups import ItemTotals, eval_steps
 
 
 class Phase(enum.Enum):
@@ -84,8 +86,17 @@ class Run:
         """What the loop still has to restore once it is at the place where the state was saved."""
         self.item_totals = ItemTotals(engine.group)
         self.train_logs = MeanTrackers(torch.device("cpu"))
+        self.samples_in_step: int | None = None
+        """Samples that the loader gave for the step that goes on; None if it does not know."""
+        self.counted_loss: tuple[Any, CountedLoss | None] = (None, None)
+        """The loss function of the latest default step, and how it counts."""
+        self.is_before_first_loss = True
+        """The default step has computed no loss yet."""
+        self.has_weight = False
+        """Some update has changed the parameters; false while no batch weighs anything."""
         self.counts_before_forward = False
-        """The trainer's class overrides `count_items`."""
+        """`count_items` counts the batches of an update before its first forward pass."""
+        self.training_modes = TrainingModes()
         self.unchecked_steps = {"calculate_train_batch_loss", "calculate_eval_batch_loss"}
         """Methods whose first output is still to be checked."""
         self.known_states = known_states or {}
@@ -182,14 +193,6 @@ class Run:
             )
             where = _WITHOUT_GATHER[self.phase].format(missing=missing)
             raise ConfigurationError(f"gather was called inside {where}")
-
-    def check_first_output(self, output: Any, method: str, progress: RunProgress) -> None:
-        """Check what `method`, a loss step, has returned for its first batch of the run."""
-        is_training = method == "calculate_train_batch_loss"
-        # A resumed run may stand before the update that makes the loss infinite, which is no mistake of the step.
-        is_first = is_training and progress.updates_completed == 0
-        check_batch_output(output, method, needs_gradient=is_training, is_first=is_first)
-        self.unchecked_steps.remove(method)
 
     def close(self) -> None:
         """End the workers of all loaders."""

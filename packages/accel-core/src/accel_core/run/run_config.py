@@ -1,4 +1,4 @@
-"""All numbers of a training run that follow from the arguments, the data and the hardware."""
+"""Derives all numbers of a training run from the arguments, the data and the hardware."""
 
 from __future__ import annotations
 
@@ -17,13 +17,15 @@ from ..processes.group import DataGroup
 
 @dataclasses.dataclass(frozen=True)
 class TrainerRunConfig:
-    """The run as it will be: numbers derived once, before the first update.
+    """Holds the numbers of a run, which are derived once, before the first update.
 
-    None if the data has no length, or none that is certain, as iterable data with two and more workers.
+    Those that depend on the length of the data are None if it has none, or none that is certain, as iterable
+    data with two and more workers.
     """
 
     num_epochs: int | None
     train_per_device_batch_size: int | None
+    """Samples in a step of one process."""
     train_dl_kwargs: dict[str, Any] | None
     eval_per_device_batch_size: int | None
     eval_dl_kwargs: dict[str, Any] | None
@@ -42,6 +44,7 @@ class TrainerRunConfig:
     """Batches of one process in an epoch."""
     eval_dataloader_len: int | None
     is_local_process_zero: bool
+    """Whether this is the first process of its machine."""
     is_world_process_zero: bool
     is_distributed: bool
     mixed_precision: str
@@ -49,7 +52,7 @@ class TrainerRunConfig:
     seed: int
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields by name; the dictionaries among them are copies."""
+        """Return the fields by name; the dictionaries among them are copies."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return {name: dict(value) if isinstance(value, dict) else value for name, value in values.items()}
 
@@ -75,6 +78,7 @@ def check_same_on_all(arguments: Mapping[str, Any], **loaders: ShardedDataLoader
         own[f"The number of samples in {name}"] = getattr(loader, "num_samples", None)
         own[f"The batch size of {name}"] = getattr(loader, "batch_size", None)
         own[f"The number of batches of {name}"] = getattr(loader, "num_steps", None)
+    # One exchange for all values, after which every process raises the same error, or none does.
     by_process = all_gather_object(own)
     for name in own:
         given = [values[name] for values in by_process]
@@ -101,6 +105,7 @@ def plan_updates(
     """
     if num_steps_per_epoch is None:
         return num_epochs, None, max_num_train_steps
+    # The short window at the end of an epoch is an update too.
     per_epoch = math.ceil(num_steps_per_epoch / gradient_accumulation_steps)
     if per_epoch == 0:
         raise ConfigurationError(
@@ -109,6 +114,7 @@ def plan_updates(
         )
     total = math.inf if num_epochs is None else num_epochs * per_epoch
     total = int(min(total, math.inf if max_num_train_steps is None else max_num_train_steps))
+    # A limit in updates may end the last epoch before its data.
     epochs = math.ceil(total / per_epoch)
     return epochs if num_epochs is None else min(num_epochs, epochs), per_epoch, total
 
@@ -130,6 +136,7 @@ def plan_run(
         seed: that of the order of the data.
     """
     processes = group.size
+    # An evaluation without a training run before it has no such argument.
     accumulation = arguments.get("gradient_accumulation_steps", 1)
     lengths = [
         loader.num_steps if loader is not None and loader.has_certain_length else None

@@ -1,4 +1,4 @@
-"""The metrics of a run: each value with the epoch and the update at which it was recorded."""
+"""Keeps the metrics of a run: each value with the epoch and the update at which it was recorded."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..text import did_you_mean
 
 
 class MetricRecord(TypedDict):
-    """One value of one metric."""
+    """Holds one value of one metric."""
 
     name: str
     value: float
@@ -26,7 +26,7 @@ class MetricRecord(TypedDict):
 
 
 class RunHistory(ABC):
-    """Where the metrics of a run are kept.
+    """Keeps the metrics of a run.
 
     A subclass gives `add_record`, `get_records`, `delete_metric` and `clear`; everything else rests on them.
     A value is a plain float.
@@ -34,7 +34,7 @@ class RunHistory(ABC):
 
     def __init__(self) -> None:
         self.metric_name_prefix: str = ""
-        """Put before each name by `update_metric`."""
+        """`update_metric` puts it before each name."""
         self.current_epoch: int = 1
         """The epoch that goes on, from 1; set by the trainer."""
         self.current_update: int = 0
@@ -46,7 +46,7 @@ class RunHistory(ABC):
 
     @abstractmethod
     def get_records(self) -> Sequence[MetricRecord]:
-        """All records, in the order in which they were added."""
+        """Return all records, in the order in which they were added."""
 
     @abstractmethod
     def delete_metric(self, name: str) -> None:
@@ -63,7 +63,9 @@ class RunHistory(ABC):
             ConfigurationError: `value` is not a number.
         """
         try:
+            # `float` alone would accept the strings '1' and 'nan'.
             number = float("no number" if isinstance(value, str) else value)
+        # RuntimeError is what a tensor of several elements raises.
         except (TypeError, ValueError, RuntimeError):
             raise ConfigurationError(
                 f"The value of the metric {name!r} is {value!r}, but must be a number or a tensor of one "
@@ -75,11 +77,11 @@ class RunHistory(ABC):
         )
 
     def get_metric_names(self) -> set[str]:
-        """Names that have at least one value."""
+        """Return the names that have at least one value."""
         return {record["name"] for record in self.get_records()}
 
     def get_metric_values(self, name: str) -> list[float]:
-        """All values of `name`, oldest first; the list is the caller's own.
+        """Return all values of `name`, oldest first; the list is the caller's own.
 
         Raises `ConfigurationError` if unknown.
         """
@@ -89,7 +91,7 @@ class RunHistory(ABC):
         return values
 
     def get_latest_metric(self, name: str) -> float:
-        """The newest value of `name`. Raises `ConfigurationError` if unknown."""
+        """Return the newest value of `name`. Raises `ConfigurationError` if unknown."""
         return self.get_metric_values(name)[-1]
 
     def set_metric_name_prefix(self, prefix: str = "") -> None:
@@ -112,22 +114,24 @@ class RunHistory(ABC):
         self.metric_name_prefix, self.current_epoch, self.current_update = "", 1, 0
 
     def to_records(self) -> list[MetricRecord]:
-        """A copy of all records, in the order in which they were added."""
+        """Return a copy of all records, in the order in which they were added."""
         return [record.copy() for record in self.get_records()]
 
     def to_csv(self, path: str | Path) -> None:
         """Write one line a record, with the columns name, value, epoch, update; floats are exact."""
+        # The csv module writes line ends itself; on Windows they would be doubled without `newline`.
         with Path(path).open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, ["name", "value", "epoch", "update"])
             writer.writeheader()
             writer.writerows(self.get_records())
 
     def to_dataframe(self) -> Any:
-        """A `pandas.DataFrame`: one row a record, with the columns name, value, epoch, update.
+        """Return a `pandas.DataFrame`: one row a record, with the columns name, value, epoch, update.
 
-        Needs pandas.
+        It needs pandas.
         """
         try:
+            # Imported only here: training does not need it.
             pandas = importlib.import_module("pandas")
         except ImportError:
             raise ConfigurationError(
@@ -137,7 +141,7 @@ class RunHistory(ABC):
         return pandas.DataFrame(self.to_records(), columns=["name", "value", "epoch", "update"])
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that `load_state_dict` needs, as plain values."""
+        """Return everything that `load_state_dict` needs, as plain values."""
         return {"records": self.to_records(), "epoch": self.current_epoch, "update": self.current_update}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -154,6 +158,7 @@ class RunHistory(ABC):
     def restore(self, snapshot: Any) -> None:
         """Go back to what a `snapshot` has seen."""
         state, prefix = snapshot
+        # Loading is left out if it would change nothing: a subclass may keep its records in a file.
         if self.state_dict() != state:
             self.load_state_dict(state)
         self.set_metric_name_prefix(prefix)
@@ -166,11 +171,12 @@ class RunHistory(ABC):
 
 
 class InMemoryRunHistory(RunHistory):
-    """A run history in lists."""
+    """Keeps the metrics in lists."""
 
     def __init__(self) -> None:
         super().__init__()
         self._records: list[MetricRecord] = []
+        # The values once more by name, so that asking for the latest one searches no records.
         self._values: dict[str, list[float]] = {}
 
     def add_record(self, record: MetricRecord) -> None:
@@ -179,15 +185,15 @@ class InMemoryRunHistory(RunHistory):
         self._records.append(record)
 
     def get_records(self) -> Sequence[MetricRecord]:
-        """All records, in the order in which they were added."""
+        """Return all records, in the order in which they were added."""
         return self._records
 
     def get_metric_names(self) -> set[str]:
-        """Names that have at least one value."""
+        """Return the names that have at least one value."""
         return set(self._values)
 
     def get_metric_values(self, name: str) -> list[float]:
-        """All values of `name`, oldest first; the list is the caller's own.
+        """Return all values of `name`, oldest first; the list is the caller's own.
 
         Raises `ConfigurationError` if unknown.
         """
@@ -196,7 +202,7 @@ class InMemoryRunHistory(RunHistory):
         return list(self._values[name])
 
     def get_latest_metric(self, name: str) -> float:
-        """The newest value of `name`. Raises `ConfigurationError` if unknown."""
+        """Return the newest value of `name`. Raises `ConfigurationError` if unknown."""
         if name not in self._values:
             raise self._unknown(name)
         return self._values[name][-1]
@@ -205,6 +211,7 @@ class InMemoryRunHistory(RunHistory):
         """Forget all values of `name`. Raises `ConfigurationError` if there are none."""
         if self._values.pop(name, None) is None:
             raise self._unknown(name)
+        # A new list, since a snapshot may hold the old one.
         self._records = [record for record in self._records if record["name"] != name]
 
     def clear(self) -> None:
@@ -225,6 +232,7 @@ class InMemoryRunHistory(RunHistory):
     def restore(self, snapshot: Any) -> None:
         """Go back to what a `snapshot` has seen; nothing is copied if nothing was recorded since."""
         records, length, epoch, update, prefix = snapshot
+        # The list of the snapshot has only grown, so its first records are those of then.
         if self._records is not records or len(records) != length:
             self.load_state_dict({"records": records[:length], "epoch": epoch, "update": update})
         self.current_epoch, self.current_update = epoch, update

@@ -1,4 +1,4 @@
-"""What has been completed of a run.
+"""Counts what has been completed of a run.
 
 Units: a *stage* is one call of `train` within a run. A call with `reset_run_history=False` goes on with the
 run before and counts on; any other call begins a run of its own. The *order epoch* is what the order of the
@@ -15,14 +15,14 @@ from ..state.checkpoint import ProgressState
 
 @dataclasses.dataclass
 class RunProgress:
-    """Counters of what is finished; the same on every process and saved with the training state."""
+    """Counts what is finished, alike on every process. The training state holds the counters."""
 
     epochs_completed: int = 0
     """Epochs whose training and evaluation are done."""
     updates_completed: int = 0
-    """Updates of the run, with those of earlier stages and those that a gradient scaler skipped."""
+    """Updates of the run, with those of earlier stages and those that were skipped."""
     updates_skipped: int = 0
-    """Updates that a gradient scaler skipped because a gradient was not finite."""
+    """Updates that changed nothing: a gradient was not finite under a gradient scaler, or no batch weighed anything."""
     updates_completed_in_epoch: int = 0
     steps_completed_in_epoch: int = 0
     """Batches of this process in the epoch that goes on."""
@@ -49,11 +49,12 @@ class RunProgress:
 
     @property
     def current_epoch(self) -> int:
-        """The epoch that goes on, counted from 1, for people to read."""
+        """Return the epoch that goes on, counted from 1, for people to read."""
         return self.epochs_completed + 1
 
     def complete_update(self, steps: int, samples: int, was_skipped: bool) -> None:
         """Count an update of `steps` batches on this process and `samples` samples on all of them."""
+        # An update that the scaler skipped has used its samples, so it counts as well.
         self.updates_completed += 1
         self.updates_completed_in_epoch += 1
         self.updates_skipped += was_skipped
@@ -75,6 +76,7 @@ class RunProgress:
 
     def begin_run(self) -> RunProgress:
         """Return the counters of a new run of the same trainer: only the order of the data goes on."""
+        # The next run sees the data in a new order, also after an epoch that was cut short.
         return RunProgress(order_epoch=self.order_epoch + self._has_begun_epoch)
 
     def begin_stage(self) -> RunProgress:
@@ -82,6 +84,7 @@ class RunProgress:
 
         An epoch that a limit, a stop or an error has cut short counts, so that no two epochs have one number.
         """
+        # A bool adds 0 or 1.
         epochs = self.epochs_completed + self._has_begun_epoch
         return RunProgress(
             epochs_completed=epochs,

@@ -28,9 +28,12 @@ from ..state.export import read_export, write_export
 from ..state.random import capture_random_state, restore_random_state
 from ..state.resume import compare, read_resume_point
 from ..state.save import save_folder
+from ..state.weight_names import with_plain_names
 from .checked_state import open_state, setting_damage_aside
 from .history_lines import metrics_of_update, split_state
-from .preparing import begin_run, prepare_parts
+from .modes import loading_weights, weights_to_export, weights_to_train
+from .prepared_parts import prepare_parts
+from .preparing import begin_run
 from .run import Run
 from .run_progress import RunProgress
 from .schedule_fit import check_fit
@@ -63,18 +66,21 @@ def save_export(
     trained = _trained(trainer)
     check_finite(model, trained.modules)
     compare_weights(trainer.engine)
-    attributes = create_state(trained)
-    content = {
-        "model_state_dict": trainer.engine.full_weights(model, trainer.create_model_state),
-        **{f"{kind}_state_dict": attributes[kind] for kind in attributes if wanted[kind]},
-        **(values or {}),
-    }
-    if with_optimizer and trainer.optimizer is not None and not trainer.engine.shards_parameters:
-        content["optimizer_state_dict"] = trainer.optimizer.state_dict()
-    if with_scheduler and trainer.scheduler is not None:
-        content["scheduler_state_dict"] = trainer.scheduler.state_dict()
-    origin = {"run_id": trainer.run_id, "update": trainer.run_progress.updates_completed}
-    run_on_main(lambda: write_export(path, content, origin), trainer.is_main_process)
+    with weights_to_export(trainer):
+        attributes = create_state(trained)
+        content = {
+            "model_state_dict": with_plain_names(
+                trainer.engine.full_weights(model, trainer.create_model_state)
+            ),
+            **{f"{kind}_state_dict": attributes[kind] for kind in attributes if wanted[kind]},
+            **(values or {}),
+        }
+        if with_optimizer and trainer.optimizer is not None and not trainer.engine.shards_parameters:
+            content["optimizer_state_dict"] = trainer.optimizer.state_dict()
+        if with_scheduler and trainer.scheduler is not None:
+            content["scheduler_state_dict"] = trainer.scheduler.state_dict()
+        origin = {"run_id": trainer.run_id, "update": trainer.run_progress.updates_completed}
+        run_on_main(lambda: write_export(path, content, origin), trainer.is_main_process)
 
 
 def load_export(
@@ -90,6 +96,7 @@ def load_export(
     attributes = {kind: content.get(f"{kind}_state_dict", {}) for kind in wanted if wanted[kind]}
     trained = _trained(trainer)
     with (
+        loading_weights(trainer, training=False),
         loaded(trained, attributes, path),
         load_together(model, content["model_state_dict"], path, load, optimizer),
     ):
@@ -118,23 +125,25 @@ def save_run(trainer: TrainerParts, run: Run, output_dir: Any, values: dict[str,
     share_buffers(run.prepared.model)
     history = trainer.run_history
     extra = {"extra.pt": values or {}}
-    if state["attributes"]:
-        extra[ATTRIBUTES_FILE] = create_state(engine.trained)
     progress = dict(state["run_progress"])
-    if save_folder(
-        path,
-        state,
-        lambda: {
-            **engine.main_files(trainer.scheduler, trainer.create_model_state),
-            "extra.pt": values or {},
-            HISTORY_FILE: run.history_lines.content(history),
-        },
-        lambda: create_process_state(trainer, run),
-        process_index=engine.group.index,
-        gather=all_gather_object,
-        write_engine=engine.write_own_files,
-        is_known=run.known_states.get(path) == progress,
-    ):
+    with weights_to_train(trainer):
+        if state["attributes"]:
+            extra[ATTRIBUTES_FILE] = create_state(engine.trained)
+        is_new = save_folder(
+            path,
+            state,
+            lambda: {
+                **engine.main_files(trainer.scheduler, trainer.create_model_state),
+                **extra,
+                HISTORY_FILE: run.history_lines.content(history),
+            },
+            lambda: create_process_state(trainer, run),
+            process_index=engine.group.index,
+            gather=all_gather_object,
+            write_engine=engine.write_own_files,
+            is_known=run.known_states.get(path) == progress,
+        )
+    if is_new:
         run.known_states[path] = progress
         trainer.callbacks.on_checkpoint_saved(trainer, path=path)  # type: ignore[arg-type]
     trainer.last_checkpoint = path
@@ -199,7 +208,7 @@ def print_differences(trainer: TrainerParts, arguments: TrainArguments, state: T
         and not arguments.seed_each_sample
     ):
         messages.append(RANDOM_NUMBERS_OF_WORKERS)
-    for message in messages:
+    for message in (*messages, *trainer.engine.limits_of_exactness):
         trainer.print(message)
 
 
@@ -241,7 +250,10 @@ def restore_objects(trainer: TrainerParts, run: Run, folder: Path, state: Traine
     with files.reading(folder / STATE_FILE):
         progress = RunProgress(**state["run_progress"])
     load_history(trainer, folder, state)
-    with loaded(run.engine.trained, attributes or {}, folder / ATTRIBUTES_FILE):
+    with (
+        loading_weights(trainer, training=True),
+        loaded(run.engine.trained, attributes or {}, folder / ATTRIBUTES_FILE),
+    ):
         run.engine.load_files(folder, trainer.scheduler, trainer.load_model_state)
     run.history_lines.adopt(folder, trainer.run_history)
     trainer.run_progress = progress

@@ -1,4 +1,4 @@
-"""Which stage of a run a call of `train` is, and what it goes on from.
+"""Finds which stage of a run a call of `train` is, and what it goes on from.
 
 A script of two stages calls `train` twice and passes the same `resume_from` to both calls:
 
@@ -29,12 +29,12 @@ from .trainer_parts import TrainerParts
 
 @dataclasses.dataclass(frozen=True)
 class Start:
-    """What a call of `train` begins with."""
+    """Holds what a call of `train` begins with."""
 
     stage: int
-    """Of this call, counted from 1."""
+    """Number of this call within the run, counted from 1."""
     folder: Path | None = None
-    """Of the state that `resume_from` names."""
+    """Folder of the state that `resume_from` names."""
     state: TrainerState | None = None
     """Its content if this call resumes it or is skipped; None if the call begins a stage of its own."""
     known_states: dict[Path, dict[str, Any]] = dataclasses.field(default_factory=dict)
@@ -48,7 +48,10 @@ class Start:
 
 def goes_on(trainer: TrainerParts, arguments: TrainArguments) -> bool:
     """Whether a call of `train` with `arguments` is a later stage of the run before."""
-    return trainer.run_id is not None and not arguments.reset_run_history
+    progress = trainer.run_progress
+    # A run that failed before its first update is none to go on with.
+    has_run = trainer.run_id is not None and (progress.updates_completed > 0 or progress.stage_skipped)
+    return has_run and not arguments.reset_run_history
 
 
 def choose_start(trainer: TrainerParts, arguments: TrainArguments) -> Start:
@@ -66,6 +69,7 @@ def choose_start(trainer: TrainerParts, arguments: TrainArguments) -> Start:
 
     def open_chosen() -> tuple[str | Path | None, TrainerState | None]:
         chosen = arguments.resume_from
+        # A later stage begins where this script is, not at a state that it has saved on the way.
         is_own = chosen is None or (Path(chosen).absolute() in known and not progress.stage_skipped)
         return chosen, None if is_own or chosen is None else open_training_state(chosen)
 
@@ -108,6 +112,7 @@ def skip_stage(trainer: TrainerParts, arguments: TrainArguments, start: Start) -
     state, since scripts read it between two calls.
     """
     state, folder = start.state, start.folder
+    # For type checkers: a stage is skipped only because of a state.
     if state is None or folder is None:
         return
     progress = state["run_progress"]
@@ -126,6 +131,7 @@ def skip_stage(trainer: TrainerParts, arguments: TrainArguments, start: Start) -
     history.reset()
     for record in records:
         history.add_record(record)
+    # The history stands where the stage before it ended.
     history.current_epoch = progress["epochs_before_stage"]
     history.current_update = progress["updates_before_stage"]
 
@@ -135,6 +141,7 @@ def begin_counting(trainer: TrainerParts, arguments: TrainArguments, state: Trai
     progress = trainer.run_progress
     is_later_stage = goes_on(trainer, arguments)
     if state is not None:
+        # `restore_objects` replaces these counters by those of the state.
         trainer.run_progress = RunProgress(stage=progress.stage + 1 if is_later_stage else 1)
         trainer.run_id = state["run_id"]
         trainer.last_checkpoint = None
@@ -142,6 +149,7 @@ def begin_counting(trainer: TrainerParts, arguments: TrainArguments, state: Trai
         trainer.run_progress = progress.begin_stage()
     else:
         trainer.run_progress = progress.begin_run()
+        # From the system, so that two runs with the same seed have different names.
         trainer.run_id = broadcast_object(secrets.token_hex(6))
         trainer.last_checkpoint = None
         if arguments.reset_run_history:

@@ -1,4 +1,4 @@
-"""The arguments of `train`, `evaluate` and `predict`, with their checks."""
+"""Holds the arguments of `train`, `evaluate` and `predict`, with their checks."""
 
 from __future__ import annotations
 
@@ -8,7 +8,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..checks.values import check_callable, check_choice, check_positive, check_whole_number
+from ..checks.values import (
+    check_callable,
+    check_choice,
+    check_path,
+    check_positive,
+    check_whole_number,
+    plain_arguments,
+)
 from ..data.dataset_checks import check_collate_fn, check_dataloader_arguments, check_dataset
 from ..data.readers import is_map_style
 from ..errors import ConfigurationError
@@ -16,11 +23,12 @@ from ..text import preview
 
 
 def _checked(check: Callable[..., Any], default: Any = dataclasses.MISSING, **options: Any) -> Any:
-    """A field whose value goes through `check(name, value, **options)`, which returns what is kept."""
+    """Return a field whose value goes through `check(name, value, **options)`, which returns what is kept."""
     return dataclasses.field(default=default, metadata={"check": partial(check, **options)})
 
 
 def _check_scheduler_fn(name: str, value: Any) -> Any:
+    # By attributes: schedulers of other libraries need not derive from torch's class.
     is_scheduler = hasattr(value, "step") and hasattr(value, "state_dict")
     if is_scheduler and not isinstance(value, type):
         kind = type(value).__name__
@@ -41,12 +49,17 @@ def _check_metric_name(name: str, value: Any) -> Any:
 
 
 def _check_resume_from(name: str, value: Any) -> Any:
-    if value is not None and (not isinstance(value, (str, Path)) or value == ""):
-        raise ConfigurationError(
-            f"{name} is {preview(value)}, but must be the folder of a training state. Use "
-            "latest_checkpoint('checkpoints'), which is None, to start afresh, if there is none yet."
-        )
-    return value
+    way_out = (
+        "Pass the folder of a training state, such as latest_checkpoint('checkpoints') gives it, which is None, to "
+        "start afresh, if there is none yet."
+    )
+    # An empty string would be read as the current folder.
+    return value if value is None else check_path(name, value, way_out)
+
+
+def _plain_arguments(name: str, value: Any) -> Any:
+    # `check_dataloader_arguments` checks them later, together with the data.
+    return plain_arguments(value)
 
 
 _KEEP_GRADIENTS = "Use None to leave gradients as they are."
@@ -54,7 +67,7 @@ _KEEP_GRADIENTS = "Use None to leave gradients as they are."
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainArguments:
-    """The arguments of `train`. Making one raises `ConfigurationError` unless all of them can be used."""
+    """Holds the arguments of `train`. Making one raises `ConfigurationError` if one cannot be used."""
 
     train_dataset: Any
     eval_dataset: Any = None
@@ -72,8 +85,8 @@ class TrainArguments:
     create_scheduler_fn: Callable[[Any], Any] | None = _checked(  # noqa: RUF009
         _check_scheduler_fn, None
     )
-    train_dataloader_kwargs: dict[str, Any] | None = None
-    eval_dataloader_kwargs: dict[str, Any] | None = None
+    train_dataloader_kwargs: dict[str, Any] | None = _checked(_plain_arguments, None)  # noqa: RUF009
+    eval_dataloader_kwargs: dict[str, Any] | None = _checked(_plain_arguments, None)  # noqa: RUF009
     reset_run_history: bool = _checked(check_choice, True, choices=(True, False))
     collate_fn: Callable[[list[Any]], Any] | None = None
     resume_from: str | Path | None = _checked(_check_resume_from, None)  # noqa: RUF009
@@ -108,6 +121,7 @@ class TrainArguments:
         given = {
             name: dataset
             for name, dataset in datasets.items()
+            # Without training data there is nothing to train on, so None is checked there.
             if dataset is not None or name == "train_dataset"
         }
         for name, dataset in given.items():
@@ -121,6 +135,7 @@ class TrainArguments:
             "eval_dataset": self.eval_dataloader_kwargs,
         }
         check_collate_fn(self.collate_fn, *((dataset, kwargs[name]) for name, dataset in given.items()))
+        # A ready loader stands for the data that it holds.
         if self.seed_each_sample and not is_map_style(
             getattr(self.train_dataset, "dataset", self.train_dataset)
         ):
@@ -131,11 +146,12 @@ class TrainArguments:
 
     @property
     def eval_batch_size(self) -> int:
-        """Samples in a step of an evaluation on one process."""
+        """Return the samples in a step of an evaluation on one process."""
         return self.eval_per_device_batch_size or self.per_device_batch_size
 
     def as_keywords(self) -> dict[str, Any]:
         """Return the arguments by name, but for the data sets: what `create_run_config` gets."""
+        # The loaders say all about the data that the numbers of a run need.
         names = [field.name for field in dataclasses.fields(self) if not field.name.endswith("_dataset")]
         return {name: getattr(self, name) for name in names}
 
@@ -160,7 +176,11 @@ class EvaluationArguments:
                 "dataset is None, and no run before had an eval_dataset. Pass the data to read."
             )
         check_dataset("dataset", self.dataset)
-        check_whole_number("per_device_batch_size", self.per_device_batch_size, "Use 1 for single samples.")
+        way_out = "Use 1 for single samples."
+        batch_size = check_whole_number("per_device_batch_size", self.per_device_batch_size, way_out)
+        # In numbers of Python. The instance is frozen for everybody else.
+        object.__setattr__(self, "per_device_batch_size", batch_size)
+        object.__setattr__(self, "dataloader_kwargs", plain_arguments(self.dataloader_kwargs))
         check_dataloader_arguments("dataloader_kwargs", self.dataloader_kwargs, self.dataset)
         check_collate_fn(self.collate_fn, (self.dataset, self.dataloader_kwargs))
         check_choice("data_is_sharded", self.data_is_sharded, (True, False))

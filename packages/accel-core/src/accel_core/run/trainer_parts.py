@@ -1,4 +1,4 @@
-"""What the modules `preparing` and `saved_state` see of a trainer.
+"""Types what the modules `preparing`, `saved_state` and `stages` see of a trainer.
 
 They are given the trainer itself, since its users may override what they call and exchange what they read.
 """
@@ -23,10 +23,12 @@ from .run_history import RunHistory
 from .run_progress import RunProgress
 
 
+# A protocol, so that these modules need not import the trainer, which imports them.
 class TrainerParts(Protocol):
-    """Attributes and methods of `Trainer`, which documents them."""
+    """Lists attributes and methods of `Trainer`, which documents them."""
 
     model: torch.nn.Module
+    loss_func: Any
     optimizer: Any
     scheduler: Any
     callbacks: CallbackList
@@ -47,6 +49,7 @@ class TrainerParts(Protocol):
     train_dataloader: ShardedDataLoader | None
     eval_dataloader: ShardedDataLoader | None
 
+    # Private of `Trainer`: `running` sets the first for the length of a call, `train` the second.
     _run: Run | None
     _training_run: Run | None
 

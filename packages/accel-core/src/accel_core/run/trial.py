@@ -1,4 +1,4 @@
-"""A copy of a trainer to try something with: the trainer, its data and all random numbers stay as they are.
+"""Copies a trainer to try something: the trainer, its data and all random numbers stay as they are.
 
 Functions such as `find_learning_rate` and `find_batch_size` train it.
 """
@@ -30,7 +30,7 @@ _ARGUMENTS_OF_TRIAL = (
     "seed_each_sample",
     "train_dataloader_kwargs",
 )
-"""The arguments of `Trainer.train` that a trial takes."""
+"""Names the arguments of `Trainer.train` that a trial takes."""
 
 
 def check_trial(
@@ -50,6 +50,7 @@ def check_trial(
             f"{function} got {unknown}, but takes only {list(_ARGUMENTS_OF_TRIAL)} of the arguments of "
             "train. Leave out the rest: a trial has neither evaluation nor scheduler, and ends by itself."
         )
+    # Made for its checks alone, so that a mistake is reported before anything is copied.
     TrainArguments(
         train_dataset=dataset, per_device_batch_size=batch_size, max_num_train_steps=1, **arguments
     )
@@ -79,12 +80,15 @@ def trial_of(
     # Preparing the copy adds to these lists, which would keep it alive.
     known = (accelerator._models, accelerator._optimizers)
     before = [list(objects) for objects in known]
+    # The loss scale of float16 adapts to every update, those of the copy too.
     scale = None if accelerator.scaler is None else copy.deepcopy(accelerator.scaler.state_dict())
     with preserving_random_state(trainer.device), _keep_position(dataset):
         trial = _copy_trainer(trainer)
         if mixin is not None:
             own_class = type(trial)
+            # The mixin comes first, and its `super()` finds the methods of the trainer's own class.
             trial.__class__ = types.new_class(own_class.__name__, (mixin, own_class))
+        # The trainer's own callbacks would save, log and stop for the trial.
         trial.callbacks = CallbackList([callback], trial)
         try:
             yield trial
@@ -108,6 +112,7 @@ def _copy_trainer(trainer: Any) -> Any:
                 setattr(trial, name, _copy_module(value, memo))
             elif isinstance(value, torch.optim.Optimizer):
                 setattr(trial, name, _copy_optimizer(value, memo))
+    # Raised for tensors with a graph, and for attributes such as open files.
     except (RuntimeError, TypeError) as error:
         raise ConfigurationError(
             f"trainer.{name}, a {type(value).__name__}, cannot be copied, but a trial needs a copy: {error} "
@@ -142,6 +147,7 @@ def _copy_optimizer(optimizer: torch.optim.Optimizer, memo: dict[int, Any]) -> t
     Hooks are left behind, and so is a `step` that a scheduler has wrapped: they act on the original.
     """
     left = [name for name in vars(optimizer) if name == "step" or name.endswith("_hooks")]
+    # The constructor would want arguments that nobody knows here.
     twin: torch.optim.Optimizer = object.__new__(type(optimizer))
     memo[id(optimizer)] = twin
     twin.__setstate__(
@@ -154,10 +160,12 @@ def _copy_optimizer(optimizer: torch.optim.Optimizer, memo: dict[int, Any]) -> t
 def _keep_position(dataset: Any) -> Iterator[None]:
     """Put data that has a state back to its position, and restore the generators of a ready loader."""
     sources = [dataset, *(getattr(dataset, name, None) for name in ("dataset", "sampler", "batch_sampler"))]
+    # Some data goes on where it stopped, so the trial would take samples from the next run.
     stateful = [
         source for source in sources if hasattr(source, "state_dict") and hasattr(source, "load_state_dict")
     ]
     states = [copy.deepcopy(source.state_dict()) for source in stateful]
+    # Iterating a loader draws from its generator, which decides the next order.
     generators = [
         source.generator
         for source in sources

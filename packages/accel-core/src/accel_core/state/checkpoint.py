@@ -1,6 +1,6 @@
 """What the folder of a training state holds, and whether it is one.
 
-trainer_state.json     what a person wants to know; written last, with sizes and digests of the other files and of itself
+trainer_state.json     what a person wants to know; written last, with sizes and digests of all files
 history.jsonl          the records of the run history, one a line
 model.safetensors      the parameters and buffers; model_extra.pt: what else the model's state has
 optimizer.pt  scheduler.pt  scaler.pt  extra.pt
@@ -154,7 +154,10 @@ def read_model_state(folder: Path) -> dict[str, Any]:
 
 
 def examine(path: Path) -> TrainerState | NoState:
-    """Return what trainer_state.json says, or why `path` is no complete state. Reads that file and the sizes of the others."""
+    """Return what trainer_state.json says, or why `path` is no complete state.
+
+    Reads that file and the sizes of the others.
+    """
     if not path.is_dir():
         is_file = "is a file, but a training state is a folder; load_checkpoint reads an export"
         return NoState(Kind.FOREIGN, is_file if path.exists() else "does not exist")
@@ -194,14 +197,16 @@ def _read_state_file(path: Path, was_state: bool) -> TrainerState | NoState:
     is_own = isinstance(content, dict) and "format_version" in content
     if isinstance(content, dict) and not is_own and not was_state:
         return NoState(Kind.FOREIGN, f"has a {STATE_FILE}, but none of accel")
-    # States of the first versions do not name the order of the data: there was one only. Nor have they attributes.
+    # States of the first versions do not name the order of the data: there was one only. Nor have they
+    # attributes.
     state = {"order_version": 1, "attributes": None, **content} if isinstance(content, dict) else {}
     _add_stage(state)
     version = state.get("format_version")
     if version not in (None, *range(1, FORMAT_VERSION + 1)) or isinstance(version, bool):
         return NoState(
             Kind.UNKNOWN_FORMAT,
-            f"has the format {version!r:.40}, not 1 to {FORMAT_VERSION}; use the version of accel that wrote it",
+            f"has the format {version!r:.40}, not 1 to {FORMAT_VERSION}; use the version of accel that wrote "
+            "it",
         )
     flaw = files.find_flaw(state, TrainerState) or find_wrong_value(state)
     if version != 1 and not files.is_sealed(text):
@@ -217,7 +222,9 @@ def is_sharded(state: TrainerState) -> bool:
 
 
 def find_mismatch(path: Path, state: TrainerState, names: Iterable[str] | None = None) -> str | None:
-    """Return what is wrong with the content of files of a complete state, by their digests; None if nothing is.
+    """Return what is wrong with the content of files of a complete state, by their digests.
+
+    None if nothing is.
 
     Args:
         names: of the files to read; None reads all of them.
@@ -269,7 +276,7 @@ def run_id_in(path: Path) -> str | None:
 
 
 def _add_stage(state: dict[str, Any]) -> None:
-    """Add what states of the first versions lack: every call of `train` was a run, and began at the first order."""
+    """Add what the first states lack: every call of `train` was a run, and began at the first order."""
     progress = state.get("run_progress")
     counters = {"stage": 1, "stage_skipped": False, "epochs_before_stage": 0, "updates_before_stage": 0}
     # A state that has some of them is a later one that was damaged.

@@ -1,4 +1,4 @@
-"""SHA-256 of files and of values: computed from the memory that is being written, compared when it is read again."""
+"""SHA-256 of files and of values: computed from the memory that is written, compared when it is read."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ class Written(NamedTuple):
 class HashingFile:
     """A file open for writing that hashes what it writes.
 
-    A large piece is hashed by a second thread while it goes to the disk: both leave Python's lock. Nothing is read
+    A large piece is hashed by a second thread while it goes to the disk: both leave Python's lock. Nothing is
+    read
     back, so what is hashed is what the memory held.
     """
 
@@ -138,7 +139,10 @@ def _pieces_of_tensor(tensor: torch.Tensor) -> Iterator[Buffer]:
 
 
 def bytes_of(tensor: torch.Tensor) -> memoryview:
-    """Return the bits of a dense tensor in the order of its elements; without a copy if it lies so on the CPU."""
+    """Return the bits of a dense tensor in the order of its elements.
+
+    Without a copy if it lies so on the CPU.
+    """
     plain = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous()
     # numpy has no bfloat16 and no 8-bit floats, so bits go through as whole numbers.
     return memoryview(plain.reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]

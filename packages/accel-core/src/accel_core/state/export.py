@@ -1,4 +1,4 @@
-"""One file with the weights of a model, that says of which run and update it is, and what it ought to hold."""
+"""Write and read an export: a file with the weights of a model, of a run and an update, with a digest."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ def write_export(path: Path, content: dict[str, Any], origin: dict[str, Any] | N
     """Write an export to one file, atomically; `.safetensors` holds the model's tensors only.
 
     Args:
-        origin: run and update. With it go the digest of the content, and into `.safetensors` the plain values beside
+        origin: run and update. With it go the digest of the content, and into `.safetensors` the plain values
+        beside
             the weights too.
     """
     if path.suffix == ".safetensors":
@@ -38,7 +39,10 @@ def write_export(path: Path, content: dict[str, Any], origin: dict[str, Any] | N
 
 
 def read_export(path: Path) -> dict[str, Any]:
-    """Read an export, with its origin. Raises `CheckpointError` if the file is none; nothing in it is executed."""
+    """Read an export, with its origin. Raises `CheckpointError` if the file is none.
+
+    Nothing in it is executed.
+    """
     if path.is_dir():
         raise CheckpointError(
             f"'{path}' is a folder, but an export is a file. Use train(..., resume_from='{path}') to resume."
@@ -59,13 +63,16 @@ def read_export(path: Path) -> dict[str, Any]:
     value = _as_dense(content["model_state_dict"]) if is_safetensors else content
     if digest != digest_of_value([value, rest]):
         raise DamagedError(
-            f"'{path}' is damaged: its content is not what was written, since its digest differs. Use another file."
+            f"'{path}' is damaged: its content is not what was written, since its digest differs. "
+            "Use another file."
         )
     return {**content, files.ORIGIN: {**rest, "digest": digest}}
 
 
 def read_origin(path: Path) -> dict[str, Any]:
-    """Return of which run and update an export is, and the plain values in it, under `values`. All of it is read.
+    """Return of which run and update an export is, and the plain values in it, under `values`.
+
+    All of it is read.
 
     Raises `CheckpointError` if it is damaged or no export. One of an older version says no run and no update.
     """
@@ -76,7 +83,10 @@ def read_origin(path: Path) -> dict[str, Any]:
 
 
 def _facts_in(path: Path) -> dict[str, Any] | None:
-    """Return the origin in the metadata of a safetensors file; None if another program, or an older one, wrote it."""
+    """Return the origin in the metadata of a safetensors file.
+
+    None if another program, or an older one, wrote it.
+    """
     text = files.read_metadata(path).get(files.ORIGIN)
     if text is None:
         return None

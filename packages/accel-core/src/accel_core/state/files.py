@@ -25,7 +25,7 @@ from .plain import as_plain as as_plain
 from .staging import replacing
 
 ORIGIN = "accel_origin"
-"""The key under which each file says of which run and update it is: in safetensors among the metadata, as JSON."""
+"""The key under which each file names its run and update; in safetensors among the metadata, as JSON."""
 
 _SEAL = re.compile(rb'"sha256": "([0-9a-f]{64})"\n}\n\Z')
 _UNSEALED = "0" * 64
@@ -91,7 +91,7 @@ def write_json(path: Path, value: Any, is_sealed: bool = False) -> Written:
 
 
 def sealed(text: bytes) -> bytes:
-    """Return a JSON text whose last value, zeros or an older digest, is the digest of the text with zeros there."""
+    """Return a JSON text with its last value, a digest, replaced by that of the text with zeros there."""
     found = _SEAL.search(text)
     if found is None:
         raise ValueError("The text does not end with a digest.")
@@ -203,7 +203,7 @@ def sync(path: Path) -> None:
 
 @contextlib.contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Raise what fails within as a `CheckpointError`: as damage, unless it is the disk that does not answer."""
+    """Raise what fails within as a `CheckpointError`: as damage, unless the disk does not answer."""
     try:
         with raising_checkpoint_error(path, "could not be read; use another checkpoint"):
             yield

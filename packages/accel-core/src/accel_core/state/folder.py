@@ -1,4 +1,4 @@
-"""The training states inside a folder: which are complete, which is the newest or the best, and what is set aside.
+"""The training states inside a folder: which are complete, which is the newest or the best.
 
 `<name>.<eight letters>.incomplete` is being written or removed; it is never read.
 `<name>.replaced` was complete when a newer state took its name, and goes once that one stands.
@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from ..checks.values import check_path
 from ..errors import CheckpointError
 from .checkpoint import (
     ORDER,
@@ -28,6 +29,7 @@ from .checkpoint import (
 
 DAMAGED = "damaged_"
 
+_WAY_OUT = "Pass the folder in which SaveTrainingStateCallback saves, such as 'checkpoints'."
 _SECONDS_UNTIL_LISTED_AGAIN = 0.02
 _MOST_LISTINGS = 100
 
@@ -56,7 +58,8 @@ class Listing:
 def list_states(folder: Path) -> Listing:
     """Examine what stands directly inside `folder`, without its files' digests.
 
-    Another process may save and remove there meanwhile: what vanishes while it is looked at is left out, and if nothing
+    Another process may save and remove there meanwhile: what vanishes while it is looked at is left out, and
+    if nothing
     complete is found the folder is listed again until it stays the same.
     """
     before = None
@@ -112,7 +115,8 @@ def entries_of(folder: Path) -> set[tuple[str, int]]:
         return set()
     except OSError as error:
         raise CheckpointError(
-            f"'{folder}' could not be listed: {type(error).__name__}: {error}. Make it readable, or use another folder."
+            f"'{folder}' could not be listed: {type(error).__name__}: {error}. "
+            "Make it readable, or use another folder."
         ) from error
 
 
@@ -135,18 +139,21 @@ def latest_checkpoint(
 ) -> Path | None:
     """Return the newest complete state directly inside `folder`; None if there is none or no folder.
 
-    It writes nothing. It passes over damaged states with a warning each. While another process saves and removes states
+    It writes nothing. It passes over damaged states with a warning each. While another process saves and
+    removes states
     there, it finds one as long as one is complete at every moment.
 
     Args:
         cache: where the states of a folder elsewhere are kept; a folder of this machine needs none.
-        verify: read and compare the digests of all files too, unless an engine has sharded the state. Sizes are always
+        verify: read and compare the digests of all files too, unless an engine has sharded the state. Sizes
+        are always
             compared, and loading a state compares the digests in any case.
 
     Raises:
-        CheckpointError: there are states and none of them can be used. The message names them and how to start afresh.
+        CheckpointError: there are states and none of them can be used. The message names them and how to
+        start afresh.
     """
-    folder = Path(folder)
+    folder = check_path("folder", folder, _WAY_OUT)
     if isinstance(examine(folder), dict):
         _logger.warning("'%s' is itself a training state: give it to resume_from as it is.", folder)
     for _ in range(_MOST_LISTINGS):
@@ -173,13 +180,16 @@ def latest_checkpoint(
 def _raise_nothing_usable(folder: Path, damaged: Mapping[Path, NoState]) -> None:
     found = " ".join(f"'{path.name}' {state.reason}." for path, state in sorted(damaged.items())[:5])
     raise CheckpointError(
-        f"'{folder}' has {len(damaged)} training states, and none of them can be used: {found} To start afresh, move them "
-        "away or delete them, or save to another folder."
+        f"'{folder}' has {len(damaged)} training states, and none of them can be used: {found} "
+        "To start afresh, move them away or delete them, or save to another folder."
     )
 
 
 def find_flaw_of(path: Path, state: TrainerState) -> str | None:
-    """Return what is wrong with the files of a complete state, or why they cannot be read; None if nothing is."""
+    """Return what is wrong with the files of a complete state, or why they cannot be read.
+
+    None if nothing is.
+    """
     try:
         return find_mismatch(path, state)
     except OSError as error:
@@ -191,11 +201,12 @@ def best_checkpoint(
 ) -> Path | None:
     """Return the state directly inside `folder` with the best value of `metric`; None if none has one.
 
-    Only states that were saved at the very update at which the metric was recorded have a value. What is damaged is
+    Only states that were saved at the very update at which the metric was recorded have a value. What is
+    damaged is
     passed over with a warning; of equal ones the older is returned.
     """
     values = {}
-    states = complete_checkpoints(folder)
+    states = complete_checkpoints(check_path("folder", folder, _WAY_OUT))
     for path, state in states.items():
         value = metrics_of(state).get(metric)
         if value is not None and value == value:  # nan is no best value

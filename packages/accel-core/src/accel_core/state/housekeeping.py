@@ -1,4 +1,4 @@
-"""A folder in which a run saves: whose states stand there, what crashes left, and what is set aside or removed."""
+"""A folder in which a run saves: whose states stand there, and what is set aside or removed."""
 
 from __future__ import annotations
 
@@ -36,7 +36,10 @@ _logger = logging.getLogger("accel_core")
 
 
 class KnownStates:
-    """The states of a folder in which a run saves. Each is read once, when it is new: a folder may hold thousands."""
+    """The states of a folder in which a run saves.
+
+    Each is read once, when it is new: a folder may hold thousands.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -55,7 +58,7 @@ class KnownStates:
         self._entries = entries
 
     def check(self, run_id: str, updates_completed: int | None = None) -> None:
-        """Raise `CheckpointError` for states of another run, or of this one with more updates than it has made."""
+        """Raise `CheckpointError` for states of another run, or later ones of this run."""
         for path, facts in self.states.items():
             refuse_other_run(path, run_id, facts.run_id)
             refuse_later(path, facts.progress["updates_completed"], updates_completed)
@@ -67,7 +70,7 @@ class KnownStates:
         return {path: self.states[path] for path in sorted(own, key=age)}
 
     def set_damaged_aside(self, updates_completed: int) -> None:
-        """Rename what has more updates than the run, if it is damaged: that the run goes on from before it is right."""
+        """Rename what has more updates than the run and is damaged: the run went on from before it."""
         later = [
             path
             for path, facts in self.states.items()
@@ -94,7 +97,7 @@ class Facts(NamedTuple):
 
 
 def check_folder_of_run(save_dir: str | Path, run_id: str, updates_completed: int | None = None) -> None:
-    """Raise `CheckpointError` if `save_dir` holds states of another run, or of this one with more updates than it has made."""
+    """Raise `CheckpointError` if `save_dir` holds states of another run, or later ones of this run."""
     for path, state in complete_checkpoints(save_dir).items():
         refuse_other_run(path, run_id, state["run_id"])
         refuse_later(path, state["run_progress"]["updates_completed"], updates_completed)
@@ -119,9 +122,10 @@ def refuse_other_run(path: Path, run_id: str, found: str | None = None) -> None:
     if found != run_id:
         raise OtherRunError(
             f"'{path}' is a state of the run {found!r}, but this is the run {run_id!r}. Choose another "
-            f"folder, delete '{path.parent}' to start again, let SaveTrainingStateCallback(if_other_run='set_aside') move "
-            f"those states out of the way, or go on with that run by resume_from='{path}', or by reset_run_history=False in "
-            "a second call of train."
+            f"folder, delete '{path.parent}' to start again, let SaveTrainingStateCallback("
+            "if_other_run='set_aside') move "
+            f"those states out of the way, or go on with that run by resume_from='{path}', or by "
+            "reset_run_history=False in a second call of train."
         )
 
 
@@ -144,7 +148,7 @@ def free_name(path: Path) -> Path:
 
 
 def set_other_runs_aside(folder: Path, run_id: str) -> Path | None:
-    """Move all states of other runs into a folder of their own inside `folder`, and return the last such folder.
+    """Move the states of other runs into a folder of their own inside `folder`, and return that.
 
     Called by one process. Whatever is not a state of accel stays.
     """
@@ -199,7 +203,8 @@ def remove_leftovers(folder: Path) -> None:
     for name, _ in entries_of(folder):
         path = folder / name
         if name.endswith(".incomplete"):
-            # Names without letters are those of earlier versions, and of others: only a state is taken for one.
+            # Names without letters are those of earlier versions, and of others: only a state
+            # is taken for one.
             was_state = any((path / own).is_file() for own in (STATE_FILE, process_file(0)))
             if has_only_own_files(path) and (was_state or _STAGING.fullmatch(name)):
                 remove_checkpoint(path)

@@ -25,18 +25,22 @@ _PLAIN = (
 
 
 def as_plain(value: Any, where: str, key: str = "") -> Any:
-    """Return a copy of `value` as `read_object` gives it back: the same tensors, Python's numbers in place of numpy's.
+    """Return a copy of `value` as `read_object` returns it: with Python's numbers in place of numpy's.
+
+    Tensors are not copied.
 
     Raises:
-        ConfigurationError: something else than None, numbers, strings, tensors, collections of them, and what torch
-            itself reads with `weights_only=True`. `where` begins the sentence ("The state of 'MyCallback'"), the key
+        ConfigurationError: something else than None, numbers, strings, tensors, collections of them, and what
+        torch
+            itself reads with `weights_only=True`. `where` begins the sentence ("The state of 'MyCallback'"),
+            the key
             follows.
     """
     return _as_plain(value, where, key, set(_PLAIN))
 
 
 def _as_plain(value: Any, where: str, key: str, known: set[type]) -> Any:
-    """Do it, and add the classes of tensors that torch reads to `known`: a state has many of the same class."""
+    """Do it, and add classes of tensors that torch reads to `known`: a state has many of a class."""
     value = value.item() if isinstance(value, np.generic) else value
     kind = type(value)
     if kind not in known:

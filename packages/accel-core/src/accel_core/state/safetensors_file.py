@@ -1,4 +1,6 @@
-"""The bytes of a safetensors file, piece by piece: `safetensors` itself writes where nobody can hash what is written.
+"""The bytes of a safetensors file, piece by piece.
+
+`safetensors` writes from Rust, so that nobody can hash what it writes.
 
 Source:
     https://huggingface.co/docs/safetensors/index#format

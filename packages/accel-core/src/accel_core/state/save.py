@@ -1,6 +1,7 @@
 """How a checkpoint folder is written by several processes, so that it is complete or absent.
 
-The contents of the files are in memory, `write_contents` writes them, and `publish` gives the folder its name. The last
+The contents of the files are in memory, `write_contents` writes them, and `publish` gives the folder its
+name. The last
 two take part in no communication and touch no object of the training.
 """
 
@@ -50,7 +51,8 @@ def save_folder(
     Args:
         path: of the folder. A state of the same run that is there gives way once the new one is complete.
         state: for trainer_state.json; that of the main process counts.
-        create_main_files: called on the main process; contents by file name: tensors for `.safetensors`, bytes for
+        create_main_files: called on the main process; contents by file name: tensors for `.safetensors`,
+        bytes for
             `.jsonl`, else plain.
         create_process_state: returns what this process keeps in its own file.
         process_index: 0 is the main process.
@@ -95,7 +97,8 @@ def save_folder(
     num_processes = len(written)
     if write_engine is not None:
         run_on_all(partial(write_engine, folder / "engine"))
-        # What an engine has written is read back, by each process a part. They may see it late on a network disk.
+        # What an engine has written is read back, by each process a part. They may see it late on a
+        # network disk.
         names = run_on_all(partial(_files_of_engine, folder), is_main)[0]
         own = names[process_index::num_processes]
         written += run_on_all(partial(_read_back, folder, own))
@@ -111,7 +114,7 @@ def origin_of(state: RunState) -> dict[str, Any]:
 def write_contents(
     folder: Path, contents: Mapping[str, Any], origin: Mapping[str, Any]
 ) -> dict[str, Written]:
-    """Write files into a folder that is there already, by the endings of their names, and return what they have."""
+    """Write files into a folder, by the endings of their names, and return sizes and digests."""
     written = {}
     for name, content in contents.items():
         if name.endswith(".jsonl"):
@@ -193,7 +196,9 @@ def _join(written: Sequence[Mapping[str, Written]]) -> dict[str, Written]:
 def publish(
     staging: Path, path: Path, state: RunState, written: Mapping[str, Written], num_processes: int
 ) -> None:
-    """Write what the folder holds, and give it its name. What stood there gives way; what is damaged is kept aside.
+    """Write what the folder holds, and give it its name. What stood there gives way.
+
+    What is damaged is kept aside.
 
     Args:
         written: the files of all processes.

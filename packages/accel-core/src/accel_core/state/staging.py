@@ -1,7 +1,9 @@
 """Files that are being written beside their final place, and how to tell those that a crash has left behind.
 
-A name has a random part, so that of two jobs that write to one path neither touches what the other writes, and whoever
-writes holds a lock on the file, which the system lets go when the process ends. What nobody holds is a leftover.
+A name has a random part, so that of two jobs that write to one path neither touches what the other writes,
+and whoever
+writes holds a lock on the file, which the system lets go when the process ends. What nobody holds is a
+leftover.
 """
 
 from __future__ import annotations
@@ -22,12 +24,12 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 SECONDS_OF_OTHER_HOSTS = 24 * 3600.0
-"""A lock may not be seen by other machines, so that their files have to be this old before they are leftovers."""
+"""Other machines may not see a lock, so their files have to be this old before they are leftovers."""
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Give the name of a new file beside `path`, which exists and is empty, and remove it if it is still there."""
+    """Give a new empty file beside `path`, and remove it afterwards if it is still there."""
     _remove_leftovers(path)
     staging = path.with_name(f"{path.name}.{_host()}{secrets.token_hex(4)}.incomplete")
     descriptor = os.open(staging, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
@@ -50,7 +52,10 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def _remove_leftovers(path: Path) -> None:
-    """Remove what a crash has left of earlier writes to `path`; what cannot be removed is left to the next one."""
+    """Remove what a crash has left of earlier writes to `path`.
+
+    What cannot be removed is left to the next one.
+    """
     pattern = re.compile(re.escape(path.name) + r"\.([0-9a-f]{8})[0-9a-f]{8}\.incomplete")
     with contextlib.suppress(OSError):
         for entry in list(os.scandir(path.parent)):

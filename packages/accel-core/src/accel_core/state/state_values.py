@@ -1,4 +1,4 @@
-"""Values that no training state has which accel saved: of edited files, and of damaged ones without digests."""
+"""Find values that no saved state has: in edited files, and in damaged ones without digests."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def find_wrong_value(state: Mapping[str, Any]) -> str | None:
     launched = state["launched"]
     num_files = sum(1 for name in state["files"] if _PROCESS_FILE.fullmatch(name))
     if not 1 <= launched["num_processes"] <= max(num_files, 1):
-        return f"'num_processes' is {launched['num_processes']!r:.60}, but there are files of {num_files} processes"
+        return f"'num_processes' is {launched['num_processes']!r:.60}, but {num_files} processes have files"
     if not -_LARGEST < state["seed"] < _LARGEST:
         return f"'seed' is {state['seed']!r:.60}, which no seed is"
     if state["num_samples"] is not None and not 0 <= state["num_samples"] < _LARGEST:

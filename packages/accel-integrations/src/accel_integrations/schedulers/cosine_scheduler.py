@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 from torch.optim import Optimizer
 
 from accel_core import TrainerPlaceholderValues
+from accel_core.extending import plain
 
 from .scheduler_base import (
     StatefulSchedulerBase,
@@ -80,19 +81,21 @@ class CosineLrScheduler(StatefulSchedulerBase):
         num_cooldown_epochs: float = 0,
     ) -> None:
         epochs = {
-            "total_num_epochs": total_num_epochs,
-            "num_warmup_epochs": num_warmup_epochs,
-            "num_cooldown_epochs": num_cooldown_epochs,
+            "total_num_epochs": plain(total_num_epochs),
+            "num_warmup_epochs": plain(num_warmup_epochs),
+            "num_cooldown_epochs": plain(num_cooldown_epochs),
         }
+        num_update_steps_per_epoch = plain(num_update_steps_per_epoch)
+        k_decay = plain(k_decay)
         self.total_updates, self.num_warmup_updates, self.num_cooldown_updates = _count_updates(
             epochs, num_update_steps_per_epoch
         )
         check_argument("k_decay", k_decay, k_decay > 0, "positive", "Leave it at 1 for the plain cosine.")
         self.k_decay = k_decay
-        self.lr_min = lr_min
-        self.min_lr_ratio = min_lr_ratio
-        self.warmup_starting_lr = warmup_starting_lr
-        self.warmup_starting_lr_ratio = warmup_starting_lr_ratio
+        self.lr_min = plain(lr_min)
+        self.min_lr_ratio = plain(min_lr_ratio)
+        self.warmup_starting_lr = plain(warmup_starting_lr)
+        self.warmup_starting_lr_ratio = plain(warmup_starting_lr_ratio)
         check_field(optimizer, "lr")
         # Smaller groups keep their own rate, so the limits only have to make sense for the largest one.
         highest = max(calculate_base_values(optimizer, "lr"))

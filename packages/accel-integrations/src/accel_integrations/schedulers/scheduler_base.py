@@ -14,6 +14,7 @@ import torch
 from torch.optim import Optimizer
 
 from accel_core import ConfigurationError
+from accel_core.extending import plain
 
 
 class SchedulerBase(ABC):
@@ -76,7 +77,7 @@ class SchedulerBase(ABC):
                 # Captured and compiled optimizers read the tensor that they were built with.
                 current.fill_(value)
             else:
-                group[self.param_group_field] = value
+                group[self.param_group_field] = plain(value)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the base values, and the attributes named in `plan_fields`."""

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal, TypedDict
 from torch.optim import Optimizer
 
 from accel_core import ConfigurationError, TrainerPlaceholderValues
+from accel_core.extending import plain
 
 from .scheduler_base import (
     StatefulSchedulerBase,
@@ -120,17 +121,17 @@ class WSDLrScheduler(StatefulSchedulerBase):
         num_checkpoints: int = 1,
         is_continuation_from_checkpoint: bool = False,
     ) -> None:
-        self.total_steps = _count_total_steps(num_epochs, num_update_steps_per_epoch, total_steps)
+        lengths = (plain(num_epochs), plain(num_update_steps_per_epoch), plain(total_steps))
+        self.total_steps = _count_total_steps(*lengths)
         if num_warmup_steps is None:
             num_warmup_steps = self.total_steps // 100
-        # The rate of a state that is continued is at its base already.
-        self.num_warmup_steps = 0 if is_continuation_from_checkpoint else round(num_warmup_steps)
-        self.decay_phase_ratio = decay_phase_ratio
-        self.lr_min = lr_min
-        self.warmup_starting_lr = warmup_starting_lr
-        self.use_inverse_sqrt_decay = use_inverse_sqrt_decay
-        self.num_checkpoints = num_checkpoints
-        self.is_continuation_from_checkpoint = is_continuation_from_checkpoint
+        self.num_warmup_steps = 0 if is_continuation_from_checkpoint else round(plain(num_warmup_steps))
+        self.decay_phase_ratio = plain(decay_phase_ratio)
+        self.lr_min = plain(lr_min)
+        self.warmup_starting_lr = plain(warmup_starting_lr)
+        self.use_inverse_sqrt_decay = plain(use_inverse_sqrt_decay)
+        self.num_checkpoints = plain(num_checkpoints)
+        self.is_continuation_from_checkpoint = plain(is_continuation_from_checkpoint)
         self.continued_from_step = 0
         self._check_plan(optimizer)
         # Last, since it asks for the values of the first update.

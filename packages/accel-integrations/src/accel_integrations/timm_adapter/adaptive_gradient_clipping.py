@@ -36,11 +36,9 @@ class AdaptiveGradientClippingCallback(TrainerCallback):
     """After callbacks that record the norm of the gradients as they are before clipping."""
 
     def __init__(self, clip_factor: float = 0.01, eps: float = 1e-3) -> None:
-        check_positive("clip_factor", clip_factor, "The paper uses 0.01; larger values clip less.")
-        check_positive("eps", eps, "The paper uses 1e-3.")
-        self.clip_factor = clip_factor
-        self.eps = eps
-        # Here, so that a missing package is an error before the run.
+        way_out = "The paper uses 0.01; larger values clip less."
+        self.clip_factor = check_positive("clip_factor", clip_factor, way_out)
+        self.eps = check_positive("eps", eps, "The paper uses 1e-3.")
         self._clip = import_timm("timm.utils.agc").adaptive_clip_grad
         self._parameters: list[nn.Parameter] = []
 

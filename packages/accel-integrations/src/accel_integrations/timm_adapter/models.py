@@ -56,8 +56,8 @@ def create_timm_model(
             was downloaded.
     """
     timm = import_timm()
-    check_whole_number("num_classes", num_classes, "timm.create_model makes models without a classifier.")
-    # Before anything is downloaded.
+    way_out = "timm.create_model makes models without a classifier."
+    num_classes = check_whole_number("num_classes", num_classes, way_out)
     _check_name(name)
     overlay = dict(pretrained_cfg_overlay or {})
     if pretrained:

@@ -15,7 +15,9 @@ from accel_core.extending import check_not_negative, check_positive, did_you_mea
 from .import_timm import import_timm
 
 _BASE = "unscaled_lr"
-"""Key of a parameter group for its rate before it was multiplied by `lr_scale`."""
+"""Key of a parameter group for its rate before it was multiplied by the scale of its layer."""
+_SCALE = "layer_lr_scale"
+"""Key for what timm calls `lr_scale`: with that name its schedulers would multiply by it once more."""
 
 
 def timm_parameter_groups(
@@ -30,8 +32,9 @@ def timm_parameter_groups(
         model: model whose parameters with `requires_grad` are grouped.
         lr: learning rate of the head, and of everything without `layer_decay`.
         layer_decay: each layer learns with this times the rate of the layer above it. Every group has its own
-            `lr`, so this holds with any scheduler, and with none. Schedulers of timm also multiply their
-            minimum and the start of their warm-up by it, as in timm.
+            `lr`, so this holds with any scheduler, and with none. Schedulers of timm that `timm_scheduler_fn`
+            makes also multiply their minimum and the start of their warm-up by it, as in timm; those that you
+            make by timm's own factory give each layer its rate, and one minimum to all.
         kwargs: further arguments of timm's `param_groups_weight_decay` or `param_groups_layer_decay`.
 
     Raises:
@@ -39,7 +42,7 @@ def timm_parameter_groups(
 
     Source: layer-wise rates, https://arxiv.org/abs/2106.08254, section 2.4.
     """
-    _check_numbers(lr, weight_decay, layer_decay)
+    lr, weight_decay, layer_decay = _check_numbers(lr, weight_decay, layer_decay)
     optim = import_timm("timm.optim")
     # timm's factory of optimizers asks the model for these names, but its functions for groups do not.
     name_exceptions: Any = getattr(model, "no_weight_decay", tuple)
@@ -76,7 +79,7 @@ def create_timm_optimizer(
         ConfigurationError: timm is missing or has no such optimizer, a rate is not above 0, or `weight_decay`
             is below it.
     """
-    _check_numbers(lr, weight_decay, layer_decay)
+    lr, weight_decay, layer_decay = _check_numbers(lr, weight_decay, layer_decay)
     optim = import_timm("timm.optim")
     try:
         # timm wraps any optimizer in a Lookahead if its name has this prefix.
@@ -96,13 +99,15 @@ def create_timm_optimizer(
 
 @contextlib.contextmanager
 def with_unscaled_base(optimizer: Optimizer) -> Iterator[None]:
-    """Let schedulers of timm that are built within this context see the rates before `lr_scale`.
+    """Let schedulers of timm that are built within this context see the rates before the layers' scales.
 
-    They multiply by `lr_scale` themselves. For all others the base of a group is its own scaled rate, which
-    is put back afterwards.
+    They multiply by `lr_scale` themselves from then on. For all others the base of a group is its own scaled
+    rate, which is put back afterwards.
     """
     scaled = [group for group in optimizer.param_groups if _BASE in group]
     for group in scaled:
+        # A state of an older version has the scale under timm's own name already.
+        group["lr_scale"] = group.get(_SCALE, group.get("lr_scale", 1.0))
         group["initial_lr"] = group[_BASE]
     try:
         yield
@@ -117,11 +122,14 @@ def _scale_rates(groups: list[dict[str, Any]]) -> None:
     for group in groups:
         if "lr_scale" in group:
             group[_BASE] = group["lr"]
-            group["lr"] = group["lr"] * group["lr_scale"]
+            group[_SCALE] = group.pop("lr_scale")
+            group["lr"] = group["lr"] * group[_SCALE]
 
 
-def _check_numbers(lr: Any, weight_decay: Any, layer_decay: Any) -> None:
-    check_positive("lr", lr, "Use 1e-3 to begin with AdamW, 0.1 with SGD.")
-    check_not_negative("weight_decay", weight_decay, "Use 0.05, or 0.0 for none.")
+def _check_numbers(lr: Any, weight_decay: Any, layer_decay: Any) -> tuple[float, float, float | None]:
     way_out = "Use None for one rate for all layers, 0.75 to change early layers less."
-    check_positive("layer_decay", layer_decay, way_out, optional=True)
+    return (
+        check_positive("lr", lr, "Use 1e-3 to begin with AdamW, 0.1 with SGD."),
+        check_not_negative("weight_decay", weight_decay, "Use 0.05, or 0.0 for none."),
+        check_positive("layer_decay", layer_decay, way_out, optional=True),
+    )

@@ -7,15 +7,17 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from torch.optim import Optimizer
+import torch
+from torch.optim import SGD, Optimizer
 
-from accel_core import ConfigurationError
+from accel_core import ConfigurationError, TrainerPlaceholderValues
+from accel_core.extending import did_you_mean
 
 from .import_timm import import_timm
 from .optimizers import with_unscaled_base
 
 
-def timm_scheduler_fn(scheduler_class: type, **kwargs: Any) -> Callable[[Optimizer], Any]:
+def timm_scheduler_fn(scheduler_class: type | str, **kwargs: Any) -> Callable[[Optimizer], Any]:
     """Return a `create_scheduler_fn` for `Trainer.train` that creates a scheduler of timm.
 
     The rates are those of timm's own loop, update by update. The trainer calls `step_update` after every
@@ -27,17 +29,26 @@ def timm_scheduler_fn(scheduler_class: type, **kwargs: Any) -> Callable[[Optimiz
         timm_scheduler_fn(CosineLRScheduler, t_initial=values.NUM_EPOCHS, warmup_t=5)
         timm_scheduler_fn(CosineLRScheduler, t_initial=values.NUM_UPDATE_STEPS, t_in_epochs=False)
 
+    A name stands for what timm's factory makes of it, with the factory's arguments, which count epochs:
+
+        timm_scheduler_fn("cosine", num_epochs=TrainerPlaceholderValues.NUM_EPOCHS, warmup_epochs=5)
+
+    `num_epochs` defaults to that of the run, and so does `updates_per_epoch`, which the factory needs with
+    `step_on_epochs=False`.
+
     `PlateauLRScheduler` gets the metric that is passed to `train` as `scheduler_metric`.
 
     Args:
         scheduler_class: a class of `timm.scheduler`, or one derived from
-            `timm.scheduler.scheduler.Scheduler`.
+            `timm.scheduler.scheduler.Scheduler`, or a name that `timm.scheduler.create_scheduler_v2` knows.
         kwargs: arguments of the class without the optimizer; they may hold `TrainerPlaceholderValues`.
 
     Raises:
         ConfigurationError: timm is missing, the class is none of its schedulers, or does not take these
             arguments.
     """
+    if isinstance(scheduler_class, str):
+        return _factory_scheduler_fn(scheduler_class, kwargs)
     base = import_timm("timm.scheduler.scheduler").Scheduler
     if not (isinstance(scheduler_class, type) and issubclass(scheduler_class, base)):
         raise ConfigurationError(
@@ -59,19 +70,66 @@ def timm_scheduler_fn(scheduler_class: type, **kwargs: Any) -> Callable[[Optimiz
             "loss unless scheduler_metric names another. Pass mode='min' for a loss, mode='max' for an "
             "accuracy."
         )
-    # Only a scheduler that needs a metric overrides the `step` of the base.
-    has_own_step = scheduler_class.step is not base.step  # type: ignore[attr-defined]
-    return functools.partial(
-        _create_scheduler, TimmMetricScheduler if has_own_step else TimmScheduler, scheduler_class, **kwargs
-    )
+    return functools.partial(_create_scheduler, scheduler_class, **kwargs)
 
 
-def _create_scheduler(
-    wrapper: type[TimmScheduler], scheduler_class: type, optimizer: Optimizer, **kwargs: Any
-) -> TimmScheduler:
+def _factory_scheduler_fn(name: str, kwargs: dict[str, Any]) -> Callable[[Optimizer], Any]:
+    """Return the function for a name of timm's factory.
+
+    Raises:
+        ConfigurationError: the factory has no such name or argument, or the direction of a metric is not
+        given.
+    """
+    factory = import_timm("timm.scheduler").create_scheduler_v2
+    known = [*inspect.signature(factory).parameters][2:]
+    if unknown := sorted(kwargs.keys() - set(known)):
+        hint = did_you_mean(unknown[0], known) or f" It takes {known}."
+        raise ConfigurationError(
+            f"timm_scheduler_fn({name!r}, ...) got {unknown}, which timm's factory does not take.{hint}"
+        )
+    try:
+        # The factory does not list its names; with an optimizer of no use it is known before training.
+        scheduler, _ = factory(SGD([torch.zeros(1)], lr=1.0), name, updates_per_epoch=1)
+    except ValueError:
+        scheduler = None
+    if scheduler is None:
+        raise ConfigurationError(
+            f"scheduler_class is {name!r}, for which timm's factory has no scheduler. Pass a name such as "
+            "'cosine', 'step' or 'poly', or a class of timm.scheduler; for no scheduler leave "
+            "create_scheduler_fn out."
+        )
+    if (
+        isinstance(scheduler, import_timm("timm.scheduler").PlateauLRScheduler)
+        and "plateau_mode" not in kwargs
+    ):
+        raise ConfigurationError(
+            f"plateau_mode is not given, so {name!r} would wait for the metric to rise, but the metric of "
+            "train is a loss unless scheduler_metric says otherwise. Pass plateau_mode='min' for a loss, "
+            "'max' for an accuracy."
+        )
+    defaults: dict[str, Any] = {}
+    if "num_epochs" not in kwargs:
+        defaults["num_epochs"] = TrainerPlaceholderValues.NUM_EPOCHS
+    if kwargs.get("step_on_epochs", True) is False and "updates_per_epoch" not in kwargs:
+        defaults["updates_per_epoch"] = TrainerPlaceholderValues.NUM_UPDATE_STEPS_PER_EPOCH
+    return functools.partial(_create_scheduler, _FromFactory(name), **defaults, **kwargs)
+
+
+class _FromFactory:
+    """Makes the scheduler of a name, as a class would."""
+
+    def __init__(self, name: str) -> None:
+        self.__name__ = name
+
+    def __call__(self, optimizer: Optimizer, **kwargs: Any) -> Any:
+        """Return timm's scheduler, without the number of epochs that the factory returns too."""
+        return import_timm("timm.scheduler").create_scheduler_v2(optimizer, self.__name__, **kwargs)[0]
+
+
+def _create_scheduler(scheduler_class: Any, optimizer: Optimizer, **kwargs: Any) -> TimmScheduler:
     try:
         with with_unscaled_base(optimizer):
-            return wrapper(scheduler_class(optimizer, **kwargs))
+            return TimmScheduler(scheduler_class(optimizer, **kwargs))
     except (AssertionError, TypeError, ValueError, KeyError) as error:
         # Many checks of timm are assertions without a message.
         reason = f": {error}" if str(error) else ", which it refuses by an assertion"
@@ -84,8 +142,18 @@ def _create_scheduler(
 class TimmScheduler:
     """Steps a scheduler of timm with the counts that timm leaves to its caller.
 
-    The trainer calls `step` after every update, and `step_epoch` at the end of every epoch.
+    The trainer calls `step` after every update, and `step_epoch` at the end of every epoch. Of a scheduler
+    that needs a metric, such as `PlateauLRScheduler`, this is a `TimmMetricScheduler`.
     """
+
+    def __new__(cls, timm_scheduler: Any) -> TimmScheduler:
+        """Return an object of the class that passes a metric on, if the scheduler looks at one."""
+        # timm's own base passes the metric by; a class that does not has a step of its own.
+        looks_at_metric = (
+            type(timm_scheduler).step is not import_timm("timm.scheduler.scheduler").Scheduler.step
+        )
+        kind: Any = TimmMetricScheduler if looks_at_metric and cls is TimmScheduler else cls
+        return object.__new__(kind)  # type: ignore[no-any-return]
 
     def __init__(self, timm_scheduler: Any) -> None:
         self.timm_scheduler = timm_scheduler

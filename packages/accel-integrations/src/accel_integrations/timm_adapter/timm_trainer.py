@@ -13,11 +13,12 @@ from torch.nn import functional as F
 
 from accel_core import DEFAULT_CALLBACKS, ConfigurationError, RunHistory, Trainer, TrainerCallback
 from accel_core.extending import (
-    call_loss,
+    COUNTS_BY_DEFAULT,
     check_callable,
     check_choice,
     check_whole_number,
-    num_samples_in,
+    create_batch_output,
+    plain,
     preview,
     unpack_batch,
 )
@@ -35,6 +36,8 @@ class TimmTrainer(Trainer):
     same. The batch itself does not change, so callbacks see the images as they were. In a batch of odd size
     the last image is not mixed.
     """
+
+    step_counts = COUNTS_BY_DEFAULT
 
     def __init__(
         self,
@@ -89,6 +92,9 @@ class TimmTrainer(Trainer):
         import_timm()
         # Before anything else is a local variable: these are the arguments by name.
         _check_arguments(locals())
+        num_classes = plain(num_classes)
+        label_smoothing = plain(label_smoothing)
+        binary_target_threshold = plain(binary_target_threshold)
         is_mixed = mixup_alpha > 0 or cutmix_alpha > 0
         _check_loss(loss_func, label_smoothing, is_mixed, binary_targets, binary_target_threshold)
         self.num_classes = num_classes
@@ -101,10 +107,10 @@ class TimmTrainer(Trainer):
         """
         if is_mixed:
             self.mixup = import_timm("timm.data").Mixup(
-                mixup_alpha=mixup_alpha,
-                cutmix_alpha=cutmix_alpha,
-                prob=mixup_probability,
-                switch_prob=mixup_switch_probability,
+                mixup_alpha=plain(mixup_alpha),
+                cutmix_alpha=plain(cutmix_alpha),
+                prob=plain(mixup_probability),
+                switch_prob=plain(mixup_switch_probability),
                 mode=mixup_mode,
                 label_smoothing=label_smoothing,
                 num_classes=num_classes,
@@ -149,15 +155,12 @@ class TimmTrainer(Trainer):
         self._check_targets(targets)
         mixed_images, mixed_targets = self.mix(images, targets)
         outputs = self.model(mixed_images)
-        loss = call_loss(self.loss_func, outputs, mixed_targets)
-        return {"loss": loss, "model_outputs": outputs, "batch_size": num_samples_in(images)}
+        return create_batch_output(self, self.loss_func, mixed_images, outputs, mixed_targets)
 
     def calculate_eval_batch_loss(self, batch: Any) -> dict[str, Any]:
         """Return `eval_loss_func` of the batch as it is."""
         images, targets = unpack_batch(batch)
-        outputs = self.model(images)
-        loss = call_loss(self.eval_loss_func, outputs, targets)
-        return {"loss": loss, "model_outputs": outputs, "batch_size": num_samples_in(images)}
+        return create_batch_output(self, self.eval_loss_func, images, self.model(images), targets)
 
     def _check_targets(self, targets: Any) -> None:
         # The shape alone, since looking at values would wait for the device in each step.
@@ -236,8 +239,9 @@ def _check_arguments(arguments: Mapping[str, Any]) -> None:
 
 
 def _check_number(name: str, value: Any, most: float, way_out: str) -> None:
-    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if not (is_number and 0 <= float(value) <= most and float(value) < math.inf):
+    number = plain(value)
+    is_number = isinstance(number, numbers.Real) and not isinstance(number, bool)
+    if not (is_number and 0 <= float(number) <= most and float(number) < math.inf):
         limit = "of at least 0" if most == math.inf else f"from 0 to {most:g}"
         raise ConfigurationError(f"{name} is {preview(value)}, but must be a number {limit}. {way_out}")
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import torch
+import torch.nn.utils.parametrize
 
 from accel_core.extending import check_not_negative, check_positive
+
+_IS_BIAS = re.compile(r"bias|\brel(ative)?_(attn|attention|pos|position)")
+"""Matches names of parameters that are added to attention or activations, of any number of dimensions."""
 
 
 def transformers_parameter_groups(
@@ -19,7 +24,8 @@ def transformers_parameter_groups(
     optimizer = torch.optim.AdamW(groups)
     ```
 
-    Parameters of one dimension have no weight decay: biases, and the scales of norms.
+    Parameters of one dimension have no weight decay: biases, and the scales of norms. Nor have biases of more
+    dimensions: tables of relative positions, as in T5 and Swin, and what such biases are computed by.
 
     Args:
         model: model whose parameters with `requires_grad` are grouped.
@@ -33,16 +39,17 @@ def transformers_parameter_groups(
     Source: layer-wise rates, https://arxiv.org/abs/1801.06146, section 3.2, there called discriminative
         fine-tuning.
     """
-    check_positive("lr", lr, "Use 5e-5, for example.")
-    check_not_negative("weight_decay", weight_decay, "Use 0.01, or 0.0 for none.")
-    check_positive("layer_decay", layer_decay, "Use None for the same rate everywhere.", optional=True)
+    lr = check_positive("lr", lr, "Use 5e-5, for example.")
+    weight_decay = check_not_negative("weight_decay", weight_decay, "Use 0.01, or 0.0 for none.")
+    way_out = "Use None for the same rate everywhere."
+    layer_decay = check_positive("layer_decay", layer_decay, way_out, optional=True)
     depths = _depths(model)
     highest = max(depths.values(), default=0)
     groups: dict[tuple[int, bool], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             depth = highest if layer_decay is None else depths[name]
-            decays = parameter.ndim > 1
+            decays = parameter.ndim > 1 and _IS_BIAS.search(name) is None
             rate = lr * (layer_decay or 1.0) ** (highest - depth)
             group = {"params": [], "lr": rate, "weight_decay": weight_decay if decays else 0.0}
             groups.setdefault((depth, decays), group)["params"].append(parameter)
@@ -76,7 +83,9 @@ def _stacks(model: torch.nn.Module) -> dict[str, int]:
     lists = {
         f"{name}.": len(module)
         for name, module in model.named_modules()
+        # The parts of a parametrized weight are in a list too.
         if isinstance(module, torch.nn.ModuleList)
+        and not isinstance(module, torch.nn.utils.parametrize.ParametrizationList)
     }
     # Lists within layers, such as the experts of a mixture, are no layers.
     return {

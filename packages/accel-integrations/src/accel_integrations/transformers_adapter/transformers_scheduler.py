@@ -11,7 +11,7 @@ from typing import Any
 from torch.optim import Optimizer
 
 from accel_core import ConfigurationError, TrainerPlaceholderValues
-from accel_core.extending import Placeholder, check_whole_number, did_you_mean
+from accel_core.extending import Placeholder, check_whole_number, did_you_mean, plain
 
 from ..schedulers.scheduler_base import check_argument
 from .import_transformers import import_transformers
@@ -47,6 +47,7 @@ def transformers_scheduler_fn(
     if name not in known:
         hint = did_you_mean(str(name), known) or f" It has {known}."
         raise ConfigurationError(f"name is {name!r}, which is no schedule of transformers.{hint}")
+    num_warmup_steps = plain(num_warmup_steps)
     if not isinstance(num_warmup_steps, Placeholder):
         is_right = isinstance(num_warmup_steps, numbers.Real) and num_warmup_steps >= 0
         check_argument(
@@ -58,8 +59,9 @@ def transformers_scheduler_fn(
         )
     if not isinstance(num_training_steps, Placeholder):
         way_out = "Leave it out to take all updates of the run."
-        check_whole_number("num_training_steps", num_training_steps, way_out, optional=True)
-    # 0 as an integer is a number of updates, which needs no length of the run.
+        num_training_steps = check_whole_number(
+            "num_training_steps", num_training_steps, way_out, optional=True
+        )
     is_share = isinstance(num_warmup_steps, float) and num_warmup_steps < 1
     # A schedule without an end does not need the length of the run, which is not known for all data.
     if num_training_steps is None and (name not in _ENDLESS or (is_share and num_warmup_steps)):

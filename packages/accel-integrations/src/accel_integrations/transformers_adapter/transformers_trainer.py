@@ -12,12 +12,14 @@ from accelerate import Accelerator
 
 from accel_core import DEFAULT_CALLBACKS, ConfigurationError, RunHistory, Trainer, TrainerCallback
 from accel_core.extending import (
+    UnclearBatchSize,
     call_loss,
     check_finite,
     is_frozen,
     is_ready_loader,
-    num_samples_in,
     run_on_main,
+    samples_of,
+    weights_to_export,
 )
 
 from . import adapter_state
@@ -40,6 +42,8 @@ class TransformersTrainer(Trainer):
     """
 
     prediction_padding = IGNORED_LABEL
+    step_counts = "the labels other than -100 if the model predicts tokens, else over samples"
+    """What `describe` says that the loss of a batch is the mean over."""
 
     def __init__(
         self,
@@ -125,17 +129,23 @@ class TransformersTrainer(Trainer):
             raise ConfigurationError(
                 f"loss_func needs 'labels', but the batch has only {list(batch)}. Add them to the samples."
             )
-        output = {"loss": loss, "model_outputs": outputs, "batch_size": num_samples_in(batch)}
+        batch_size = samples_of(self, batch.get("labels"), batch)
+        output = {"loss": loss, "model_outputs": outputs, "batch_size": batch_size}
         num_labels = self.count_labels(batch)
         if num_labels is not None:
-            # The mean over no label is nan, which stays nan when it is multiplied by its weight of 0.
+            if isinstance(batch_size, UnclearBatchSize):
+                # Several samples may be packed into one row: the labels are counted, whatever the rows are.
+                output["batch_size"] = batch_size.given
+            # The mean over no label is nan, which would stay nan whatever it is multiplied by.
             output["loss"] = torch.where(num_labels > 0, loss, 0.0)
             output["num_items_in_batch"] = num_labels
         return output
 
     def calculate_eval_batch_loss(self, batch: Any) -> dict[str, Any]:
-        """Like `calculate_train_batch_loss`, without gradients; by default the same computation."""
-        # Not by `self`: what a subclass does in training, such as mixing, is not for evaluations.
+        """Return the same as `calculate_train_batch_loss`, without gradients.
+
+        By default it is what `TransformersTrainer` computes, also if your class trains otherwise.
+        """
         return TransformersTrainer.calculate_train_batch_loss(self, batch)
 
     def calculate_predictions(self, batch: Any) -> Any:
@@ -219,16 +229,17 @@ class TransformersTrainer(Trainer):
                 f"{type(model).__name__} has no save_pretrained. Use save_checkpoint instead."
             )
         check_finite(self.model)
-        # Of all processes, so before the main one writes alone. PEFT picks the adapters out of the whole
-        # state.
-        state = self.engine.full_weights(self.model, torch.nn.Module.state_dict)
 
         def write(path: Path) -> None:
             model.save_pretrained(path, state_dict=state)
             if self.tokenizer is not None:
                 self.tokenizer.save_pretrained(path)
 
-        run_on_main(lambda: write_pretrained_folder(Path(folder), write), self.is_main_process)
+        with weights_to_export(self):
+            # Of all processes, so before the main one writes alone. PEFT picks the adapters out of the whole
+            # state.
+            state = self.engine.full_weights(self.model, torch.nn.Module.state_dict)
+            run_on_main(lambda: write_pretrained_folder(Path(folder), write), self.is_main_process)
 
 
 def _loss_of(outputs: Any, batch: Mapping[str, Any]) -> torch.Tensor:

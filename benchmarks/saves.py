@@ -1,0 +1,119 @@
+"""What a save costs, as JSON: digests beside writing, and the thousandth save beside the second.
+
+Started by run.py:
+
+    python benchmarks/saves.py MEGABYTES SAVES
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import TensorDataset
+
+from accel_callbacks import SaveTrainingStateCallback, TrainingStatisticsCallback
+from accel_core import Trainer
+from accel_core.state import digests, save
+
+ROUNDS = 5
+STEPS_OF_A_SAVE = 5
+
+
+class NoDigest:
+    """Stands in for SHA-256, and does nothing."""
+
+    def update(self, data: Any) -> None:
+        pass
+
+    def hexdigest(self) -> str:
+        return "0" * 64
+
+
+def seconds_of_save(folder: Path, contents: dict[str, Any], has_digests: bool) -> float:
+    """Seconds in which all files are written and on the disk."""
+    digests.hashlib = hashlib if has_digests else type("Hashes", (), {"sha256": NoDigest})  # type: ignore[attr-defined]
+    folder.mkdir()
+    start = time.perf_counter()
+    save.write_contents(folder, contents, {"run_id": "benchmark", "update": 1})
+    seconds = time.perf_counter() - start
+    digests.hashlib = hashlib  # type: ignore[attr-defined]
+    for path in folder.iterdir():
+        path.unlink()
+    folder.rmdir()
+    return seconds
+
+
+def cost_of_digests(folder: Path, megabytes: int) -> float:
+    """How much longer a save takes with digests than without, as a share."""
+    # A third of a state of Adam are weights, the rest are its two averages.
+    weights = torch.randn(megabytes * 250_000 // 3)
+    averages = {0: {"exp_avg": torch.randn_like(weights), "exp_avg_sq": torch.randn_like(weights)}}
+    optimizer = {"state": averages, "param_groups": []}
+    contents = {"model.safetensors": {"weight": weights}, "optimizer.pt": optimizer}
+    shares = []
+    for number in range(ROUNDS + 1):
+        order = (True, False) if number % 2 else (False, True)
+        path = folder / "state"
+        seconds = {has_digests: seconds_of_save(path, contents, has_digests) for has_digests in order}
+        shares.append(seconds[True] / seconds[False] - 1)
+    # The first pair warms the disk.
+    return statistics.median(shares[1:])
+
+
+class TimedSaver(SaveTrainingStateCallback):
+    """Notes the milliseconds of each save."""
+
+    milliseconds: list[float]
+
+    def save(self, trainer: Trainer, is_last: bool = False) -> None:
+        start = time.perf_counter()
+        super().save(trainer, is_last)
+        self.milliseconds.append((time.perf_counter() - start) * 1000)
+
+
+def cost_of_late_saves(folder: Path, num_saves: int, keep_last: int | None) -> tuple[float, float]:
+    """Median milliseconds of a save among the second to eleventh, and among the last ten."""
+    model = torch.nn.Linear(6, 2)
+    saver = TimedSaver(folder, save_every_n_updates=STEPS_OF_A_SAVE, keep_last=keep_last, save_at_end=False)
+    saver.milliseconds = []
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    callbacks = [TrainingStatisticsCallback(STEPS_OF_A_SAVE), saver]
+    trainer = Trainer(model, torch.nn.functional.cross_entropy, optimizer, callbacks=callbacks, seed=1)
+    inputs = torch.randn(400, 6)
+    with contextlib.redirect_stdout(io.StringIO()):
+        data = TensorDataset(inputs, inputs.argmax(1) % 2)
+        trainer.train(data, max_num_train_steps=num_saves * STEPS_OF_A_SAVE)
+    return statistics.median(saver.milliseconds[1:11]), statistics.median(saver.milliseconds[-10:])
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    megabytes, num_saves = map(int, sys.argv[1:3])
+    cores = sorted(os.sched_getaffinity(0))
+    figures = {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        figures["digests, a core free, %"] = 100 * cost_of_digests(folder, megabytes)
+        os.sched_setaffinity(0, cores[:1])
+        figures["digests, no core free, %"] = 100 * cost_of_digests(folder, megabytes)
+        os.sched_setaffinity(0, cores)
+        for keep_last in (None, 2):
+            early, late = cost_of_late_saves(folder / f"keep_{keep_last}", num_saves, keep_last)
+            figures[f"save 2, keep_last={keep_last}, ms"] = early
+            figures[f"save {num_saves}, keep_last={keep_last}, ms"] = late
+    print(json.dumps(figures))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,62 @@
+"""What is looked at once a run: which steps there are, and the first output of each."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from .batch_output import check_batch_output
+from .run import Run
+from .silent_mistakes import warn_of_batch, warn_of_unreached
+from .trainer_parts import TrainerParts
+
+
+def report_evaluation_step(trainer: TrainerParts) -> None:
+    """Print a sentence if the step of training is the user's own, and evaluations use one that knows nothing of it.
+
+    That may be right: what regularises training, such as mixing images, must not leak into an evaluation.
+    """
+    kinds = type(trainer).__mro__
+    train, evaluation = (
+        next(index for index, kind in enumerate(kinds) if name in vars(kind))
+        for name in ("calculate_train_batch_loss", "calculate_eval_batch_loss")
+    )
+    if train < evaluation:
+        trainer.print(
+            f"{kinds[train].__name__} overrides calculate_train_batch_loss, but evaluations use the plain "
+            f"calculate_eval_batch_loss of {kinds[evaluation].__name__}. Override that one too if they should differ: "
+            "return self.calculate_train_batch_loss(batch) evaluates as you train."
+        )
+
+
+def check_first_output(trainer: TrainerParts, run: Run, output: Any, method: str, batch: Any) -> None:
+    """Raise unless the `output` of `method` for `batch` has all that is needed. It waits for the device.
+
+    Raises:
+        ConfigurationError: something is missing or of the wrong kind.
+    """
+    is_training = method == "calculate_train_batch_loss"
+    is_fresh = is_training and trainer.run_progress.updates_completed == 0
+    check_batch_output(output, method, needs_gradient=is_training, is_first=is_fresh)
+    run.unchecked_steps.discard(method)
+    if len(run.unchecked_steps) == 1:
+        # The first of the two steps that a run may make.
+        definer = next(kind for kind in type(trainer).__mro__ if method in vars(kind))
+        warn_of_batch(batch, definer, trainer.callbacks)
+
+
+def check_first_update(trainer: TrainerParts, run: Run, base: type) -> None:
+    """Warn of parameters that the first update does not reach.
+
+    Args:
+        base: `Trainer`, by which is known what the trainer's class overrides.
+    """
+    attributes = vars(trainer)
+    modules = {
+        f"trainer.{name}.": module for name, module in attributes.items() if isinstance(module, nn.Module)
+    }
+    modules.pop("trainer.model.", None)
+    overrides_backward = getattr(type(trainer), "backward_step") is not getattr(base, "backward_step")  # noqa: B009
+    model = trainer.get_model(keep_torch_compile=False)
+    warn_of_unreached(run.engine, run.prepared.user_optimizer, {"": model, **modules}, overrides_backward)
