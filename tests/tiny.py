@@ -12,7 +12,10 @@ from torch.utils.data import Dataset, IterableDataset, TensorDataset
 from accel_core import Trainer, TrainerCallback, TrainerPlaceholderValues
 
 ONE_CYCLE = partial(
-    torch.optim.lr_scheduler.OneCycleLR, max_lr=0.3, total_steps=TrainerPlaceholderValues.NUM_UPDATE_STEPS, base_momentum=0.5
+    torch.optim.lr_scheduler.OneCycleLR,
+    max_lr=0.3,
+    total_steps=TrainerPlaceholderValues.NUM_UPDATE_STEPS,
+    base_momentum=0.5,
 )
 
 
