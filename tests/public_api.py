@@ -12,6 +12,7 @@ LIST = Path(__file__).with_suffix(".txt")
 MODULES = (
     "accel_core",
     "accel_callbacks",
+    "accel_integrations.samplers",
     "accel_integrations.schedulers",
     "accel_integrations.timm_adapter",
     "accel_integrations.transformers_adapter",

@@ -24,7 +24,6 @@ from torch.utils.data import (
 )
 
 from accel_core import ConfigurationError, Trainer
-from accel_core.data.defaults import MOST_WORKERS, default_num_workers
 from accel_core.data.loader import ShardedDataLoader
 from accel_core.processes.group import DataGroup
 
@@ -137,10 +136,16 @@ SOURCES: dict[str, Callable[[], Any]] = {
 }
 
 
+def joined(name: str, batch_size: int) -> dict[str, Any] | None:
+    """What says that the items of an iterable that is no data set of torch's are samples."""
+    return {"batch_size": batch_size} if name in ("plain iterable", "generator") else None
+
+
 @pytest.mark.parametrize("name", SOURCES)
 def test_every_sample_is_trained_on_once_and_evaluated_once_in_order(name: str) -> None:
     trainer = Recording()
-    history = trainer.train(SOURCES[name](), num_epochs=1, eval_dataset=SOURCES[name](), per_device_batch_size=4)
+    loading = {"train_dataloader_kwargs": joined(name, 4), "eval_dataloader_kwargs": joined(name, 4)}
+    history = trainer.train(SOURCES[name](), 1, SOURCES[name](), 4, **loading)
     assert sorted(flat(trainer.trained)) == IN_ORDER
     assert [len(batch) for batch in trainer.trained] == [4, 4, 3]
     assert flat(trainer.evaluated) == IN_ORDER
@@ -152,7 +157,7 @@ def test_every_sample_is_trained_on_once_and_evaluated_once_in_order(name: str) 
 def test_every_kind_of_data_can_be_predicted_in_its_order(name: str) -> None:
     trainer = Recording()
     trainer.calculate_predictions = lambda batch: inputs_of(batch).flatten()  # type: ignore[method-assign]
-    assert trainer.predict(SOURCES[name](), per_device_batch_size=3).tolist() == IN_ORDER
+    assert trainer.predict(SOURCES[name](), 3, joined(name, 3)).tolist() == IN_ORDER
 
 
 def test_an_iterable_without_a_length_can_end_by_updates_alone() -> None:
@@ -163,7 +168,7 @@ def test_an_iterable_without_a_length_can_end_by_updates_alone() -> None:
             yield from PAIRS
 
     trainer = Recording()
-    trainer.train(endless(), max_num_train_steps=5, per_device_batch_size=3)
+    trainer.train(endless(), max_num_train_steps=5, train_dataloader_kwargs={"batch_size": 3})
     assert flat(trainer.trained)[:12] == [*IN_ORDER, 0]
     assert trainer.run_progress.updates_completed == 5
     assert trainer.run_progress.epochs_completed == 0
@@ -172,7 +177,7 @@ def test_an_iterable_without_a_length_can_end_by_updates_alone() -> None:
 def test_a_stream_that_ends_too_early_is_told_when_it_is_begun_again() -> None:
     trainer = Recording()
     with pytest.raises(ConfigurationError, match=r"list_iterator.*no batch.*read to its end.*from its beginning"):
-        trainer.train(iter(PAIRS), max_num_train_steps=10)
+        trainer.train(iter(PAIRS), max_num_train_steps=10, train_dataloader_kwargs={"batch_size": 8})
     assert trainer.run_progress.epochs_completed == 1
 
 
@@ -195,7 +200,8 @@ def test_several_runs_with_different_data_on_one_trainer() -> None:
     assert trainer.trained == [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9], [10]]
     assert trainer.evaluated == []
     assert trainer.eval_dataloader is None
-    trainer.train(DataLoader(DATA, batch_size=6), num_epochs=1, eval_dataset=PlainIterable(), eval_per_device_batch_size=10)
+    kwargs = {"batch_size": 10}
+    trainer.train(DataLoader(DATA, batch_size=6), 1, PlainIterable(), eval_dataloader_kwargs=kwargs)
     assert trainer.trained[3:] == [[0, 1, 2, 3, 4, 5], [6, 7, 8, 9, 10]]
     assert trainer.evaluated == [IN_ORDER[:10], [10]]
 
@@ -469,17 +475,16 @@ def test_the_defaults_may_be_overridden() -> None:
 # ------------------------------------------------------------------ workers
 
 
-def test_workers_by_default_are_few_and_none_for_what_is_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lesson A28: a host with 64 cores does not start 64 workers."""
-    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(64)), raising=False)
-    monkeypatch.setattr("multiprocessing.get_start_method", lambda allow_none=False: "fork")
-    assert default_num_workers(MapStyle(), 1) == MOST_WORKERS == 8
-    assert default_num_workers(MapStyle(), 16) == 4
-    assert default_num_workers(MapStyle(), 100) == 0
-    for in_memory in (DATA, Subset(DATA, [1, 2]), PAIRS, FEATURES, FEATURES.numpy(), Unsized(), PlainIterable()):
-        assert default_num_workers(in_memory, 1) == 0
-    monkeypatch.setattr("multiprocessing.get_start_method", lambda allow_none=False: "spawn")
-    assert default_num_workers(MapStyle(), 1) == 0
+@pytest.mark.parametrize("data", [DATA, MapStyle(), PAIRS, Unsized()], ids=lambda data: type(data).__name__)
+def test_there_are_no_workers_unless_they_are_asked_for(data: Any) -> None:
+    trainer = Recording()
+    trainer.train(data, 1, data)
+    for loader in (trainer.train_dataloader, trainer.eval_dataloader):
+        assert loader is not None
+        assert (loader.loader.num_workers, loader.loader.persistent_workers, loader.loader.pin_memory) == (0, False, False)
+    trainer.train(MapStyle(), 1, train_dataloader_kwargs={"num_workers": 1})
+    assert trainer.train_dataloader is not None
+    assert not trainer.train_dataloader.loader.persistent_workers
 
 
 class Process(MapStyle):
@@ -490,9 +495,10 @@ class Process(MapStyle):
 
 
 def test_workers_live_through_all_epochs_and_end_with_the_run() -> None:
-    """Lesson A28: workers are not started again for every epoch."""
+    """Lesson A28: workers are not started again for every epoch, if they are to be kept."""
     trainer = Recording()
-    trainer.train(Process(), num_epochs=3, train_dataloader_kwargs={"num_workers": 1})
+    arguments = {"num_workers": 1, "persistent_workers": True}
+    trainer.train(Process(), num_epochs=3, train_dataloader_kwargs=arguments)
     workers = set(flat(trainer.trained))
     assert len(workers) == 1
     assert os.getpid() not in workers
@@ -586,6 +592,8 @@ def test_processes_share_ready_batches(loader_class: type[DataLoader[Any]]) -> N
 class Stateful(IterableDataset[Any]):
     """Knows its place."""
 
+    restores_exactly = True
+
     def __init__(self) -> None:
         self.position = 0
         self.read: list[int] = []
@@ -609,7 +617,7 @@ def test_a_stream_with_a_state_goes_on_where_it_was_and_reads_nothing_twice() ->
     first = ShardedDataLoader(loader, 0, torch.device("cpu"), DataGroup())
     first.begin_epoch(0)
     batches = iter(first)
-    seen = [inputs_of(next(batches)).flatten().tolist() for _ in range(3)]
+    seen = [inputs_of(next(batches)).flatten().tolist() for _ in range(2)]
     assert seen[1] == [3, 4, 5]
     state = first.source_state
     dataset = Stateful()

@@ -16,6 +16,7 @@ from torch.utils.data import TensorDataset
 from accel_core import CheckpointError, ConfigurationError, Trainer, TrainerCallback
 from accel_core.engines.fsdp import FSDP
 from accel_core.processes.group import DataGroup
+from accel_core.state import files
 from case_runner import run_as_script, shared_folder
 
 NUM_SAMPLES, NOISE_SIZE, SIZE, CRITIC_STEPS = 37, 3, 4, 5
@@ -219,7 +220,7 @@ def test_a_second_optimizer_and_its_scheduler_are_resumed_to_the_bit(kind, tmp_p
 
 def test_a_state_names_what_it_holds_of_the_attributes(tmp_path):
     train(AdversarialTrainer(DECAY, callbacks=[SaveAt(3, tmp_path / "state")]), 8)
-    content = torch.load(tmp_path / "state" / "attributes.pt")
+    content = files.read_object(tmp_path / "state" / "attributes.pt", dict)
     names = {kind: list(named) for kind, named in content.items()}
     assert names == {
         "modules": ["critic"],

@@ -344,6 +344,8 @@ class StatefulStream(Stream):
 
     position = 0
 
+    restores_exactly = True
+
     def __iter__(self):
         while self.position < 29:
             index, self.position = self.position, self.position + 1

@@ -157,6 +157,10 @@ class Run:
             return True
         return self.max_num_train_steps is not None and updates >= self.max_num_train_steps
 
+    def is_over(self, progress: RunProgress, stop_reason: str | None) -> bool:
+        """Whether there is no further update, by a limit of the run or by a stop."""
+        return stop_reason is not None or self.has_reached_limit(progress)
+
     def is_finished(self, progress: RunProgress) -> bool:
         """Whether the limit is reached and the last epoch closed."""
         is_closed = progress.run_completed or not progress.updates_completed_in_epoch
