@@ -27,7 +27,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
-from torch.utils.data import DataLoader, default_collate
+from torch.utils.data import DataLoader, DistributedSampler, default_collate
 
 BATCH_SIZE = 4
 VOCABULARY = 11
@@ -218,8 +218,13 @@ def lightning(case: Case, model: Any) -> None:
         enable_checkpointing=False,
         enable_model_summary=False,
         enable_progress_bar=False,
+        use_distributed_sampler=False,
     )
-    trainer.fit(Module(), DataLoader(create_samples(case), batch_size=BATCH_SIZE, collate_fn=collate))  # type: ignore[arg-type]
+    samples: Any = create_samples(case)
+    # The sampler that it makes by itself shuffles, and the loop by hand goes in order.
+    rank = int(os.environ.get("RANK", "0"))
+    sampler = DistributedSampler(samples, case.processes, rank, shuffle=False) if case.processes > 1 else None
+    trainer.fit(Module(), DataLoader(samples, BATCH_SIZE, sampler=sampler, collate_fn=collate))
 
 
 def transformers(case: Case, model: Any) -> None:

@@ -80,6 +80,9 @@ class CountsTargets(Trainer):
     def calculate_train_batch_loss(self, batch: Any) -> dict[str, Any]:
         return {**super().calculate_train_batch_loss(batch), "batch_size": len(batch[1])}
 
+    def calculate_eval_batch_loss(self, batch: Any) -> dict[str, Any]:
+        return {**super().calculate_eval_batch_loss(batch), "batch_size": len(batch[1])}
+
 
 def tiny_trainer(
     trainer_class: type[Trainer] = Trainer,

@@ -74,13 +74,19 @@ def warn_of_batch(batch: Any, step_class: type, callbacks: CallbackList) -> None
         return
     listeners = (callback for event in _STEP_EVENTS for callback in callbacks.listeners(event))
     # The number of a sample, for example, travels in the batch for callbacks.
-    if not any(callback.reads_batches for callback in listeners):
+    if not all(map(_may_number_samples, batch[2:])) and not any(callback.reads_batches for callback in listeners):
         _warn(
             f"The batch has {len(batch)} elements, but the default step takes the first two as inputs and "
             "targets and leaves out the rest. Override calculate_train_batch_loss and "
             "calculate_eval_batch_loss to use them (sample weights, for example), or let the data set "
             "return pairs."
         )
+
+
+def _may_number_samples(part: Any) -> bool:
+    """Whether `part` has another whole number for each sample, as numbers of samples are."""
+    is_whole = isinstance(part, torch.Tensor) and not part.is_floating_point() and part.dtype != torch.bool
+    return is_whole and part.ndim == 1 and len(part.unique()) == len(part)
 
 
 def warn_of_unreached(
