@@ -74,7 +74,9 @@ def warn_of_batch(batch: Any, step_class: type, callbacks: CallbackList) -> None
         return
     listeners = (callback for event in _STEP_EVENTS for callback in callbacks.listeners(event))
     # The number of a sample, for example, travels in the batch for callbacks.
-    if not all(map(_may_number_samples, batch[2:])) and not any(callback.reads_batches for callback in listeners):
+    if not all(map(_may_number_samples, batch[2:])) and not any(
+        callback.reads_batches for callback in listeners
+    ):
         _warn(
             f"The batch has {len(batch)} elements, but the default step takes the first two as inputs and "
             "targets and leaves out the rest. Override calculate_train_batch_loss and "
