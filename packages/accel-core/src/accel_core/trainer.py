@@ -34,7 +34,7 @@ from .data.defaults import create_dataloader, default_dataloader_kwargs
 from .data.loader import ShardedDataLoader
 from .engines.choose import choose_engine
 from .engines.engine import Engine
-from .engines.weights import preserving_buffers_and_rng
+from .engines.weights import preserving_buffers_and_rng, unwrap_model
 from .errors import ConfigurationError, RunInterrupted
 from .foreign_names import check_trainer_class, take_old_name
 from .processes.agreement import Agreement
@@ -790,8 +790,7 @@ class Trainer:
 
     def get_model(self, keep_torch_compile: bool = True) -> torch.nn.Module:
         """Return the model without what was wrapped around it."""
-        unwrap = self.accelerator.unwrap_model
-        return unwrap(self.model, keep_torch_compile=keep_torch_compile)  # type: ignore[no-any-return]
+        return unwrap_model(self.accelerator, self.model, keep_torch_compile)
 
     def describe(self) -> str:
         """Return what will happen or has happened: data, updates, precision, processes, callbacks."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 
 from ..errors import CheckpointError, NotFiniteError
 from ..processes.collectives import all_gather_object, broadcast_tensors
@@ -16,6 +17,13 @@ from ..state.random import preserving_random_state
 from ..state.weight_names import with_names_of
 from ..text import with_full_stop
 from .engine import LoadState
+
+
+def unwrap_model(
+    accelerator: Accelerator, model: torch.nn.Module, keep_torch_compile: bool
+) -> torch.nn.Module:
+    """Return the model without what Accelerate has wrapped around it."""
+    return accelerator.unwrap_model(model, keep_torch_compile=keep_torch_compile)  # type: ignore[no-any-return]
 
 
 def is_frozen(model: torch.nn.Module) -> bool:
