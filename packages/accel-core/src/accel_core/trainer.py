@@ -72,6 +72,8 @@ class Trainer:
     """Fills up dimensions in which the outputs of `predict` differ between batches; None raises an error."""
     trust_engine_files: bool = False
     """Allows loading sharded states of FSDP and DeepSpeed, which those unpickle: code in them would run."""
+    load_partial_states: bool = False
+    """Loads of a state or an export what fits the model by name and shape, and prints what was left."""
 
     def __init__(
         self,
