@@ -10,6 +10,7 @@ from torch.utils.data import TensorDataset
 from accel_core import CheckpointError, ConfigurationError, Trainer
 from accel_core.state.checkpoint import read_parameters_held
 from case_runner import run_as_script, shared_folder
+from accel_callbacks import ModelEmaCallback
 from tiny import assert_same_tensors
 
 DATA = TensorDataset(torch.randn(12, 4, generator=torch.Generator().manual_seed(0)), torch.ones(12, 1))
@@ -216,6 +217,22 @@ def test_what_fits_as_a_whole_is_loaded_as_without_the_choice(tmp_path, capsys):
     for name in ("first.weight", "out.bias"):
         assert_same_tensors(*(by_name(trainer)[name] for trainer in trainers))
     assert "in part" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("change", [with_layer, lambda: Net(7)])
+def test_averages_of_weights_go_on_for_what_fits(change, tmp_path):
+    saved = create_trainer(Net())
+    saved.callbacks.add_callback(average := ModelEmaCallback(decay=0.5))
+    train(saved).save_training_state(tmp_path / "state")
+    resumed, model = ModelEmaCallback(decay=0.5), change()
+    trainer = create_trainer(model)
+    trainer.callbacks.add_callback(resumed)
+    # The finished run has nothing to do but to restore the state.
+    train(trainer, resume_from=tmp_path / "state")
+    averages, before = resumed.ema_model.state_dict(), average.ema_model.state_dict()
+    for name, value in averages.items():
+        fits = name in before and before[name].shape == value.shape
+        assert torch.equal(value, before[name] if fits else model.state_dict()[name]), name
 
 
 def test_load_model_state_of_a_trainer_gets_a_complete_state(tmp_path):
