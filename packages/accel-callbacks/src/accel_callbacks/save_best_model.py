@@ -29,13 +29,11 @@ if TYPE_CHECKING:
 class SaveBestModelCallback(TrainerCallback):
     """Export the model with `save_checkpoint` after each epoch in which a metric was better than ever before.
 
-    The export also holds the value, under the name of the metric, and its run and update. At the end of the
-    run, or
-    after an agreed stop, the best weights are loaded into the model, but not if a signal ends the run. If the
-    file is
-    not this run's best any more, the model keeps its last weights and a line says so. The best values are
-    saved with
-    the training state. A new run replaces the export of an older one at its first best value.
+    The export also holds the value, under the name of the metric, and its run and update. At the end of
+    the run, or after an agreed stop, the best weights are loaded into the model, but not if a signal ends
+    the run. If the file is not this run's best any more, the model keeps its last weights and a line says
+    so. The best values are saved with the training state. A new run replaces the export of an older one
+    at its first best value.
     """
 
     order = 900
@@ -63,8 +61,7 @@ class SaveBestModelCallback(TrainerCallback):
                 saved, and a later stage (`reset_run_history=False`) with that of the stages before.
             load_saved_checkpoint: load the weights of the export when the run ends.
             keep: how many of the best models stay. The best is at `save_path`, the others beside it with
-            their update
-                in the name, as in `best_model-update_00001200.pt`.
+                their update in the name, as in `best_model-update_00001200.pt`.
             load_optimizer: load the states of optimizer and scheduler too, and with them the learning rate.
 
         Raises:

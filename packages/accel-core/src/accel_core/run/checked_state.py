@@ -45,9 +45,8 @@ def check_state(trainer: TrainerParts, folder: Path, state: TrainerState) -> Non
     Every process takes part, and reads a part of them.
 
     Raises:
-        CheckpointError: a file is damaged. The main process has renamed the state by then, so that a script
-        that is
-            started again goes on from the one before.
+        CheckpointError: a file is damaged. The main process has renamed the state by then, so that a
+            script that is started again goes on from the one before.
     """
     group = trainer.engine.group
     names = sorted(state.get("digests", {}))

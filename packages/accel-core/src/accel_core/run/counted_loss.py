@@ -17,6 +17,7 @@ class CountedLoss:
 
     Targets that are probabilities, one for each class, are not counted: there torch takes the mean over
     samples.
+
     Source: https://docs.pytorch.org/docs/stable/generated/torch.nn.CrossEntropyLoss.html
     """
 

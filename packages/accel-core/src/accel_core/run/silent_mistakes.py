@@ -96,9 +96,9 @@ def warn_of_unreached(
 ) -> None:
     """Warn if trainable parameters that the optimizer holds have no gradient at the first update.
 
-    On several processes DDP raises an error of its own. Where a gradient may have been used already, nothing
-    is
-    known: in engines that step in backward, with hooks that do, and in a `backward_step` of the user's own.
+    On several processes DDP raises an error of its own. Where a gradient may have been used already,
+    nothing is known: in engines that step in backward, with hooks that do, and in a `backward_step` of
+    the user's own.
 
     Args:
         modules: the modules that have the parameters, by name; the model is the first, named "".

@@ -29,9 +29,8 @@ class Written(NamedTuple):
 class HashingFile:
     """A file open for writing that hashes what it writes.
 
-    A large piece is hashed by a second thread while it goes to the disk: both leave Python's lock. Nothing is
-    read
-    back, so what is hashed is what the memory held.
+    A large piece is hashed by a second thread while it goes to the disk: both leave Python's lock.
+    Nothing is read back, so what is hashed is what the memory held.
     """
 
     def __init__(self, file: BinaryIO) -> None:

@@ -20,9 +20,8 @@ def write_export(path: Path, content: dict[str, Any], origin: dict[str, Any] | N
     """Write an export to one file, atomically; `.safetensors` holds the model's tensors only.
 
     Args:
-        origin: run and update. With it go the digest of the content, and into `.safetensors` the plain values
-        beside
-            the weights too.
+        origin: run and update. With it go the digest of the content, and into `.safetensors` the plain
+            values beside the weights too.
     """
     if path.suffix == ".safetensors":
         tensors = content["model_state_dict"]

@@ -58,9 +58,8 @@ class Listing:
 def list_states(folder: Path) -> Listing:
     """Examine what stands directly inside `folder`, without its files' digests.
 
-    Another process may save and remove there meanwhile: what vanishes while it is looked at is left out, and
-    if nothing
-    complete is found the folder is listed again until it stays the same.
+    Another process may save and remove there meanwhile: what vanishes while it is looked at is left out,
+    and if nothing complete is found the folder is listed again until it stays the same.
     """
     before = None
     for _ in range(_MOST_LISTINGS):
@@ -140,18 +139,16 @@ def latest_checkpoint(
     """Return the newest complete state directly inside `folder`; None if there is none or no folder.
 
     It writes nothing. It passes over damaged states with a warning each. While another process saves and
-    removes states
-    there, it finds one as long as one is complete at every moment.
+    removes states there, it finds one as long as one is complete at every moment.
 
     Args:
         cache: where the states of a folder elsewhere are kept; a folder of this machine needs none.
-        verify: read and compare the digests of all files too, unless an engine has sharded the state. Sizes
-        are always
-            compared, and loading a state compares the digests in any case.
+        verify: read and compare the digests of all files too, unless an engine has sharded the state.
+            Sizes are always compared, and loading a state compares the digests in any case.
 
     Raises:
         CheckpointError: there are states and none of them can be used. The message names them and how to
-        start afresh.
+            start afresh.
     """
     folder = check_path("folder", folder, _WAY_OUT)
     if isinstance(examine(folder), dict):
@@ -202,8 +199,7 @@ def best_checkpoint(
     """Return the state directly inside `folder` with the best value of `metric`; None if none has one.
 
     Only states that were saved at the very update at which the metric was recorded have a value. What is
-    damaged is
-    passed over with a warning; of equal ones the older is returned.
+    damaged is passed over with a warning; of equal ones the older is returned.
     """
     values = {}
     states = complete_checkpoints(check_path("folder", folder, _WAY_OUT))

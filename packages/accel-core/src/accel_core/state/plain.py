@@ -30,11 +30,9 @@ def as_plain(value: Any, where: str, key: str = "") -> Any:
     Tensors are not copied.
 
     Raises:
-        ConfigurationError: something else than None, numbers, strings, tensors, collections of them, and what
-        torch
-            itself reads with `weights_only=True`. `where` begins the sentence ("The state of 'MyCallback'"),
-            the key
-            follows.
+        ConfigurationError: something else than None, numbers, strings, tensors, collections of them, and
+            what torch itself reads with `weights_only=True`. `where` begins the sentence ("The state of
+            'MyCallback'"), the key follows.
     """
     return _as_plain(value, where, key, set(_PLAIN))
 

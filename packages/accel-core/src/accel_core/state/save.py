@@ -1,8 +1,7 @@
 """How a checkpoint folder is written by several processes, so that it is complete or absent.
 
 The contents of the files are in memory, `write_contents` writes them, and `publish` gives the folder its
-name. The last
-two take part in no communication and touch no object of the training.
+name. The last two take part in no communication and touch no object of the training.
 """
 
 from __future__ import annotations
@@ -52,8 +51,7 @@ def save_folder(
         path: of the folder. A state of the same run that is there gives way once the new one is complete.
         state: for trainer_state.json; that of the main process counts.
         create_main_files: called on the main process; contents by file name: tensors for `.safetensors`,
-        bytes for
-            `.jsonl`, else plain.
+            bytes for `.jsonl`, else plain.
         create_process_state: returns what this process keeps in its own file.
         process_index: 0 is the main process.
         gather: returns the values of all processes in their order, once all have called it.

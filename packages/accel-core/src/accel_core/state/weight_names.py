@@ -15,9 +15,14 @@ def plain_name(name: str) -> str:
     return ".".join(part for part in name.split(".") if part != _COMPILED) if _COMPILED in name else name
 
 
-def with_plain_names(state: Mapping[str, Any]) -> Any:
-    """Return a module's state with plain names; it is `state` itself if no part of the module is compiled."""
-    return _renamed(state, plain_name) if any(_COMPILED in name for name in state) else state
+def with_plain_names(state: Mapping[str, Any] | None) -> Any:
+    """Return a module's state with plain names; it is `state` itself if no part of the module is compiled.
+
+    Of an engine that shards, some processes may have no state of the whole model, but None.
+    """
+    if state is None or not any(_COMPILED in name for name in state):
+        return state
+    return _renamed(state, plain_name)
 
 
 def with_names_of(own_names: Iterable[str], state: Mapping[str, Any]) -> Any:

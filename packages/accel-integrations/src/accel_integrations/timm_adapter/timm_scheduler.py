@@ -78,7 +78,7 @@ def _factory_scheduler_fn(name: str, kwargs: dict[str, Any]) -> Callable[[Optimi
 
     Raises:
         ConfigurationError: the factory has no such name or argument, or the direction of a metric is not
-        given.
+            given.
     """
     factory = import_timm("timm.scheduler").create_scheduler_v2
     known = [*inspect.signature(factory).parameters][2:]
