@@ -7,10 +7,10 @@ import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
+from accel_callbacks import ModelEmaCallback
 from accel_core import CheckpointError, ConfigurationError, Trainer
 from accel_core.state.checkpoint import read_parameters_held
 from case_runner import run_as_script, shared_folder
-from accel_callbacks import ModelEmaCallback
 from tiny import assert_same_tensors
 
 DATA = TensorDataset(torch.randn(12, 4, generator=torch.Generator().manual_seed(0)), torch.ones(12, 1))

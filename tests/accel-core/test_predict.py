@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections import OrderedDict, defaultdict
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import pytest
@@ -52,7 +53,8 @@ def test_predictions_are_those_of_the_model_in_the_order_of_the_data() -> None:
 
 @pytest.mark.parametrize("data", [INPUTS, DataLoader(INPUTS, batch_size=3), (row for row in INPUTS)])
 def test_a_batch_that_is_no_tuple_is_given_to_the_model_as_it_is(data: Any) -> None:
-    outputs = Trainer(nn.Identity(), None, None, callbacks=[]).predict(data)
+    joined = {"batch_size": 8} if isinstance(data, Iterator) else None
+    outputs = Trainer(nn.Identity(), None, None, callbacks=[]).predict(data, dataloader_kwargs=joined)
     assert torch.equal(outputs, INPUTS)
 
 
@@ -66,7 +68,9 @@ def test_mappings_are_given_to_the_model_as_they_are() -> None:
 
 
 def test_nested_outputs_keep_their_structure() -> None:
-    outputs = predicted(lambda x: {"a": (x, [x + 1, x[:, 0]]), "none": None, "names": [f"n{int(v)}" for v in x]})
+    outputs = predicted(
+        lambda x: {"a": (x, [x + 1, x[:, 0]]), "none": None, "names": [f"n{int(v)}" for v in x]}
+    )
     assert torch.equal(outputs["a"][0], INPUTS)
     assert isinstance(outputs["a"], tuple)
     assert torch.equal(outputs["a"][1][0], INPUTS + 1)
@@ -111,7 +115,10 @@ def test_outputs_of_different_sizes_are_filled_up_where_asked_for() -> None:
     [
         (lambda x: x.sum(), "returned tensor.*first dimension.*dictionaries"),
         (lambda x: {"mean": 1.5}, "returned 1.5.*first dimension.*dictionaries"),
-        (lambda x: torch.zeros(len(x), len(x)), r"\[\(3, 3\), \(4, 4\)\].*first dimension.*prediction_padding"),
+        (
+            lambda x: torch.zeros(len(x), len(x)),
+            r"\[\(3, 3\), \(4, 4\)\].*first dimension.*prediction_padding",
+        ),
         (lambda x: [row.reshape(1) for row in x], r"\[3, 4\].*same parts.*tensors"),
     ],
 )
@@ -139,7 +146,9 @@ def test_the_model_predicts_in_eval_mode_without_gradients_and_is_put_back() -> 
 def test_predicting_leaves_data_history_and_random_state_of_the_training_run() -> None:
     torch.manual_seed(0)
     model = nn.Linear(1, 1)
-    trainer = Trainer(model, nn.functional.mse_loss, torch.optim.SGD(model.parameters(), lr=0.0), callbacks=[])
+    trainer = Trainer(
+        model, nn.functional.mse_loss, torch.optim.SGD(model.parameters(), lr=0.0), callbacks=[]
+    )
     trainer.train(DATA, num_epochs=1, eval_dataset=DATA)
     records, state, loader = trainer.run_history.to_records(), torch.get_rng_state(), trainer.eval_dataloader
     trainer.predict(TensorDataset(INPUTS[:3]))
@@ -165,6 +174,8 @@ def test_predicting_fires_only_what_concerns_any_run() -> None:
 
 def test_a_list_of_mappings_has_one_for_each_sample() -> None:
     """Detectors find another number of boxes in each image."""
-    detections = predicted(lambda inputs: [{"boxes": torch.zeros(int(x) % 3, 4), "index": x} for x in inputs[:, 0]])
+    detections = predicted(
+        lambda inputs: [{"boxes": torch.zeros(int(x) % 3, 4), "index": x} for x in inputs[:, 0]]
+    )
     assert [int(detection["index"]) for detection in detections] == list(range(SIZE))
     assert [len(detection["boxes"]) for detection in detections] == [index % 3 for index in range(SIZE)]

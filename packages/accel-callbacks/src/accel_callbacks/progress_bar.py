@@ -50,7 +50,7 @@ class ProgressBarCallback(TrainerCallback):
         loader = trainer.train_dataloader
         if not trainer.is_main_process or loader is None:
             return
-        total = len(loader) if loader.is_sized else None
+        total = loader.num_steps if loader.has_certain_length else None
         # A limit in updates may end the run in the middle of this epoch.
         if total is not None and config.max_num_train_steps is not None:
             updates = config.max_num_train_steps + progress.updates_before_stage - progress.updates_completed
@@ -89,7 +89,7 @@ class ProgressBarCallback(TrainerCallback):
         """Open the bar of the evaluation."""
         loader = trainer.eval_dataloader
         if trainer.is_main_process:
-            total = len(loader) if loader is not None and loader.is_sized else None
+            total = loader.num_steps if loader is not None and loader.has_certain_length else None
             samples_in_step = _samples_in_step(trainer, loader)
             self._open(trainer, _Bar("Evaluation", trainer.eval_loss, samples_in_step, total, stays=False))
 

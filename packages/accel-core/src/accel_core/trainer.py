@@ -34,13 +34,13 @@ from .data.defaults import create_dataloader, default_dataloader_kwargs
 from .data.loader import ShardedDataLoader
 from .engines.choose import choose_engine
 from .engines.engine import Engine
-from .engines.weights import preserving_buffers_and_rng
+from .engines.weights import preserving_buffers_and_rng, unwrap_model
 from .errors import ConfigurationError, RunInterrupted
 from .foreign_names import check_trainer_class, take_old_name
 from .processes.agreement import Agreement
 from .processes.collectives import gather_tensor
 from .processes.group import DataGroup, data_group
-from .run import modes, preparing, saved_state, trained_state
+from .run import loaders, modes, preparing, saved_state, trained_state
 from .run.batch_output import unpack_batch
 from .run.counted_loss import count_targets
 from .run.counted_samples import create_batch_output, describe_counting
@@ -58,7 +58,7 @@ from .run.run_progress import RunProgress
 from .run.scheduling import build_scheduler
 from .run.stages import choose_start, skip_stage
 from .run.steps import Step, report_left_out
-from .run.train_arguments import TrainArguments, check_evaluation_arguments
+from .run.train_arguments import EvaluationArguments, TrainArguments
 from .run.update_groups import WEIGHS_NOTHING, UpdateGroup, check_epoch, items_of, update_groups
 from .state.random import preserving_random_state
 
@@ -149,11 +149,13 @@ class Trainer:
             self.print(
                 f"The run in {run.resume_point.folder} is finished after {updates} updates: nothing to do."
             )
-        if self._is_done(run):  # The state of the finished run is still restored in full.
+        if run.is_done(
+            progress, self.stop_reason
+        ):  # The state of the finished run is still restored in full.
             saved_state.restore_resume_point(self, run)
         if not run.has_reached_limit(progress):
             progress.reopen_epoch()
-        while not self._is_done(run):
+        while not run.is_done(progress, self.stop_reason):
             if not progress.updates_completed_in_epoch:  # The state is from between two epochs.
                 saved_state.restore_resume_point(self, run)
             if not progress.train_epoch_completed:
@@ -177,7 +179,7 @@ class Trainer:
         self.callbacks.on_train_epoch_start(self)
         saved_state.restore_resume_point(self, run)  # After the events, in which callbacks reset themselves.
         run.lacks_batches = loader.may_lack_batches
-        for group in update_groups(loader, self.run_config.gradient_accumulation_steps):
+        for group in update_groups(loader, self.run_config, lambda: run.is_over(progress, self.stop_reason)):
             progress.epoch_cut_by_limit = run.has_reached_limit(progress)
             if progress.epoch_cut_by_limit:
                 break
@@ -283,7 +285,7 @@ class Trainer:
         logs = MeanTrackers(self.device)
         preserving = preserving_random_state(self.device) if is_intermediate else contextlib.nullcontext()
         event: dict[str, Any] = {"is_intermediate": is_intermediate, "metric_prefix": metric_prefix}
-        with preparing.standing_in(self, model), preparing.loader_to_evaluate(self, run, dataset) as loader:
+        with preparing.standing_in(self, model), loaders.loader_to_evaluate(self, run, dataset) as loader:
             with preserving, preparing.evaluating(self, run):
                 self.eval_epoch_start()
                 self.callbacks.on_eval_epoch_start(self, **event)
@@ -325,7 +327,7 @@ class Trainer:
         self.agreement.collect(blocking=True)  # A stop asked for in the event holds before the next epoch.
 
     def _run_padding_step(self, run: Run, step: Step, group: UpdateGroup) -> None:
-        """Take part in the communication of a step without samples: a batch, if there is one, weighs nothing."""
+        """Take part in the communication of a step without samples: its batch weighs nothing."""
         group.count_padding(step)
         if step.batch is None:
             return
@@ -349,8 +351,8 @@ class Trainer:
     def calculate_eval_batch_loss(self, batch: Any) -> dict[str, Any]:
         """Return the same as `calculate_train_batch_loss`, without gradients.
 
-        By default it is what `Trainer` computes for `(inputs, targets)`, also if your class trains otherwise: what
-        regularises training must not leak into an evaluation. Override it to return your own loss.
+        By default it is what `Trainer` computes for `(inputs, targets)`, also if your class trains otherwise:
+        what regularises training must not leak into an evaluation. Override it to return your own loss.
         """
         return Trainer.calculate_train_batch_loss(self, batch)
 
@@ -364,8 +366,8 @@ class Trainer:
     def count_items(self, batch: Any) -> float | None:
         """Return the items of a batch that its loss is the mean of; None leaves it to the forward pass.
 
-        Engines that step inside backward need it for losses that are no mean over samples. By default it counts the
-        targets of the cross entropies of torch.
+        Engines that step inside backward need it for losses that are no mean over samples. By default it
+        counts the targets of the cross entropies of torch.
         """
         return count_targets(self.loss_func, batch)
 
@@ -394,9 +396,9 @@ class Trainer:
     ) -> None:
         """Step a further optimizer among the attributes of the trainer. Every process takes part.
 
-        Averages its gradients over the processes, by samples inside a step; unscales those of float16; clips
-        as `train` does; steps it, and the scheduler among the attributes whose `optimizer` it is; clears its
-        gradients, and what the loss of the same step adds to them afterwards.
+        Averages its gradients over the processes, unscales those of float16, clips, steps it and the
+        scheduler whose `optimizer` it is, and clears its gradients, also of what the loss of the same step
+        adds later.
         """
         run = self._run or outside_run("step_optimizer")
         run.step_optimizer(optimizer, gradient_clip_norm, gradient_clip_value)
@@ -519,6 +521,7 @@ class Trainer:
         scheduler_step_every: str = "update",
         scheduler_metric: str = "eval_loss_epoch",
         seed_each_sample: bool = False,
+        data_is_sharded: bool = False,
     ) -> RunHistory:
         """Train until the first limit, an agreed stop or an error, and return the run history.
 
@@ -544,6 +547,7 @@ class Trainer:
             scheduler_metric: the metric of the run history for a scheduler that needs one after an epoch.
             seed_each_sample: seed python, numpy and torch for each sample from (seed, order epoch, index);
                 the samples of every evaluation like those of the first epoch.
+            data_is_sharded: each process brings its own share of the data, which is not shared out again.
 
         Raises:
             ConfigurationError: an argument cannot be used; nothing was changed.
@@ -584,19 +588,22 @@ class Trainer:
         per_device_batch_size: int = 8,
         dataloader_kwargs: dict[str, Any] | None = None,
         collate_fn: Callable[[list[Any]], Any] | None = None,
+        *,
+        data_is_sharded: bool = False,
     ) -> dict[str, float]:
         """Evaluate the model and return the metrics of this evaluation; they are added to the run history.
 
         Args:
-            dataset: like that of `train`; None takes the evaluation data of the latest run.
+            dataset: like that of `train`, as `data_is_sharded`; None takes that of the latest run.
         """
         self._check_can_run("evaluate", "calculate_eval_batch_loss")
         own_collate_fn = self.collate_fn if dataset is None and collate_fn is None else collate_fn
+        data_is_sharded |= dataset is None and getattr(self.eval_dataloader, "data_is_sharded", False)
         dataset = self.eval_dataset if dataset is None else dataset
-        loading = check_evaluation_arguments(dataset, per_device_batch_size, dataloader_kwargs, collate_fn)
+        given = (dataset, per_device_batch_size, dataloader_kwargs, collate_fn, data_is_sharded)
+        arguments = EvaluationArguments(*given)
         with preparing.running(self, Run(self.engine)) as run:
-            begin = preparing.begin_evaluation
-            loader = begin(self, run, self._training_run, dataset, *loading, own_collate_fn)
+            loader = preparing.begin_evaluation(self, run, self._training_run, arguments, own_collate_fn)
             report_evaluation_step(self)
             num_records = len(self.run_history.get_records())
             self.evaluation_run_start()
@@ -613,21 +620,24 @@ class Trainer:
         per_device_batch_size: int = 8,
         dataloader_kwargs: dict[str, Any] | None = None,
         collate_fn: Callable[[list[Any]], Any] | None = None,
+        *,
+        data_is_sharded: bool = False,
     ) -> Any:
         """Return the outputs of `calculate_predictions` for the whole data set, on the CPU, on every process.
 
-        They are in the order of the data. The structure is that of one batch; tensors are joined on the first
-        dimension. A list of mappings or plain values has one item a sample, as detectors give them.
+        They are in the order of the data, of the processes with `data_is_sharded`, and like those of one
+        batch: tensors are joined on the first dimension, lists of mappings or plain values have one item a
+        sample.
         """
         self._check_can_run("predict")
-        loading = check_evaluation_arguments(dataset, per_device_batch_size, dataloader_kwargs, collate_fn)
+        given = (dataset, per_device_batch_size, dataloader_kwargs, collate_fn, data_is_sharded)
+        arguments = EvaluationArguments(*given)
         with preparing.running(self, Run(self.engine)) as run:
-            begin = preparing.begin_evaluation
-            loader = begin(self, run, self._training_run, dataset, *loading, collate_fn)
+            loader = preparing.begin_evaluation(self, run, self._training_run, arguments, collate_fn)
             with preparing.evaluating(self, run):
                 outputs = collect_predictions(self.calculate_predictions, run.eval_steps(loader))
             report_left_out(loader)
-            return join_over_processes(outputs, self.prediction_padding)
+            return join_over_processes(outputs, self.prediction_padding, own_shares=data_is_sharded)
 
     def load_training_state(self, input_dir: str | Path) -> dict[str, Any]:
         """Restore what `save_training_state` saved; return its `checkpoint_kwargs`. Every process takes part.
@@ -663,9 +673,6 @@ class Trainer:
     def stop_reason(self) -> str | None:
         """Return why all processes stop, once they agree; None in a run that ends by its own limits."""
         return self.agreement.stop_reason
-
-    def _is_done(self, run: Run) -> bool:
-        return self.stop_reason is not None or run.is_finished(self.run_progress)
 
     # --------------------------------------------------------- saving and loading: every process takes part
 
@@ -726,8 +733,7 @@ class Trainer:
         """
         run = self._training_run
         checks.check_can_save(run is not None, run is not None and run.is_in_update)
-        run = run or outside_run("save_training_state")
-        saved_state.save_run(self, run, output_dir, checkpoint_kwargs)
+        saved_state.save_run(self, run or outside_run("save_training_state"), output_dir, checkpoint_kwargs)
 
     # ------------------------------------------------------------------ processes
 
@@ -784,8 +790,7 @@ class Trainer:
 
     def get_model(self, keep_torch_compile: bool = True) -> torch.nn.Module:
         """Return the model without what was wrapped around it."""
-        unwrap = self.accelerator.unwrap_model
-        return unwrap(self.model, keep_torch_compile=keep_torch_compile)  # type: ignore[no-any-return]
+        return unwrap_model(self.accelerator, self.model, keep_torch_compile)
 
     def describe(self) -> str:
         """Return what will happen or has happened: data, updates, precision, processes, callbacks."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -49,9 +51,13 @@ class ShardedBatchSampler(Sampler[Any]):
         self.step_size = (batch_size or 1) * group.size
         """Items of the order in a full global step."""
         self.epoch = 0
-        self.items: Any = ()
-        self.start = 0
-        """Item of the order from which the epoch is read."""
+        self._position = 0
+        self._items: Any = ()
+        self._start = 0
+        self.is_live = group.is_single and order.is_users
+        """The sampler is iterated while the epoch goes on, as torch does: it may look at what happens."""
+        self.live_sizes: deque[int] = deque()
+        """Samples of the batches that a live sampler has given and the loop has not taken yet."""
 
     @property
     def num_steps(self) -> int:
@@ -62,19 +68,31 @@ class ShardedBatchSampler(Sampler[Any]):
     def begin_epoch(self, epoch: int, position: int = 0) -> None:
         """Go to the sample `position` (counted over all processes) of `epoch` (from 0)."""
         self.epoch = epoch
-        self.items = self.order.of_epoch(epoch)
-        if isinstance(self.items, torch.Tensor):
-            self.items = self.items.numpy()  # An array is sliced in a tenth of the time.
-        self.start = position if self.batch_size is not None else self._batch_at(position)
+        self._position = position
+        self._items = None
+
+    @property
+    def items(self) -> Any:
+        """The order of the epoch begun, drawn when it is first asked for.
+
+        Callbacks may change data and sampler when the epoch starts, which is after `begin_epoch`.
+        """
+        if self._items is None:
+            items = self.order.of_epoch(self.epoch)
+            # An array is sliced in a tenth of the time.
+            self._items = items.numpy() if isinstance(items, torch.Tensor) else items
+            position = self._position
+            self._start = position if self.batch_size is not None else self._batch_at(position)
+        return self._items
 
     def _batch_at(self, position: int) -> int:
         """Return the number of the ready batch that begins at the sample `position`, or after it."""
         skipped = 0
-        for number, batch in enumerate(self.items):
+        for number, batch in enumerate(self._items):
             if skipped >= position:
                 return number
             skipped += len(batch)
-        return len(self.items)
+        return len(self._items)
 
     def plan(self) -> Iterator[tuple[int, int]]:
         """Yield the samples of all processes and of this one for each global step of the epoch."""
@@ -94,7 +112,39 @@ class ShardedBatchSampler(Sampler[Any]):
         return any(stop - first < self.group.size for first, stop, _ in list(self._steps())[-1:])
 
     def __iter__(self) -> Iterator[Any]:
+        return self._live_batches() if self.is_live else self._planned_batches()
+
+    def _live_batches(self) -> Iterator[Any]:
+        self.live_sizes.clear()
+        size = self.batch_size
+        # What comes before the position is drawn and left out, but not read.
+        items = iter(self.order.sampler)
+        if size is not None:
+            items = itertools.islice(items, self._position, None)
+            batches: Iterator[list[Any]] = iter(lambda: list(itertools.islice(items, size)), [])
+        else:
+            # Copied, since many a batch sampler gives one list again and again.
+            batches = self._after_position(map(list, items))
+        most = self.max_steps
+        if most is not None:
+            most = max(most - -(-self._position // self.step_size), 0)
+        for batch in itertools.islice(batches, most):
+            if self.drop_last and size is not None and len(batch) < size:
+                return
+            self.live_sizes.append(len(batch))
+            given: Any = torch.as_tensor(batch, dtype=torch.int64) if self.in_tensors else batch
+            yield given if self.convert is None else self.convert(given, self.epoch)
+
+    def _after_position(self, batches: Iterator[list[Any]]) -> Iterator[list[Any]]:
+        skipped = 0
+        for batch in batches:
+            if skipped >= self._position:
+                yield batch
+            skipped += len(batch)
+
+    def _planned_batches(self) -> Iterator[Any]:
         has_batch = False
+        items = self.items
         for first, _, part in self._steps():
             if part.stop == part.start:
                 # Only the last step may lack samples, so a batch that was read before can be repeated.
@@ -102,7 +152,7 @@ class ShardedBatchSampler(Sampler[Any]):
                     continue
                 part = slice(first, first + 1)
             has_batch = True
-            batch = self.items[part] if self.batch_size is not None else self.items[part.start]
+            batch = items[part] if self.batch_size is not None else items[part.start]
             if self.in_tensors:
                 batch = torch.as_tensor(batch, dtype=torch.int64)
             elif isinstance(batch, (np.ndarray, torch.Tensor)):
@@ -113,10 +163,10 @@ class ShardedBatchSampler(Sampler[Any]):
     def _steps(self) -> Iterator[tuple[int, int, slice]]:
         """Yield first item, end and this process's slice of each global step, from the position on."""
         num_items = len(self.items)
-        steps = range(self.start, num_items, self.step_size)
+        steps = range(self._start, num_items, self.step_size)
         if self.max_steps is not None:
             # The limit counts from the beginning of the epoch; a step that the position cuts counts as one.
-            steps_before = -(-self.start // self.step_size)
+            steps_before = -(-self._start // self.step_size)
             steps = steps[: max(self.max_steps - steps_before, 0)]
         part = shard_of(self.step_size, self.group)
         for first in steps:

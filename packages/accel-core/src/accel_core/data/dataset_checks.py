@@ -73,19 +73,30 @@ def check_dataloader_arguments(name: str, kwargs: Any, dataset: Any) -> None:
         "Use 1 for batches of single samples.",
         optional=True,
     )
-    if kwargs and is_ready_loader(dataset):
+    if isinstance(dataset, DataLoader) and kwargs:
         raise ConfigurationError(
             f"{name} is {preview(kwargs)}, but the data is a ready {type(dataset).__name__}, which keeps its "
             f"own settings. Leave {name} out, or pass the data set inside the loader."
         )
+    if is_ready_loader(dataset, kwargs) and set(kwargs) - {"batch_size"}:
+        raise ConfigurationError(
+            f"{name} is {preview(kwargs)}, but the items of a {type(dataset).__name__} are taken for ready "
+            "batches, so these settings have no use. Leave them out, or add 'batch_size' to have its items "
+            "joined to batches."
+        )
 
 
-def check_collate_fn(collate_fn: Any, *datasets: Any) -> None:
-    """Raise unless `collate_fn` is None, or a function that one of `datasets` has a use for."""
+def check_collate_fn(collate_fn: Any, *datasets: tuple[Any, Any]) -> None:
+    """Raise unless `collate_fn` is None, or a function that one of `datasets` has a use for.
+
+    Args:
+        datasets: each with its arguments of a loader.
+    """
     check_callable("collate_fn", collate_fn, "Pass a function from a list of samples to a batch.")
     # One of them may be a ready loader: the function then joins the samples of the other.
-    if collate_fn is not None and all(map(is_ready_loader, datasets)):
+    if collate_fn is not None and all(is_ready_loader(*dataset) for dataset in datasets):
         raise ConfigurationError(
-            f"collate_fn is {preview(collate_fn)}, but the data is a ready {type(datasets[0]).__name__}, "
-            "which makes its own batches. Give the loader its collate_fn, or pass the data set inside it."
+            f"collate_fn is {preview(collate_fn)}, but the data is a ready {type(datasets[0][0]).__name__}, "
+            "which makes its own batches. Give the loader its collate_fn, pass the data set inside it, or "
+            "add 'batch_size' to the loader arguments to have its items joined to batches."
         )

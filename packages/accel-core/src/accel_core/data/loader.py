@@ -6,17 +6,21 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from accelerate.utils import send_to_device
 from torch.utils.data import DataLoader, IterableDataset, default_collate
 
 from ..errors import ConfigurationError
 from ..processes.group import DataGroup
 from .counted_batches import CountedBatch
+from .devices import move_to_device
 from .iterable import IterableSource
 from .map_style import MapStyleSource
+from .own_share import OwnShareSource
+from .parts import announce_epoch
 from .readers import name_of_data, unwrapped
 from .ready_batches import ReadyBatchesSource
+from .shares import check_samplers_cover_data
 from .source import Source
+from .waiting import WaitingReport
 
 SOURCES: list[type[Source]] = [MapStyleSource, IterableSource, ReadyBatchesSource]
 """The kinds of data; the first whose `accepts(loader)` is true is chosen. The last one accepts everything."""
@@ -39,13 +43,15 @@ class ShardedDataLoader:
         device: torch.device,
         group: DataGroup,
         seed_each_sample: bool = False,
+        data_is_sharded: bool = False,
     ) -> None:
-        """Choose the kind of `loader`; nothing is read before the first epoch.
+        """Choose the kind of `loader`; nothing is read before the first epoch. Every process takes part.
 
         Args:
             seed: of the order of the data.
             group: the processes that share the data.
             seed_each_sample: seed python, numpy and torch before each sample of map-style data is read.
+            data_is_sharded: this process brings its own share of the data, and reads all of it.
 
         Raises:
             ConfigurationError: the loader shards its data already.
@@ -57,7 +63,13 @@ class ShardedDataLoader:
         self.group = group
         # Nothing else asks which kind of data it is.
         kind = next(kind for kind in SOURCES if kind.accepts(loader))
-        self.source: Source = kind(loader, seed, group, seed_each_sample)
+        self.data_is_sharded = data_is_sharded
+        self.source: Source
+        if data_is_sharded:
+            self.source = OwnShareSource(kind(loader, seed, DataGroup(), seed_each_sample), group)
+        else:
+            check_samplers_cover_data(loader)
+            self.source = kind(loader, seed, group, seed_each_sample)
         self.batch_size = self.source.batch_size
         """Samples in a full batch of one process, or None if that is not known."""
         self.max_steps: int | None = None
@@ -70,11 +82,15 @@ class ShardedDataLoader:
         """Is given sentences about what takes long."""
         self.seconds_waited = 0.0
         """Time that the loop has waited for batches."""
+        self.waiting = WaitingReport()
+        """Looks at this time; that of training data reports it once."""
         self.samples_given: int | None = None
         """Samples that were joined to the batch read last, if counted there; None if not known."""
         self.batches_left_out = 0
         """Batches of the epoch begun that were None, as collate functions return it for bad samples."""
         self._position = 0
+        self._epoch = 0
+        self._told: set[int] = set()
 
     def __repr__(self) -> str:
         return f"ShardedDataLoader({type(self.source).__name__} of {name_of_data(self.dataset)})"
@@ -106,8 +122,8 @@ class ShardedDataLoader:
     def has_certain_length(self) -> bool:
         """Whether an epoch has exactly `num_steps` steps.
 
-        Two and more workers may divide iterable data into other batches than its `__len__` says, or read all of
-        it each.
+        Two and more workers may divide iterable data into other batches than its `__len__` says, or read all
+        of it each.
         """
         if self.is_sized or self.num_steps is None:
             return self.is_sized
@@ -118,6 +134,16 @@ class ShardedDataLoader:
     def step_size(self) -> int:
         """Samples of a full step on all processes; batches if their size is not known."""
         return (self.batch_size or 1) * self.group.size
+
+    @property
+    def steps_before(self) -> int:
+        """Steps of the epoch begun that lie before its position."""
+        return -(-self._position // self.step_size)
+
+    def take_size(self) -> int | None:
+        """Return the samples of the next batch, if this kind of data knows them only when it is read."""
+        sizes = getattr(self.source, "live_sizes", None)
+        return sizes.popleft() if sizes else None
 
     def __len__(self) -> int:
         """Return the steps of an epoch. Raises `TypeError` if they are not known."""
@@ -130,12 +156,20 @@ class ShardedDataLoader:
     def begin_epoch(self, epoch: int, position: int = 0, max_steps: int | None = None) -> None:
         """Go to the sample `position` (counted over all processes) of `epoch` (from 0).
 
-        Data without an index is read up to there. The epoch ends after `max_steps`, counted from its
-        beginning.
+        Whatever has `set_epoch` is told, at any depth of the data and its samplers. Data without an index is
+        read up to the position. The epoch ends after `max_steps`, counted from its beginning.
         """
         self._position = position
         self.batches_left_out = 0
-        self.source.begin_epoch(0 if self.repeat_first_epoch else epoch, position, max_steps)
+        self._epoch = 0 if self.repeat_first_epoch else epoch
+        # Workers start later, with a copy of the data that knows the epoch.
+        self._told = announce_epoch(self.loader, self._epoch)
+        self.source.begin_epoch(self._epoch, position, max_steps)
+
+    def announce_epoch_after(self, other: ShardedDataLoader) -> None:
+        """Tell the data its epoch once more if it shares parts with `other`, which were told another one."""
+        if self._told & other._told:
+            announce_epoch(self.loader, self._epoch)
 
     def plan(self) -> list[tuple[int, int]] | None:
         """Return the samples on all processes and on this one for each step of the epoch begun.
@@ -165,7 +199,9 @@ class ShardedDataLoader:
             batches = self._count(batches)
         if self.device.type == "cpu":
             return batches
-        return (send_to_device(batch, self.device, non_blocking=True) for batch in batches)
+        # With workers torch has pinned the batches, in a thread of its own.
+        pins = getattr(self.loader, "pin_memory", False) and not self.has_workers
+        return (move_to_device(batch, self.device, pins) for batch in batches)
 
     def _count(self, batches: Iterator[Any]) -> Iterator[Any]:
         for batch in batches:

@@ -2,35 +2,34 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, IterableDataset, default_collate
 
-from ..errors import ConfigurationError
 from ..processes.group import DataGroup
 from .batch_sampler import ShardedBatchSampler, sampler_of
 from .order import EpochOrder
 from .readers import IndexedTensors, SampleReader, SeededSampleReader, indexable_tensors
 from .source import is_plain_loader
-from .workers import end_workers, rebuild_loader, seed_workers
+from .workers import Workers, rebuild_loader, seed_workers
 
 
 class MapStyleSource:
     """Every process knows the order of the whole epoch, and reads its samples of each step by index."""
 
-    is_sized = True
     state = None
 
     def __init__(self, loader: Any, seed: int, group: DataGroup, seed_each_sample: bool) -> None:
         sampler, batch_size, drop_last = sampler_of(loader)
-        _check_covers_the_data(sampler)
         self.seed = seed
         self.group = group
         self.batch_size = batch_size
         self.generator = torch.Generator()
-        order = EpochOrder(sampler, seed)
+        self.workers = Workers()
+        order = EpochOrder(sampler, seed, is_shared=not group.is_single)
         dataset = loader.dataset
         reader = SeededSampleReader(dataset, seed) if seed_each_sample else SampleReader(dataset)
         self.torch_loader: DataLoader[Any] | None
@@ -45,13 +44,12 @@ class MapStyleSource:
                 loader, reader, self.generator, batch_size=None, sampler=self.sampler
             )
             return
-        tensors = _tensors_in_memory(loader)
-        if tensors is not None:
+        if _is_in_memory(loader):
             # Tensors draw no random numbers, so seeding each sample would change nothing.
             self.sampler = ShardedBatchSampler(order, batch_size, drop_last, group, in_tensors=True)
             self.torch_loader = rebuild_loader(
                 loader,
-                IndexedTensors(*tensors),
+                IndexedTensors(dataset),
                 self.generator,
                 batch_sampler=self.sampler,
                 collate_fn=_identity,
@@ -67,6 +65,16 @@ class MapStyleSource:
         if not is_plain_loader(loader) or isinstance(loader.dataset, IterableDataset):
             return False
         return hasattr(sampler_of(loader)[0], "__len__")
+
+    @property
+    def is_sized(self) -> bool:
+        """Whether the order is known beforehand; that of a live sampler only when it is read."""
+        return not self.sampler.is_live
+
+    @property
+    def live_sizes(self) -> deque[int]:
+        """Samples of the batches that are read, if `is_sized` is false."""
+        return self.sampler.live_sizes
 
     @property
     def num_samples(self) -> int | None:
@@ -89,14 +97,19 @@ class MapStyleSource:
         self.sampler.max_steps = max_steps
         self.sampler.begin_epoch(epoch, position)
 
-    def plan(self) -> list[tuple[int, int]]:
-        """Return the samples on all processes and on this one for each step of the epoch begun."""
-        return list(self.sampler.plan())
+    def plan(self) -> list[tuple[int, int]] | None:
+        """Return the samples on all processes and on this one for each step of the epoch begun.
+
+        None if a live sampler gives the order.
+        """
+        return None if self.sampler.is_live else list(self.sampler.plan())
 
     def read(self, log: Callable[[str], object]) -> Iterator[Any]:
         """Return torch's own iterator, so that a step costs no call more."""
         loader: Any = self.torch_loader
-        return iter(loader)
+        if isinstance(loader.dataset, IndexedTensors):
+            loader.dataset.renew()
+        return self.workers.start(loader)
 
     def restore(self, state: Any) -> None:
         """Do nothing: the position is enough."""
@@ -113,25 +126,16 @@ class MapStyleSource:
 
     def close(self) -> None:
         """End the workers."""
-        end_workers(self.torch_loader)
+        self.workers.end()
         self.torch_loader = None
 
 
-def _check_covers_the_data(sampler: Any) -> None:
-    """Raise if `sampler` gives a shard of the data, of which accel would take a shard again."""
-    if getattr(sampler, "num_replicas", 1) > 1:
-        raise ConfigurationError(
-            f"The sampler is a {type(sampler).__name__}, which shards the data itself, as accel does too. "
-            "Pass the data set alone, or a sampler over all of it."
-        )
-
-
-def _tensors_in_memory(loader: Any) -> tuple[tuple[torch.Tensor, ...], torch.Tensor | None] | None:
-    """Return tensors from which whole batches can be indexed, and the indices of a subset, or None."""
+def _is_in_memory(loader: Any) -> bool:
+    """Whether whole batches can be indexed from tensors in memory."""
     # Another collate function needs single samples, and a copy of the tensors in each worker gains nothing.
     if loader.collate_fn is not default_collate or loader.num_workers:
-        return None
-    return indexable_tensors(loader.dataset)
+        return False
+    return indexable_tensors(loader.dataset) is not None
 
 
 # From the indices of a batch to what the reader is asked for. Functions of the module and no lambdas, since a

@@ -49,24 +49,30 @@ def shard_of(num_items: int, group: DataGroup) -> slice:
 class EpochOrder:
     """The order of the samples of an epoch, from a sampler or from (seed, epoch)."""
 
-    def __init__(self, sampler: Iterable[Any], seed: int) -> None:
+    def __init__(self, sampler: Iterable[Any], seed: int, is_shared: bool = True) -> None:
+        """Take the order of `sampler`.
+
+        Args:
+            is_shared: a sampler of the user's own gives all processes the order of the main one.
+        """
         self.sampler = sampler
         self.seed = seed
+        self.is_shared = is_shared
 
     def __len__(self) -> int:
         return len(self.sampler)  # type: ignore[arg-type]
 
     def of_epoch(self, epoch: int) -> Sequence[Any] | torch.Tensor | np.ndarray[Any, Any]:
-        """Return the indices in the order of `epoch` (from 0), the same on every process."""
+        """Return the indices in the order of `epoch` (from 0), the same on every process.
+
+        Samplers with `set_epoch` have been told the epoch before.
+        """
         sampler: Any = self.sampler
         if type(sampler) is SequentialSampler:
             # An array, since a list of as many numbers takes several times the memory.
             return np.arange(len(sampler))
         if _is_permutation(sampler):
             return random_order(len(sampler), self.seed, epoch)
-        # A sampler may draw from its own seed and the epoch, as DistributedSampler does.
-        if hasattr(sampler, "set_epoch"):
-            sampler.set_epoch(epoch)
         if type(sampler) in SAMPLERS_THAT_DRAW:
             # It is put back: the sampler may serve the user elsewhere.
             users_generator = sampler.generator
@@ -76,7 +82,12 @@ class EpochOrder:
             finally:
                 sampler.generator = users_generator
         # Another's sampler may draw random numbers of its own, so only the main process's order counts.
-        return broadcast_object(list(sampler)) if is_distributed() else list(sampler)
+        return broadcast_object(list(sampler)) if self.is_shared and is_distributed() else list(sampler)
+
+    @property
+    def is_users(self) -> bool:
+        """Whether a sampler of the user's own gives the order, which may depend on anything."""
+        return type(self.sampler) not in (SequentialSampler, *SAMPLERS_THAT_DRAW)
 
     @property
     def is_function_of_epoch(self) -> bool:

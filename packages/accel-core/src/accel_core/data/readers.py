@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import itertools
 import pickle
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset, get_worker_info
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    Subset,
+    TensorDataset,
+    default_collate,
+    get_worker_info,
+)
 
 from ..processes.group import DataGroup
 from ..state.random import SeededRandomness, derive_seed
+from .content import digest_of
 from .order import shard_of
 
 
@@ -50,14 +60,30 @@ def indexable_tensors(dataset: Any) -> tuple[tuple[torch.Tensor, ...], torch.Ten
     return dataset.tensors, indices
 
 
+def is_in_memory(dataset: Any) -> bool:
+    """Whether the samples of `dataset` are there already, so that reading one costs nothing."""
+    return (
+        isinstance(dataset, (list, tuple, torch.Tensor, np.ndarray)) or indexable_tensors(dataset) is not None
+    )
+
+
 class IndexedTensors(Dataset[Any]):
     """Batches of tensors in memory by one `index_select` each, instead of sample by sample."""
 
-    def __init__(self, tensors: tuple[torch.Tensor, ...], indices: torch.Tensor | None) -> None:
-        self.tensors = tensors
-        self.indices = indices
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+        self.tensors: tuple[torch.Tensor, ...] | None = None
+        self.indices: torch.Tensor | None = None
+        self.renew()
 
-    def __getitems__(self, indices: torch.Tensor) -> list[torch.Tensor]:
+    def renew(self) -> None:
+        """Take the tensors and indices that the data set has now: callbacks may exchange them."""
+        self.tensors, self.indices = indexable_tensors(self.dataset) or (None, None)
+
+    def __getitems__(self, indices: torch.Tensor) -> Any:
+        if self.tensors is None:
+            # They have been moved to a device since.
+            return default_collate([self.dataset[index] for index in indices.tolist()])
         if self.indices is not None:
             indices = self.indices.index_select(0, indices)
         return [tensor.index_select(0, indices) for tensor in self.tensors]
@@ -146,6 +172,21 @@ class SeededSampleReader(SampleReader):
         return [self[epoch, index] for index in indices]
 
 
+class First(NamedTuple):
+    """What a process has first in an epoch, with a digest of the first item of the data."""
+
+    value: Any
+    digest: bytes | None
+
+
+def collate_with_first(collate_fn: Callable[[list[Any]], Any], samples: list[Any]) -> Any:
+    """Join samples; a batch with the first one keeps its digest, which may come from a worker."""
+    if not isinstance(samples[0], First):
+        return collate_fn(samples)
+    first = samples[0]
+    return First(collate_fn([first.value, *samples[1:]]), first.digest)
+
+
 class ShardedIterable(IterableDataset[Any]):
     """Any iterable as an `IterableDataset`, of which this process keeps its part of each global step."""
 
@@ -171,10 +212,15 @@ class ShardedIterable(IterableDataset[Any]):
             yield from samples
             return
         step_size = self.batch_size * self.group.size
+        digest: bytes | None = None
+        is_first = True
         while step := list(itertools.islice(samples, step_size)):
             # With drop_last an incomplete step is dropped on all processes, so that they stay in step.
             if len(step) == step_size or not self.drop_last:
-                yield from step[shard_of(len(step), self.group)]
+                digest = digest_of(step[0]) if is_first else None
+                for sample in step[shard_of(len(step), self.group)]:
+                    yield First(sample, digest) if is_first else sample
+                    is_first = False
 
 
 def unwrapped(dataset: Any) -> Any:
@@ -187,11 +233,22 @@ def name_of_data(dataset: Any) -> str:
     return type(unwrapped(dataset)).__name__
 
 
-def is_ready_loader(dataset: Any) -> bool:
-    """Whether `dataset` is a loader: torch's, or an iterable with a `batch_size`."""
-    is_like_one = (
-        hasattr(dataset, "batch_size")
-        and hasattr(dataset, "__iter__")
-        and not hasattr(dataset, "__getitem__")
-    )
-    return isinstance(dataset, DataLoader) or is_like_one
+KNOWN_LOADERS = (("webdataset", "WebLoader"), ("torchdata", "Loader"), ("timm", "PrefetchLoader"))
+"""Packages and classes of loaders that nothing else tells from data sets."""
+
+
+def is_ready_loader(dataset: Any, dataloader_kwargs: Mapping[str, Any] | None = None) -> bool:
+    """Whether the items of `dataset` are ready batches.
+
+    They are if it is a `DataLoader`, a loader that is known by its name, or can only be iterated and is no
+    data set of torch's. A `batch_size` in the `dataloader_kwargs` asks for batches of its items all the same.
+    """
+    if isinstance(dataset, DataLoader):
+        return True
+    if dataloader_kwargs and dataloader_kwargs.get("batch_size") is not None:
+        return False
+    names = [(kind.__module__.partition(".")[0], kind.__name__) for kind in type(dataset).__mro__]
+    if any(name in KNOWN_LOADERS for name in names):
+        return True
+    is_iterable = hasattr(dataset, "__iter__") and not hasattr(dataset, "__getitem__")
+    return is_iterable and not isinstance(dataset, Dataset)

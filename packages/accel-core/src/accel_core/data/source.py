@@ -17,7 +17,9 @@ from torch.utils.data import DataLoader
 
 from ..processes.group import DataGroup
 from ..state.random import SeededRandomness, derive_seed
-from .readers import name_of_data
+from .exact_streams import restores_exactly
+from .readers import name_of_data, unwrapped
+from .shares import compare_first_items
 
 SECONDS_BETWEEN_MESSAGES = 10.0
 
@@ -66,7 +68,11 @@ class Source(Protocol):
         ...
 
     def begin_epoch(self, epoch: int, position: int, max_steps: int | None) -> None:
-        """Go to the sample `position` of `epoch` (from 0), which ends after `max_steps` steps in all."""
+        """Go to the sample `position` of `epoch` (from 0), which ends after `max_steps` steps in all.
+
+        What has `set_epoch` has been told before. Callbacks may still change the data until it is planned or
+        read.
+        """
 
     def plan(self) -> list[tuple[int, int]] | None:
         """Return the samples on all processes and on this one for each step of the epoch begun.
@@ -91,7 +97,7 @@ class Source(Protocol):
 
     @property
     def state(self) -> Any | None:
-        """Values from which `restore` continues before the batch read last; None if nothing is saved."""
+        """Values from which `restore` continues after the batch read last; None if nothing is saved."""
         ...
 
     def restore(self, state: Any) -> None:
@@ -135,7 +141,11 @@ class SequentialSource:
         self.seed = seed
         self.group = group
         self.batch_size: int | None = getattr(loader, "batch_size", None)
-        self.state: Any = None
+        self._kept_state: Any = None
+        self._is_open = False
+        self._batches: Iterator[Any] = iter(())
+        self._peeked: list[Any] | None = None
+        """The batch after the latest, if it has been read to save a state."""
         self.samples_to_skip = 0
         """Samples before the first whole step, if the state was saved with another batch size or group."""
         self._epoch = 0
@@ -143,6 +153,8 @@ class SequentialSource:
         self._max_steps: int | None = None
         self._is_restored = False
         self._is_at_end = False
+        self.is_compared = group.is_single
+        """Nothing is left to compare with the other processes."""
 
     @property
     def step_size(self) -> int:
@@ -156,13 +168,32 @@ class SequentialSource:
 
     @property
     def stateful(self) -> Any:
-        """The loader or data set that saves its own position, or None."""
+        """The loader or data set that saves its own position and restores it exactly, or None."""
         # Workers read copies of the data set, so its state in this process stands still.
-        candidates = [self.loader] if getattr(self.loader, "num_workers", 0) else [self.loader, self.dataset]
-        for candidate in candidates:
-            if hasattr(candidate, "state_dict") and hasattr(candidate, "load_state_dict"):
-                return candidate
-        return None
+        has_workers = getattr(self.loader, "num_workers", 0)
+        candidates = [self.loader] if has_workers else [self.loader, unwrapped(self.dataset)]
+        return next(filter(restores_exactly, candidates), None)
+
+    @property
+    def state(self) -> Any | None:
+        """Values from which `restore` continues after the batch read last, or None.
+
+        The loop has read no further when a state is saved.
+        """
+        stateful = self.stateful
+        if stateful is None or not self._is_open:
+            return self._kept_state
+        if self._peeked is not None:
+            return self._kept_state
+        # Copied, since many a state_dict returns the live object, which goes on to change.
+        state = copy.deepcopy(stateful.state_dict())
+        # From a state alone nobody can tell whether the next batch is of this epoch: many a data set begins
+        # anew by itself. No update comes before this batch, so it is due.
+        self._peeked = self.take_step(self._batches)
+        if not self._peeked:
+            state = copy.deepcopy(stateful.state_dict())
+        self._kept_state = {"source": state, "is_at_end": not self._peeked}
+        return self._kept_state
 
     def open_batches(self) -> Iterator[Any]:
         """Begin to read, leaving out `samples_to_skip`."""
@@ -172,23 +203,30 @@ class SequentialSource:
         """Read the next step and return a list of this process's batch, empty if there is none."""
         raise NotImplementedError
 
+    def compare_first_items(self, digest: bytes | None) -> None:
+        """Compare the first item that was read with those of the others, once. Every process takes part.
+
+        Args:
+            digest: of the first item; None if there is none, or its content is not known.
+        """
+        if not self.is_compared:
+            self.is_compared = True
+            compare_first_items(digest, self.dataset)
+
     def plan(self) -> None:
         """Return None: what comes is known once it is read."""
         return None
 
     def begin_epoch(self, epoch: int, position: int, max_steps: int | None) -> None:
-        """Go to `position`, and pass the epoch to data and samplers that have `set_epoch`."""
+        """Go to `position`."""
         self._epoch = epoch
         self._steps_to_skip, self.samples_to_skip = divmod(position, self.step_size)
         self._max_steps = max_steps
+        self._is_open = False
+        self._kept_state = None
         # A training state is restored after the epoch has been begun.
         self._is_restored = False
         self._is_at_end = False
-        samplers = (getattr(self.loader, name, None) for name in ("batch_sampler", "sampler"))
-        part: Any
-        for part in (self.dataset, *samplers):
-            if hasattr(part, "set_epoch"):
-                part.set_epoch(epoch)
 
     def read(self, log: Callable[[str], object]) -> Iterator[Any]:
         """Yield the batches from the position on.
@@ -213,20 +251,17 @@ class SequentialSource:
         # Data that shuffles at its start draws from (seed, epoch), so that all processes have one order.
         with SeededRandomness(derive_seed(self.seed, "order", self._epoch)):
             batches = self.open_batches()
-            self._keep_state()
             taken = self.take_step(batches)
+        self._batches, self._peeked = batches, None
+        self._is_open = True
         while taken:
             yield taken.pop()  # Popped, so that no batch is held here while the next one is read.
-            self._keep_state()
-            taken = self.take_step(batches)
-        self._keep_state(is_at_end=True)
-
-    def _keep_state(self, is_at_end: bool = False) -> None:
-        # The end is kept apart, since many a data set begins anew by itself once it has come to its end.
+            taken = self.take_step(batches) if self._peeked is None else self._peeked
+            self._peeked = None
+        self._is_open = False
         stateful = self.stateful
         if stateful is not None:
-            # Copied, since many a state_dict returns the live object, which goes on to change.
-            self.state = {"source": copy.deepcopy(stateful.state_dict()), "is_at_end": is_at_end}
+            self._kept_state = {"source": copy.deepcopy(stateful.state_dict()), "is_at_end": True}
 
     def restore(self, state: Any) -> None:
         """Put the data itself at its saved position; without a state of its own, it is read up to there."""
@@ -234,6 +269,7 @@ class SequentialSource:
         if stateful is None:
             return
         stateful.load_state_dict(state["source"])
+        self._kept_state = state
         self.samples_to_skip = 0
         self._is_restored = True
         self._is_at_end = state["is_at_end"]

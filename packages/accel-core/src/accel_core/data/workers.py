@@ -6,7 +6,8 @@ import functools
 import os
 import signal
 import threading
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch.utils.data import DataLoader, IterableDataset, default_collate
 
 from ..processes.group import DataGroup
 from ..state.random import derive_seed
+from .content import digest_of
 from .counted_batches import CountingCollate
 
 
@@ -27,10 +29,11 @@ def rebuild_loader(loader: Any, dataset: Any, generator: torch.Generator, **chan
         generator: gives the seeds of the workers. A loader without one draws them from the global random
             state at each `iter()`, so that reading would change the random numbers of the model.
     """
-    kept = ["num_workers", "collate_fn", "pin_memory", "timeout", "multiprocessing_context"]
+    kept = ["num_workers", "collate_fn", "timeout", "multiprocessing_context"]
     if loader.num_workers:
-        # Torch refuses these without workers.
-        kept += ["prefetch_factor", "persistent_workers"]
+        # Torch refuses the first two without workers. It also refuses to pin tensors of some kinds: without
+        # workers each tensor is pinned on its way to the device, or left as it is.
+        kept += ["prefetch_factor", "persistent_workers", "pin_memory"]
         changed["worker_init_fn"] = functools.partial(start_worker, loader.worker_init_fn)
     # Newer versions of torch have it.
     kept += ["in_order"] if hasattr(loader, "in_order") else []
@@ -46,11 +49,36 @@ def seed_workers(generator: torch.Generator, seed: int, epoch: int, group: DataG
     generator.manual_seed(derive_seed(seed, "workers", epoch, group.index))
 
 
-def end_workers(loader: DataLoader[Any] | None) -> None:
-    """End the workers of a rebuilt loader; persistent ones would wait for another epoch."""
-    iterator: Any = getattr(loader, "_iterator", None)
-    if hasattr(iterator, "_shutdown_workers"):
-        iterator._shutdown_workers()
+class Workers:
+    """The workers of a loader. Persistent ones are kept only as long as their copies of the data are true."""
+
+    def __init__(self) -> None:
+        self._digest: bytes | None = None
+        self._iterator: Callable[[], Any] = _nothing
+
+    def start(self, loader: Any) -> Iterator[Any]:
+        """Begin to iterate `loader`, with workers that hold the data as this process has it now."""
+        if getattr(loader, "persistent_workers", False):
+            digest = digest_of((loader.dataset, loader.collate_fn, loader.worker_init_fn))
+            if digest is None or digest != self._digest:
+                self.end()
+                loader._iterator = None
+            self._digest = digest
+        iterator: Any = iter(loader)
+        if hasattr(iterator, "_shutdown_workers"):
+            # Weak, so that an epoch that is not read to its end leaves no workers behind.
+            self._iterator = weakref.ref(iterator)
+        return iterator  # type: ignore[no-any-return]
+
+    def end(self) -> None:
+        """End the workers started last; persistent ones wait for another epoch, others for their iterator."""
+        iterator = self._iterator()
+        if iterator is not None:
+            iterator._shutdown_workers()
+
+
+def _nothing() -> None:
+    pass
 
 
 def start_worker(worker_init_fn: Callable[[int], None] | None, worker_id: int) -> None:

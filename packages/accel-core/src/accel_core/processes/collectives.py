@@ -31,12 +31,15 @@ def is_distributed() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
-def broadcast_object(value: Any) -> Any:
-    """Return the main process's `value` on every process; it is pickled on the way."""
+def broadcast_object(value: Any, source: int = 0) -> Any:
+    """Return the `value` of the process `source`, by default the main one, on every process.
+
+    It is pickled on the way.
+    """
     if not is_distributed():
         return value
     values = [value]
-    dist.broadcast_object_list(values, src=0)
+    dist.broadcast_object_list(values, src=source)
     return values[0]
 
 

@@ -27,8 +27,9 @@ def to_cpu(output: Any) -> Any:
 def collect_predictions(calculate: Callable[[Any], Any], steps: Iterator[Step]) -> list[list[Any]]:
     """Return what `calculate` gives for the batch of each step, on the CPU: a list of one, or an empty one.
 
-    It is empty for a batch that is left out, which keeps its place so that those of all processes stay in order. A
-    padding step has none; its batch, if there is one, is only there for engines whose forward is collective.
+    It is empty for a batch that is left out, which keeps its place so that those of all processes stay in
+    order. A padding step has none; its batch, if there is one, is only there for engines whose forward is
+    collective.
     """
     outputs = []
     for step in steps:
@@ -40,13 +41,16 @@ def collect_predictions(calculate: Callable[[Any], Any], steps: Iterator[Step]) 
     return outputs
 
 
-def join_over_processes(outputs: list[list[Any]], padding_value: float | None = None) -> Any:
+def join_over_processes(
+    outputs: list[list[Any]], padding_value: float | None = None, own_shares: bool = False
+) -> Any:
     """Join the batches of all processes in the order in which they were assigned. Every process takes part.
 
     Args:
         outputs: a list for each step of this process: of the one batch, or empty if the batch was left out.
         padding_value: fills up the other dimensions of tensors where they differ; without it they have to be
             equal.
+        own_shares: each process has brought its own data; that of the first comes first.
 
     Raises:
         ConfigurationError: outputs cannot be joined, or all batches were left out.
@@ -55,6 +59,8 @@ def join_over_processes(outputs: list[list[Any]], padding_value: float | None = 
     # A process may have fewer batches than others, or none.
     longest = max(map(len, by_process))
     steps = [part[step] for step in range(longest) for part in by_process if step < len(part)]
+    if own_shares:
+        steps = list(itertools.chain.from_iterable(by_process))
     batches = list(itertools.chain.from_iterable(steps))
     if not batches:
         raise ConfigurationError(

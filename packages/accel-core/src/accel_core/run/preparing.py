@@ -8,13 +8,11 @@ from typing import Any
 
 import torch
 
-from ..callbacks.limit_batches import limit_loaders
 from ..data.loader import ShardedDataLoader
 from ..engines.choose import check_accumulation
 from ..engines.modes import evaluation_mode
 from ..engines.trained import clear_gradients
 from ..engines.weights import renew_step
-from ..errors import ConfigurationError
 from ..processes.agreement import Agreement
 from ..processes.collectives import broadcast_object
 from ..processes.shutdown import check_processes
@@ -22,17 +20,17 @@ from ..state.checkpoint import TrainerState
 from ..state.random import seed_process
 from .batch_output import add_way_out
 from .counted_loss import counted_loss
-from .first_steps import report_evaluation_step
+from .loaders import create_eval_loader, create_loaders
 from .loss_tracker import LossTracker, MeanTrackers
 from .modes import begin_train_mode
 from .prepared_parts import check_engine, prepare_parts
 from .rollback import Rollback, TrainingRollback
 from .run import Run
-from .run_config import check_same_on_all, plan_run
+from .run_config import plan_run
 from .schedule_fit import check_fit
 from .scheduling import plan_schedule
 from .stages import begin_counting, goes_on
-from .train_arguments import TrainArguments
+from .train_arguments import EvaluationArguments, TrainArguments
 from .trainer_parts import TrainerParts
 from .update_groups import ItemTotals
 
@@ -60,9 +58,7 @@ def begin_evaluation(
     trainer: TrainerParts,
     run: Run,
     training_run: Run | None,
-    dataset: Any,
-    batch_size: int,
-    kwargs: Any,
+    arguments: EvaluationArguments,
     collate_fn: Any,
 ) -> ShardedDataLoader:
     """Build what an evaluation needs, and leave `training_run`, the latest one, as it is.
@@ -70,86 +66,13 @@ def begin_evaluation(
     Every process takes part.
     """
     begin_run(trainer, run, None, keep_seed=training_run is not None)
-    loader = create_eval_loader(trainer, run, dataset, batch_size, kwargs, collate_fn)
+    loader = create_eval_loader(trainer, run, arguments, collate_fn)
     if training_run is None:
-        arguments = {"eval_dataloader_kwargs": kwargs}
+        given = {"eval_dataloader_kwargs": arguments.dataloader_kwargs}
         seed = trainer.data_seed
-        trainer.run_config = plan_run(arguments, None, loader, trainer.accelerator, run.engine.group, seed)  # type: ignore[misc]
+        trainer.run_config = plan_run(given, None, loader, trainer.accelerator, run.engine.group, seed)  # type: ignore[misc]
     prepare_parts(trainer, run)
     return loader
-
-
-def create_loaders(trainer: TrainerParts, run: Run, arguments: TrainArguments) -> ShardedDataLoader:
-    """Make this process's loaders for training and evaluation, and return the first.
-
-    Every process takes part.
-    """
-    seeds_samples = arguments.seed_each_sample
-    loader = trainer.create_train_dataloader(
-        arguments.per_device_batch_size, arguments.train_dataloader_kwargs
-    )
-    train_loader = _shard(trainer, run, loader, seeds_samples)
-    trainer.train_dataloader = run.train_loader = train_loader
-    trainer.eval_dataloader = None
-    if trainer.eval_dataset is not None:
-        report_evaluation_step(trainer)
-        loader = trainer.create_eval_dataloader(arguments.eval_batch_size, arguments.eval_dataloader_kwargs)
-        trainer.eval_dataloader = _shard(trainer, run, loader, seeds_samples)
-    for message in limit_loaders(trainer.callbacks, train_loader, trainer.eval_dataloader):
-        trainer.print(message)
-    loaders = {"train_dataset": train_loader, "eval_dataset": trainer.eval_dataloader}
-    check_same_on_all(arguments.as_keywords(), **loaders)
-    return train_loader
-
-
-def create_eval_loader(
-    trainer: TrainerParts, run: Run, dataset: Any, batch_size: int, kwargs: Any, collate_fn: Any
-) -> ShardedDataLoader:
-    """Return this process's loader of `dataset`, and leave the data of the trainer as it is.
-
-    Every process takes part.
-    """
-    before = (trainer.eval_dataset, trainer.collate_fn)
-    trainer.eval_dataset, trainer.collate_fn = dataset, collate_fn
-    try:
-        loader = _shard(trainer, run, trainer.create_eval_dataloader(batch_size, kwargs))
-    finally:
-        trainer.eval_dataset, trainer.collate_fn = before
-    for message in limit_loaders(trainer.callbacks, None, loader):
-        trainer.print(message)
-    check_same_on_all({}, dataset=loader)
-    return loader
-
-
-@contextlib.contextmanager
-def loader_to_evaluate(trainer: TrainerParts, run: Run, dataset: Any) -> Iterator[ShardedDataLoader]:
-    """Give this process's loader of `dataset`, or that of the run for None.
-
-    A loader that is made for this evaluation is closed afterwards. Every process takes part.
-    """
-    dataset = trainer.eval_dataloader if dataset is None else dataset
-    if dataset is None:
-        raise ConfigurationError(
-            "eval_dataset is None, so there is nothing to evaluate on. Pass eval_dataset to train."
-        )
-    if isinstance(dataset, ShardedDataLoader):
-        yield dataset
-        return
-    batch_size = 8 if run.arguments is None else run.arguments.eval_batch_size
-    kwargs = None if run.arguments is None else run.arguments.eval_dataloader_kwargs
-    loader = create_eval_loader(trainer, run, dataset, batch_size, kwargs, trainer.collate_fn)
-    try:
-        yield loader
-    finally:
-        run.loaders.remove(loader)
-        loader.close()
-
-
-def _shard(trainer: TrainerParts, run: Run, loader: Any, seed_each_sample: bool = False) -> ShardedDataLoader:
-    sharded = ShardedDataLoader(loader, trainer.data_seed, trainer.device, run.engine.group, seed_each_sample)
-    sharded.log = trainer.print
-    run.loaders.append(sharded)
-    return sharded
 
 
 def begin_training(

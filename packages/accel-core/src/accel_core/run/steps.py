@@ -1,4 +1,4 @@
-"""The steps of an epoch on this process: its batches, what stands in for a missing one, and which is left out."""
+"""Makes the steps of an epoch on this process, with padding for missing batches."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Step(NamedTuple):
     is_last: bool
     """It is the last of its update, so gradients are synchronised."""
     is_padding: bool
-    """This process has no samples in this step: it repeats a batch with weight zero, because the others need it."""
+    """This process has no samples here: it repeats a batch with weight zero for the others."""
     planned_items: float | None
     """Samples that the batch has if nothing drops any; None for data without a length."""
     num_samples: int | None = None
@@ -35,9 +35,12 @@ def planned_steps(
     """Yield all steps of the epoch begun.
 
     Args:
-        keep_padding: give a step without samples a batch to repeat, on several processes. All of them take part.
+        keep_padding: give a step without samples a batch to repeat, on several processes. All of them take
+            part.
     """
+    waiting = loader.waiting
     asked_at = perf_counter()
+    waiting.begin(asked_at, loader.seconds_waited)
     batches = iter(loader)
     repeated = RepeatedBatch(loader, keep_padding)
     batch = None
@@ -50,7 +53,10 @@ def planned_steps(
             asked_at = perf_counter()
             batch = next(batches)
             has_read = True
-            loader.seconds_waited += perf_counter() - asked_at
+            read_at = perf_counter()
+            loader.seconds_waited += read_at - asked_at
+            if read_at > waiting.due_at:
+                waiting.look(read_at, loader.seconds_waited, loader.log)
             if batch is not None and repeated.is_kept:
                 repeated.batch = batch
         if repeated.is_missing:
@@ -65,7 +71,7 @@ def planned_steps(
 
 
 class RepeatedBatch:
-    """What a process repeats in a step in which it has no samples and others do: its latest batch, or one of another."""
+    """What a process repeats if it has no samples and others do: its latest batch, or another's."""
 
     def __init__(self, loader: ShardedDataLoader, is_needed: bool) -> None:
         self.loader = loader
@@ -86,13 +92,23 @@ class RepeatedBatch:
         self.is_missing = False
 
 
-def steps_without_plan(ahead: LookAhead, most: int) -> Iterator[Step]:
-    """Yield the steps of one update of data without a length, `most` of them. Every process takes part."""
+def steps_without_plan(ahead: LookAhead, most: int, group: Any) -> Iterator[Step]:
+    """Yield the steps of one update of data without a length, `most` of them. Every process takes part.
+
+    Args:
+        ahead: has fetched the first batch.
+        group: the update, which counts the samples that are known only now.
+    """
+    is_single = ahead.loader.group.is_single
     for number in range(1, most + 1):
-        step = ahead.take()
-        is_last = number == most or not ahead.has_next
+        step, num_samples = ahead.take()
+        group.num_samples += num_samples
+        is_last = number == most
+        # Several processes synchronise their gradients in the last step, so they have to know which it is.
+        if not is_last and not is_single:
+            is_last = not ahead.fetch()
         yield step._replace(is_last=is_last)
-        if is_last:
+        if is_last or (is_single and not ahead.fetch()):
             return
 
 
@@ -102,36 +118,46 @@ class LookAhead:
     def __init__(self, loader: ShardedDataLoader) -> None:
         self.loader = loader
         asked_at = perf_counter()
+        loader.waiting.begin(asked_at, loader.seconds_waited)
         self.batches = iter(loader)
         loader.seconds_waited += perf_counter() - asked_at
         self.repeated = RepeatedBatch(loader, is_needed=True)
         self.next: list[Any] = []
-        """The batch that comes next, if there is one; it is None if it is left out."""
-        self._fetch()
+        """The batch that was fetched, if there is one; it is None if it is left out."""
 
-    def _fetch(self) -> None:
+    def fetch(self) -> bool:
+        """Read the next batch, and return whether any process has one. Every process takes part."""
+        loader, waiting = self.loader, self.loader.waiting
         asked_at = perf_counter()
         self.next = list(itertools.islice(self.batches, 1))
-        self.loader.seconds_waited += perf_counter() - asked_at
-        self.has_next = any(all_gather_object(bool(self.next)))
-        if self.repeated.is_missing and self.has_next:
+        read_at = perf_counter()
+        loader.seconds_waited += read_at - asked_at
+        if read_at > waiting.due_at:
+            waiting.look(read_at, loader.seconds_waited, loader.log)
+        has_next = any(all_gather_object(bool(self.next)))
+        if self.repeated.is_missing and has_next:
             # The batch that comes next is good enough for those that get none before.
             if self.repeated.batch is None and self.next:
                 self.repeated.batch = self.next[0]
             self.repeated.share()
+        return has_next
 
-    def take(self) -> Step:
-        """Return the step of the next batch; if only other processes have one, it repeats a batch."""
+    def take(self) -> tuple[Step, int]:
+        """Return the step of the batch fetched, and its samples if only its source knows them, else 0.
+
+        If only other processes have a batch, the step repeats one.
+        """
         batch = self.next[0] if self.next else None
         is_left_out = batch is None and bool(self.next)
-        num_samples = self.loader.samples_given
         if batch is not None and self.repeated.is_kept:
             self.repeated.batch = batch
         self.loader.batches_left_out += is_left_out
-        self._fetch()
-        if batch is not None:
-            return Step(batch, False, False, None, num_samples)
-        return Step(self.repeated.batch, False, True, None, None, is_left_out)
+        size = self.loader.take_size()
+        if batch is None:
+            return Step(self.repeated.batch, False, True, None, None, is_left_out), size or 0
+        # What a collate function was given, or else what the sampler has asked for.
+        given = size if self.loader.samples_given is None else self.loader.samples_given
+        return Step(batch, False, False, None, given), size or 0
 
 
 def report_left_out(loader: ShardedDataLoader) -> None:

@@ -50,8 +50,8 @@ def _check_metric_name(name: str, value: Any) -> Any:
 
 def _check_resume_from(name: str, value: Any) -> Any:
     way_out = (
-        "Pass the folder of a training state, such as latest_checkpoint('checkpoints') gives it, which is None, to "
-        "start afresh, if there is none yet."
+        "Pass the folder of a training state, such as latest_checkpoint('checkpoints') gives it, which is "
+        "None, to start afresh, if there is none yet."
     )
     # An empty string would be read as the current folder.
     return value if value is None else check_path(name, value, way_out)
@@ -97,6 +97,7 @@ class TrainArguments:
     scheduler_step_every: str = _checked(check_choice, "update", choices=("update", "epoch"))
     scheduler_metric: str = _checked(_check_metric_name, "eval_loss_epoch")
     seed_each_sample: bool = _checked(check_choice, False, choices=(True, False))
+    data_is_sharded: bool = _checked(check_choice, False, choices=(True, False))
 
     def __post_init__(self) -> None:
         """Check each field, then all of them together."""
@@ -129,7 +130,11 @@ class TrainArguments:
             "train_dataloader_kwargs", self.train_dataloader_kwargs, self.train_dataset
         )
         check_dataloader_arguments("eval_dataloader_kwargs", self.eval_dataloader_kwargs, self.eval_dataset)
-        check_collate_fn(self.collate_fn, *given.values())
+        kwargs = {
+            "train_dataset": self.train_dataloader_kwargs,
+            "eval_dataset": self.eval_dataloader_kwargs,
+        }
+        check_collate_fn(self.collate_fn, *((dataset, kwargs[name]) for name, dataset in given.items()))
         # A ready loader stands for the data that it holds.
         if self.seed_each_sample and not is_map_style(
             getattr(self.train_dataset, "dataset", self.train_dataset)
@@ -151,21 +156,31 @@ class TrainArguments:
         return {name: getattr(self, name) for name in names}
 
 
-def check_evaluation_arguments(
-    dataset: Any, batch_size: Any, kwargs: Any, collate_fn: Any
-) -> tuple[int, dict[str, Any] | None]:
-    """Return the batch size and the arguments of the loader, in numbers of Python.
+@dataclasses.dataclass(frozen=True)
+class EvaluationArguments:
+    """What `evaluate` or `predict` was asked for.
 
-    Raises:
-        ConfigurationError: an argument of `evaluate` or `predict` cannot be used.
+    Making one raises `ConfigurationError` unless everything in it can be used.
     """
-    if dataset is None:
-        raise ConfigurationError(
-            "dataset is None, and no run before had an eval_dataset. Pass the data to read."
-        )
-    check_dataset("dataset", dataset)
-    batch_size = check_whole_number("per_device_batch_size", batch_size, "Use 1 for single samples.")
-    kwargs = plain_arguments(kwargs)
-    check_dataloader_arguments("dataloader_kwargs", kwargs, dataset)
-    check_collate_fn(collate_fn, dataset)
-    return batch_size, kwargs
+
+    dataset: Any
+    per_device_batch_size: int = 8
+    dataloader_kwargs: dict[str, Any] | None = None
+    collate_fn: Callable[[list[Any]], Any] | None = None
+    data_is_sharded: bool = False
+
+    def __post_init__(self) -> None:
+        """Check each argument."""
+        if self.dataset is None:
+            raise ConfigurationError(
+                "dataset is None, and no run before had an eval_dataset. Pass the data to read."
+            )
+        check_dataset("dataset", self.dataset)
+        way_out = "Use 1 for single samples."
+        batch_size = check_whole_number("per_device_batch_size", self.per_device_batch_size, way_out)
+        # In numbers of Python. The instance is frozen for everybody else.
+        object.__setattr__(self, "per_device_batch_size", batch_size)
+        object.__setattr__(self, "dataloader_kwargs", plain_arguments(self.dataloader_kwargs))
+        check_dataloader_arguments("dataloader_kwargs", self.dataloader_kwargs, self.dataset)
+        check_collate_fn(self.collate_fn, (self.dataset, self.dataloader_kwargs))
+        check_choice("data_is_sharded", self.data_is_sharded, (True, False))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Collection, Iterator, Mapping
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from ..errors import ConfigurationError
 from ..processes.collectives import all_gather_object, sum_over_processes
 from ..processes.group import DataGroup
 from .batch_output import UnclearBatchSize
+from .run_config import TrainerRunConfig
 from .steps import LookAhead, Step, planned_steps, report_left_out, steps_without_plan
 
 WEIGHS_NOTHING = 0.0
@@ -60,6 +62,8 @@ class UpdateGroup:
         Every process takes part.
         """
         steps = list(self.steps)
+        # A single process reads data without a length step by step, and learns only now which is the last.
+        steps[-1] = steps[-1]._replace(is_last=True)
         counts = [0 if step.is_padding else count_items(step.batch) for step in steps]
         numbers = [count for count in counts if count is not None]
         # Also a process that could not count takes part, so that none waits for it.
@@ -102,7 +106,7 @@ class UpdateGroup:
         return self.num_samples or self.steps_completed * self.step_size
 
     def gradient_scale(self, num_processes: int, device: torch.device) -> float | torch.Tensor:
-        """Return what the gradients are multiplied by, since the items differ from the plan, or `WEIGHS_NOTHING`.
+        """Return what the gradients are multiplied by if items differ from the plan, or `WEIGHS_NOTHING`.
 
         Every process takes part.
         """
@@ -133,8 +137,9 @@ def check_epoch(loader: ShardedDataLoader, has_weight: bool, unchecked_steps: Co
     num_trained = sum_over_processes(["calculate_train_batch_loss" not in unchecked_steps], loader.device)[0]
     if num_trained:
         raise ConfigurationError(
-            "The batches of an epoch have 0 items together, but must have at least one, since the loss is their "
-            "mean. Leave out samples without any, or return a batch_size or num_items_in_batch above 0."
+            "The batches of an epoch have 0 items together, but must have at least one, since the loss is "
+            "their mean. Leave out samples without any, or return a batch_size or num_items_in_batch above "
+            "0."
         )
 
 
@@ -157,8 +162,8 @@ def items_of(output: Mapping[str, Any]) -> Any:
 class ItemTotals:
     """Decides whether the processes have to add up the items of an update, which may differ from the plan.
 
-    They do if a collate function of the user's own may drop samples, if the data has no length, if the loss counts
-    targets, and from the first update on if a step counts tokens.
+    They do if a collate function of the user's own may drop samples, if the data has no length, if the loss
+    counts targets, and from the first update on if a step counts tokens.
     """
 
     def __init__(self, group: DataGroup, may_differ: bool = False) -> None:
@@ -190,11 +195,18 @@ class ItemTotals:
         return None if device.type == "cpu" and scale == 1 else scale
 
 
-def update_groups(loader: ShardedDataLoader, gradient_accumulation_steps: int) -> Iterator[UpdateGroup]:
-    """Group the batches of the epoch begun into updates: all of the same number of steps but for the last."""
+def update_groups(
+    loader: ShardedDataLoader, config: TrainerRunConfig, is_over: Callable[[], bool]
+) -> Iterator[UpdateGroup]:
+    """Group the batches of the epoch begun into updates: all of the same number of steps but for the last.
+
+    `is_over` tells whether the loop makes no further update, so that nothing more is read.
+    """
+    gradient_accumulation_steps = config.gradient_accumulation_steps
     plan = loader.plan()
     if plan is None:
-        yield from _groups_without_plan(loader, gradient_accumulation_steps)
+        yield from _groups_without_plan(loader, gradient_accumulation_steps, is_over)
+        loader.waiting.look(perf_counter(), loader.seconds_waited, loader.log)
         return
     num_processes = loader.group.size
     steps = planned_steps(loader, plan, gradient_accumulation_steps)
@@ -204,21 +216,34 @@ def update_groups(loader: ShardedDataLoader, gradient_accumulation_steps: int) -
         needs_no_weight = len(totals) == num_processes == 1
         group_steps = itertools.islice(steps, len(totals))
         yield UpdateGroup(group_steps, needs_no_weight, num_samples / num_processes, num_samples)
+    loader.waiting.look(perf_counter(), loader.seconds_waited, loader.log)
 
 
 def _groups_without_plan(
-    loader: ShardedDataLoader, gradient_accumulation_steps: int
+    loader: ShardedDataLoader, gradient_accumulation_steps: int, is_over: Callable[[], bool]
 ) -> Iterator[UpdateGroup]:
-    """Group data without a length, by looking one batch ahead. Several processes agree on each step."""
+    """Group data whose end is not known. Each batch is read when it is due; several processes agree on it."""
     ahead = LookAhead(loader)
-    if not ahead.has_next:
-        loader.check_not_empty()
-    batch_size = loader.batch_size or 1
+    planned_items = (loader.batch_size or 1) * gradient_accumulation_steps
     needs_no_weight = gradient_accumulation_steps == loader.group.size == 1
-    while ahead.has_next:
-        steps = steps_without_plan(ahead, gradient_accumulation_steps)
-        planned_items = batch_size * gradient_accumulation_steps
-        yield UpdateGroup(steps, needs_no_weight, planned_items, step_size=loader.step_size)
+    steps_completed = loader.steps_before
+    is_first = True
+    while True:
+        if is_over():
+            # Without a length nobody knows whether this was the end, and reading on to see it may be costly.
+            if steps_completed != loader.num_steps:
+                yield UpdateGroup(iter(()), needs_no_weight, planned_items)
+            return
+        # Read after the update before: the data may be drawn from the model itself.
+        if not ahead.fetch():
+            break
+        group = UpdateGroup(iter(()), needs_no_weight, planned_items, step_size=loader.step_size)
+        group.steps = steps_without_plan(ahead, gradient_accumulation_steps, group)
+        yield group
+        steps_completed += group.steps_completed
+        is_first = False
+    if is_first:
+        loader.check_not_empty()
 
 
 def eval_steps(loader: ShardedDataLoader, keep_padding: bool) -> Iterator[Step]:
@@ -229,7 +254,8 @@ def eval_steps(loader: ShardedDataLoader, keep_padding: bool) -> Iterator[Step]:
     """
     plan = loader.plan()
     if plan is None:
-        steps: Iterator[Step] = (step for group in _groups_without_plan(loader, 1) for step in group.steps)
+        groups = _groups_without_plan(loader, 1, lambda: False)
+        steps: Iterator[Step] = (step for group in groups for step in group.steps)
     else:
         steps = planned_steps(loader, plan, 1, keep_padding)
     if keep_padding or loader.group.is_single:

@@ -108,7 +108,7 @@ class TransformersTrainer(Trainer):
         self._own_model = weakref.ref(self.model)
 
     def _with_collate_fn(self, dataset: Any, kwargs: dict[str, Any] | None) -> dict[str, Any] | None:
-        if self.collate_fn is not None or is_ready_loader(dataset):
+        if self.collate_fn is not None or is_ready_loader(dataset, kwargs):
             return kwargs
         return {"collate_fn": self.create_collate_fn(), **(kwargs or {})}
 

@@ -1,0 +1,88 @@
+"""Recognising data that is a share of its process already: a share of it would leave most samples unseen."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+from torch.utils.data import Subset, SubsetRandomSampler
+
+from ..errors import AccelWarning, ConfigurationError
+from ..processes.collectives import all_gather_object
+from .content import digest_of
+from .parts import parts_of
+from .readers import name_of_data, unwrapped
+
+PACKAGES_THAT_SHARD = ("datasets", "webdataset", "torchdata", "streaming", "litdata")
+"""Packages with streams that can give each process its own share."""
+
+WAYS_OUT = "Pass the whole data on every process, or data_is_sharded=True if each is to read its own share."
+
+
+def check_samplers_cover_data(loader: Any) -> None:
+    """Raise if a sampler gives a shard of the data, of which accel would take a shard again."""
+    for part in parts_of(loader):
+        if getattr(part, "num_replicas", None) not in (None, 1) and hasattr(part, "__iter__"):
+            raise ConfigurationError(
+                f"The sampler is a {type(part).__name__}, which shards the data itself, as accel does too. "
+                "Pass the data set alone, a sampler over all of it, or data_is_sharded=True."
+            )
+
+
+def check_not_shares(**loaders: Any) -> None:
+    """Raise on every process if data is a part of its process: its subsets have other indices on each.
+
+    Every process takes part.
+    """
+    own = {
+        name: _traits_of(loader)
+        for name, loader in loaders.items()
+        if loader is not None and not loader.data_is_sharded and not loader.group.is_single
+    }
+    by_process = all_gather_object(own) if own else []
+    for name in own:
+        given = [traits[name] for traits in by_process]
+        if any(traits != given[0] for traits in given):
+            kind = name_of_data(loaders[name].dataset)
+            raise ConfigurationError(
+                f"{name} is a {kind} with other samples on each of the {len(given)} processes: it is a share "
+                f"already, of which accel would take a share again. {WAYS_OUT}"
+            )
+
+
+def _traits_of(loader: Any) -> list[Any]:
+    """Return what has to be the same on all processes, as values that are quick to compare."""
+    traits: list[Any] = []
+    for part in parts_of(loader.loader):
+        if isinstance(part, (Subset, SubsetRandomSampler)):
+            traits.append(digest_of(part.indices))
+        kind = type(part)
+        if kind.__module__.partition(".")[0] == "datasets":
+            # A stream says which share it is.
+            share = getattr(part, "_distributed", None)
+            traits.append(None if share is None else (share.rank, share.world_size))
+            # Tables are compared by their ends, read without the transforms, which may draw random numbers.
+            if kind.__name__ == "Dataset" and len(part):
+                plain = part.with_format(None)
+                traits.append(digest_of((plain[0], plain[len(part) - 1])))
+    return traits
+
+
+def compare_first_items(digest: bytes | None, dataset: Any) -> None:
+    """Compare the first items that the processes have read of a stream. Every process takes part.
+
+    Raises:
+        ConfigurationError: they differ, and streams of this kind can shard themselves.
+    """
+    digests = [each for each in all_gather_object(digest) if each is not None]
+    if len(set(digests)) <= 1:
+        return
+    message = (
+        f"The first item of the {name_of_data(dataset)} differs between {len(digests)} processes. It "
+        "seems to be a share already, of which accel takes a share again: most samples are never seen. "
+        f"{WAYS_OUT}"
+    )
+    packages = {kind.__module__.partition(".")[0] for kind in type(unwrapped(dataset)).__mro__}
+    if packages & set(PACKAGES_THAT_SHARD):
+        raise ConfigurationError(message)
+    warnings.warn(message, AccelWarning, stacklevel=2)

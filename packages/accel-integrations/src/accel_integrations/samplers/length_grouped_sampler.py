@@ -1,0 +1,84 @@
+"""Batches of samples of similar length, so that little of them is padding."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Sampler
+
+from accel_core import ConfigurationError
+from accel_core.extending import check_choice, check_whole_number, preview
+
+BATCHES_SORTED_TOGETHER = 50
+"""Samples are sorted within as many batches: more saves little padding and costs randomness."""
+
+
+class LengthGroupedSampler(Sampler[int]):
+    """Gives each sample once an epoch, in an order in which the samples of a batch are of similar length.
+
+    Pass it as `train_dataloader_kwargs={"sampler": LengthGroupedSampler(lengths, 16)}`. The order is a
+    function of seed, epoch and lengths; it is sharded over the processes and resumed by the sample, as every
+    order.
+    """
+
+    def __init__(
+        self, lengths: Sequence[int] | Any, batch_size: int, shuffle: bool = True, *, seed: int = 0
+    ) -> None:
+        """Take the lengths of all samples.
+
+        Args:
+            lengths: of each sample in the order of the data set, such as its tokens.
+            batch_size: samples in a batch of one process.
+            shuffle: draw which samples and which batches come when; else the longest samples come first.
+            seed: of the order, from 0; every process needs the same.
+
+        Raises:
+            ConfigurationError: an argument cannot be used.
+        """
+        self.lengths = _checked_lengths(lengths)
+        self.batch_size = check_whole_number("batch_size", batch_size, "Use the per_device_batch_size.")
+        self.shuffle = check_choice("shuffle", shuffle, (True, False))
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Let the next iteration give the order of `epoch` (from 0); the trainer calls it."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        if not self.shuffle:
+            # Stable, so that equal lengths keep the order of the data.
+            return iter(np.argsort(-self.lengths, kind="stable").tolist())
+        # Numpy mixes the two numbers, so that neighbouring seeds and epochs give unrelated orders.
+        generator = np.random.default_rng((self.seed, self.epoch))
+        order = generator.permutation(len(self.lengths))
+        size = self.batch_size * BATCHES_SORTED_TOGETHER
+        parts = [order[first : first + size] for first in range(0, len(order), size)]
+        parts = [part[np.argsort(-self.lengths[part], kind="stable")] for part in parts]
+        order = np.concatenate(parts)
+        # What is left over is no full batch: at the end, so that all others begin where a batch does.
+        num_batches = len(order) // self.batch_size
+        full = order[: num_batches * self.batch_size].reshape(num_batches, self.batch_size)
+        rest = order[num_batches * self.batch_size :]
+        return iter([*full[generator.permutation(num_batches)].reshape(-1).tolist(), *rest.tolist()])
+
+
+def _checked_lengths(lengths: Any) -> np.ndarray[Any, Any]:
+    values = lengths.numpy() if isinstance(lengths, torch.Tensor) else lengths
+    try:
+        array = np.asarray(values)
+    except (TypeError, ValueError):
+        array = np.asarray(None)
+    is_usable = array.ndim == 1 and len(array) > 0 and array.dtype.kind in "iuf"
+    if not is_usable or not np.all(array >= 0):
+        raise ConfigurationError(
+            f"lengths is {preview(lengths)}, but must be one number of at least 0 for each sample, in the "
+            "order of the data set. Pass [len(sample) for sample in dataset]."
+        )
+    return array.astype(np.int64) if array.dtype.kind in "iu" else array
