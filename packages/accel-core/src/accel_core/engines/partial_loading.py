@@ -81,8 +81,8 @@ class PartialLoad:
         kept = {*self._missing, *self._reshaped}
         if own and kept >= set(own):
             raise CheckpointError(
-                f"'{self.source}' holds the state of another model than {type(model).__name__}: "
-                f"no name fits. It has {list(state)[:5]}, and the model {list(own)[:5]}."
+                f"'{self.source}' holds the state of another model than {type(model).__name__}: no name "
+                f"fits. It has {list(state)[:5]}, and the model {list(own)[:5]}."
             )
         merged = OrderedDict((name, own[name] if name in kept else state[name]) for name in own)
         # Here torch keeps the versions of the modules, which say how to read what is in the state.
