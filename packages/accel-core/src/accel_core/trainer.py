@@ -594,7 +594,8 @@ class Trainer:
         """Evaluate the model and return the metrics of this evaluation; they are added to the run history.
 
         Args:
-            dataset: like that of `train`, as `data_is_sharded`; None takes that of the latest run.
+            dataset: like that of `train`, as `data_is_sharded`; None takes the evaluation data of the latest
+                run.
         """
         self._check_can_run("evaluate", "calculate_eval_batch_loss")
         own_collate_fn = self.collate_fn if dataset is None and collate_fn is None else collate_fn
@@ -733,7 +734,8 @@ class Trainer:
         """
         run = self._training_run
         checks.check_can_save(run is not None, run is not None and run.is_in_update)
-        saved_state.save_run(self, run or outside_run("save_training_state"), output_dir, checkpoint_kwargs)
+        run = run or outside_run("save_training_state")
+        saved_state.save_run(self, run, output_dir, checkpoint_kwargs)
 
     # ------------------------------------------------------------------ processes
 
