@@ -232,8 +232,8 @@ class ShardedDataLoader:
         for each in (sampler, getattr(batch_sampler, "sampler", None)):
             if type(each) in SAMPLERS_THAT_DRAW:
                 raise ConfigurationError(
-                    f"predict was given data that a {type(each).__name__} shuffles, so its outputs would not be "
-                    "in the order of the data. Pass the data set itself, or a loader with shuffle=False."
+                    f"predict was given data that a {type(each).__name__} shuffles, so its outputs would not "
+                    "be in the order of the data. Pass the data set itself, or a loader with shuffle=False."
                 )
 
     def close(self) -> None:
