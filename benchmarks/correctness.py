@@ -4,8 +4,9 @@ Started by run.py in a fresh process for each library and case, on two processes
 
     python benchmarks/correctness.py LIBRARY CASE
 
-By hand, an update is one step on the mean over all samples, or all tokens, of all its batches on all processes. Each library
-is used as its documentation shows it for a model, a loss and an optimizer of one's own.
+By hand, an update is one step on the mean over all samples, or all tokens, of all its batches on all
+processes. Each library is used as its documentation shows it for a model, a loss and an optimizer of one's
+own.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
-from torch.utils.data import DataLoader, default_collate
+from torch.utils.data import DataLoader, DistributedSampler, default_collate
 
 BATCH_SIZE = 4
 VOCABULARY = 11
@@ -83,10 +84,14 @@ def _create_transformer(name: str) -> Any:
 
     sizes = {"vocab_size": VOCABULARY, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     if name == "Llama":
-        return transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes, intermediate_size=24, pad_token_id=0))
+        return transformers.LlamaForCausalLM(
+            transformers.LlamaConfig(**sizes, intermediate_size=24, pad_token_id=0)
+        )
     if name == "BERT":
         dropouts = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-        return transformers.BertForMaskedLM(transformers.BertConfig(**sizes, intermediate_size=24, **dropouts))
+        return transformers.BertForMaskedLM(
+            transformers.BertConfig(**sizes, intermediate_size=24, **dropouts)
+        )
     small = {"vocab_size": VOCABULARY, "d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 1, "num_heads": 2}
     return transformers.T5ForConditionalGeneration(
         transformers.T5Config(**small, dropout_rate=0.0, decoder_start_token_id=0, pad_token_id=0)
@@ -148,7 +153,10 @@ def accel(case: Case, model: Any) -> None:
 
     samples = create_samples(case)
     arguments: dict[str, Any] = {"num_epochs": 1, "per_device_batch_size": BATCH_SIZE}
-    arguments |= {"gradient_accumulation_steps": case.steps_of_update, "train_dataloader_kwargs": {"shuffle": False}}
+    arguments |= {
+        "gradient_accumulation_steps": case.steps_of_update,
+        "train_dataloader_kwargs": {"shuffle": False},
+    }
     if case.model is not None:
         from accel_integrations.transformers_adapter import TransformersTrainer
 
@@ -210,8 +218,13 @@ def lightning(case: Case, model: Any) -> None:
         enable_checkpointing=False,
         enable_model_summary=False,
         enable_progress_bar=False,
+        use_distributed_sampler=False,
     )
-    trainer.fit(Module(), DataLoader(create_samples(case), batch_size=BATCH_SIZE, collate_fn=collate))  # type: ignore[arg-type]
+    samples: Any = create_samples(case)
+    # The sampler that it makes by itself shuffles, and the loop by hand goes in order.
+    rank = int(os.environ.get("RANK", "0"))
+    sampler = DistributedSampler(samples, case.processes, rank, shuffle=False) if case.processes > 1 else None
+    trainer.fit(Module(), DataLoader(samples, BATCH_SIZE, sampler=sampler, collate_fn=collate))
 
 
 def transformers(case: Case, model: Any) -> None:
@@ -224,7 +237,9 @@ def transformers(case: Case, model: Any) -> None:
             super().__init__()
             self.inner = model
 
-        def forward(self, inputs: torch.Tensor, labels: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
+        def forward(
+            self, inputs: torch.Tensor, labels: torch.Tensor | None = None
+        ) -> dict[str, torch.Tensor]:
             outputs = self.inner(inputs)
             # The trainer takes the labels out if a function of its own computes the loss.
             loss = {} if labels is None else {"loss": F.cross_entropy(outputs, labels)}

@@ -62,7 +62,11 @@ def main() -> None:
         optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
         trainer = Trainer(model, torch.nn.functional.cross_entropy, optimizer, callbacks=callbacks)
         with contextlib.redirect_stdout(Terminal()), contextlib.redirect_stderr(Terminal()):
-            trainer.train(TensorDataset(inputs, inputs.argmax(1) % 2), num_epochs=EPOCHS, per_device_batch_size=BATCH_SIZE)
+            trainer.train(
+                TensorDataset(inputs, inputs.argmax(1) % 2),
+                num_epochs=EPOCHS,
+                per_device_batch_size=BATCH_SIZE,
+            )
     figures = {
         "CPU microseconds of an update": (watch.microseconds_of(1, 10), watch.microseconds_of(90, 100)),
         "memory, MB": (watch.megabytes[1], watch.megabytes[100]),

@@ -39,7 +39,11 @@ def raw_by_index(task: Task) -> float | None:
 
     def loader(task: Task, data: Any) -> DataLoader[Any]:
         rows = _Rows(data.tensors)
-        return DataLoader(rows, sampler=BatchSampler(SequentialSampler(rows), task.workload.batch_size, False), batch_size=None)
+        return DataLoader(
+            rows,
+            sampler=BatchSampler(SequentialSampler(rows), task.workload.batch_size, False),
+            batch_size=None,
+        )
 
     return _by_hand(task, task.model, loader)
 
@@ -54,7 +58,9 @@ def _loader(task: Task, data: Any) -> DataLoader[Any]:
     return DataLoader(data, batch_size=task.workload.batch_size, shuffle=False, sampler=sampler)
 
 
-def _by_hand(task: Task, model: torch.nn.Module, create_loader: Callable[[Task, Any], DataLoader[Any]]) -> float | None:
+def _by_hand(
+    task: Task, model: torch.nn.Module, create_loader: Callable[[Task, Any], DataLoader[Any]]
+) -> float | None:
     workload, loss_func, optimizer = task.workload, task.loss_func, task.optimizer
     loader = create_loader(task, task.train_data)
     if workload.kind == "eval":
@@ -120,7 +126,9 @@ def plain_accelerate(task: Task) -> float | None:
     accelerator = Accelerator(gradient_accumulation_steps=workload.accumulation)
     loader = DataLoader(task.train_data, batch_size=workload.batch_size, shuffle=False)
     eval_loader = DataLoader(task.eval_data or task.train_data, batch_size=workload.batch_size)
-    model, optimizer, loader, eval_loader = accelerator.prepare(task.model, task.optimizer, loader, eval_loader)
+    model, optimizer, loader, eval_loader = accelerator.prepare(
+        task.model, task.optimizer, loader, eval_loader
+    )
     scheduler = accelerator.prepare(task.create_scheduler(optimizer)) if workload.schedule else None
 
     def evaluate() -> float:
@@ -184,7 +192,9 @@ def accel(task: Task) -> float | None:
     trainer = accel_core.Trainer(task.model, task.loss_func, task.optimizer, callbacks=callbacks)
     as_they_come = {"num_workers": 0, "shuffle": False}
     if workload.kind == "eval":
-        return trainer.evaluate(task.train_data, workload.batch_size, dataloader_kwargs=as_they_come)["evaluation_loss"]
+        return trainer.evaluate(task.train_data, workload.batch_size, dataloader_kwargs=as_they_come)[
+            "evaluation_loss"
+        ]
     trainer.train(
         task.train_data,
         num_epochs=workload.epochs,

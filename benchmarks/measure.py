@@ -57,7 +57,10 @@ def measure(workload: Workload, loop: Loop, rounds: int) -> dict[str, Any]:
                 times[side].append(seconds)
     if abs(losses["loop"] / losses["raw"] - 1) > MOST_RELATIVE_DIFFERENCE:
         raise RuntimeError(f"The loops did not do the same work: their losses are {losses}.")
-    ratios = [[loop / hand for loop, hand in zip(*pair, strict=True)] for pair in zip(times["loop"], times["raw"], strict=True)]
+    ratios = [
+        [loop / hand for loop, hand in zip(*pair, strict=True)]
+        for pair in zip(times["loop"], times["raw"], strict=True)
+    ]
     wall, cpu = zip(*ratios, strict=True)
     best = {side: min(seconds for seconds, _ in times[side]) * workload.unit for side in sides}
     return {
@@ -74,7 +77,11 @@ def run_chunk(workload: Workload, loop: Loop) -> tuple[tuple[float, float], floa
     """Wall and CPU seconds of a forward with all that belongs to it, and the loss in the end."""
     task = Task(workload)
     clock = task.start_clock()
-    with contextlib.redirect_stdout(Terminal()), contextlib.redirect_stderr(Terminal()), warnings.catch_warnings():
+    with (
+        contextlib.redirect_stdout(Terminal()),
+        contextlib.redirect_stderr(Terminal()),
+        warnings.catch_warnings(),
+    ):
         warnings.simplefilter("ignore")
         loss = loop(task)
     _forget_accelerate()

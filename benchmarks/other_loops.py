@@ -23,7 +23,9 @@ def pytorch_accelerated(task: Task) -> float | None:
     from pytorch_accelerated.trainer import DEFAULT_CALLBACKS, Trainer
 
     workload = task.workload
-    callbacks = [callback for callback in DEFAULT_CALLBACKS if workload.bar or callback is not ProgressBarCallback]
+    callbacks = [
+        callback for callback in DEFAULT_CALLBACKS if workload.bar or callback is not ProgressBarCallback
+    ]
     trainer = Trainer(task.model, task.loss_func, task.optimizer, callbacks=callbacks)
     as_they_come = {"shuffle": False, "num_workers": 0}
     if workload.kind == "eval":
@@ -70,8 +72,14 @@ def lightning(task: Task) -> float | None:
         num_sanity_val_steps=0,
     )
     if task.workload.kind == "eval":
-        return float(trainer.validate(Module(), _loader(task, task.train_data), verbose=False)[0]["eval_loss"])
-    trainer.fit(Module(), _loader(task, task.train_data), None if task.eval_data is None else _loader(task, task.eval_data))
+        return float(
+            trainer.validate(Module(), _loader(task, task.train_data), verbose=False)[0]["eval_loss"]
+        )
+    trainer.fit(
+        Module(),
+        _loader(task, task.train_data),
+        None if task.eval_data is None else _loader(task, task.eval_data),
+    )
     return None
 
 
@@ -79,7 +87,9 @@ def transformers(task: Task) -> float | None:
     from transformers import Trainer, TrainingArguments
 
     class Given(Trainer):
-        def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
+        def compute_loss(
+            self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+        ) -> Any:
             return task.loss_func(model(inputs["inputs"]), inputs["targets"])
 
         def prediction_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
@@ -110,7 +120,14 @@ def transformers(task: Task) -> float | None:
             remove_unused_columns=False,
         )
         schedule = torch.optim.lr_scheduler.ConstantLR(task.optimizer, factor=1.0)
-        trainer = Given(task.model, arguments, collate, task.train_data, task.eval_data, optimizers=(task.optimizer, schedule))
+        trainer = Given(
+            task.model,
+            arguments,
+            collate,
+            task.train_data,
+            task.eval_data,
+            optimizers=(task.optimizer, schedule),
+        )
         if workload.kind == "eval":
             return float(trainer.evaluate(task.train_data)["eval_loss"])
         trainer.train()
@@ -200,7 +217,9 @@ def skorch(task: Task) -> float | None:
     net.initialize()
     if workload.kind == "eval":
         net.history.new_epoch()
-        net.run_single_epoch(net.get_iterator(task.train_data), training=False, prefix="valid", step_fn=net.validation_step)
+        net.run_single_epoch(
+            net.get_iterator(task.train_data), training=False, prefix="valid", step_fn=net.validation_step
+        )
         batches = net.history[-1, "batches", :, ("valid_loss", "valid_batch_size")]
         return sum(loss * size for loss, size in batches) / sum(size for _, size in batches)
     if workload.bar:

@@ -4,13 +4,14 @@
     hatch run bench --only train --only eval
     hatch env create bench-others            once, installs the other libraries
     hatch run bench --others                 those too
-    hatch run bench --correctness            whether the weights are those of the loop by hand, instead of the time
-    hatch run bench --tables                 measure nothing, print what was measured last
+    hatch run bench --correctness            whether the weights are those of the loop by hand, instead of the
+    time hatch run bench --tables                 measure nothing, print what was measured last
 
-Every figure is a ratio to the hand-written loop, measured in the same process in pairs back to back: the median over the
-pairs, of wall time and of user and system time. All loops have to end with the same loss. Ratios of a busy machine are
-wide: repeat the command rather than trust one figure. What was measured is kept in figures.json beside this file, each
-figure with the versions that gave it.
+Every figure is a ratio to the hand-written loop, measured in the same process in pairs back to back: the
+median over the pairs, of wall time and of user and system time. All loops have to end with the same loss.
+Ratios of a busy machine are
+wide: repeat the command rather than trust one figure. What was measured is kept in figures.json beside this
+    file, each figure with the versions that gave it.
 """
 
 from __future__ import annotations
@@ -46,23 +47,35 @@ OTHERS_PACKAGES = ["torch", "pytorch-ignite", *(name for name in OTHERS if name 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     only = [*WORKLOADS, "start", "long", "saves"]
     parser.add_argument("--only", action="append", choices=only, help="measure this; may be repeated")
     parser.add_argument("--rounds", type=int, default=15, help="pairs of chunks for each figure")
     parser.add_argument("--others", action="store_true", help="measure the other libraries too")
-    parser.add_argument("--others-only", action="append", choices=OTHERS, help="measure this library only; may be repeated")
-    parser.add_argument("--correctness", action="store_true", help="compare the weights after an epoch, with all libraries")
+    parser.add_argument(
+        "--others-only", action="append", choices=OTHERS, help="measure this library only; may be repeated"
+    )
+    parser.add_argument(
+        "--correctness", action="store_true", help="compare the weights after an epoch, with all libraries"
+    )
     parser.add_argument("--tables", action="store_true", help="print the tables of what was measured last")
     arguments = parser.parse_args()
     wanted = [] if arguments.tables else arguments.only or only
     others = arguments.others_only or (OTHERS if arguments.others else ())
     if others and not OTHERS_PYTHON.exists():
-        parser.error("--others needs the environment of the other libraries. Create it with: hatch env create bench-others")
+        parser.error(
+            "--others needs the environment of the other libraries. Create it with: hatch env create "
+            "bench-others"
+        )
     figures: dict[str, Any] = json.loads(FIGURES.read_text()) if FIGURES.exists() else {}
     if arguments.correctness:
         if not OTHERS_PYTHON.exists():
-            parser.error("--correctness needs the other libraries. Create their environment with: hatch env create bench-others")
+            parser.error(
+                "--correctness needs the other libraries. Create their environment with: hatch env create "
+                "bench-others"
+            )
         compare_weights(figures)
         print_correctness(figures)
         return
@@ -116,12 +129,22 @@ def compare_weights(figures: dict[str, Any]) -> None:
 
 def print_correctness(figures: dict[str, Any]) -> None:
     """One row a case: whether the weights are those of the loop by hand, or how far they are off."""
-    print(figures["correctness"]["date"], *(figures["versions"][f"correctness, {whose}"] for whose in ("ours", "others")), sep="\n")
+    print(
+        figures["correctness"]["date"],
+        *(figures["versions"][f"correctness, {whose}"] for whose in ("ours", "others")),
+        sep="\n",
+    )
     print(f"\n| | {' | '.join(correctness.LIBRARIES)} |")
     print("|---" * (len(correctness.LIBRARIES) + 1) + "|")
     for name in correctness.CASES:
         found = [figures[f"correctness of {library}"].get(name, "") for library in correctness.LIBRARIES]
-        _row(name, *(value if isinstance(value, str) else "equal" if value < CORRECT else f"off by {value:.0%}" for value in found))
+        _row(
+            name,
+            *(
+                value if isinstance(value, str) else "equal" if value < CORRECT else f"off by {value:.0%}"
+                for value in found
+            ),
+        )
 
 
 def keep(figures: dict[str, Any], group: str, name: str, value: Any) -> None:
@@ -135,33 +158,62 @@ def print_tables(figures: dict[str, Any]) -> None:
     """Ours with the targets beside them; what it costs to start; a long run; the other libraries."""
     for versions in figures.get("versions", {}).values():
         print(versions)
-    titles = ["workload", "target", "accel wall", "accel CPU", "accel best of", "by hand, ms", "accelerate", "by hand, by index"]
+    titles = [
+        "workload",
+        "target",
+        "accel wall",
+        "accel CPU",
+        "accel best of",
+        "by hand, ms",
+        "accelerate",
+        "by hand, by index",
+    ]
     print(f"\n| {' | '.join([*titles, 'accel, not agreeing'])} |")
     print("|---|---|---|---|---|---|---|---|---|")
     for name, workload in WORKLOADS.items():
         loops = figures.get(name, {})
         if "accel" in loops:
             ours = [_figure(loops["accel"], key) for key in ("ratio", "cpu_ratio", "best_ratio", "raw_ms")]
-            others = [_figure(loops.get(loop, {}), "ratio") for loop in ("accelerate", "raw by index", "accel without agreeing")]
+            others = [
+                _figure(loops.get(loop, {}), "ratio")
+                for loop in ("accelerate", "raw by index", "accel without agreeing")
+            ]
             _row(workload.title, "" if workload.target is None else f"{workload.target:.2f}", *ours, *others)
     if "long" in figures:
-        print("\n| 100,000 updates with history, progress bar and callbacks | after 1 % | at the end |\n|---|---|---|")
+        print(
+            "\n| 100,000 updates with history, progress bar and callbacks | after 1 % | at the end "
+            "|\n|---|---|---|"
+        )
         for name, (before, after) in figures["long"]["accel"].items():
             _row(name, f"{before:,.1f}", f"{after:,.1f}")
     if "saves" in figures:
         print("\n| a save of 500 MB, and of a small model in a folder of many | target | |\n|---|---|---|")
         for name, value in figures["saves"]["accel"].items():
             _row(name, SAVE_TARGETS.get(name, ""), f"{value:.1f}")
-    print(f"\n| over the hand-written loop | {' | '.join(f'{name} (target {value})' for name, value in START_TARGETS.items())} |")
+    print(
+        "\n| over the hand-written loop | "
+        f"{' | '.join(f'{name} (target {value})' for name, value in START_TARGETS.items())} |"
+    )
     print("|---" * (len(START_TARGETS) + 1) + "|")
     for loop, start in figures.get("start", {}).items():
-        _row(loop, f"{start['import']:+.2f} s", f"{start['first_forward']:+.2f} s", f"{start['peak_megabytes']:+.0f} MB")
+        _row(
+            loop,
+            f"{start['import']:+.2f} s",
+            f"{start['first_forward']:+.2f} s",
+            f"{start['peak_megabytes']:+.0f} MB",
+        )
     print("\n| loop, wall / CPU | " + " | ".join(WORKLOADS[name].title for name in OTHERS_WORKLOADS) + " |")
     print("|---" * (len(OTHERS_WORKLOADS) + 1) + "|")
     for loop in ("accel", "accelerate", *OTHERS):
         results = [figures.get(name, {}).get(loop, {}) for name in OTHERS_WORKLOADS]
         if any(results):
-            _row(loop, *(f"{_figure(result, 'ratio')} / {_figure(result, 'cpu_ratio')}" if result else "" for result in results))
+            _row(
+                loop,
+                *(
+                    f"{_figure(result, 'ratio')} / {_figure(result, 'cpu_ratio')}" if result else ""
+                    for result in results
+                ),
+            )
 
 
 def measure_start(loop: str, python: str) -> dict[str, float]:
@@ -184,8 +236,25 @@ def _launcher(python: str, processes: int) -> list[str]:
     """What starts a script on so many processes."""
     if processes == 1:
         return [python]
-    command = [python, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes), "--num_machines", "1"]
-    return [*command, "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", str(_free_port())]
+    command = [
+        python,
+        "-m",
+        "accelerate.commands.launch",
+        "--multi_gpu",
+        "--num_processes",
+        str(processes),
+        "--num_machines",
+        "1",
+    ]
+    return [
+        *command,
+        "--mixed_precision",
+        "no",
+        "--dynamo_backend",
+        "no",
+        "--main_process_port",
+        str(_free_port()),
+    ]
 
 
 def _own_loops(workload: Workload) -> list[str]:
@@ -204,7 +273,9 @@ def _import_seconds(python: str, loop: str) -> float:
     module = MODULES.get(loop, loop)
     before = "torch, accelerate" if loop == "accel" else "torch"
     code = f"import {before}, json, time; start = time.process_time(); import {module}; "
-    result = _run([python, "-W", "ignore", "-c", code + "print(json.dumps({'seconds': time.process_time() - start}))"])
+    result = _run(
+        [python, "-W", "ignore", "-c", code + "print(json.dumps({'seconds': time.process_time() - start}))"]
+    )
     return float(result.get("seconds", "nan"))
 
 
@@ -229,7 +300,9 @@ def _row(*cells: str) -> None:
 def _versions(python: str, packages: list[str]) -> str:
     code = f"import importlib.metadata as m, json; print(json.dumps({{name: m.version(name) for name in {packages!r}}}))"
     versions = _run([python, "-c", code])
-    return f"Python {platform.python_version()}, {os.cpu_count()} cores, " + ", ".join(f"{k} {v}" for k, v in versions.items())
+    return f"Python {platform.python_version()}, {os.cpu_count()} cores, " + ", ".join(
+        f"{k} {v}" for k, v in versions.items()
+    )
 
 
 def _free_port() -> int:

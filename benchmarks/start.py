@@ -36,7 +36,11 @@ def main() -> None:
     task = Task(replace(WORKLOADS["train"], steps=200))
     clock = FirstForward()
     task.model.clock = clock  # type: ignore[assignment]
-    with contextlib.redirect_stdout(Terminal()), contextlib.redirect_stderr(Terminal()), warnings.catch_warnings():
+    with (
+        contextlib.redirect_stdout(Terminal()),
+        contextlib.redirect_stderr(Terminal()),
+        warnings.catch_warnings(),
+    ):
         warnings.simplefilter("ignore")
         loop(task)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -1,7 +1,8 @@
 """What is measured: the same model, data and loss for every loop, and a clock inside the model.
 
-A *chunk* is one training run, or one evaluation, of a fresh model. The clock runs from one forward to another, so that it
-sees the loop and nothing of its beginning and end, and every loop is measured at the same place.
+A *chunk* is one training run, or one evaluation, of a fresh model. The clock runs from one forward to
+another, so that it sees the loop and nothing of its beginning and end, and every loop is measured at the same
+place.
 """
 
 from __future__ import annotations
@@ -103,11 +104,17 @@ _EVAL_ANY = dataclasses.replace(_EVAL, title="eval step, any map-style data", ta
 WORKLOADS: dict[str, Workload] = {
     "train": _TRAIN,
     "train_any": _ANY,
-    "bar": dataclasses.replace(_TRAIN, title="MLP train step with progress bar, TensorDataset", target=0.92, bar=True),
-    "bar_any": dataclasses.replace(_ANY, title="MLP train step with progress bar, any data", target=1.06, bar=True),
+    "bar": dataclasses.replace(
+        _TRAIN, title="MLP train step with progress bar, TensorDataset", target=0.92, bar=True
+    ),
+    "bar_any": dataclasses.replace(
+        _ANY, title="MLP train step with progress bar, any data", target=1.06, bar=True
+    ),
     "eval": _EVAL,
     "eval_any": _EVAL_ANY,
-    "accuracy": dataclasses.replace(_EVAL, title="eval step with accuracy, TensorDataset", target=0.80, accuracy=True, steps=600),
+    "accuracy": dataclasses.replace(
+        _EVAL, title="eval step with accuracy, TensorDataset", target=0.80, accuracy=True, steps=600
+    ),
     "accuracy_any": dataclasses.replace(
         _EVAL_ANY, title="eval step with accuracy, any data", target=1.03, accuracy=True, steps=600
     ),
@@ -118,14 +125,24 @@ WORKLOADS: dict[str, Workload] = {
         _ANY, title="epoch of 1 + 1 steps, any data", target=None, steps=1, eval_steps=1, epochs=300
     ),
     "convnet": Workload("convnet train step", 1.02, model="convnet", steps=80),
-    "accumulation": dataclasses.replace(_TRAIN, title="accumulation of 4, TensorDataset", target=1.03, accumulation=4),
-    "accumulation_any": dataclasses.replace(_ANY, title="accumulation of 4, any data", target=None, accumulation=4),
-    "clipping": dataclasses.replace(_TRAIN, title="clipping by norm, TensorDataset", target=1.03, clip_norm=1.0),
+    "accumulation": dataclasses.replace(
+        _TRAIN, title="accumulation of 4, TensorDataset", target=1.03, accumulation=4
+    ),
+    "accumulation_any": dataclasses.replace(
+        _ANY, title="accumulation of 4, any data", target=None, accumulation=4
+    ),
+    "clipping": dataclasses.replace(
+        _TRAIN, title="clipping by norm, TensorDataset", target=1.03, clip_norm=1.0
+    ),
     "clipping_any": dataclasses.replace(_ANY, title="clipping by norm, any data", target=None, clip_norm=1.0),
     "schedule": dataclasses.replace(_TRAIN, title="a scheduler, TensorDataset", target=1.03, schedule=True),
     "schedule_any": dataclasses.replace(_ANY, title="a scheduler, any data", target=None, schedule=True),
     "processes": dataclasses.replace(
-        _TRAIN, title="MLP train step, 2 processes on gloo, TensorDataset", target=1.05, processes=2, steps=400
+        _TRAIN,
+        title="MLP train step, 2 processes on gloo, TensorDataset",
+        target=1.05,
+        processes=2,
+        steps=400,
     ),
     "processes_any": dataclasses.replace(
         _ANY, title="MLP train step, 2 processes on gloo, any data", target=None, processes=2, steps=400
@@ -173,7 +190,13 @@ def _convnet() -> ClockedModel:
     conv, relu = torch.nn.Conv2d, torch.nn.ReLU
     return ClockedModel(
         *(torch.nn.Unflatten(1, (1, 28, 28)), conv(1, 16, 3, padding=1), relu(), torch.nn.MaxPool2d(2)),
-        *(conv(16, 32, 3, padding=1), relu(), torch.nn.AdaptiveAvgPool2d(4), torch.nn.Flatten(), torch.nn.Linear(512, 10)),
+        *(
+            conv(16, 32, 3, padding=1),
+            relu(),
+            torch.nn.AdaptiveAvgPool2d(4),
+            torch.nn.Flatten(),
+            torch.nn.Linear(512, 10),
+        ),
     )
 
 

@@ -32,7 +32,9 @@ FONTS = "ui-monospace, SFMono-Regular, Menlo, Consolas, 'DejaVu Sans Mono', mono
 
 
 def python_blocks(page: Path) -> list[str]:
-    return re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    return re.findall(
+        r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE
+    )
 
 
 def run(command: list[str | Path], folder: Path, **environment: str) -> str:
@@ -41,7 +43,9 @@ def run(command: list[str | Path], folder: Path, **environment: str) -> str:
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 40, WIDTH, 0, 0))
     environment = {**os.environ, **ONE_THREAD, "PYTHONWARNINGS": "error", **environment}
     written = b""
-    with subprocess.Popen(command, cwd=folder, env=environment, stdin=terminal, stdout=terminal, stderr=terminal) as process:
+    with subprocess.Popen(
+        command, cwd=folder, env=environment, stdin=terminal, stdout=terminal, stderr=terminal
+    ) as process:
         os.close(terminal)
         with contextlib.suppress(OSError):  # what Linux raises when the last writer is gone
             while chunk := os.read(reader, 65536):
@@ -118,11 +122,26 @@ def two_processes(folder: Path) -> None:
     """One script, on one process and on two."""
     example = EXAMPLES / "06_two_processes.py"
     launch = "accelerate launch --multi_gpu --num_processes 2"
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", EXAMPLES / "configs/two_cpu_processes.yaml"]
+    launcher = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--config_file",
+        EXAMPLES / "configs/two_cpu_processes.yaml",
+    ]
     one = on_screen(run([sys.executable, example], folder))
     two = on_screen(run([*launcher, example], folder, ACCELERATE_USE_CPU="true"))
-    chosen = [[line for line in shown.splitlines() if re.match("Training ended|Test|By hand", line)] for shown in (one, two)]
-    lines = [f"$ python {example.name}", *chosen[0], "", f"$ ACCELERATE_USE_CPU=true {launch} {example.name}", *chosen[1]]
+    chosen = [
+        [line for line in shown.splitlines() if re.match("Training ended|Test|By hand", line)]
+        for shown in (one, two)
+    ]
+    lines = [
+        f"$ python {example.name}",
+        *chosen[0],
+        "",
+        f"$ ACCELERATE_USE_CPU=true {launch} {example.name}",
+        *chosen[1],
+    ]
     write_output("two_processes", "\n".join(lines))
 
 
@@ -131,13 +150,25 @@ def resume(folder: Path) -> None:
     example = EXAMPLES / "05_resume_exactly.py"
     command = [sys.executable, example, "--epochs", "6", "--save-dir"]
     environment, nowhere = {**os.environ, **ONE_THREAD}, subprocess.DEVNULL
-    with subprocess.Popen([*command, folder / "killed"], env=environment, stdout=nowhere, stderr=nowhere) as process:
+    with subprocess.Popen(
+        [*command, folder / "killed"], env=environment, stdout=nowhere, stderr=nowhere
+    ) as process:
         while len(list((folder / "killed").glob("update_*"))) < 2:
             time.sleep(0.01)
         process.kill()
-    last_lines = [on_screen(run([*command, folder / name], folder)).splitlines()[-1] for name in ("killed", "whole")]
+    last_lines = [
+        on_screen(run([*command, folder / name], folder)).splitlines()[-1] for name in ("killed", "whole")
+    ]
     short = f"python {example.name} --epochs 6 --save-dir"
-    lines = [f"$ {short} killed", "Killed", f"$ {short} killed", last_lines[0], "", f"$ {short} whole", last_lines[1]]
+    lines = [
+        f"$ {short} killed",
+        "Killed",
+        f"$ {short} killed",
+        last_lines[0],
+        "",
+        f"$ {short} whole",
+        last_lines[1],
+    ]
     write_output("resume", "\n".join(lines))
 
 
@@ -164,17 +195,23 @@ def schedules(folder: Path) -> None:
     functions = {
         "CosineLrScheduler": CosineLrScheduler.create_scheduler_fn(num_warmup_epochs=0.5, lr_min=1e-5),
         "WSDLrScheduler": WSDLrScheduler.create_scheduler_fn(num_warmup_epochs=0.5, decay_phase_ratio=0.25),
-        "OneCycleLR of PyTorch": partial(OneCycleLR, max_lr=0.1, total_steps=TrainerPlaceholderValues.NUM_UPDATE_STEPS),
+        "OneCycleLR of PyTorch": partial(
+            OneCycleLR, max_lr=0.1, total_steps=TrainerPlaceholderValues.NUM_UPDATE_STEPS
+        ),
     }
     figure = Figure(figsize=(7.2, 3.2), layout="constrained")
     axes = figure.subplots()
-    for colour, (name, create_scheduler_fn) in zip(("#0072B2", "#D55E00", "#009E73"), functions.items(), strict=True):
+    for colour, (name, create_scheduler_fn) in zip(
+        ("#0072B2", "#D55E00", "#009E73"), functions.items(), strict=True
+    ):
         model = torch.nn.Linear(4, 1)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         statistics = TrainingStatisticsCallback(record_every_n_updates=1)
         trainer = Trainer(model, torch.nn.functional.mse_loss, optimizer, callbacks=[statistics])
         history = trainer.train(
-            TensorDataset(torch.randn(320, 4), torch.randn(320, 1)), num_epochs=5, create_scheduler_fn=create_scheduler_fn
+            TensorDataset(torch.randn(320, 4), torch.randn(320, 1)),
+            num_epochs=5,
+            create_scheduler_fn=create_scheduler_fn,
         )
         axes.plot(history.get_metric_values("learning_rate"), label=name, color=colour)
     axes.set_xlabel("update")
@@ -185,7 +222,10 @@ def schedules(folder: Path) -> None:
     figure.savefig(PICTURES / "schedules.png", dpi=150)
 
 
-MAKERS = {maker.__name__: maker for maker in (readme, quickstart, two_processes, resume, checkpoint_folder, schedules)}
+MAKERS = {
+    maker.__name__: maker
+    for maker in (readme, quickstart, two_processes, resume, checkpoint_folder, schedules)
+}
 
 
 def main() -> None:

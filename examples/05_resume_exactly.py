@@ -7,10 +7,11 @@
     TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 ACCELERATE_USE_CPU=true \
         torchrun --standalone --nproc_per_node 2 --max_restarts 3 examples/05_resume_exactly.py
 
-Prints the losses of each epoch and the fingerprint of the final weights. However often the training was stopped, it is that of
-a training that never was, although the digits are shifted at random and dropout is random too. Another number of processes, or
-of threads (OMP_NUM_THREADS), gives another one, since sums are rounded in another order. A training that is finished says so;
-remove outputs/05_resume_exactly, where its states are, to begin anew.
+Prints the losses of each epoch and the fingerprint of the final weights. However often the training was
+stopped, it is that of a training that never was, although the digits are shifted at random and dropout is
+random too. Another number of processes, or of threads (OMP_NUM_THREADS), gives another one, since sums are
+rounded in another order. A training that is finished says so; remove outputs/05_resume_exactly, where its
+states are, to begin anew.
 """
 
 import argparse
@@ -70,7 +71,11 @@ def main() -> None:
         args.save_dir,
         save_every_n_updates=25,
         keep_last=2,
-        save_on_signals=("SIGTERM", "SIGUSR1", "SIGINT"),  # With SIGINT, Ctrl-C finishes the update and saves.
+        save_on_signals=(
+            "SIGTERM",
+            "SIGUSR1",
+            "SIGINT",
+        ),  # With SIGINT, Ctrl-C finishes the update and saves.
     )
     trainer = Trainer(
         model,
@@ -85,7 +90,9 @@ def main() -> None:
         num_epochs=args.epochs,
         eval_dataset=ShiftedDigits(1500, 1797),
         per_device_batch_size=32,
-        create_scheduler_fn=partial(OneCycleLR, max_lr=1e-2, total_steps=TrainerPlaceholderValues.NUM_UPDATE_STEPS),
+        create_scheduler_fn=partial(
+            OneCycleLR, max_lr=1e-2, total_steps=TrainerPlaceholderValues.NUM_UPDATE_STEPS
+        ),
         # The same shifts again for the same sample of the same epoch, whichever process or worker reads it.
         seed_each_sample=True,
         # None where nothing was saved yet: then the training begins.

@@ -4,11 +4,12 @@
     ACCELERATE_USE_CPU=true accelerate launch --config_file examples/configs/two_cpu_processes.yaml \
         examples/06_two_processes.py                                                      two, on a CPU
     accelerate launch --config_file examples/configs/all_gpus_bf16.yaml --num_processes 8 \
-        examples/06_two_processes.py                                                      a process for each of eight GPUs
+        examples/06_two_processes.py                                                      a process for each
+        of eight GPUs
 
-Each process trains on its share of every batch, evaluates its share of the 271 test images, and only the last of them looks
-at the training loss. Prints the loss of each epoch, why all processes have stopped, and the test accuracy, as a metric and
-counted by hand, above 90 %: the same lines, on one process and on two.
+Each process trains on its share of every batch, evaluates its share of the 271 test images, and only the last
+of them looks at the training loss. Prints the loss of each epoch, why all processes have stopped, and the
+test accuracy, as a metric and counted by hand, above 90 %: the same lines, on one process and on two.
 """
 
 import torch
@@ -35,7 +36,8 @@ class DigitsTrainer(Trainer):
     def calculate_eval_batch_loss(self, batch):
         output = super().calculate_eval_batch_loss(batch)
         hits = (output["model_outputs"].argmax(dim=1) == batch[1]).float()
-        # The mean over this batch of this process; what is recorded is the mean over all samples of all processes.
+        # The mean over this batch of this process; what is recorded is the mean over all samples of all
+        # processes.
         return {**output, "log": {"accuracy": hits.mean()}}
 
 
@@ -47,7 +49,9 @@ def main() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 10))
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
-    trainer = DigitsTrainer(model, nn.CrossEntropyLoss(), optimizer, callbacks=(StopWhenGoodEnough, *DEFAULT_CALLBACKS), seed=0)
+    trainer = DigitsTrainer(
+        model, nn.CrossEntropyLoss(), optimizer, callbacks=(StopWhenGoodEnough, *DEFAULT_CALLBACKS), seed=0
+    )
     per_device_batch_size = GLOBAL_BATCH_SIZE // trainer.accelerator.num_processes
 
     trainer.train(train_data, num_epochs=20, per_device_batch_size=per_device_batch_size)

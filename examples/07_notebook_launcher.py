@@ -2,10 +2,11 @@
 
     python examples/07_notebook_launcher.py
 
-Trains on two processes, by `accelerate.notebook_launcher`: a process for each of two GPUs, or on a CPU where there are fewer.
-In a notebook, what follows is the content of a cell. Everything that touches a device (the trainer, its accelerator, tensors on
-a GPU) has to be made within the function: processes are forked, and a device that was in use before cannot be used in them.
-Prints the loss of each epoch, and the test accuracy: at least 90 %.
+Trains on two processes, by `accelerate.notebook_launcher`: a process for each of two GPUs, or on a CPU where
+there are fewer. In a notebook, what follows is the content of a cell. Everything that touches a device (the
+trainer, its accelerator, tensors on a GPU) has to be made within the function: processes are forked, and a
+device that was in use before cannot be used in them. Prints the loss of each epoch, and the test accuracy: at
+least 90 %.
 """
 
 import os
@@ -31,7 +32,9 @@ def train_digits(num_epochs: int) -> None:
     trainer.train(train_data, num_epochs=num_epochs, per_device_batch_size=16)
     predictions = trainer.predict(test_data, per_device_batch_size=16).argmax(dim=1)
     hits = predictions == torch.stack([target for _, target in test_data])
-    trainer.print(f"Test accuracy of {trainer.accelerator.num_processes} processes: {hits.double().mean():.2%}")
+    trainer.print(
+        f"Test accuracy of {trainer.accelerator.num_processes} processes: {hits.double().mean():.2%}"
+    )
 
 
 if __name__ == "__main__":

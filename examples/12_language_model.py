@@ -5,13 +5,14 @@
 
     ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2 examples/12_language_model.py
 
-The text is the reference of the Python language, which comes with Python for its `help()` (PSF licence): 1,600 paragraphs from a
-line to half a page. An update averages over the tokens of all its paragraphs, in whichever step and on whichever process they
+The text is the reference of the Python language, which comes with Python for its `help()` (PSF licence):
+1,600 paragraphs from a line to half a page. An update averages over the tokens of all its paragraphs, in
+whichever step and on whichever process they
 are: `num_items_in_batch` says how many a step has, and the trainer does the rest.
 
-Prints the losses of each epoch, three beginnings that the model goes on with (after so short a training they have the sound of
-the text, not yet the sense), and at the end the perplexity on paragraphs that it has not seen, beside that of the tokens'
-frequencies alone: below a third of it.
+Prints the losses of each epoch, three beginnings that the model goes on with (after so short a training they
+have the sound of the text, not yet the sense), and at the end the perplexity on paragraphs that it has not
+seen, beside that of the tokens' frequencies alone: below a third of it.
 """
 
 import argparse
@@ -56,7 +57,9 @@ class LanguageModel(nn.Module):
         super().__init__()
         self.tokens = nn.Embedding(vocabulary_size, width)
         self.positions = nn.Embedding(MAX_TOKENS, width)
-        layer = nn.TransformerEncoderLayer(width, 4, 2 * width, dropout=0.1, batch_first=True, norm_first=True)
+        layer = nn.TransformerEncoderLayer(
+            width, 4, 2 * width, dropout=0.1, batch_first=True, norm_first=True
+        )
         self.layers = nn.TransformerEncoder(layer, 2, nn.LayerNorm(width), enable_nested_tensor=False)
         nn.init.normal_(self.tokens.weight, std=0.02)
         nn.init.normal_(self.positions.weight, std=0.02)
@@ -94,13 +97,18 @@ def main():
     tokenizer = ByteLevelBPETokenizer()
     tokenizer.train_from_iterator(train_texts, vocab_size=1000, special_tokens=["<end>"], show_progress=False)
     train_data, eval_data = (
-        [torch.tensor([END, *encoded.ids, END][: MAX_TOKENS + 1]) for encoded in tokenizer.encode_batch(texts)]
+        [
+            torch.tensor([END, *encoded.ids, END][: MAX_TOKENS + 1])
+            for encoded in tokenizer.encode_batch(texts)
+        ]
         for texts in (train_texts, eval_texts)
     )
 
     torch.manual_seed(0)
     model = LanguageModel(tokenizer.get_vocab_size(), args.width)
-    trainer = LanguageTrainer(model, None, torch.optim.AdamW(model.parameters(), lr=3e-3), callbacks=DEFAULT_CALLBACKS, seed=0)
+    trainer = LanguageTrainer(
+        model, None, torch.optim.AdamW(model.parameters(), lr=3e-3), callbacks=DEFAULT_CALLBACKS, seed=0
+    )
     trainer.train(
         train_data,
         num_epochs=args.epochs,
@@ -114,8 +122,13 @@ def main():
 
     for beginning in ("The", "If the", "A class"):
         tokens = sample(trainer.get_model(), tokenizer.encode(beginning).ids)
-        trainer.print(textwrap.fill(tokenizer.decode(tokens), 100, initial_indent="  ", subsequent_indent="  "))
-    trainer.print(f"Perplexity of the frequencies: {unigram_perplexity(train_data, eval_data, tokenizer.get_vocab_size()):.1f}")
+        trainer.print(
+            textwrap.fill(tokenizer.decode(tokens), 100, initial_indent="  ", subsequent_indent="  ")
+        )
+    trainer.print(
+        "Perplexity of the frequencies: "
+        f"{unigram_perplexity(train_data, eval_data, tokenizer.get_vocab_size()):.1f}"
+    )
     trainer.print(f"Perplexity: {math.exp(loss):.1f}")
 
 

@@ -2,13 +2,14 @@
 
     python examples/13_object_detection.py
 
-The images are scenes of handwritten digits in random places and sizes; a detector finds each digit and says which it is. Batches
-are lists, since the number of digits differs from scene to scene; one method says what the loss is, one more how to evaluate.
-Prints the four losses of each epoch and the mean average precision on new scenes; at the end mAP at an overlap (IoU) of 0.5 is
-above 0.7. The picture outputs/13_object_detection/detections.png shows what was found.
+The images are scenes of handwritten digits in random places and sizes; a detector finds each digit and says
+which it is. Batches are lists, since the number of digits differs from scene to scene; one method says what
+the loss is, one more how to evaluate. Prints the four losses of each epoch and the mean average precision on
+new scenes; at the end mAP at an overlap (IoU) of 0.5 is above 0.7. The picture
+outputs/13_object_detection/detections.png shows what was found.
 
-The detector is small and trained from nothing. For photographs take torchvision.models.detection.fasterrcnn_resnet50_fpn(
-weights="DEFAULT"): the trainer stays as it is.
+The detector is small and trained from nothing. For photographs take
+torchvision.models.detection.fasterrcnn_resnet50_fpn( weights="DEFAULT"): the trainer stays as it is.
 """
 
 import argparse
@@ -36,10 +37,14 @@ MAX_LR = 4e-3
 def digit_scenes(num_scenes, first, last, seed):
     """Return scenes of up to ten of the digits from `first` to `last`, each as an image (1, 96, 96) and its target.
 
-    A target has `boxes` (digits, 4), in pixels, and their `labels` (digits,), from 1 to 10: 0 is the background.
+    A target has `boxes` (digits, 4), in pixels, and their `labels` (digits,), from 1 to 10: 0 is the
+    background.
     """
     data = load_digits()
-    digits, labels = torch.tensor(data.images[first:last], dtype=torch.float32) / 16, torch.tensor(data.target[first:last]) + 1
+    digits, labels = (
+        torch.tensor(data.images[first:last], dtype=torch.float32) / 16,
+        torch.tensor(data.target[first:last]) + 1,
+    )
     generator = torch.Generator().manual_seed(seed)
 
     def random(low, high):
@@ -52,7 +57,9 @@ def digit_scenes(num_scenes, first, last, seed):
             x, y = random(0, SCENE_SIZE - size), random(0, SCENE_SIZE - size)
             if scene[:, y : y + size, x : x + size].any():
                 continue  # Digits do not overlap.
-            scene[:, y : y + size, x : x + size] = F.interpolate(digits[index][None, None], (size, size), mode="bilinear")[0]
+            scene[:, y : y + size, x : x + size] = F.interpolate(
+                digits[index][None, None], (size, size), mode="bilinear"
+            )[0]
             boxes.append([x, y, x + size, y + size])
             chosen.append(index)
         return scene, {"boxes": torch.tensor(boxes, dtype=torch.float32), "labels": labels[chosen]}
@@ -140,7 +147,9 @@ def main():
         num_epochs=args.epochs,
         eval_dataset=eval_scenes,
         per_device_batch_size=4,
-        create_scheduler_fn=partial(OneCycleLR, max_lr=MAX_LR, total_steps=TrainerPlaceholderValues.NUM_UPDATE_STEPS),
+        create_scheduler_fn=partial(
+            OneCycleLR, max_lr=MAX_LR, total_steps=TrainerPlaceholderValues.NUM_UPDATE_STEPS
+        ),
         collate_fn=collate_as_lists,
     )
     trainer.print(f"mAP at an overlap of 0.5: {history.get_latest_metric('map_50'):.2f}")
@@ -161,8 +170,14 @@ def draw(scenes, detections, folder):
         # Of boxes that overlap, with one label or another, the surest.
         chosen = nms(found["boxes"], found["scores"], 0.3)
         chosen = chosen[found["scores"][chosen] > 0.3]
-        for (left, top, right, bottom), label in zip(found["boxes"][chosen].tolist(), found["labels"][chosen], strict=True):
-            ax.add_patch(plt.Rectangle((left, top), right - left, bottom - top, fill=False, color="orange", linewidth=2))
+        for (left, top, right, bottom), label in zip(
+            found["boxes"][chosen].tolist(), found["labels"][chosen], strict=True
+        ):
+            ax.add_patch(
+                plt.Rectangle(
+                    (left, top), right - left, bottom - top, fill=False, color="orange", linewidth=2
+                )
+            )
             ax.text(left, top - 1, str(int(label) - 1), color="orange", fontsize=14)
     figure.savefig(folder / "detections.png", dpi=100)
     print(f"Picture in {folder}")

@@ -5,10 +5,11 @@
 
     ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2 examples/14_two_optimizers.py
 
-The trainer's own model and optimizer are the generator's. The discriminator and its optimizer are attributes of the trainer, which
-places, saves and restores them; a step updates them by `step_optimizer` before it returns the generator's loss. Prints both losses
-of each epoch, and at the end how far a generated digit is from the nearest one of the data: not much farther than a real digit
-that was held out. All ten digits are generated. The picture outputs/14_two_optimizers/generated_digits.png shows some of them.
+The trainer's own model and optimizer are the generator's. The discriminator and its optimizer are attributes
+of the trainer, which places, saves and restores them; a step updates them by `step_optimizer` before it
+returns the generator's loss. Prints both losses of each epoch, and at the end how far a generated digit is
+from the nearest one of the data: not much farther than a real digit that was held out. All ten digits are
+generated. The picture outputs/14_two_optimizers/generated_digits.png shows some of them.
 """
 
 import argparse
@@ -110,7 +111,8 @@ def main():
         for name, x in (("generated", generated), ("real", images[num_real:]))
     }
     trainer.print(
-        f"Distance to the nearest digit: generated {distances['generated']:.2f}, held out {distances['real']:.2f}"
+        f"Distance to the nearest digit: generated {distances['generated']:.2f}, held out "
+        f"{distances['real']:.2f}"
     )
     trainer.print(f"Digits among the generated: {sorted(set(nearest.predict(generated).tolist()))}")
     if trainer.is_main_process:

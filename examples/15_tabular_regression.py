@@ -2,14 +2,15 @@
 
     python examples/15_tabular_regression.py
 
-The table is Auto MPG, which the package mlxtend ships: how many miles 392 cars of 1970 to 1982 go on a gallon, by cylinders,
-displacement, horsepower, weight, acceleration, year and origin. A table this small has few rows to test on, so five networks are
-trained, each without a fifth of the cars, which it predicts afterwards: cross-validation. Prints the learning rate that a range
-test suggests, for each network when and why it stopped, and the share of the variance that is explained (R^2) on cars that were
-not seen: about 0.87, where linear regression explains 0.81.
+The table is Auto MPG, which the package mlxtend ships: how many miles 392 cars of 1970 to 1982 go on a
+gallon, by cylinders, displacement, horsepower, weight, acceleration, year and origin. A table this small has
+few rows to test on, so five networks are trained, each without a fifth of the cars, which it predicts
+afterwards: cross-validation. Prints the learning rate that a range test suggests, for each network when and
+why it stopped, and the share of the variance that is explained (R^2) on cars that were not seen: about 0.87,
+where linear regression explains 0.81.
 
-The folder outputs/15_tabular_regression holds the pictures learning_rate.png, of the range test, and history.png, of the first
-network, and the best models.
+The folder outputs/15_tabular_regression holds the pictures learning_rate.png, of the range test, and
+history.png, of the first network, and the best models.
 """
 
 import argparse
@@ -43,8 +44,12 @@ def cars():
 
 def create_trainer(num_features, learning_rate, callbacks=()):
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(num_features, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 1))
-    return Trainer(model, nn.MSELoss(), torch.optim.AdamW(model.parameters(), lr=learning_rate), callbacks, seed=0)
+    model = nn.Sequential(
+        nn.Linear(num_features, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 1)
+    )
+    return Trainer(
+        model, nn.MSELoss(), torch.optim.AdamW(model.parameters(), lr=learning_rate), callbacks, seed=0
+    )
 
 
 def main():
@@ -55,12 +60,16 @@ def main():
     features, targets = cars()
     predictions, linear_predictions = np.empty_like(targets), np.empty_like(targets)
     for fold, (seen, unseen) in enumerate(KFold(5, shuffle=True, random_state=0).split(features)):
-        linear_predictions[unseen] = LinearRegression().fit(features[seen], targets[seen]).predict(features[unseen])
+        linear_predictions[unseen] = (
+            LinearRegression().fit(features[seen], targets[seen]).predict(features[unseen])
+        )
 
         train, evaluation = train_test_split(seen, test_size=0.2, random_state=0)
         # Mean and deviation are those of the rows that are trained on: nothing is known of the others.
         mean, deviation = targets[train].mean(), targets[train].std()
-        inputs = torch.tensor((features - features[train].mean(0)) / features[train].std(0), dtype=torch.float32)
+        inputs = torch.tensor(
+            (features - features[train].mean(0)) / features[train].std(0), dtype=torch.float32
+        )
         outputs = torch.tensor((targets - mean) / deviation, dtype=torch.float32)
         train_data, eval_data = (TensorDataset(inputs[rows], outputs[rows]) for rows in (train, evaluation))
 
@@ -77,16 +86,22 @@ def main():
                 SaveBestModelCallback(FOLDER / f"best_model_{fold}.pt"),
             ),
         )
-        history = trainer.train(train_data, num_epochs=args.epochs, eval_dataset=eval_data, per_device_batch_size=BATCH_SIZE)
+        history = trainer.train(
+            train_data, num_epochs=args.epochs, eval_dataset=eval_data, per_device_batch_size=BATCH_SIZE
+        )
         if fold == 0:
             plot_history(history, FOLDER / "history.png")
-        trainer.print(f"Network {fold}: {trainer.run_progress.epochs_completed} epochs; {trainer.stop_reason}")
+        trainer.print(
+            f"Network {fold}: {trainer.run_progress.epochs_completed} epochs; {trainer.stop_reason}"
+        )
         # The best model was loaded when training ended.
         predictions[unseen] = trainer.predict(TensorDataset(inputs[unseen])).numpy() * deviation + mean
 
     explained, linearly = r2_score(targets, predictions), r2_score(targets, linear_predictions)
     trainer.print(f"R^2 on unseen cars: {explained:.3f}, by linear regression {linearly:.3f}")
-    trainer.print(f"Off by {np.abs(predictions - targets).mean():.2f} miles per gallon on average. Pictures in {FOLDER}")
+    trainer.print(
+        f"Off by {np.abs(predictions - targets).mean():.2f} miles per gallon on average. Pictures in {FOLDER}"
+    )
 
 
 if __name__ == "__main__":

@@ -1,12 +1,14 @@
 """Send a run to an experiment tracker: tensorboard, or any other that Accelerate knows, by its name.
 
     python examples/16_trackers.py                      tensorboard, into outputs/16_trackers
-    python examples/16_trackers.py --tracker wandb      or mlflow, trackio, aim, comet, clearml, dvclive, swanlab
+    python examples/16_trackers.py --tracker wandb      or mlflow, trackio, aim, comet, clearml, dvclive,
+    swanlab
 
-A tracker is one callback. It gets the hyper-parameters, the running loss, the learning rates, and all that the run history gets,
-whichever callback recorded it: here the losses and the accuracy of each epoch. Everything is on one axis, that of updates. Prints
-the losses and the accuracy of each epoch, the command that shows the run in a browser, and, for tensorboard, what was read back
-from its files: every metric with the number of its values, and a last accuracy that is the one of the run history, at least 93 %.
+A tracker is one callback. It gets the hyper-parameters, the running loss, the learning rates, and all that
+the run history gets, whichever callback recorded it: here the losses and the accuracy of each epoch.
+Everything is on one axis, that of updates. Prints the losses and the accuracy of each epoch, the command that
+shows the run in a browser, and, for tensorboard, what was read back from its files: every metric with the
+number of its values, and a last accuracy that is the one of the run history, at least 93 %.
 """
 
 import argparse
@@ -37,7 +39,10 @@ def read_tensorboard(folder):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(folder)).Reload()
-    return {name: [(event.step, event.value) for event in events.Scalars(name)] for name in events.Tags()["scalars"]}
+    return {
+        name: [(event.step, event.value) for event in events.Scalars(name)]
+        for name in events.Tags()["scalars"]
+    }
 
 
 def main():
@@ -68,7 +73,9 @@ def main():
         ),
         seed=0,
     )
-    history = trainer.train(train_data, num_epochs=args.epochs, eval_dataset=eval_data, per_device_batch_size=32)
+    history = trainer.train(
+        train_data, num_epochs=args.epochs, eval_dataset=eval_data, per_device_batch_size=32
+    )
 
     if args.tracker in HOW_TO_LOOK:
         trainer.print(f"Look at it with: {HOW_TO_LOOK[args.tracker]}")

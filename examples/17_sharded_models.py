@@ -2,19 +2,23 @@
 
     python examples/17_sharded_models.py                                                  one process
     ACCELERATE_USE_CPU=true accelerate launch --config_file examples/configs/two_cpu_processes.yaml \
-        examples/17_sharded_models.py                                                     two, on a CPU, each with all of it
+        examples/17_sharded_models.py                                                     two, on a CPU, each
+        with all of it
     accelerate launch --config_file examples/configs/fsdp2.yaml --num_processes 8 \
-        examples/17_sharded_models.py                                                     a part for each of eight GPUs, FSDP2
+        examples/17_sharded_models.py                                                     a part for each of
+        eight GPUs, FSDP2
     accelerate launch --config_file examples/configs/deepspeed_zero2.yaml --num_processes 8 \
-        examples/17_sharded_models.py                                                     the same by DeepSpeed's ZeRO-2
-    any of them with --resume --epochs 8                                                  goes on from the end of epoch 4
+        examples/17_sharded_models.py                                                     the same by
+        DeepSpeed's ZeRO-2
+    any of them with --resume --epochs 8                                                  goes on from the end
+    of epoch 4
 
 Without --resume it begins anew, and removes the training states of the run before.
 
-Each update is made of two steps, and its gradients are clipped by their norm over all processes. Training states are written by
-the engine, each process its part; the export has the whole weights, which any program can read. Prints the engine, the losses
-of each epoch, and the test accuracy (at least 90 %), as measured by the trainer and by plain PyTorch with the exported weights:
-twice the same.
+Each update is made of two steps, and its gradients are clipped by their norm over all processes. Training
+states are written by the engine, each process its part; the export has the whole weights, which any program
+can read. Prints the engine, the losses of each epoch, and the test accuracy (at least 90 %), as measured by
+the trainer and by plain PyTorch with the exported weights: twice the same.
 """
 
 import argparse
@@ -55,7 +59,10 @@ def main():
 
     digits = load_digits()
     images, labels = torch.tensor(digits.data, dtype=torch.float32) / 16, torch.tensor(digits.target)
-    train_data, test_data = TensorDataset(images[:1397], labels[:1397]), TensorDataset(images[1397:], labels[1397:])
+    train_data, test_data = (
+        TensorDataset(images[:1397], labels[:1397]),
+        TensorDataset(images[1397:], labels[1397:]),
+    )
     model = create_model()
     trainer = Trainer(
         model,
@@ -70,7 +77,8 @@ def main():
     )
     if not args.resume and trainer.is_main_process:
         shutil.rmtree(OUTPUT / "checkpoints", ignore_errors=True)
-    # The files of these engines can execute code when they are read, so they have to be trusted: these are our own.
+    # The files of these engines can execute code when they are read, so they have to be trusted: these are
+    # our own.
     trainer.trust_engine_files = True
     num_processes = trainer.accelerator.num_processes
     trainer.print(f"Processes: {num_processes}, engine: {trainer.accelerator.distributed_type.value}")

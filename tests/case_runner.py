@@ -1,6 +1,7 @@
 """Run the same cases on one process and on several, to compare what they give.
 
-A test file has a dictionary of cases, functions from the batch size of one process to plain values and tensors:
+A test file has a dictionary of cases, functions from the batch size of one process to plain values and
+tensors:
 
     CASES = {"evaluation": evaluate}
 
@@ -11,8 +12,8 @@ A test file has a dictionary of cases, functions from the batch size of one proc
     if __name__ == "__main__":
         run_as_script(CASES)
 
-The fixture `outcome` of conftest.py compares them. The file is its own script: a launch costs seconds, so it runs all cases of
-the file, in the order of the dictionary.
+The fixture `outcome` of conftest.py compares them. The file is its own script: a launch costs seconds, so it
+runs all cases of the file, in the order of the dictionary.
 """
 
 import dataclasses
@@ -79,7 +80,9 @@ def compare(
         env: added to the environment.
     """
     environment = {"PYTHONPATH": str(Path(__file__).parent), **(env or {})}
-    launch(Path(script), processes=processes, args=[processes, folder, *args], timeout=timeout, env=environment)
+    launch(
+        Path(script), processes=processes, args=[processes, folder, *args], timeout=timeout, env=environment
+    )
     results = [torch.load(folder / f"{index}.pt", weights_only=False) for index in range(processes)]
     return Outcome(processes, results, cases)
 
@@ -98,7 +101,8 @@ def run_as_script(
     accelerator = create_accelerator()
     assert accelerator.num_processes == processes, accelerator.num_processes
     assert accelerator.distributed_type == distributed_type, accelerator.distributed_type
-    # As a trainer does in its first run; not all cases have one, and gloo may abort a process that leaves its group open.
+    # As a trainer does in its first run; not all cases have one, and gloo may abort a process that leaves its
+    # group open.
     close_process_group_at_exit()
     index, results = accelerator.process_index, {}
     for name, case in cases.items():

@@ -4,9 +4,9 @@
     environment.install("accel-core[timm]", wheels=folder)
     environment.run("-c", "import timm, accel_core")
 
-PyTorch takes gigabytes. An environment therefore borrows what others have written: for each requirement of what is installed, and
-theirs in turn, it gets a link into the environment that runs the tests, and for nothing else. pip then resolves and installs
-our own distributions without an index.
+PyTorch takes gigabytes. An environment therefore borrows what others have written: for each requirement of
+what is installed, and theirs in turn, it gets a link into the environment that runs the tests, and for
+nothing else. pip then resolves and installs our own distributions without an index.
 """
 
 import os
@@ -44,7 +44,13 @@ def run(command: list[str | Path], cwd: Path, timeout: float = 120.0, **environm
     """Run a command without the variables that lead to this repository, and return what it printed."""
     kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
     finished = subprocess.run(
-        command, cwd=cwd, env={**kept, **environment}, capture_output=True, text=True, timeout=timeout, check=False
+        command,
+        cwd=cwd,
+        env={**kept, **environment},
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
     )
     assert finished.returncode == 0, f"{command}\n{finished.stdout}\n{finished.stderr}"
     return finished.stdout
@@ -79,7 +85,11 @@ class Environment:
         self.pip("install", *options, *wanted)
 
     def pip(self, *arguments: str | Path, timeout: float = 120.0) -> None:
-        run([sys.executable, "-m", "pip", "--python", self.python, *arguments], cwd=self.folder, timeout=timeout)
+        run(
+            [sys.executable, "-m", "pip", "--python", self.python, *arguments],
+            cwd=self.folder,
+            timeout=timeout,
+        )
 
     def run(self, *arguments: str | Path, timeout: float = 120.0) -> str:
         """Run this environment's Python in its folder; warnings are errors, as in the tests."""
@@ -104,7 +114,11 @@ def _foreign_requirements(wanted: Iterable[Requirement], wheels: Path) -> list[R
         elif str(requirement) not in seen:
             seen.add(str(requirement))
             (wheel,) = wheels.glob(f"{IMPORT_NAMES[requirement.name]}-*.whl")
-            waiting += [needed for needed in requirements(wheel_metadata(wheel)) if _applies(needed, requirement.extras)]
+            waiting += [
+                needed
+                for needed in requirements(wheel_metadata(wheel))
+                if _applies(needed, requirement.extras)
+            ]
     return foreign
 
 
@@ -117,7 +131,9 @@ def _closure(wanted: Iterable[Requirement]) -> set[str]:
             continue
         seen.add((canonicalize_name(requirement.name), *sorted(requirement.extras)))
         found = distribution(requirement.name)
-        assert requirement.specifier.contains(found.version, prereleases=True), f"{requirement} is installed as {found.version}"
+        assert requirement.specifier.contains(found.version, prereleases=True), (
+            f"{requirement} is installed as {found.version}"
+        )
         names.add(requirement.name)
         needed = map(Requirement, found.requires or [])
         waiting += [further for further in needed if _applies(further, requirement.extras)]
@@ -125,7 +141,9 @@ def _closure(wanted: Iterable[Requirement]) -> set[str]:
 
 
 def _applies(requirement: Requirement, extras: Iterable[str]) -> bool:
-    return requirement.marker is None or any(requirement.marker.evaluate({"extra": extra}) for extra in ("", *extras))
+    return requirement.marker is None or any(
+        requirement.marker.evaluate({"extra": extra}) for extra in ("", *extras)
+    )
 
 
 @cache

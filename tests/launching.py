@@ -25,8 +25,8 @@
         wait_until(lambda: (tmp_path / "checkpoints").exists(), running)
         running.kill()
 
-The processes find each other only with `--multi_gpu` and ACCELERATE_USE_CPU=true; other spellings start trainings that
-do not know of each other. A script should therefore assert `accelerator.num_processes` and
+The processes find each other only with `--multi_gpu` and ACCELERATE_USE_CPU=true; other spellings start
+trainings that do not know of each other. A script should therefore assert `accelerator.num_processes` and
 `accelerator.distributed_type`.
 """
 
@@ -46,7 +46,15 @@ import psutil
 
 _LAUNCH_ID = "ACCEL_TEST_LAUNCH_ID"
 _SET_BY_LAUNCHERS = ("ACCELERATE_", "FSDP_", "TORCHELASTIC_", "MASTER_", "GROUP_")
-_RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "ROLE_RANK", "ROLE_WORLD_SIZE", "OMP_NUM_THREADS")
+_RANKS = (
+    "RANK",
+    "LOCAL_RANK",
+    "WORLD_SIZE",
+    "LOCAL_WORLD_SIZE",
+    "ROLE_RANK",
+    "ROLE_WORLD_SIZE",
+    "OMP_NUM_THREADS",
+)
 
 
 class Running:
@@ -70,8 +78,8 @@ class Running:
     def tree(self) -> list[psutil.Process]:
         """Every living process of this launch: launcher, workers, workers of data loaders, and orphans of any of them.
 
-        They are found by a variable in their environment, as each worker of torchrun has a session of its own, and the
-        children of a launcher that was killed are no longer its children.
+        They are found by a variable in their environment, as each worker of torchrun has a session of its
+        own, and the children of a launcher that was killed are no longer its children.
         """
         found = []
         for process in psutil.process_iter():
@@ -100,14 +108,19 @@ class Running:
             self.process.wait(timeout)
         except subprocess.TimeoutExpired:
             self.kill()
-            raise AssertionError(self._told(f"has not ended after {timeout:g} seconds and was killed")) from None
-        return subprocess.CompletedProcess(self.process.args, self.process.returncode, self.stdout, self.stderr)
+            raise AssertionError(
+                self._told(f"has not ended after {timeout:g} seconds and was killed")
+            ) from None
+        return subprocess.CompletedProcess(
+            self.process.args, self.process.returncode, self.stdout, self.stderr
+        )
 
     def kill(self) -> None:
         """Kill every process of this launch with SIGKILL, at once, and wait until none is left."""
         give_up = time.monotonic() + 30
         killed: set[psutil.Process] = set()
-        # A process that is on its way out has no environment any more, so those found earlier are asked as well.
+        # A process that is on its way out has no environment any more, so those found earlier are asked as
+        # well.
         while (tree := self.tree()) or any(map(is_alive, killed)):
             for process in tree:
                 with contextlib.suppress(psutil.NoSuchProcess):
@@ -182,7 +195,8 @@ def launch(
         check: whether an exit code other than 0 fails the test.
 
     Raises:
-        AssertionError: the script failed, or was too slow; with all that it printed. No process is left in any case.
+        AssertionError: the script failed, or was too slow; with all that it printed. No process is left in
+            any case.
     """
     with start(script, processes, args, env, max_restarts) as running:
         finished = running.wait(timeout)
@@ -196,7 +210,9 @@ def wait_until(condition: Callable[[], object], running: Running, timeout: float
     give_up = time.monotonic() + timeout
     while not condition():
         if running.process.poll() is not None and not condition():
-            raise AssertionError(running._told(f"ended with exit code {running.process.returncode} too early"))
+            raise AssertionError(
+                running._told(f"ended with exit code {running.process.returncode} too early")
+            )
         if time.monotonic() > give_up:
             raise AssertionError(running._told(f"did not get there within {timeout:g} seconds"))
         time.sleep(0.01)
@@ -215,23 +231,41 @@ def _command(script: Path, processes: int, args: Sequence[object], max_restarts:
     if processes == 1:
         return [sys.executable, *arguments]
     if max_restarts is not None:
-        # The static rendezvous does not take workers back, and for any other `accelerate launch` always uses port 29400 and one
-        # name, so that two launches at a time mix. torchrun --standalone chooses a port that is free, and a name.
-        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+        # The static rendezvous does not take workers back, and for any other `accelerate launch` always uses
+        # port 29400 and one name, so that two launches at a time mix. torchrun --standalone chooses a port
+        # that is free, and a name.
+        launcher = [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc_per_node",
+            str(processes),
+        ]
         return [*launcher, "--max_restarts", str(max_restarts), *arguments]
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes)]
+    launcher = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--multi_gpu",
+        "--num_processes",
+        str(processes),
+    ]
     launcher += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
     return [*launcher, "--main_process_ip", "127.0.0.1", "--main_process_port", str(_free_port()), *arguments]
 
 
 def _environment(launch_id: str, env: Mapping[str, str] | None, restarts: bool) -> dict[str, str]:
     inherited = {
-        name: value for name, value in os.environ.items() if name not in _RANKS and not name.startswith(_SET_BY_LAUNCHERS)
+        name: value
+        for name, value in os.environ.items()
+        if name not in _RANKS and not name.startswith(_SET_BY_LAUNCHERS)
     }
     # A process that is killed must not take with it what it has printed.
     defaults = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
     if restarts:
-        # Else restarted workers find the addresses of the dead ones in the store of torchrun's agent, which is kept.
+        # Else restarted workers find the addresses of the dead ones in the store of torchrun's agent, which
+        # is kept.
         defaults["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     return {**inherited, **defaults, **(env or {}), _LAUNCH_ID: launch_id}
 

@@ -55,4 +55,10 @@ def environment_of_hub(address: str, home: Path) -> dict[str, str]:
     """The environment of a process whose hub is at `address` and whose cache is `home`; read when the client is imported."""
     own = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
     own["HF_HUB_OFFLINE"] = "0"  # Tests of transformers set it for this process.
-    return {**own, "HF_ENDPOINT": address, "HF_HOME": str(home), "TORCH_HOME": str(home), "HF_HUB_DISABLE_XET": "1"}
+    return {
+        **own,
+        "HF_ENDPOINT": address,
+        "HF_HOME": str(home),
+        "TORCH_HOME": str(home),
+        "HF_HUB_DISABLE_XET": "1",
+    }

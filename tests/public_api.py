@@ -25,7 +25,9 @@ A change of a line is a change for users: docs/versions.md says what it takes.
 
 def public_api() -> str:
     """The whole list."""
-    return HEADER + "".join(f"\n\n# {name}\n\n" + "\n".join(_lines_of_module(name)) for name in MODULES) + "\n"
+    return (
+        HEADER + "".join(f"\n\n# {name}\n\n" + "\n".join(_lines_of_module(name)) for name in MODULES) + "\n"
+    )
 
 
 def _lines_of_module(module_name: str) -> Iterator[str]:
@@ -33,7 +35,11 @@ def _lines_of_module(module_name: str) -> Iterator[str]:
     for name, value in sorted(vars(module).items()):
         # What a module has imported from a sibling only to use it is not its own.
         is_foreign = getattr(value, "__module__", module_name).split(".")[0] != module_name.split(".")[0]
-        if name.startswith("_") or inspect.ismodule(value) or (is_foreign and not isinstance(value, (str, tuple))):
+        if (
+            name.startswith("_")
+            or inspect.ismodule(value)
+            or (is_foreign and not isinstance(value, (str, tuple)))
+        ):
             continue
         if inspect.isclass(value):
             yield from _lines_of_class(name, value)
@@ -47,7 +53,11 @@ def _lines_of_class(name: str, cls: type) -> Iterator[str]:
     bases = ", ".join(base.__name__ for base in cls.__bases__ if base is not object)
     yield f"class {name}({bases})" if bases else f"class {name}"
     own = [base for base in cls.__mro__ if base.__module__.startswith("accel_")]
-    if issubclass(cls, tuple) or dataclasses.is_dataclass(cls) or "__init__" in {key for base in own for key in vars(base)}:
+    if (
+        issubclass(cls, tuple)
+        or dataclasses.is_dataclass(cls)
+        or "__init__" in {key for base in own for key in vars(base)}
+    ):
         yield f"    {name}{_signature(cls)}"
     for member in sorted({key for base in own for key in vars(base) if not key.startswith("_")}):
         value = inspect.getattr_static(cls, member)
@@ -72,7 +82,8 @@ def _is_public(cls: type) -> bool:
 def _signature(function: Any) -> str:
     """Names, order and defaults of the arguments; types are checked by mypy, and would only hide them."""
     parameters = [
-        parameter.replace(annotation=inspect.Parameter.empty) for parameter in inspect.signature(function).parameters.values()
+        parameter.replace(annotation=inspect.Parameter.empty)
+        for parameter in inspect.signature(function).parameters.values()
     ]
     signature = inspect.Signature([parameter for parameter in parameters if parameter.name != "self"])
     return re.sub(r"<(?:class|function) '?([\w.]+)'?(?: at 0x\w+)?>", r"\1", str(signature))

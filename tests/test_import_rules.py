@@ -221,7 +221,9 @@ def test_rooms_import_only_what_stands_below_them():
         f"{module}:{found.line} imports {target}"
         for module, path in modules.items()
         for found in imports_in(path, SOURCES["accel_core"])
-        if (target := imported_module(found.target, modules)) and room_of(module) != room_of(target) and room_of(module)
+        if (target := imported_module(found.target, modules))
+        and room_of(module) != room_of(target)
+        and room_of(module)
         # Callbacks name the trainer, for types only.
         if not (room_of(target) == "trainer" and found.only_for_types)
         if room_of(target) and level_of[room_of(target)] <= level_of[room_of(module)]
@@ -239,7 +241,9 @@ def test_files_stay_small_and_the_trainer_is_one_class():
     lines = {path.relative_to(root).as_posix(): lines_of(path) for path in modules_of(root).values()}
     assert lines.pop("trainer.py") <= MAX_LINES_OF_TRAINER
     assert {name: number for name, number in lines.items() if number > MAX_LINES_OF_A_FILE} == {}
-    classes = [node for node in ast.parse((root / "trainer.py").read_text()).body if isinstance(node, ast.ClassDef)]
+    classes = [
+        node for node in ast.parse((root / "trainer.py").read_text()).body if isinstance(node, ast.ClassDef)
+    ]
     assert [(node.name, node.bases) for node in classes] == [("Trainer", [])]
 
 
@@ -301,7 +305,11 @@ def test_comments_give_reasons_often_enough(package):
 
 def test_one_file_asks_accelerate_which_engine_runs():
     root = SOURCES["accel_core"]
-    asking = [path.relative_to(root).as_posix() for path in root.rglob("*.py") if "distributed_type" in path.read_text()]
+    asking = [
+        path.relative_to(root).as_posix()
+        for path in root.rglob("*.py")
+        if "distributed_type" in path.read_text()
+    ]
     assert asking == ["engines/choose.py"]
 
 
@@ -337,10 +345,22 @@ def test_importing_has_no_side_effect(package):
         print(*added)
     """
     finished = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-c", textwrap.dedent(script)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
     )
     assert finished.returncode == 0, finished.stderr
-    never = {"torchmetrics", "timm", "transformers", "torchvision", "matplotlib", "tensorboard", "tqdm.notebook"}
+    never = {
+        "torchmetrics",
+        "timm",
+        "transformers",
+        "torchvision",
+        "matplotlib",
+        "tensorboard",
+        "tqdm.notebook",
+    }
     never |= {"accel_callbacks", "accel_integrations"} - {package}
     assert set(finished.stdout.split()) & never == set()
 
@@ -365,9 +385,19 @@ class TestTheReadingItself:
 
     def test_ways_around_the_doors_are_found(self):
         modules = ["accel_core", "accel_core.errors", "accel_core.extending", "accel_core.run.run"]
-        for target in ("accel_core.errors", "accel_core.errors.AccelError", "accel_core.run.run", "accel_core.run.x.y"):
+        for target in (
+            "accel_core.errors",
+            "accel_core.errors.AccelError",
+            "accel_core.run.run",
+            "accel_core.run.x.y",
+        ):
             assert behind_the_doors(target, modules)
-        for target in ("accel_core", "accel_core.Trainer", "accel_core.extending.files", "accel_callbacks.periodic.Periodic"):
+        for target in (
+            "accel_core",
+            "accel_core.Trainer",
+            "accel_core.extending.files",
+            "accel_callbacks.periodic.Periodic",
+        ):
             assert not behind_the_doors(target, modules)
 
     def test_private_attributes_of_a_trainer_are_found(self):

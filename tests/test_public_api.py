@@ -11,7 +11,9 @@ def test_names_and_signatures_are_those_of_the_list() -> None:
     difference = difflib.unified_diff(
         listed.splitlines(), found.splitlines(), "tests/public_api.txt", "the code", n=0, lineterm=""
     )
-    assert listed == found, "\n".join(["", *difference, "", str(test_names_and_signatures_are_those_of_the_list.__doc__)])
+    assert listed == found, "\n".join(
+        ["", *difference, "", str(test_names_and_signatures_are_those_of_the_list.__doc__)]
+    )
 
 
 def test_the_list_has_what_users_call() -> None:

@@ -12,7 +12,10 @@ from torch.utils.data import Dataset, IterableDataset, TensorDataset
 from accel_core import Trainer, TrainerCallback, TrainerPlaceholderValues
 
 ONE_CYCLE = partial(
-    torch.optim.lr_scheduler.OneCycleLR, max_lr=0.3, total_steps=TrainerPlaceholderValues.NUM_UPDATE_STEPS, base_momentum=0.5
+    torch.optim.lr_scheduler.OneCycleLR,
+    max_lr=0.3,
+    total_steps=TrainerPlaceholderValues.NUM_UPDATE_STEPS,
+    base_momentum=0.5,
 )
 
 
@@ -76,6 +79,9 @@ class CountsTargets(Trainer):
 
     def calculate_train_batch_loss(self, batch: Any) -> dict[str, Any]:
         return {**super().calculate_train_batch_loss(batch), "batch_size": len(batch[1])}
+
+    def calculate_eval_batch_loss(self, batch: Any) -> dict[str, Any]:
+        return {**super().calculate_eval_batch_loss(batch), "batch_size": len(batch[1])}
 
 
 def tiny_trainer(

@@ -24,7 +24,9 @@ def create_model(kind: str, seed: int = 0, **changes: Any) -> Any:
     }
     no_dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "classifier_dropout": 0.0}
     if kind == "causal":
-        config: Any = transformers.LlamaConfig(**{**sizes, "num_key_value_heads": 1, "pad_token_id": PADDING, **changes})
+        config: Any = transformers.LlamaConfig(
+            **{**sizes, "num_key_value_heads": 1, "pad_token_id": PADDING, **changes}
+        )
         create: Any = transformers.LlamaForCausalLM
     elif kind == "gpt2":
         dropouts = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
@@ -33,7 +35,14 @@ def create_model(kind: str, seed: int = 0, **changes: Any) -> Any:
         config = transformers.GPT2Config(**{**small, **dropouts, **tokens, **changes})
         create = transformers.GPT2LMHeadModel
     elif kind == "seq2seq":
-        small = {"vocab_size": VOCABULARY, "d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 2, "num_heads": 2}
+        small = {
+            "vocab_size": VOCABULARY,
+            "d_model": 16,
+            "d_kv": 8,
+            "d_ff": 24,
+            "num_layers": 2,
+            "num_heads": 2,
+        }
         start = {"decoder_start_token_id": PADDING, "dropout_rate": 0.0}
         config = transformers.T5Config(**{**small, **start, **changes})
         create = transformers.T5ForConditionalGeneration
@@ -78,7 +87,9 @@ def collate(samples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
     return {
         "input_ids": inputs,
         "attention_mask": (inputs != PADDING).long(),
-        "labels": torch.nn.utils.rnn.pad_sequence(labels, True, -100) if are_sequences else torch.stack(labels),
+        "labels": torch.nn.utils.rnn.pad_sequence(labels, True, -100)
+        if are_sequences
+        else torch.stack(labels),
     }
 
 

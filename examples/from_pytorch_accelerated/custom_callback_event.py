@@ -2,15 +2,17 @@
 
     python examples/from_pytorch_accelerated/custom_callback_event.py
 
-Fails if a batch is not of the shape that the callback expects. The trainer passes itself, and the list is trainer.callbacks, not
-trainer.callback_handler.
+Fails if a batch is not of the shape that the callback expects. The trainer passes itself, and the list is
+trainer.callbacks, not trainer.callback_handler.
 """
 
 from mnist import MNISTModel, load_mnist
 from torch import nn, optim
 from torch.utils.data import random_split
 
-from accel_callbacks import ProgressBarCallback  # was: from pytorch_accelerated.callbacks, as those of the next line
+from accel_callbacks import (
+    ProgressBarCallback,
+)  # was: from pytorch_accelerated.callbacks, as those of the next line
 from accel_core import LogMetricsCallback, TerminateOnNaNCallback, Trainer, TrainerCallback
 
 

@@ -5,14 +5,16 @@
 The trainer was a subclass of a hundred lines. What it did is there already, so its methods go:
 
     was                                                     is
-    calculate_train_batch_loss with timm.data.Mixup         TimmTrainer(mixup_alpha=..., cutmix_alpha=..., label_smoothing=...)
-    calculate_eval_batch_loss with eval_loss_fn             TimmTrainer evaluates with cross entropy; or eval_loss_func=
-    training_run_start and train_epoch_end with ModelEmaV2  ModelEmaCallback, which averages after every update
-    create_scheduler, scheduler_step, eval_epoch_end        create_scheduler_fn=timm_scheduler_fn(CosineLRScheduler, ...)
-    two Accuracy metrics, computed and reset by hand        MetricsCallback: `accuracy` and `ema_model_accuracy`
-    drop_last, since mixup wants even batches               not needed: of an odd batch the last image is not mixed
+    calculate_train_batch_loss with timm.data.Mixup         TimmTrainer(mixup_alpha=..., cutmix_alpha=...,
+    label_smoothing=...) calculate_eval_batch_loss with eval_loss_fn             TimmTrainer evaluates with
+    cross entropy; or eval_loss_func= training_run_start and train_epoch_end with ModelEmaV2
+    ModelEmaCallback, which averages after every update create_scheduler, scheduler_step, eval_epoch_end
+    create_scheduler_fn=timm_scheduler_fn(CosineLRScheduler, ...) two Accuracy metrics, computed and reset by
+    hand        MetricsCallback: `accuracy` and `ema_model_accuracy` drop_last, since mixup wants even batches
+    not needed: of an odd batch the last image is not mixed
 
-Digits take the place of photographs, and a small network that of a ResNet-50, so that it runs in half a minute.
+Digits take the place of photographs, and a small network that of a ResNet-50, so that it runs in half a
+minute.
 """
 
 import timm
@@ -54,7 +56,11 @@ def main(lr=4e-3, batch_size=64, num_epochs=5, smoothing=0.1, mixup=0.2, cutmix=
         eval_dataset=eval_dataset,
         num_epochs=num_epochs,
         create_scheduler_fn=timm_scheduler_fn(
-            CosineLRScheduler, t_initial=TrainerPlaceholderValues.NUM_EPOCHS, lr_min=1e-6, warmup_t=1, warmup_lr_init=1e-4
+            CosineLRScheduler,
+            t_initial=TrainerPlaceholderValues.NUM_EPOCHS,
+            lr_min=1e-6,
+            warmup_t=1,
+            warmup_lr_init=1e-4,
         ),
     )
 

@@ -2,8 +2,8 @@
 
     python examples/from_pytorch_accelerated/train_with_metrics_in_callback.py
 
-The whole callback could go: MetricsCallback(metrics) of accel_callbacks moves, updates, computes and records them, and is exact
-where processes have different numbers of batches.
+The whole callback could go: MetricsCallback(metrics) of accel_callbacks moves, updates, computes and records
+them, and is exact where processes have different numbers of batches.
 """
 
 from mnist import MNISTModel, load_mnist
@@ -11,8 +11,13 @@ from torch import nn, optim
 from torch.utils.data import random_split
 from torchmetrics import Accuracy, MetricCollection, Precision, Recall
 
-from accel_callbacks import DEFAULT_CALLBACKS  # was: from pytorch_accelerated.trainer import DEFAULT_CALLBACKS
-from accel_core import Trainer, TrainerCallback  # was: from pytorch_accelerated and pytorch_accelerated.callbacks
+from accel_callbacks import (
+    DEFAULT_CALLBACKS,
+)  # was: from pytorch_accelerated.trainer import DEFAULT_CALLBACKS
+from accel_core import (
+    Trainer,
+    TrainerCallback,
+)  # was: from pytorch_accelerated and pytorch_accelerated.callbacks
 
 
 class ClassificationMetricsCallback(TrainerCallback):

@@ -2,7 +2,8 @@
 
     python examples/from_pytorch_accelerated/train_with_metrics_in_loop.py
 
-The new trainer moves the metrics to its device itself, and evaluates each sample once on any number of processes.
+The new trainer moves the metrics to its device itself, and evaluates each sample once on any number of
+processes.
 """
 
 from mnist import MNISTModel, load_mnist

@@ -29,6 +29,8 @@ trainer.train(
     num_epochs=NUM_EPOCHS,
     eval_dataset=eval_data,
     per_device_batch_size=BATCH_SIZE,
-    create_scheduler_fn=partial(OneCycleLR, max_lr=MAX_LR, total_steps=TrainerPlaceholderValues.NUM_UPDATE_STEPS),
+    create_scheduler_fn=partial(
+        OneCycleLR, max_lr=MAX_LR, total_steps=TrainerPlaceholderValues.NUM_UPDATE_STEPS
+    ),
 )
 print(f"Accuracy: {trainer.evaluate()['evaluation_accuracy']:.3f}")

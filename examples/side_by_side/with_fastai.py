@@ -9,7 +9,9 @@ from fastai.metrics import accuracy
 from torch import nn
 
 train_data, eval_data = load_data()
-data = DataLoaders(DataLoader(train_data, bs=BATCH_SIZE, shuffle=True), DataLoader(eval_data, bs=BATCH_SIZE), device="cpu")
+data = DataLoaders(
+    DataLoader(train_data, bs=BATCH_SIZE, shuffle=True), DataLoader(eval_data, bs=BATCH_SIZE), device="cpu"
+)
 learner = Learner(data, create_model(), nn.CrossEntropyLoss(), metrics=accuracy, model_dir="outputs/fastai")
 learner.fit_one_cycle(NUM_EPOCHS, MAX_LR, cbs=SaveModelCallback(monitor="accuracy", fname="best_digits"))
 print(f"Accuracy: {learner.validate()[1]:.3f}")

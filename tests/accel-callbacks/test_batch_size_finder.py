@@ -10,7 +10,8 @@ from accel_callbacks import BatchSize, find_batch_size
 from accel_core import ConfigurationError, Trainer
 from tiny import largest_difference, tiny_data, tiny_network, tiny_trainer, weights_of
 
-# What does not fit is followed by a collection of garbage, which takes the longer, the more has been imported.
+# What does not fit is followed by a collection of garbage, which takes the longer, the more has been
+# imported.
 pytestmark = pytest.mark.seconds
 
 
@@ -39,7 +40,9 @@ class Limited(nn.Module):
             return OutOfMemoryInBackward.apply(self.network(inputs), self.most)  # type: ignore[no-any-return]
         if len(inputs) > self.most:
             if self.where == "allocator":
-                raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried")
+                raise RuntimeError(
+                    "[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried"
+                )
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
         return self.network(inputs)  # type: ignore[no-any-return]
 
@@ -49,7 +52,9 @@ def sizes(found: BatchSize) -> tuple[int, int]:
 
 
 @pytest.mark.parametrize("where", ["forward", "allocator", "backward"])
-@pytest.mark.parametrize(("most", "expected"), [(99, (24, 1)), (24, (24, 1)), (23, (12, 2)), (7, (6, 4)), (1, (1, 24))])
+@pytest.mark.parametrize(
+    ("most", "expected"), [(99, (24, 1)), (24, (24, 1)), (23, (12, 2)), (7, (6, 4)), (1, (1, 24))]
+)
 def test_the_largest_divisor_that_fits_is_found(where: str, most: int, expected: tuple[int, int]) -> None:
     assert sizes(find_batch_size(tiny_trainer(model=Limited(most, where)), tiny_data(60), 24)) == expected
 
@@ -65,7 +70,9 @@ def test_the_update_equals_that_of_the_batch_that_was_asked_for() -> None:
 
 
 def test_accumulation_that_is_asked_for_counts_into_the_share() -> None:
-    assert sizes(find_batch_size(tiny_trainer(model=Limited(16)), tiny_data(), 8, gradient_accumulation_steps=4)) == (16, 2)
+    assert sizes(
+        find_batch_size(tiny_trainer(model=Limited(16)), tiny_data(), 8, gradient_accumulation_steps=4)
+    ) == (16, 2)
 
 
 def test_memory_of_the_optimizer_counts() -> None:
@@ -104,25 +111,37 @@ def test_out_of_memory_in_fetching_a_batch_counts() -> None:
 
 def test_all_that_was_tried_is_reported() -> None:
     found = find_batch_size(tiny_trainer(model=Limited(2)), tiny_data(), 6)
-    assert [(record["per_device_batch_size"], record["fits"]) for record in found.records] == [(6, False), (3, False), (2, True)]
+    assert [(record["per_device_batch_size"], record["fits"]) for record in found.records] == [
+        (6, False),
+        (3, False),
+        (2, True),
+    ]
 
 
 def test_if_not_even_one_sample_fits_it_raises() -> None:
-    with pytest.raises(ConfigurationError, match=r"per_device_batch_size is 4.*one sample.* cpu.*smaller model"):
+    with pytest.raises(
+        ConfigurationError, match=r"per_device_batch_size is 4.*one sample.* cpu.*smaller model"
+    ):
         find_batch_size(tiny_trainer(model=Limited(0)), tiny_data(), 4)
 
 
 def test_other_errors_are_heard_and_leave_the_trainer_as_it_was() -> None:
     trainer = tiny_trainer(loss_func=lambda outputs, targets: outputs @ targets)
     before = weights_of(trainer)
-    with pytest.raises(RuntimeError, match=r"loss_func.*\(4, 2\).*\(4,\).*override calculate_train_batch_loss"):
+    with pytest.raises(
+        RuntimeError, match=r"loss_func.*\(4, 2\).*\(4,\).*override calculate_train_batch_loss"
+    ):
         find_batch_size(trainer, tiny_data(), 4)
     assert torch.equal(weights_of(trainer), before)
 
 
 def test_data_whose_batches_have_a_size_of_their_own_is_refused() -> None:
     loader = torch.utils.data.DataLoader(tiny_data(), batch_size=4)
-    with pytest.raises(ConfigurationError, match=r"dataset is .*DataLoader.*Pass the data set inside.*per_device_batch_size"):
+    with pytest.raises(
+        ConfigurationError, match=r"dataset is .*DataLoader.*Pass the data set inside.*per_device_batch_size"
+    ):
         find_batch_size(tiny_trainer(), loader, 4)
-    with pytest.raises(ConfigurationError, match=r"train_dataloader_kwargs has \['batch_size'\].*per_device_batch_size"):
+    with pytest.raises(
+        ConfigurationError, match=r"train_dataloader_kwargs has \['batch_size'\].*per_device_batch_size"
+    ):
         find_batch_size(tiny_trainer(), tiny_data(), 4, train_dataloader_kwargs={"batch_size": 8})

@@ -138,7 +138,9 @@ def test_the_others_are_known_again_after_a_resume(tmp_path):
         saver = SaveTrainingStateCallback(tmp_path / "states")
         state = latest_checkpoint(tmp_path / "states")
         path = tmp_path / "models" / "best.pt"
-        trainer, best, weights = train(path, *values, keep=2, num_epochs=stop, callbacks=[saver], resume_from=state)
+        trainer, best, weights = train(
+            path, *values, keep=2, num_epochs=stop, callbacks=[saver], resume_from=state
+        )
     assert {path.name for path in path.parent.iterdir()} == {"best.pt", "best-update_00000015.pt"}
     assert [each["update"] for each in best.exported] == [12, 15]
     assert torch.equal(weights_of(trainer), weights[4])

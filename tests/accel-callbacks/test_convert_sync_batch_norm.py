@@ -67,7 +67,9 @@ def convert_first(batch_size: int) -> list[str]:
         def on_prepare_start(self, trainer: Trainer) -> None:
             self.kinds = [type(layer.module).__name__ for layer in ModelFreezer(trainer.model).get_layers()]
 
-    trainer = tiny_trainer(callbacks=[freezing := Freezing(), ConvertSyncBatchNormCallback()], model=create_model())
+    trainer = tiny_trainer(
+        callbacks=[freezing := Freezing(), ConvertSyncBatchNormCallback()], model=create_model()
+    )
     trainer.evaluate(tiny_data(13), batch_size)
     return freezing.kinds
 

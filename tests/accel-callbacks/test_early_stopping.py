@@ -28,7 +28,9 @@ class Record(RecordWanted):
 
 def create_trainer(*callbacks):
     model = torch.nn.Linear(2, 1)
-    return Trainer(model, torch.nn.functional.mse_loss, torch.optim.SGD(model.parameters(), lr=0.01), callbacks)
+    return Trainer(
+        model, torch.nn.functional.mse_loss, torch.optim.SGD(model.parameters(), lr=0.01), callbacks
+    )
 
 
 def epochs_trained(values, **kwargs):
@@ -46,7 +48,8 @@ def epochs_trained(values, **kwargs):
         ([3, 2, 1.98, 1], {}, None),
         ([3, 2, 1.99, 1], {"early_stopping_threshold": 0.0}, None),
         ([3, 2, 2.5, 1.5, 1.6, 1.7], {"early_stopping_patience": 2}, 6),
-        # Small steps do not add up to an improvement of the best value until they pass the threshold together.
+        # Small steps do not add up to an improvement of the best value until they pass the threshold
+        # together.
         ([1, 0.994, 0.988, 0.98, 0.97], {"early_stopping_patience": 2}, None),
         ([1, 2, 3, 2], {"greater_is_better": True}, 4),
         ([1, NAN, 0.5], {}, 2),
@@ -80,7 +83,9 @@ def test_a_metric_that_is_not_there_is_reported_with_those_that_are():
 
 def test_without_evaluation_data_the_default_is_refused_before_training():
     trainer = create_trainer(EarlyStoppingCallback())
-    with pytest.raises(ConfigurationError, match=r"'eval_loss_epoch'.*no eval_dataset.*watch_metric='train_loss_epoch'"):
+    with pytest.raises(
+        ConfigurationError, match=r"'eval_loss_epoch'.*no eval_dataset.*watch_metric='train_loss_epoch'"
+    ):
         trainer.train(DATA, 1)
     assert trainer.run_progress.updates_completed == 0
 
@@ -123,7 +128,9 @@ def test_patience_goes_on_where_it_was_and_is_no_fresh_one(tmp_path):
 
 def test_an_exhausted_patience_stops_a_resumed_run_before_its_first_update(tmp_path):
     values = [1, 2, 3, 4]
-    create_trainer(Record(*values), EarlyStoppingCallback(watch_metric="wanted"), SaveEachEpoch(tmp_path)).train(DATA, 4)
+    create_trainer(
+        Record(*values), EarlyStoppingCallback(watch_metric="wanted"), SaveEachEpoch(tmp_path)
+    ).train(DATA, 4)
     record = Record(*values)
     resumed = create_trainer(record, EarlyStoppingCallback(watch_metric="wanted"))
     resumed.train(DATA, 4, resume_from=tmp_path / "2")
@@ -134,5 +141,7 @@ def test_an_exhausted_patience_stops_a_resumed_run_before_its_first_update(tmp_p
 
 @pytest.mark.parametrize("threshold", [-0.1, "0.1", None, float("nan"), True])
 def test_a_threshold_that_is_none_is_reported(threshold):
-    with pytest.raises(ConfigurationError, match=r"^early_stopping_threshold is .*number.*at least 0.*Use 0\.0 "):
+    with pytest.raises(
+        ConfigurationError, match=r"^early_stopping_threshold is .*number.*at least 0.*Use 0\.0 "
+    ):
         EarlyStoppingCallback(early_stopping_threshold=threshold)

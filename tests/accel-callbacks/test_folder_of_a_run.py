@@ -45,8 +45,12 @@ def names_in(folder):
 
 
 class TestRestart:
-    @pytest.mark.parametrize("damage", ["a bit of the weights", "a bit of the json", "no json", "an empty json", "a file less"])
-    def test_a_restart_goes_on_before_a_damaged_state_and_saves_in_the_same_folder(self, damage, tmp_path, caplog):
+    @pytest.mark.parametrize(
+        "damage", ["a bit of the weights", "a bit of the json", "no json", "an empty json", "a file less"]
+    )
+    def test_a_restart_goes_on_before_a_damaged_state_and_saves_in_the_same_folder(
+        self, damage, tmp_path, caplog
+    ):
         expected = train(tmp_path / "whole", 3, save_every_n_updates=2)
         train(tmp_path / "states", 2, save_every_n_updates=2)
         newest = tmp_path / "states" / "update_00000006"
@@ -72,7 +76,9 @@ class TestRestart:
         assert "damaged_update_00000006" in names_in(tmp_path / "states")
         assert latest_checkpoint(tmp_path / "states").name == "update_00000009"
 
-    def test_without_asking_for_digests_damage_is_found_while_loading_and_the_next_start_goes_on(self, tmp_path):
+    def test_without_asking_for_digests_damage_is_found_while_loading_and_the_next_start_goes_on(
+        self, tmp_path
+    ):
         train(tmp_path, 2, save_every_n_updates=2)
         flip_bit(tmp_path / "update_00000006" / "optimizer.pt", random.Random(0))
         assert latest_checkpoint(tmp_path, verify=False).name == "update_00000006"
@@ -87,14 +93,18 @@ class TestRestart:
         state = tmp_path / "update_00000003"
         flip_bit(state / "extra.pt", random.Random(0))
         for name in ("update_00000003", "damaged_update_00000003"):
-            with pytest.raises(CheckpointError, match=rf"{name}' .*start afresh.*(move|delete).*another folder"):
+            with pytest.raises(
+                CheckpointError, match=rf"{name}' .*start afresh.*(move|delete).*another folder"
+            ):
                 latest_checkpoint(tmp_path)
             if state.exists():
                 state.rename(tmp_path / "damaged_update_00000003")
 
     def test_states_of_other_libraries_are_no_states(self, tmp_path):
         (tmp_path / "checkpoint-500").mkdir()
-        (tmp_path / "checkpoint-500" / STATE_FILE).write_text(json.dumps({"global_step": 500, "log_history": []}))
+        (tmp_path / "checkpoint-500" / STATE_FILE).write_text(
+            json.dumps({"global_step": 500, "log_history": []})
+        )
         (tmp_path / "model.pt.incomplete").mkdir()
         assert latest_checkpoint(tmp_path) is None
 
@@ -103,7 +113,10 @@ class TestRestart:
         shutil.copytree(tmp_path / "states" / "update_00000006", tmp_path / "copy")
         shutil.rmtree(tmp_path / "states")
         resumed = train(tmp_path / "new", 3, resume_from=tmp_path / "copy")
-        assert resumed.run_history.to_records()[: len(first.run_history.to_records())] == first.run_history.to_records()
+        assert (
+            resumed.run_history.to_records()[: len(first.run_history.to_records())]
+            == first.run_history.to_records()
+        )
 
 
 WRITER = """
@@ -165,7 +178,9 @@ class CountWork(TrainerCallback):
 
 class TestCost:
     @pytest.mark.parametrize("keep_last", [None, 2])
-    def test_a_late_save_opens_no_more_files_and_encodes_no_more_json_than_the_second(self, keep_last, tmp_path, monkeypatch):
+    def test_a_late_save_opens_no_more_files_and_encodes_no_more_json_than_the_second(
+        self, keep_last, tmp_path, monkeypatch
+    ):
         monkeypatch.setattr(os, "fsync", lambda _: None)
         counter = CountWork(monkeypatch)
         trainer = tiny_trainer(
@@ -204,7 +219,9 @@ class TestCost:
 class TestBest:
     def test_a_state_is_saved_where_the_metric_is_recorded_and_the_best_is_found(self, tmp_path):
         recorded = RecordWanted(3.0, 1.0, 2.0, 4.0)
-        train(tmp_path, 4, [recorded], save_every_n_updates=2, keep_best=2, keep_last=1, watch_metric="wanted")
+        train(
+            tmp_path, 4, [recorded], save_every_n_updates=2, keep_best=2, keep_last=1, watch_metric="wanted"
+        )
         assert names_in(tmp_path) == ["update_00000006", "update_00000009", "update_00000012"]
         assert best_checkpoint(tmp_path, "wanted").name == "update_00000006"
         assert best_checkpoint(tmp_path, "wanted", greater_is_better=True).name == "update_00000012"
@@ -242,7 +259,9 @@ class FailingDisk:
 
 
 class TestFailingSaves:
-    def test_a_failed_save_is_told_once_and_tried_again_with_growing_distance(self, tmp_path, monkeypatch, capsys):
+    def test_a_failed_save_is_told_once_and_tried_again_with_growing_distance(
+        self, tmp_path, monkeypatch, capsys
+    ):
         disk = FailingDisk(monkeypatch, {2, 3, 4})
         with pytest.warns(AccelWarning, match=r"No space left.*tried again") as warned:
             train(tmp_path, 4, save_every_n_updates=1, on_error="retry", save_at_end=False)
@@ -292,7 +311,9 @@ class TestFailingSaves:
         monkeypatch.setattr(files, "rename", rename)
         train(tmp_path, 3, save_every_n_updates=1, keep_last=1)
         assert names_in(tmp_path) == ["update_00000001", "update_00000009"]
-        assert len([record for record in caplog.records if "could not be removed" in record.getMessage()]) == 1
+        assert (
+            len([record for record in caplog.records if "could not be removed" in record.getMessage()]) == 1
+        )
 
 
 class TestOtherRun:

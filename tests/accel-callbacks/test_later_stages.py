@@ -59,7 +59,9 @@ def test_early_stopping_keeps_the_best_value_and_has_its_whole_patience_again() 
 
 
 def test_the_best_average_is_that_of_all_stages(tmp_path: Path) -> None:
-    average = ModelEmaCallback(save_path=tmp_path / "ema.pt", watch_metric="wanted", evaluate_during_training=True)
+    average = ModelEmaCallback(
+        save_path=tmp_path / "ema.pt", watch_metric="wanted", evaluate_during_training=True
+    )
     trainer = tiny_trainer(callbacks=[RecordWanted(1.0, 2.0, 3.0), average])
     train(trainer, keep=False, eval_dataset=DATA)
     train(trainer, num_epochs=1, eval_dataset=DATA)

@@ -16,7 +16,9 @@ from tiny import tiny_data, tiny_network, tiny_trainer, weights_of
 def range_of(losses: list[float]) -> LearningRateRange:
     """A finished test with rates from 1e-5 on, ten times as high at each update."""
     rates = [10.0 ** (place - 5) for place in range(len(losses))]
-    records = [{"learning_rate": r, "loss": x, "smoothed_loss": x} for r, x in zip(rates, losses, strict=True)]
+    records = [
+        {"learning_rate": r, "loss": x, "smoothed_loss": x} for r, x in zip(rates, losses, strict=True)
+    ]
     return LearningRateRange(records)  # type: ignore[arg-type]
 
 
@@ -58,23 +60,32 @@ def test_groups_of_parameters_keep_the_ratio_of_their_rates() -> None:
             seen.append([float(group["lr"]) for group in self.param_groups])
             return super().step(closure)
 
-    groups = [{"params": model[0].parameters(), "lr": 0.001}, {"params": model[2].parameters(), "lr": torch.tensor(0.1)}]
+    groups = [
+        {"params": model[0].parameters(), "lr": 0.001},
+        {"params": model[2].parameters(), "lr": torch.tensor(0.1)},
+    ]
     trainer = tiny_trainer(model=model)
     trainer.optimizer = Noting(groups, lr=0.1)
     records = find_learning_rate(trainer, tiny_data(), min_lr=1e-3, max_lr=1e-1, num_updates=3).records
-    assert seen == [pytest.approx([record["learning_rate"] / 100, record["learning_rate"]]) for record in records]
+    assert seen == [
+        pytest.approx([record["learning_rate"] / 100, record["learning_rate"]]) for record in records
+    ]
     assert [float(group["lr"]) for group in trainer.optimizer.param_groups] == pytest.approx([0.001, 0.1])
 
 
 def test_accumulation_makes_one_record_an_update() -> None:
     whole = find_learning_rate(tiny_trainer(), tiny_data(32), 16, num_updates=4, max_lr=0.1)
-    parts = find_learning_rate(tiny_trainer(), tiny_data(32), 4, num_updates=4, max_lr=0.1, gradient_accumulation_steps=4)
+    parts = find_learning_rate(
+        tiny_trainer(), tiny_data(32), 4, num_updates=4, max_lr=0.1, gradient_accumulation_steps=4
+    )
     assert [r["loss"] for r in parts.records] == pytest.approx([r["loss"] for r in whole.records])
 
 
 @pytest.mark.parametrize("max_lr", [1e4, 1e200])
 def test_the_test_ends_when_training_fails(max_lr: float) -> None:
-    records = find_learning_rate(tiny_trainer(), tiny_data(), min_lr=1e-3, max_lr=max_lr, num_updates=60).records
+    records = find_learning_rate(
+        tiny_trainer(), tiny_data(), min_lr=1e-3, max_lr=max_lr, num_updates=60
+    ).records
     assert 2 < len(records) < 60
     assert all(math.isfinite(record["loss"]) for record in records)
 
@@ -102,7 +113,9 @@ def test_training_with_the_suggestion_learns() -> None:
 @pytest.mark.parametrize("losses", [[1.0, 1.1, 1.2, 5.0], [1.0, 1.0, 1.0], [1.0]])
 def test_without_a_fall_there_is_no_suggestion_but_a_picture(losses: list[float]) -> None:
     found = range_of(losses)
-    with pytest.raises(ConfigurationError, match=r"loss did not fall.* 1e-05 to .*plot\(path\).*another min_lr"):
+    with pytest.raises(
+        ConfigurationError, match=r"loss did not fall.* 1e-05 to .*plot\(path\).*another min_lr"
+    ):
         _ = found.suggestion
     assert found.plot().axes[0].get_title(loc="left") == "The loss did not fall"
 

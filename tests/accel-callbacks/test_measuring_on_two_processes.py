@@ -26,7 +26,9 @@ def build(*callbacks: Any, model: nn.Module | None = None) -> Trainer:
     """Batch norm and dropout, so that buffers and random numbers count."""
     torch.manual_seed(4)
     own = model or nn.Sequential(tiny_network(), nn.BatchNorm1d(2), nn.Dropout(0.3), nn.Linear(2, 2)).double()
-    return Trainer(own, nn.functional.cross_entropy, torch.optim.AdamW(own.parameters(), lr=0.01), callbacks=callbacks)
+    return Trainer(
+        own, nn.functional.cross_entropy, torch.optim.AdamW(own.parameters(), lr=0.01), callbacks=callbacks
+    )
 
 
 def run_after(find: Any) -> list[Any]:
@@ -40,10 +42,14 @@ def run_after(find: Any) -> list[Any]:
                 trainer.train(tiny_data(), num_epochs=1, per_device_batch_size=BATCH_SIZE)
             if does_find:
                 find(trainer)
-            trainer.train(tiny_data(), num_epochs=2, per_device_batch_size=BATCH_SIZE, reset_run_history=False)
+            trainer.train(
+                tiny_data(), num_epochs=2, per_device_batch_size=BATCH_SIZE, reset_run_history=False
+            )
             state = [value.tolist() for value in trainer.model.state_dict().values()]
             records = trainer.run_history.to_records()
-            outcomes.append([state, records, seen.samples, torch.rand(1).item(), repr(trainer.optimizer.state_dict())])
+            outcomes.append(
+                [state, records, seen.samples, torch.rand(1).item(), repr(trainer.optimizer.state_dict())]
+            )
     return outcomes
 
 
@@ -74,7 +80,9 @@ def after_exception(batch_size: int) -> list[Any]:
 
 
 def learning_rates(batch_size: int) -> Any:
-    return find_learning_rate(tiny_trainer(), tiny_data(64), batch_size, min_lr=1e-3, max_lr=1e3, num_updates=30).records
+    return find_learning_rate(
+        tiny_trainer(), tiny_data(64), batch_size, min_lr=1e-3, max_lr=1e3, num_updates=30
+    ).records
 
 
 class Limited(nn.Module):
@@ -152,7 +160,12 @@ def unequal_waiting(batch_size: int) -> Any:
             return super().__getitem__(index)
 
     trainer = tiny_trainer(callbacks=[TrainingStatisticsCallback(4)])
-    trainer.train(Slow(*tiny_data(64).tensors), num_epochs=1, per_device_batch_size=8, train_dataloader_kwargs={"num_workers": 0})
+    trainer.train(
+        Slow(*tiny_data(64).tensors),
+        num_epochs=1,
+        per_device_batch_size=8,
+        train_dataloader_kwargs={"num_workers": 0},
+    )
     return trainer.run_history.to_records()
 
 
@@ -259,7 +272,9 @@ def test_the_main_process_alone_tracks_and_the_process_group_stays(outcome: Outc
         "learning_rate": [2, 4, 6, 8, 10],
         "train_loss_epoch": [5, 10],
     }
-    assert values["train_loss"] == [(step, pytest.approx(value, rel=1e-5)) for step, value in alone["train_loss"]]
+    assert values["train_loss"] == [
+        (step, pytest.approx(value, rel=1e-5)) for step, value in alone["train_loss"]
+    ]
 
 
 if __name__ == "__main__":

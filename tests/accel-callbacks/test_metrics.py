@@ -8,7 +8,13 @@ import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 from torchmetrics import MetricCollection
-from torchmetrics.classification import BinaryAUROC, MulticlassAccuracy, MulticlassAUROC, MulticlassF1Score, MulticlassRecall
+from torchmetrics.classification import (
+    BinaryAUROC,
+    MulticlassAccuracy,
+    MulticlassAUROC,
+    MulticlassF1Score,
+    MulticlassRecall,
+)
 
 from accel_callbacks import MetricsCallback
 from accel_core import ConfigurationError, Trainer, TrainerCallback
@@ -51,7 +57,9 @@ def test_training_metrics_count_each_sample_of_the_epoch_and_intermediate_ones_a
             if trainer.run_progress.updates_completed == 2:
                 trainer.run_eval_epoch(metric_prefix="intermediate_eval", is_intermediate=True)
 
-    callback = MetricsCallback(MetricCollection({"accuracy": accuracy(), "recall": MulticlassRecall(2)}), on="both")
+    callback = MetricsCallback(
+        MetricCollection({"accuracy": accuracy(), "recall": MulticlassRecall(2)}), on="both"
+    )
     history = create_trainer(callback, EvaluateInBetween()).train(data(), num_epochs=1, eval_dataset=data())
     assert {"train_accuracy", "intermediate_accuracy", "accuracy", "recall"} <= history.get_metric_names()
 
@@ -67,7 +75,10 @@ def test_an_update_of_ones_own_sees_batch_and_output() -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "match"),
-    [({"metrics": 3}, "metrics is 3.*Metric"), ({"metrics": {}, "on": "test"}, r"on is 'test'.*\['train', 'eval', 'both'\]")],
+    [
+        ({"metrics": 3}, "metrics is 3.*Metric"),
+        ({"metrics": {}, "on": "test"}, r"on is 'test'.*\['train', 'eval', 'both'\]"),
+    ],
 )
 def test_arguments_that_cannot_be_used_are_refused(arguments: dict[str, Any], match: str) -> None:
     with pytest.raises(ConfigurationError, match=match):
@@ -120,16 +131,24 @@ def test_sums_of_another_number_of_processes_are_not_counted_twice() -> None:
 
 
 def test_collections_may_be_given_by_name_and_resume() -> None:
-    callback = MetricsCallback({"top": MetricCollection({"accuracy": accuracy(), "recall": MulticlassRecall(2)})}, on="both")
+    callback = MetricsCallback(
+        {"top": MetricCollection({"accuracy": accuracy(), "recall": MulticlassRecall(2)})}, on="both"
+    )
     history = create_trainer(callback).train(data(), num_epochs=1, eval_dataset=data())
-    assert {"top_accuracy", "top_recall", "train_top_accuracy", "train_top_recall"} <= history.get_metric_names()
+    assert {
+        "top_accuracy",
+        "top_recall",
+        "train_top_accuracy",
+        "train_top_recall",
+    } <= history.get_metric_names()
     state = callback.state_dict()
     callback.load_state_dict(state)
     assert callback.state_dict()["metrics"]["top"][0]["updates"] == state["metrics"]["top"][0]["updates"] == 3
 
 
 @pytest.mark.parametrize(
-    ("metric", "name"), [(BinaryAUROC(), "auroc"), (MulticlassF1Score(2), "f1_score"), (MulticlassRecall(2), "recall")]
+    ("metric", "name"),
+    [(BinaryAUROC(), "auroc"), (MulticlassF1Score(2), "f1_score"), (MulticlassRecall(2), "recall")],
 )
 def test_a_metric_alone_is_named_by_its_class_without_the_task(metric: Any, name: str) -> None:
     assert list(MetricsCallback(metric)._eval_metrics) == [name]
@@ -151,11 +170,20 @@ def test_a_batch_without_targets_in_second_place_is_reported() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"metrics": {"accuracy": 3}}, r"metrics is \{'accuracy': 3\}.*torchmetrics Metric.*MulticlassAccuracy\("),
-        ({"metrics": MulticlassAccuracy}, "metrics is .*class MulticlassAccuracy.*torchmetrics Metric.*Pass "),
+        (
+            {"metrics": {"accuracy": 3}},
+            r"metrics is \{'accuracy': 3\}.*torchmetrics Metric.*MulticlassAccuracy\(",
+        ),
+        (
+            {"metrics": MulticlassAccuracy},
+            "metrics is .*class MulticlassAccuracy.*torchmetrics Metric.*Pass ",
+        ),
         ({"metrics": accuracy(), "update": 3}, "update is 3.*function.*update=lambda"),
         ({"metrics": accuracy(), "prefix": 3}, "prefix is 3.*string.*'test_'"),
-        ({"metrics": accuracy(), "on": "evaluation"}, r"on is 'evaluation'.*\['train', 'eval', 'both'\].*Did you mean 'eval'"),
+        (
+            {"metrics": accuracy(), "on": "evaluation"},
+            r"on is 'evaluation'.*\['train', 'eval', 'both'\].*Did you mean 'eval'",
+        ),
     ],
 )
 def test_arguments_that_cannot_be_used_are_reported(arguments: dict[str, Any], message: str) -> None:
@@ -165,10 +193,14 @@ def test_arguments_that_cannot_be_used_are_reported(arguments: dict[str, Any], m
 
 def test_two_callbacks_may_not_record_under_one_name() -> None:
     collection = MetricCollection({"accuracy": accuracy()})
-    trainer = create_trainer(MetricsCallback({"accuracy": accuracy()}, on="both"), MetricsCallback(collection))
+    trainer = create_trainer(
+        MetricsCallback({"accuracy": accuracy()}, on="both"), MetricsCallback(collection)
+    )
     with pytest.raises(ConfigurationError, match=r"MetricsCallback.*'accuracy'.*prefix"):
         trainer.train(data(), 1, data())
-    trainer = create_trainer(MetricsCallback({"accuracy": accuracy()}, on="train"), MetricsCallback(collection))
+    trainer = create_trainer(
+        MetricsCallback({"accuracy": accuracy()}, on="train"), MetricsCallback(collection)
+    )
     assert trainer.train(data(), 1, data()).get_metric_names() >= {"accuracy", "train_accuracy"}
 
 

@@ -13,10 +13,24 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchmetrics.classification import MulticlassAccuracy
 
-from accel_callbacks import EarlyStoppingCallback, MetricsCallback, ModelEmaCallback, SaveTrainingStateCallback
+from accel_callbacks import (
+    EarlyStoppingCallback,
+    MetricsCallback,
+    ModelEmaCallback,
+    SaveTrainingStateCallback,
+)
 from accel_core import AccelWarning, ConfigurationError, Trainer, TrainerCallback
 from case_runner import run_as_script
-from tiny import Drawing, RecordWanted, SaveAt, assert_same_tensors, tiny_data, tiny_network, tiny_trainer, weights_of
+from tiny import (
+    Drawing,
+    RecordWanted,
+    SaveAt,
+    assert_same_tensors,
+    tiny_data,
+    tiny_network,
+    tiny_trainer,
+    weights_of,
+)
 
 
 class Normed(nn.Module):
@@ -67,7 +81,9 @@ def train(*callbacks: Any, model: nn.Module | None = None, epochs: int = 2, **kw
 
 @pytest.mark.parametrize("accumulation", [1, 3])
 @pytest.mark.parametrize("warmup", [True, False])
-def test_lesson_7_it_is_averaged_at_every_update_as_the_closed_form_says(warmup: bool, accumulation: int) -> None:
+def test_lesson_7_it_is_averaged_at_every_update_as_the_closed_form_says(
+    warmup: bool, accumulation: int
+) -> None:
     ema = ModelEmaCallback(0.8, warmup, save_path=None)
     values, averages = Remember(), Remember(ema)
     train(ema, values, averages, epochs=4, gradient_accumulation_steps=accumulation)
@@ -100,8 +116,17 @@ def test_training_is_not_changed_by_one_bit() -> None:
         metrics = MetricsCallback({"accuracy": MulticlassAccuracy(2).double()}, on="both")
         arguments = {"eval_dataset": Drawing(13), "eval_dataloader_kwargs": {"num_workers": 0}}
         trainer = train(metrics, *callbacks, epochs=3, **arguments)
-        records = [record for record in trainer.run_history.to_records() if not record["name"].startswith("ema_model_")]
-        return records, trainer.model.state_dict(), torch.get_rng_state().tolist(), trainer.eval_loss.state_dict()
+        records = [
+            record
+            for record in trainer.run_history.to_records()
+            if not record["name"].startswith("ema_model_")
+        ]
+        return (
+            records,
+            trainer.model.state_dict(),
+            torch.get_rng_state().tolist(),
+            trainer.eval_loss.state_dict(),
+        )
 
     records, state, random, eval_loss = outcome()
     ema_records, ema_state, ema_random, ema_eval_loss = outcome(ModelEmaCallback(0.5, save_path=None))
@@ -176,15 +201,25 @@ def test_it_is_evaluated_after_each_epoch_with_the_same_metrics() -> None:
             found.append(evaluate(ema.ema_model))
 
     ema = ModelEmaCallback(0.9, save_path=None)
-    history = train(ema, ByHand(), MetricsCallback({"accuracy": MulticlassAccuracy(2).double()}), epochs=3).run_history
-    assert history.get_metric_values("ema_model_eval_loss_epoch") == [values["evaluation_loss"] for values in found]
-    assert history.get_metric_values("ema_model_accuracy") == [values["evaluation_accuracy"] for values in found]
-    assert history.get_metric_values("eval_loss_epoch") != history.get_metric_values("ema_model_eval_loss_epoch")
+    history = train(
+        ema, ByHand(), MetricsCallback({"accuracy": MulticlassAccuracy(2).double()}), epochs=3
+    ).run_history
+    assert history.get_metric_values("ema_model_eval_loss_epoch") == [
+        values["evaluation_loss"] for values in found
+    ]
+    assert history.get_metric_values("ema_model_accuracy") == [
+        values["evaluation_accuracy"] for values in found
+    ]
+    assert history.get_metric_values("eval_loss_epoch") != history.get_metric_values(
+        "ema_model_eval_loss_epoch"
+    )
     assert len(history.get_metric_values("accuracy")) == 3
 
 
 @pytest.mark.parametrize(("greater_is_better", "best"), [(False, 2), (True, 3)])
-def test_it_is_exported_when_its_watched_metric_is_best(tmp_path: Path, greater_is_better: bool, best: int) -> None:
+def test_it_is_exported_when_its_watched_metric_is_best(
+    tmp_path: Path, greater_is_better: bool, best: int
+) -> None:
     path = tmp_path / "ema.pt"
     ema = ModelEmaCallback(save_path=path, watch_metric="wanted", greater_is_better=greater_is_better)
     averages = Remember(ema)
@@ -198,7 +233,9 @@ def test_it_is_exported_when_its_watched_metric_is_best(tmp_path: Path, greater_
 
 
 @pytest.mark.parametrize("arguments", [{"evaluate_during_training": False}, {"eval_dataset": None}])
-def test_where_it_is_not_evaluated_it_is_exported_at_the_end(tmp_path: Path, arguments: dict[str, Any]) -> None:
+def test_where_it_is_not_evaluated_it_is_exported_at_the_end(
+    tmp_path: Path, arguments: dict[str, Any]
+) -> None:
     path = tmp_path / "ema.safetensors"
     own = {key: arguments.pop(key) for key in [*arguments] if key.startswith("evaluate")}
     ema = ModelEmaCallback(save_path=path, **own)
@@ -253,7 +290,9 @@ def test_who_watches_its_metric_or_saves_may_be_listed_before_it(tmp_path: Path)
 
 
 @pytest.mark.parametrize("update", [13, 20])
-def test_lesson_7_a_resumed_run_has_the_same_averages_metrics_and_best_value(tmp_path: Path, update: int) -> None:
+def test_lesson_7_a_resumed_run_has_the_same_averages_metrics_and_best_value(
+    tmp_path: Path, update: int
+) -> None:
     ema = ModelEmaCallback(0.9, save_path=tmp_path / "whole.pt")
     whole = train(ema, SaveAt(update, tmp_path / "state"), epochs=4)
     resumed_ema = ModelEmaCallback(0.9, save_path=tmp_path / "resumed.pt")
@@ -262,7 +301,8 @@ def test_lesson_7_a_resumed_run_has_the_same_averages_metrics_and_best_value(tmp
     assert resumed.run_history.to_records() == whole.run_history.to_records()
     assert (resumed_ema.num_updates, resumed_ema.best_metric) == (ema.num_updates, ema.best_metric)
     assert_same_tensors(
-        torch.load(tmp_path / "resumed.pt")["model_state_dict"], torch.load(tmp_path / "whole.pt")["model_state_dict"]
+        torch.load(tmp_path / "resumed.pt")["model_state_dict"],
+        torch.load(tmp_path / "whole.pt")["model_state_dict"],
     )
 
 
@@ -271,11 +311,15 @@ def test_a_resumed_run_exports_nothing_worse_than_before(tmp_path: Path) -> None
     arguments = {"save_path": path, "watch_metric": "wanted"}
     train(ModelEmaCallback(**arguments), RecordWanted(1.0, 2.0, 3.0), SaveAt(15, tmp_path / "state"))
     before = path.read_bytes()
-    train(ModelEmaCallback(**arguments), RecordWanted(1.0, 2.0, 3.0), epochs=3, resume_from=tmp_path / "state")
+    train(
+        ModelEmaCallback(**arguments), RecordWanted(1.0, 2.0, 3.0), epochs=3, resume_from=tmp_path / "state"
+    )
     assert path.read_bytes() == before
 
 
-def test_a_state_without_averages_begins_with_its_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_state_without_averages_begins_with_its_weights(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     whole = train(values := Remember(), SaveAt(13, tmp_path / "state"))
     ema = ModelEmaCallback(decay=0.0, save_path=None)
     train(ema, max_num_train_steps=13, resume_from=tmp_path / "state", model=Normed())
@@ -327,7 +371,9 @@ def test_a_decay_that_is_none_is_reported(decay: Any) -> None:
 
 def test_an_unknown_metric_is_reported_with_those_that_there_are() -> None:
     ema = ModelEmaCallback(watch_metric="ema_accuracy")
-    with pytest.raises(ConfigurationError, match=r"ModelEmaCallback.*'ema_accuracy'.*\['ema_model_eval_loss_epoch', "):
+    with pytest.raises(
+        ConfigurationError, match=r"ModelEmaCallback.*'ema_accuracy'.*\['ema_model_eval_loss_epoch', "
+    ):
         train(ema)
 
 
@@ -342,7 +388,9 @@ def test_a_model_that_cannot_be_copied_is_reported() -> None:
     model = tiny_network()
     model.lock = (value for value in ())
     before = weights_of(trainer := tiny_trainer(callbacks=[ModelEmaCallback()], model=model))
-    with pytest.raises(ConfigurationError, match=r"ModelEmaCallback.* Sequential.*__deepcopy__.*leave ModelEmaCallback out"):
+    with pytest.raises(
+        ConfigurationError, match=r"ModelEmaCallback.* Sequential.*__deepcopy__.*leave ModelEmaCallback out"
+    ):
         trainer.train(tiny_data(), num_epochs=1)
     assert torch.equal(weights_of(trainer), before)
 

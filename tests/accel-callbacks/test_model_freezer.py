@@ -43,7 +43,9 @@ def values(model):
 def train(model, callbacks=(), lr=0.1):
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.5)
     dataset = TensorDataset(torch.randn(16, 3, 4), torch.randn(16, 1))
-    Trainer(model, nn.MSELoss(), optimizer, callbacks=callbacks).train(dataset, num_epochs=2, per_device_batch_size=4)
+    Trainer(model, nn.MSELoss(), optimizer, callbacks=callbacks).train(
+        dataset, num_epochs=2, per_device_batch_size=4
+    )
 
 
 def test_lesson_13_constructing_changes_nothing(model):
@@ -70,7 +72,11 @@ def test_lesson_13_frozen_parameters_are_bit_identical_after_training(model):
     ModelFreezer(model).freeze()
     before, free = values(model), trainable(model)
     train(model)
-    changed = {name for name, _ in model.named_parameters() if not torch.equal(before[name], model.state_dict()[name])}
+    changed = {
+        name
+        for name, _ in model.named_parameters()
+        if not torch.equal(before[name], model.state_dict()[name])
+    }
     assert changed == free
     assert {"cls_token", "attention.in_proj_weight"} <= before.keys() - changed
 
@@ -162,7 +168,11 @@ def test_unfrozen_modules_are_set_as_training(model):
     freezer.freeze(set_modules_as_eval=True)
     freezer.unfreeze(1, 1)
     freezer.restore_eval_modes()
-    assert [model.embed.training, model.attention.training, model.attention.out_proj.training] == [False, True, True]
+    assert [model.embed.training, model.attention.training, model.attention.out_proj.training] == [
+        False,
+        True,
+        True,
+    ]
 
 
 def test_eval_modes_are_kept_through_a_run_by_a_callback(model):
@@ -199,7 +209,13 @@ def test_parameters_are_frozen_by_name(model):
 
 def test_adapters_are_unfrozen_without_touching_the_base():
     """As PEFT leaves a model: the base frozen, the adapters trainable."""
-    model = nn.ModuleDict({"base": nn.Linear(4, 4), "lora_A": nn.Linear(4, 1, bias=False), "lora_B": nn.Linear(1, 4, bias=False)})
+    model = nn.ModuleDict(
+        {
+            "base": nn.Linear(4, 4),
+            "lora_A": nn.Linear(4, 1, bias=False),
+            "lora_B": nn.Linear(1, 4, bias=False),
+        }
+    )
     model["base"].requires_grad_(False)
     freezer = ModelFreezer(model)
     freezer.freeze_parameters("*lora_*")
@@ -232,7 +248,9 @@ def test_quantised_weights_are_left_frozen():
 
 @pytest.mark.parametrize(("from_index", "to_index"), [(0, 4), (-5, 0), ("embed", 0), (0, None)])
 def test_a_group_that_does_not_exist_is_reported(model, from_index, to_index):
-    with pytest.raises(ConfigurationError, match=r"_index is .* -4 and 3.*TinyTransformer.*\['embed', .*freeze_parameters"):
+    with pytest.raises(
+        ConfigurationError, match=r"_index is .* -4 and 3.*TinyTransformer.*\['embed', .*freeze_parameters"
+    ):
         ModelFreezer(model).freeze(from_index, to_index)
     assert len(trainable(model)) == len(list(model.parameters()))
 
@@ -243,7 +261,9 @@ def test_a_model_that_is_none_is_reported():
 
 
 def test_a_name_that_matches_nothing_is_reported(model):
-    with pytest.raises(ConfigurationError, match=r"'head\.weigth'.*TinyTransformer.*Did you mean 'head\.weight'\?"):
+    with pytest.raises(
+        ConfigurationError, match=r"'head\.weigth'.*TinyTransformer.*Did you mean 'head\.weight'\?"
+    ):
         ModelFreezer(model).freeze_parameters(["*.bias", "head.weigth"])
     assert "head.bias" in trainable(model)
 

@@ -36,7 +36,9 @@ class SelfPaced(torch.optim.SGD):
 
 def trainer_with(*callbacks: Any) -> Trainer:
     model = tiny_network()
-    return Trainer(model, torch.nn.functional.cross_entropy, SelfPaced(model.parameters()), callbacks=callbacks, seed=0)
+    return Trainer(
+        model, torch.nn.functional.cross_entropy, SelfPaced(model.parameters()), callbacks=callbacks, seed=0
+    )
 
 
 @pytest.mark.parametrize("seconds", [0.0, 60.0])

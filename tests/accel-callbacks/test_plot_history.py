@@ -34,7 +34,11 @@ def panels(figure):
 
 def lines(axes):
     """The curves by their label, without what is only a mark."""
-    return {line.get_label(): line for line in axes.lines if not line.get_label().startswith("_") and len(line.get_xdata())}
+    return {
+        line.get_label(): line
+        for line in axes.lines
+        if not line.get_label().startswith("_") and len(line.get_xdata())
+    }
 
 
 def texts(axes):
@@ -56,7 +60,12 @@ def test_losses_come_first_and_learning_rates_last():
         history.current_update = update
         history.update_metric("gradient_norm", 1.0)
     figure = plot_history(history)
-    assert [axes.get_title(loc="left") for axes in figure.axes] == ["Loss", "Accuracy", "Gradient norm", "Learning rate"]
+    assert [axes.get_title(loc="left") for axes in figure.axes] == [
+        "Loss",
+        "Accuracy",
+        "Gradient norm",
+        "Learning rate",
+    ]
     assert [axes.get_xlabel() for axes in figure.axes] == ["epoch", "epoch", "update", "update"]
 
 
@@ -141,7 +150,9 @@ def test_a_number_between_two_that_are_not_finite_is_seen_on_a_long_line():
 
 def test_crosses_of_two_series_do_not_cover_each_other():
     axes = panels(plot_history(build_history(12, nan_epochs=(5,))))["Loss"]
-    heights = [line.get_ydata()[0] for line in axes.lines if line.get_marker() == "x" and len(line.get_xdata())]
+    heights = [
+        line.get_ydata()[0] for line in axes.lines if line.get_marker() == "x" and len(line.get_xdata())
+    ]
     assert len(set(heights)) == 2
 
 
@@ -151,7 +162,9 @@ def test_a_history_of_nothing_but_nan_is_drawn(tmp_path):
 
 
 def test_a_loss_over_many_magnitudes_has_a_logarithmic_axis_and_an_accuracy_has_not():
-    history = build_history(3, eval_mse_epoch=lambda epoch: 10.0 ** (-2 * epoch), accuracy=lambda epoch: 10.0 ** (2 * epoch - 7))
+    history = build_history(
+        3, eval_mse_epoch=lambda epoch: 10.0 ** (-2 * epoch), accuracy=lambda epoch: 10.0 ** (2 * epoch - 7)
+    )
     drawn = panels(plot_history(history))
     assert drawn["Mse"].get_yscale() == "log"
     assert drawn["Loss"].get_yscale() == "linear"

@@ -75,7 +75,9 @@ def in_terminal(*args: str, columns: int = 120) -> str:
 
 
 def in_file(*args: str) -> Any:
-    return subprocess.run([sys.executable, "-c", SCRIPT, *args], capture_output=True, text=True, timeout=60, check=True)
+    return subprocess.run(
+        [sys.executable, "-c", SCRIPT, *args], capture_output=True, text=True, timeout=60, check=True
+    )
 
 
 def test_a_terminal_shows_a_full_bar_with_loss_rate_and_speed_for_each_epoch() -> None:
@@ -133,7 +135,9 @@ REASON = "Training ended after 3 updates and 1 complete epoch: three are enough"
 
 
 @pytest.mark.parametrize(("num_epochs", "printed"), [(2, [REASON]), (1, [])])
-def test_a_run_that_is_stopped_prints_why(num_epochs: int, printed: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_that_is_stopped_prints_why(
+    num_epochs: int, printed: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     class StopInTheSecondEpoch(TrainerCallback):
         def on_train_step_end(self, trainer: Trainer, **kwargs: Any) -> None:
             if trainer.run_progress.updates_completed == 2:
@@ -142,7 +146,9 @@ def test_a_run_that_is_stopped_prints_why(num_epochs: int, printed: list[str], c
     model = nn.Linear(4, 1)
     data = TensorDataset(torch.ones(16, 4), torch.ones(16, 1))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-    trainer = Trainer(model, nn.functional.mse_loss, optimizer, callbacks=[ProgressBarCallback, StopInTheSecondEpoch])
+    trainer = Trainer(
+        model, nn.functional.mse_loss, optimizer, callbacks=[ProgressBarCallback, StopInTheSecondEpoch]
+    )
     trainer.train(data, num_epochs=num_epochs, per_device_batch_size=8)
     lines = capsys.readouterr().out.splitlines()
     assert lines == [f"Epoch {epoch}/{num_epochs}" for epoch in range(1, num_epochs + 1)] + printed

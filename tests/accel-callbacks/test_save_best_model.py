@@ -6,7 +6,12 @@ import pytest
 import torch
 from torch.utils.data import TensorDataset
 
-from accel_callbacks import EarlyStoppingCallback, ModelEmaCallback, SaveBestModelCallback, SaveTrainingStateCallback
+from accel_callbacks import (
+    EarlyStoppingCallback,
+    ModelEmaCallback,
+    SaveBestModelCallback,
+    SaveTrainingStateCallback,
+)
 from accel_core import AccelWarning, ConfigurationError, Trainer, TrainerCallback, latest_checkpoint
 from tiny import RecordWanted, linear_of_constants
 
@@ -96,7 +101,12 @@ def test_without_a_save_nothing_is_loaded_and_that_is_reported(tmp_path, capsys)
 
 def test_the_last_weights_stay_if_loading_is_not_wanted(tmp_path):
     record = Record(1.0, 2.0)
-    trainer = train(create_trainer(record, SaveBestModelCallback(tmp_path / "b.pt", "wanted", load_saved_checkpoint=False)), 2)
+    trainer = train(
+        create_trainer(
+            record, SaveBestModelCallback(tmp_path / "b.pt", "wanted", load_saved_checkpoint=False)
+        ),
+        2,
+    )
     assert torch.equal(trainer.model.weight, record.weights[2])
 
 
@@ -141,7 +151,9 @@ def test_weights_that_are_not_finite_do_not_replace_the_good_ones(tmp_path):
 
     record = Record(2.0, 1.0)
     with pytest.warns(AccelWarning, match="'weight' is not finite.*lower learning rate"):
-        trainer = train(create_trainer(record, Poison(), SaveBestModelCallback(tmp_path / "best.pt", "wanted")), 2)
+        trainer = train(
+            create_trainer(record, Poison(), SaveBestModelCallback(tmp_path / "best.pt", "wanted")), 2
+        )
     assert torch.equal(trainer.model.weight, record.weights[1])
 
 

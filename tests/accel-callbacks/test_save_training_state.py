@@ -73,7 +73,12 @@ class TestWhen:
         before = {path.name: path.stat().st_ino for path in tmp_path.iterdir()}
         saver = SaveTrainingStateCallback(tmp_path, save_every_n_updates=5)
         train(create_trainer(saver), resume_from=latest_checkpoint(tmp_path))
-        assert names_in(tmp_path) == ["update_00000005", "update_00000006", "update_00000010", "update_00000012"]
+        assert names_in(tmp_path) == [
+            "update_00000005",
+            "update_00000006",
+            "update_00000010",
+            "update_00000012",
+        ]
         assert {name: (tmp_path / name).stat().st_ino for name in before} == before
 
     def test_epochs_are_saved_when_their_evaluation_is_done(self, tmp_path):
@@ -98,7 +103,11 @@ class TestWhen:
                 nonlocal now
                 now += 20
 
-        train(create_trainer(Clock(), SaveTrainingStateCallback(tmp_path, save_every_n_minutes=1, save_at_end=False)))
+        train(
+            create_trainer(
+                Clock(), SaveTrainingStateCallback(tmp_path, save_every_n_minutes=1, save_at_end=False)
+            )
+        )
         # Passed at update 3, so due after update 4, from which the next minute counts.
         assert names_in(tmp_path) == ["update_00000004", "update_00000008", "update_00000012"]
 
@@ -108,7 +117,12 @@ class TestWhen:
 
     def test_two_triggers_at_one_update_save_once(self, tmp_path):
         seen = Seen()
-        train(create_trainer(seen, SaveTrainingStateCallback(tmp_path, 1), SaveTrainingStateCallback(tmp_path, 1)), 1)
+        train(
+            create_trainer(
+                seen, SaveTrainingStateCallback(tmp_path, 1), SaveTrainingStateCallback(tmp_path, 1)
+            ),
+            1,
+        )
         assert seen.saved == ["update_00000006"]
 
     @pytest.mark.parametrize(
@@ -163,13 +177,17 @@ class TestRotation:
         assert names_in(tmp_path) == ["update_00000012", "update_00000018", "update_00000036"]
 
     def test_a_state_is_not_credited_with_a_metric_of_earlier_weights(self, tmp_path):
-        saver = SaveTrainingStateCallback(tmp_path, save_every_n_updates=4, keep_best=1, watch_metric="train_loss_epoch")
+        saver = SaveTrainingStateCallback(
+            tmp_path, save_every_n_updates=4, keep_best=1, watch_metric="train_loss_epoch"
+        )
         train(create_trainer(saver))
         # The metric was recorded at the updates 6 and 12 only.
         assert names_in(tmp_path) == ["update_00000012"]
 
     def test_greater_may_be_better(self, tmp_path):
-        saver = SaveTrainingStateCallback(tmp_path, 1, keep_best=1, watch_metric="train_loss_epoch", greater_is_better=True)
+        saver = SaveTrainingStateCallback(
+            tmp_path, 1, keep_best=1, watch_metric="train_loss_epoch", greater_is_better=True
+        )
         train(create_trainer(saver), num_epochs=3)
         assert names_in(tmp_path) == ["update_00000006", "update_00000018"]
 
@@ -195,7 +213,11 @@ class TestOneRunAFolder:
         with pytest.raises(CheckpointError, match=f"'{first.run_id}'") as caught:
             train(second)
         message = str(caught.value)
-        assert re.search(r"this is the run '\w+'", message) and "another folder" in message and "resume_from=" in message
+        assert (
+            re.search(r"this is the run '\w+'", message)
+            and "another folder" in message
+            and "resume_from=" in message
+        )
         assert second.run_progress.updates_completed == 0
         assert names_in(tmp_path) == ["update_00000012"]
 
@@ -203,11 +225,17 @@ class TestOneRunAFolder:
         """Though they save at different updates, and the folder was empty when both began."""
         other = create_trainer(SaveTrainingStateCallback(tmp_path, save_every_n_updates=2))
         begin_another = At(1, lambda trainer: train(other))
-        with pytest.raises(CheckpointError, match=r"the run '\w+'.* the run '\w+'.*another folder.*resume_from="):
+        with pytest.raises(
+            CheckpointError, match=r"the run '\w+'.* the run '\w+'.*another folder.*resume_from="
+        ):
             train(create_trainer(begin_another, SaveTrainingStateCallback(tmp_path, save_every_n_updates=3)))
-        assert {read_json(path / "trainer_state.json")["run_id"] for path in tmp_path.iterdir()} == {other.run_id}
+        assert {read_json(path / "trainer_state.json")["run_id"] for path in tmp_path.iterdir()} == {
+            other.run_id
+        }
 
-    def test_going_on_from_an_earlier_state_is_refused_where_the_later_ones_would_be_taken_for_newer(self, tmp_path):
+    def test_going_on_from_an_earlier_state_is_refused_where_the_later_ones_would_be_taken_for_newer(
+        self, tmp_path
+    ):
         train(create_trainer(SaveTrainingStateCallback(tmp_path, save_every_n_updates=4)))
         earlier = tmp_path / "update_00000004"
         trainer = create_trainer(SaveTrainingStateCallback(tmp_path, save_every_n_updates=5, keep_last=1))
@@ -317,7 +345,9 @@ class TestSignals:
             def on_run_close(self, trainer):
                 closed.append(trainer.run_progress.updates_completed)
 
-        trainer = create_trainer(Closing(), At(7, send(number)), SaveTrainingStateCallback(tmp_path, save_at_end=False))
+        trainer = create_trainer(
+            Closing(), At(7, send(number)), SaveTrainingStateCallback(tmp_path, save_at_end=False)
+        )
         with pytest.raises(RunInterrupted) as caught:
             train(trainer)
         assert closed == [8]
@@ -326,7 +356,8 @@ class TestSignals:
         assert caught.value.checkpoint == tmp_path / "update_00000008" == latest_checkpoint(tmp_path)
 
     @pytest.mark.parametrize(
-        "event", ["on_train_epoch_end", "on_eval_epoch_end", "on_training_run_epoch_end", "on_train_epoch_start"]
+        "event",
+        ["on_train_epoch_end", "on_eval_epoch_end", "on_training_run_epoch_end", "on_train_epoch_start"],
     )
     def test_whenever_it_comes_the_resumed_run_is_that_of_no_signal(self, tmp_path, event):
         def interrupt(self, trainer, **kwargs):
@@ -403,7 +434,9 @@ class TestSignals:
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
     def test_a_signal_that_the_platform_lacks_is_left_out(self):
-        assert SaveTrainingStateCallback(save_on_signals=("SIGTERM", "SIGBREAK")).signals.numbers == [signal.SIGTERM]
+        assert SaveTrainingStateCallback(save_on_signals=("SIGTERM", "SIGBREAK")).signals.numbers == [
+            signal.SIGTERM
+        ]
 
     def test_a_process_ends_with_the_status_of_the_signal_and_a_second_one_ends_it_at_once(self, tmp_path):
         script = """

@@ -27,17 +27,28 @@ def train(*callbacks: Any, dataset: Any = None, epochs: int = 2, **kwargs: Any) 
     def create_scheduler(optimizer: Any) -> Any:
         return torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
 
-    kwargs = {"eval_dataset": tiny_data(13), "per_device_batch_size": 4, "create_scheduler_fn": create_scheduler, **kwargs}
+    kwargs = {
+        "eval_dataset": tiny_data(13),
+        "per_device_batch_size": 4,
+        "create_scheduler_fn": create_scheduler,
+        **kwargs,
+    }
     trainer.train(tiny_data(40) if dataset is None else dataset, num_epochs=epochs, **kwargs)
     return trainer
 
 
 def intermediate(trainer: Trainer) -> list[dict[str, Any]]:
-    return [record for record in trainer.run_history.to_records() if record["name"].startswith("intermediate_")]
+    return [
+        record for record in trainer.run_history.to_records() if record["name"].startswith("intermediate_")
+    ]
 
 
 def others(trainer: Trainer) -> list[dict[str, Any]]:
-    return [record for record in trainer.run_history.to_records() if not record["name"].startswith("intermediate_")]
+    return [
+        record
+        for record in trainer.run_history.to_records()
+        if not record["name"].startswith("intermediate_")
+    ]
 
 
 def test_every_n_updates_of_the_run_it_records_under_names_of_its_own() -> None:
@@ -95,7 +106,9 @@ def test_lesson_3_a_limit_of_evaluations_in_mid_epoch_has_an_effect() -> None:
         def on_eval_step_end(self, trainer: Trainer, batch: Any, batch_output: Any) -> None:
             batches[self.prefix] += 1
 
-    train(StepBasedEvaluationCallback(5), LimitBatchesCallback(1, intermediate_only=True), Counting(), epochs=1)
+    train(
+        StepBasedEvaluationCallback(5), LimitBatchesCallback(1, intermediate_only=True), Counting(), epochs=1
+    )
     assert batches == {"intermediate_eval": 2, "eval": 4}
 
 
@@ -119,7 +132,9 @@ def test_a_resumed_run_goes_on_in_the_same_rhythm(tmp_path: Path, update: int) -
 
 
 def test_without_data_to_evaluate_on_it_raises_before_training() -> None:
-    with pytest.raises(ConfigurationError, match=r"StepBasedEvaluationCallback.*Pass an eval_dataset.*leave the callback out"):
+    with pytest.raises(
+        ConfigurationError, match=r"StepBasedEvaluationCallback.*Pass an eval_dataset.*leave the callback out"
+    ):
         train(StepBasedEvaluationCallback(1), eval_dataset=None)
 
 

@@ -51,7 +51,10 @@ class Store:
             tags = events.Tags()["scalars"]
             values = {tag: {event.step: event.value for event in events.Scalars(tag)} for tag in tags}
             (parameters,) = folder.glob("*/hparams.yml")
-            runs[folder.name] = (values, dict(line.split(": ", 1) for line in parameters.read_text().splitlines()))
+            runs[folder.name] = (
+                values,
+                dict(line.split(": ", 1) for line in parameters.read_text().splitlines()),
+            )
         return runs
 
     def _read_mlflow(self) -> Any:
@@ -62,7 +65,9 @@ class Store:
         for run in client.search_runs([experiment.experiment_id]):
             assert run.info.status == "FINISHED"
             names = run.data.metrics
-            values = {n: {m.step: m.value for m in client.get_metric_history(run.info.run_id, n)} for n in names}
+            values = {
+                n: {m.step: m.value for m in client.get_metric_history(run.info.run_id, n)} for n in names
+            }
             runs[run.info.run_name] = (values, run.data.params)
         return runs
 
@@ -88,7 +93,11 @@ def store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
     if request.param == "trackio":
         importlib.import_module("trackio")
         # It reads the environment variable TRACKIO_DIR only when it is imported.
-        for module in [m for name, m in sys.modules.items() if name.split(".")[0] == "trackio" and hasattr(m, "TRACKIO_DIR")]:
+        for module in [
+            m
+            for name, m in sys.modules.items()
+            if name.split(".")[0] == "trackio" and hasattr(m, "TRACKIO_DIR")
+        ]:
             monkeypatch.setattr(module, "TRACKIO_DIR", tmp_path / "trackio")
     return Store(request.param, tmp_path)
 
@@ -142,7 +151,9 @@ def test_the_running_loss_is_the_mean_since_the_value_before_it(store: Store) ->
     values, _ = store.only_run()
     # The third value is of the first update of the second epoch: sums begin anew with an epoch.
     expected = {2: losses[0:2], 4: losses[2:4], 6: losses[5:6], 8: losses[6:8], 10: losses[8:10]}
-    assert values["train_loss"] == {step: pytest.approx(sum(part) / len(part), rel=1e-5) for step, part in expected.items()}
+    assert values["train_loss"] == {
+        step: pytest.approx(sum(part) / len(part), rel=1e-5) for step, part in expected.items()
+    }
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
@@ -186,7 +197,9 @@ def test_a_later_stage_goes_on_in_the_same_place_on_the_same_axis(store: Store) 
 
 
 @pytest.mark.parametrize("stop_at", [3, 5, 6])
-def test_a_resumed_run_goes_on_in_the_same_place_on_the_same_axis(store: Store, stop_at: int, tmp_path: Path) -> None:
+def test_a_resumed_run_goes_on_in_the_same_place_on_the_same_axis(
+    store: Store, stop_at: int, tmp_path: Path
+) -> None:
     """It was killed two updates after its state was saved: what it sent meanwhile is not there twice."""
 
     def fail(trainer: Trainer) -> None:
@@ -220,14 +233,18 @@ def test_a_tracker_added_on_resuming_gets_the_history_so_far(store: Store, tmp_p
 
 
 def test_a_loss_that_is_not_finite_is_sent_too(store: Store) -> None:
-    trainer = tiny_trainer(callbacks=[store.callback(), Stops(2, lambda t: t.run_history.update_metric("odd", float("nan")))])
+    trainer = tiny_trainer(
+        callbacks=[store.callback(), Stops(2, lambda t: t.run_history.update_metric("odd", float("nan")))]
+    )
     trainer.train(tiny_data(16), num_epochs=1, per_device_batch_size=8)
     assert str(store.only_run()[0]["odd"][2]) == "nan"
 
 
 def test_arguments_for_the_tracker_itself_win(tmp_path: Path) -> None:
     folder = tmp_path / "logs"
-    callback = TrackerCallback("tensorboard", "project", logging_dir=folder, init_kwargs={"filename_suffix": ".mine"})
+    callback = TrackerCallback(
+        "tensorboard", "project", logging_dir=folder, init_kwargs={"filename_suffix": ".mine"}
+    )
     trainer = train(callback)
     assert list((folder / "project" / str(trainer.run_id)).glob("*.mine"))
 
@@ -292,5 +309,7 @@ def test_a_period_that_is_none_is_refused() -> None:
 
 def test_importing_the_callbacks_imports_no_tracker() -> None:
     script = "import sys, accel_callbacks; print([n for n in ('tensorboard', 'mlflow', 'trackio', 'wandb') if n in sys.modules])"
-    finished = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True)
+    finished = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True
+    )
     assert finished.stdout.strip() == "[]"

@@ -11,7 +11,12 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import Dataset
 
-from accel_callbacks import SaveTrainingStateCallback, StepBasedEvaluationCallback, TrainingStatisticsCallback, plot_history
+from accel_callbacks import (
+    SaveTrainingStateCallback,
+    StepBasedEvaluationCallback,
+    TrainingStatisticsCallback,
+    plot_history,
+)
 from accel_core import ConfigurationError, InMemoryRunHistory, Trainer, TrainerCallback, latest_checkpoint
 from tiny import tiny_data, tiny_network, tiny_trainer, weights_of
 
@@ -50,7 +55,9 @@ def test_all_is_recorded_after_the_first_update_and_every_n_across_epochs() -> N
 def test_the_rate_is_that_with_which_the_update_was_made() -> None:
     trainer = tiny_trainer(lr=1.0, callbacks=[TrainingStatisticsCallback(1)])
     history = trainer.train(
-        tiny_data(24), num_epochs=1, create_scheduler_fn=lambda optimizer: LambdaLR(optimizer, lambda update: 0.5**update)
+        tiny_data(24),
+        num_epochs=1,
+        create_scheduler_fn=lambda optimizer: LambdaLR(optimizer, lambda update: 0.5**update),
     )
     assert values_by_update(history, "learning_rate") == {1: 1.0, 2: 0.5, 3: 0.25}
 
@@ -94,7 +101,13 @@ def test_the_norm_of_scaled_and_sparse_gradients_is_that_of_the_gradients() -> N
         if scale is not None:
             accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
         data = torch.utils.data.TensorDataset(torch.tensor([[0, 1], [1, 1], [3, 1]]), torch.tensor([0, 1, 1]))
-        trainer = Trainer(model, nn.functional.cross_entropy, optimizer, [TrainingStatisticsCallback(1)], accelerator=accelerator)
+        trainer = Trainer(
+            model,
+            nn.functional.cross_entropy,
+            optimizer,
+            [TrainingStatisticsCallback(1)],
+            accelerator=accelerator,
+        )
         return trainer.train(data, num_epochs=1, per_device_batch_size=3).get_latest_metric("gradient_norm")
 
     plain = norm(sparse=False, scale=None)
@@ -106,7 +119,9 @@ def test_waiting_for_data_is_distinguished_from_computing() -> None:
     def share(trainer_class: type[Trainer], seconds: float) -> float:
         trainer = tiny_trainer(trainer_class, callbacks=[TrainingStatisticsCallback(3)])
         kwargs = {"num_workers": 0}
-        history = trainer.train(Slow(seconds), num_epochs=1, per_device_batch_size=8, train_dataloader_kwargs=kwargs)
+        history = trainer.train(
+            Slow(seconds), num_epochs=1, per_device_batch_size=8, train_dataloader_kwargs=kwargs
+        )
         return history.get_latest_metric("data_wait_share")
 
     assert share(Trainer, 0.005) > 0.8
@@ -158,7 +173,9 @@ def test_a_resumed_run_records_at_the_same_updates(tmp_path: Any, stop_at: int) 
     resumed = train(folder="stopped", resume=True)
 
     def without_times(history: InMemoryRunHistory) -> list[Any]:
-        return [{**record, "value": 0} if record["name"] in TIMES else record for record in history.to_records()]
+        return [
+            {**record, "value": 0} if record["name"] in TIMES else record for record in history.to_records()
+        ]
 
     assert without_times(resumed) == without_times(whole)
 

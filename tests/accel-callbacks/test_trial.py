@@ -120,7 +120,9 @@ def everything_of(trainer: Trainer) -> dict[str, Any]:
 @pytest.mark.parametrize("seed", [3, None])
 @pytest.mark.parametrize("runs_before", [0, 1])
 @pytest.mark.seconds
-def test_a_run_that_follows_is_the_same_to_the_last_bit(find: Finder, seed: int | None, runs_before: int) -> None:
+def test_a_run_that_follows_is_the_same_to_the_last_bit(
+    find: Finder, seed: int | None, runs_before: int
+) -> None:
     data = Augmented(*tiny_data(30, torch.float32).tensors)
     outcomes = []
     for does_find in (False, True):
@@ -249,10 +251,14 @@ def test_callbacks_with_files_and_metrics_stay_out_of_it(find: Finder, tmp_path:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("name", ["eval_dataset", "num_epochs", "max_num_train_steps", "resume_from", "create_scheduler_fn"])
+@pytest.mark.parametrize(
+    "name", ["eval_dataset", "num_epochs", "max_num_train_steps", "resume_from", "create_scheduler_fn"]
+)
 def test_arguments_of_train_that_a_trial_has_no_use_for_are_reported(name: str) -> None:
     for function in (find_learning_rate, find_batch_size):
-        with pytest.raises(ConfigurationError, match=rf"{function.__name__} .*\['{name}'\].*\['collate_fn', .*Leave out"):
+        with pytest.raises(
+            ConfigurationError, match=rf"{function.__name__} .*\['{name}'\].*\['collate_fn', .*Leave out"
+        ):
             function(tiny_trainer(), tiny_data(), 4, **{name: None})
 
 

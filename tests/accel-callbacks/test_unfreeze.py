@@ -56,7 +56,9 @@ EMBED = {"token", "embed.weight", "embed.bias"}
 
 def create(*callbacks: Any, model: nn.Module | None = None, optimizer: Any = None) -> Trainer:
     model = Network() if model is None else model
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, weight_decay=0.1) if optimizer is None else optimizer
+    optimizer = (
+        torch.optim.AdamW(model.parameters(), lr=0.01, weight_decay=0.1) if optimizer is None else optimizer
+    )
     return Trainer(model, nn.functional.cross_entropy, optimizer, callbacks, seed=3)
 
 
@@ -70,11 +72,19 @@ def rates(trainer: Trainer) -> dict[str, float]:
     return {names[id(p)]: group["lr"] for group in trainer.optimizer.param_groups for p in group["params"]}
 
 
-@pytest.mark.parametrize("schedule", [{2: 1, 4: 0}, {4: -4, 2: [-3]}, {2: ["body.*"], 4: ("token", "embed.*")}])
+@pytest.mark.parametrize(
+    "schedule", [{2: 1, 4: 0}, {4: -4, 2: [-3]}, {2: ["body.*"], 4: ("token", "embed.*")}]
+)
 def test_lesson_13_frozen_parameters_stay_to_the_bit_until_their_epoch(schedule: Any) -> None:
     """Also those that the model, or a module with others in it, holds directly."""
     trainer = train(create(UnfreezeCallback(schedule), changes := Changes()), epochs=5)
-    assert changes.by_epoch == [ALWAYS, ALWAYS | BODY, ALWAYS | BODY, ALWAYS | BODY | EMBED, ALWAYS | BODY | EMBED]
+    assert changes.by_epoch == [
+        ALWAYS,
+        ALWAYS | BODY,
+        ALWAYS | BODY,
+        ALWAYS | BODY | EMBED,
+        ALWAYS | BODY | EMBED,
+    ]
     assert all(parameter.requires_grad for parameter in trainer.model.parameters())
 
 
@@ -86,7 +96,9 @@ def test_what_is_named_twice_is_trained_from_the_first_of_its_epochs_on() -> Non
 def test_the_number_of_parameters_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
     train(create(UnfreezeCallback({2: "head.*", 3: "body.scale"})))
     first, second = capsys.readouterr().out.splitlines()
-    assert re.search(r"\b14 .*parameters.* epoch 2\b", first) and re.search(r"\b6 .*parameters.* epoch 3\b", second)
+    assert re.search(r"\b14 .*parameters.* epoch 2\b", first) and re.search(
+        r"\b6 .*parameters.* epoch 3\b", second
+    )
 
 
 def test_what_the_schedule_does_not_name_stays_as_it_is() -> None:
@@ -113,7 +125,9 @@ def test_modules_are_kept_in_eval_mode_as_long_as_they_are_frozen() -> None:
             modes.append((trainer.model.training, trainer.model.body[2].training))
 
     train(
-        create(UnfreezeCallback({3: 1}, set_modules_as_eval=True), Looking()), per_device_batch_size=40, eval_dataset=tiny_data(8)
+        create(UnfreezeCallback({3: 1}, set_modules_as_eval=True), Looking()),
+        per_device_batch_size=40,
+        eval_dataset=tiny_data(8),
     )
     assert modes == [(True, False), (True, False), (True, True), (True, True)]
 
@@ -137,7 +151,11 @@ def test_without_it_modes_that_a_trainer_sets_are_left() -> None:
 
 def test_parts_have_learning_rates_of_their_own_and_the_other_settings_of_their_group() -> None:
     trainer = train(create(UnfreezeCallback({2: {1: 1e-3}, 3: {"token": 1e-4, "embed.*": 1e-5}})))
-    expected = dict.fromkeys(ALWAYS, 0.01) | dict.fromkeys(BODY, 1e-3) | {"token": 1e-4, "embed.weight": 1e-5, "embed.bias": 1e-5}
+    expected = (
+        dict.fromkeys(ALWAYS, 0.01)
+        | dict.fromkeys(BODY, 1e-3)
+        | {"token": 1e-4, "embed.weight": 1e-5, "embed.bias": 1e-5}
+    )
     assert rates(trainer) == expected
     assert {group["weight_decay"] for group in trainer.optimizer.param_groups} == {0.1}
     assert len(trainer.optimizer.param_groups) == 4
@@ -149,16 +167,23 @@ def test_a_part_that_is_a_whole_group_already_keeps_it() -> None:
         {"params": model.body.parameters(), "weight_decay": 0.0},
         {"params": [*model.norm.parameters(), *model.head.parameters()]},
     ]
-    trainer = create(UnfreezeCallback({2: {1: 1e-3}}), model=model, optimizer=torch.optim.AdamW(groups, lr=0.01))
+    trainer = create(
+        UnfreezeCallback({2: {1: 1e-3}}), model=model, optimizer=torch.optim.AdamW(groups, lr=0.01)
+    )
     train(trainer, epochs=1)
-    assert [(group["lr"], group["weight_decay"]) for group in trainer.optimizer.param_groups] == [(1e-3, 0.0), (0.01, 0.01)]
+    assert [(group["lr"], group["weight_decay"]) for group in trainer.optimizer.param_groups] == [
+        (1e-3, 0.0),
+        (0.01, 0.01),
+    ]
 
 
 @pytest.mark.parametrize(("part", "rate"), [(1, 0.01), ({1: 1e-3}, 1e-3)])
 def test_what_the_optimizer_does_not_hold_joins_it_before_the_first_update(part: Any, rate: float) -> None:
     model = Network()
     optimizer = torch.optim.AdamW([*model.norm.parameters(), *model.head.parameters()], lr=0.01)
-    trainer = train(create(UnfreezeCallback({2: part}), changes := Changes(), model=model, optimizer=optimizer))
+    trainer = train(
+        create(UnfreezeCallback({2: part}), changes := Changes(), model=model, optimizer=optimizer)
+    )
     assert rates(trainer) == dict.fromkeys(ALWAYS, 0.01) | dict.fromkeys(BODY, rate)
     assert changes.by_epoch[:2] == [ALWAYS, ALWAYS | BODY]
 
@@ -166,7 +191,9 @@ def test_what_the_optimizer_does_not_hold_joins_it_before_the_first_update(part:
 def test_an_optimizer_that_knows_names_keeps_knowing_them() -> None:
     model = Network()
     optimizer = torch.optim.AdamW(list(model.named_parameters())[3:], lr=0.01)
-    trainer = train(create(UnfreezeCallback({2: {"body.*": 1e-3}, 3: "token"}), model=model, optimizer=optimizer))
+    trainer = train(
+        create(UnfreezeCallback({2: {"body.*": 1e-3}, 3: "token"}), model=model, optimizer=optimizer)
+    )
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     for group in trainer.optimizer.param_groups:
         assert group["param_names"] == [names[id(parameter)] for parameter in group["params"]]
@@ -174,13 +201,19 @@ def test_an_optimizer_that_knows_names_keeps_knowing_them() -> None:
 
 def test_a_scheduler_knows_all_groups_and_acts_from_the_beginning() -> None:
     trainer = create(UnfreezeCallback({2: {1: 1e-3}}))
-    train(trainer, epochs=2, create_scheduler_fn=lambda optimizer: torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9))
+    train(
+        trainer,
+        epochs=2,
+        create_scheduler_fn=lambda optimizer: torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9),
+    )
     assert rates(trainer)["body.scale"] == pytest.approx(1e-3 * 0.9**10)
     assert rates(trainer)["head.weight"] == pytest.approx(1e-2 * 0.9**10)
 
 
 def test_a_second_trainer_on_the_same_optimizer_gives_the_rates_anew() -> None:
-    first = train(create(UnfreezeCallback({2: {1: 1e-3}})), create_scheduler_fn=CosineLrScheduler.create_scheduler_fn())
+    first = train(
+        create(UnfreezeCallback({2: {1: 1e-3}})), create_scheduler_fn=CosineLrScheduler.create_scheduler_fn()
+    )
     second = create(UnfreezeCallback({2: {1: 2e-3}}), model=first.model, optimizer=first.optimizer)
     train(second, epochs=1)
     assert rates(second)["body.scale"] == 2e-3
@@ -233,7 +266,9 @@ def test_a_schedule_that_cannot_be_used_is_reported(schedule: Any, message: str)
         ({2: [0, 1], 3: [2, 3]}, "UnfreezeCallback freezes all of Network.*Leave out"),
     ],
 )
-def test_a_schedule_that_does_not_fit_the_model_is_reported_and_changes_nothing(schedule: Any, message: str) -> None:
+def test_a_schedule_that_does_not_fit_the_model_is_reported_and_changes_nothing(
+    schedule: Any, message: str
+) -> None:
     trainer = create(UnfreezeCallback(schedule))
     before = copy.deepcopy(trainer.optimizer.state_dict())
     with pytest.raises(ConfigurationError, match=message):
@@ -244,7 +279,9 @@ def test_a_schedule_that_does_not_fit_the_model_is_reported_and_changes_nothing(
 
 def test_an_epoch_with_nothing_but_modules_without_parameters_is_reported() -> None:
     model = nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 2)).double()
-    with pytest.raises(ConfigurationError, match=r"schedule has 1 for epoch 3.*no parameters.*get_layer_groups"):
+    with pytest.raises(
+        ConfigurationError, match=r"schedule has 1 for epoch 3.*no parameters.*get_layer_groups"
+    ):
         train(create(UnfreezeCallback({2: [0, 1], 3: 1}), model=model))
     train(create(UnfreezeCallback({2: [0, 1]}), model=model), epochs=2)
     assert all(parameter.requires_grad for parameter in model.parameters())

@@ -20,7 +20,12 @@ SPLITS = [(12, 1), (6, 2), (4, 3), (3, 4), (2, 6), (1, 12)]
 def train_in_parts(batch_size: int, steps: int, data: Any = None, **kwargs: Any) -> Trainer:
     run = {name: kwargs.pop(name) for name in ("collate_fn", "num_epochs") if name in kwargs}
     trainer = tiny_trainer(**kwargs)
-    arguments = {"num_epochs": 2, "per_device_batch_size": batch_size, "gradient_accumulation_steps": steps, **run}
+    arguments = {
+        "num_epochs": 2,
+        "per_device_batch_size": batch_size,
+        "gradient_accumulation_steps": steps,
+        **run,
+    }
     trainer.train(tiny_data() if data is None else data, **arguments)
     return trainer
 
@@ -31,7 +36,9 @@ def logged_loss(trainer: Trainer) -> list[float]:
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-14)])
 @pytest.mark.parametrize("num_samples", [37, 23])
-def test_every_split_gives_the_weights_of_the_big_batch(num_samples: int, dtype: torch.dtype, tolerance: float) -> None:
+def test_every_split_gives_the_weights_of_the_big_batch(
+    num_samples: int, dtype: torch.dtype, tolerance: float
+) -> None:
     data = tiny_data(num_samples, dtype)
     whole = train_in_parts(12, 1, data, model=tiny_network(dtype))
     for batch_size, steps in SPLITS[1:]:
@@ -42,7 +49,9 @@ def test_every_split_gives_the_weights_of_the_big_batch(num_samples: int, dtype:
 
 @settings(max_examples=25, deadline=None)
 @given(num_samples=st.integers(1, 40), batch_size=st.integers(1, 7), steps=st.integers(1, 9))
-def test_any_split_of_any_data_gives_the_weights_of_the_big_batch(num_samples: int, batch_size: int, steps: int) -> None:
+def test_any_split_of_any_data_gives_the_weights_of_the_big_batch(
+    num_samples: int, batch_size: int, steps: int
+) -> None:
     data = tiny_data(num_samples)
     whole = train_in_parts(batch_size * steps, 1, data, num_epochs=1)
     parts = train_in_parts(batch_size, steps, data, num_epochs=1)
@@ -103,7 +112,9 @@ def test_an_update_without_any_token_is_an_error_that_says_what_to_leave_out() -
         def calculate_train_batch_loss(self, batch: Any) -> dict[str, Any]:
             return {**super().calculate_train_batch_loss(batch), "num_items_in_batch": 0}
 
-    with pytest.raises(ConfigurationError, match=r" 0 items .*at least one.*Leave out samples.*num_items_in_batch above 0"):
+    with pytest.raises(
+        ConfigurationError, match=r" 0 items .*at least one.*Leave out samples.*num_items_in_batch above 0"
+    ):
         train_in_parts(2, 3, trainer_class=EmptyTrainer)
 
 
@@ -135,7 +146,9 @@ class MeanOfTheUpdate(TrainerCallback):
 
 
 @pytest.mark.parametrize(("batch_size", "steps"), SPLITS)
-def test_a_collate_function_that_drops_samples_leaves_the_mean_over_those_that_are_there(batch_size: int, steps: int) -> None:
+def test_a_collate_function_that_drops_samples_leaves_the_mean_over_those_that_are_there(
+    batch_size: int, steps: int
+) -> None:
     compared = MeanOfTheUpdate()
     train_in_parts(batch_size, steps, trainer_class=CountsTargets, collate_fn=drop_some, callbacks=[compared])
     assert len(compared.differences) == 8
@@ -158,14 +171,21 @@ def test_a_loss_module_with_parameters_is_weighted_like_the_model() -> None:
             tokens = batch[0][:, 0].abs() + 0.1
             losses = self.loss_func(self.model(batch[0]), batch[1])  # type: ignore[misc]
             loss = (losses * tokens).sum() / tokens.sum()
-            return {"loss": loss, "model_outputs": None, "batch_size": len(tokens), "num_items_in_batch": tokens.sum().detach()}
+            return {
+                "loss": loss,
+                "model_outputs": None,
+                "batch_size": len(tokens),
+                "num_items_in_batch": tokens.sum().detach(),
+            }
 
     scales = []
     for batch_size, steps in SPLITS:
         model, temperature = tiny_network(), Temperature()
         optimizer = torch.optim.SGD([*model.parameters(), *temperature.parameters()], lr=0.1)
         trainer = LossTokens(model, temperature, optimizer, callbacks=[], seed=3)
-        trainer.train(tiny_data(), num_epochs=2, per_device_batch_size=batch_size, gradient_accumulation_steps=steps)
+        trainer.train(
+            tiny_data(), num_epochs=2, per_device_batch_size=batch_size, gradient_accumulation_steps=steps
+        )
         scales.append(temperature.scale.item())
     assert scales == pytest.approx([scales[0]] * len(SPLITS), rel=1e-13)
     assert scales[0] != 1.0
@@ -190,12 +210,16 @@ def test_further_logged_values_are_weighted_like_the_loss() -> None:
 @pytest.mark.parametrize("how", ["int", "tensor"])
 def test_bfloat16_with_counts_far_from_the_plan_trains_like_the_big_batch(how: str) -> None:
     trainer_class = type("CountingTrainer", (TokenTrainer,), {"how": how})
-    start = torch.cat([parameter.flatten() for parameter in tiny_network(torch.float32).parameters()]).detach()
+    start = torch.cat(
+        [parameter.flatten() for parameter in tiny_network(torch.float32).parameters()]
+    ).detach()
     changes = []
     for batch_size, steps in SPLITS:
         accelerator = Accelerator(mixed_precision="bf16", cpu=True)
         model, data = tiny_network(torch.float32), tiny_data(dtype=torch.float32)
-        trainer = train_in_parts(batch_size, steps, data, model=model, trainer_class=trainer_class, accelerator=accelerator)
+        trainer = train_in_parts(
+            batch_size, steps, data, model=model, trainer_class=trainer_class, accelerator=accelerator
+        )
         changes.append(weights_of(trainer) - start)
     assert float(changes[0].norm()) > 0.1
     for change in changes[1:]:

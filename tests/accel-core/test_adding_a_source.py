@@ -80,7 +80,9 @@ def registered(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def trainer_with(*callbacks: Any) -> Trainer:
     model = nn.Linear(1, 1)
-    return Trainer(model, nn.functional.mse_loss, torch.optim.SGD(model.parameters(), lr=0.01), callbacks=callbacks)
+    return Trainer(
+        model, nn.functional.mse_loss, torch.optim.SGD(model.parameters(), lr=0.01), callbacks=callbacks
+    )
 
 
 def test_a_new_kind_of_data_is_trained_on_evaluated_and_closed() -> None:

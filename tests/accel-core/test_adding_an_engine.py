@@ -22,7 +22,9 @@ class Recording(SingleProcess):
 
     def check(self, overridden, clip_value, clip_norm, has_plan):
         if clip_value is not None:
-            raise ConfigurationError(f"gradient_clip_value is {clip_value}, but {self.name} clips by norm only.")
+            raise ConfigurationError(
+                f"gradient_clip_value is {clip_value}, but {self.name} clips by norm only."
+            )
 
     def prepare(self, model, optimizer):
         self.asked.append("prepare")
@@ -94,7 +96,9 @@ def test_what_a_step_calls_is_the_engines():
 def test_what_an_engine_does_not_do_is_refused_before_the_first_update():
     trainer = create_trainer()
     before = trainer.model.weight.detach().clone()
-    with pytest.raises(ConfigurationError, match=r"gradient_clip_value is 1\.0, but recording clips by norm only"):
+    with pytest.raises(
+        ConfigurationError, match=r"gradient_clip_value is 1\.0, but recording clips by norm only"
+    ):
         train(trainer, gradient_clip_value=1.0)
     assert torch.equal(trainer.model.weight, before)
 

@@ -18,7 +18,9 @@ OPTIMIZERS = {
     "adamw": lambda parameters: torch.optim.AdamW(parameters, lr=0.01),
 }
 SETTINGS = list(itertools.product(("no", "bf16"), (1, 3), OPTIMIZERS, (None, 0.5)))
-NAMES = [f"{precision}, {steps} steps, {optimizer}, clip {norm}" for precision, steps, optimizer, norm in SETTINGS]
+NAMES = [
+    f"{precision}, {steps} steps, {optimizer}, clip {norm}" for precision, steps, optimizer, norm in SETTINGS
+]
 
 
 def make_data():
@@ -32,7 +34,9 @@ def make_trainer(precision, optimizer="sgd", callbacks=()):
     model = nn.Sequential(nn.Linear(6, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.2), nn.Linear(16, 3))
     accelerator = Accelerator(cpu=True, mixed_precision=precision)
     optimizer = OPTIMIZERS[optimizer](model.parameters())
-    return Trainer(model, nn.functional.cross_entropy, optimizer, callbacks=callbacks, accelerator=accelerator, seed=4)
+    return Trainer(
+        model, nn.functional.cross_entropy, optimizer, callbacks=callbacks, accelerator=accelerator, seed=4
+    )
 
 
 def go_through_accelerate(monkeypatch):
@@ -81,7 +85,12 @@ class SaveOnce(TrainerCallback):
 
 
 def test_a_run_is_resumed_through_accelerate_as_if_it_had_bypassed_it_without_a_stop(monkeypatch, tmp_path):
-    arguments = {"num_epochs": 3, "per_device_batch_size": 4, "gradient_accumulation_steps": 3, "gradient_clip_norm": 0.5}
+    arguments = {
+        "num_epochs": 3,
+        "per_device_batch_size": 4,
+        "gradient_accumulation_steps": 3,
+        "gradient_clip_norm": 0.5,
+    }
     whole = make_trainer("no", "adamw", [SaveOnce(tmp_path / "state")])
     whole.train(make_data(), **arguments)
     go_through_accelerate(monkeypatch)
@@ -100,7 +109,13 @@ def test_accumulation_equals_the_big_batch_bypassing_accelerate_and_through_it(b
         torch.manual_seed(1)
         model = nn.Linear(6, 3).double()
         inputs, targets = make_data().tensors
-        trainer = Trainer(model, nn.functional.cross_entropy, torch.optim.SGD(model.parameters(), lr=0.1), callbacks=(), seed=4)
+        trainer = Trainer(
+            model,
+            nn.functional.cross_entropy,
+            torch.optim.SGD(model.parameters(), lr=0.1),
+            callbacks=(),
+            seed=4,
+        )
         data = TensorDataset(inputs.double(), targets)
         trainer.train(data, 2, per_device_batch_size=batch_size, gradient_accumulation_steps=steps)
         weights.append(model.weight.detach().clone())
@@ -118,7 +133,9 @@ class ClearsItself(torch.optim.SGD):
 def test_an_optimizer_that_clears_gradients_in_its_own_way_is_asked_to():
     model = nn.Linear(6, 3)
     optimizer = ClearsItself(model.parameters(), lr=0.1)
-    Trainer(model, nn.functional.cross_entropy, optimizer, callbacks=()).train(make_data(), max_num_train_steps=3)
+    Trainer(model, nn.functional.cross_entropy, optimizer, callbacks=()).train(
+        make_data(), max_num_train_steps=3
+    )
     assert optimizer.cleared >= 3
 
 
@@ -134,11 +151,17 @@ def two_processes(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_bypassing_accelerate_and_going_through_it_give_equal_weights_and_losses_on_two_processes(two_processes, name):
+def test_bypassing_accelerate_and_going_through_it_give_equal_weights_and_losses_on_two_processes(
+    two_processes, name
+):
     for bypassing, through in two_processes.of(name):
         check_equal(bypassing, through)
     (first, _), (second, _) = two_processes.of(name)
-    assert all(torch.equal(first[0][key], second[0][key]) for key in first[0] if "running" not in key and "num_" not in key)
+    assert all(
+        torch.equal(first[0][key], second[0][key])
+        for key in first[0]
+        if "running" not in key and "num_" not in key
+    )
 
 
 if __name__ == "__main__":

@@ -132,7 +132,11 @@ def test_events_may_name_the_arguments_that_they_use_and_take_the_rest_as_kwargs
             heard.append(len(args))
 
     tiny_trainer(callbacks=[Some]).train(tiny_data(4), num_epochs=1, eval_dataset=tiny_data(4))
-    assert heard == [({"loss", "model_outputs", "batch_size"}, {"batch", "step"}), 1, {"is_intermediate", "metric_prefix"}]
+    assert heard == [
+        ({"loss", "model_outputs", "batch_size"}, {"batch", "step"}),
+        1,
+        {"is_intermediate", "metric_prefix"},
+    ]
 
 
 @pytest.mark.parametrize(
@@ -231,13 +235,18 @@ def test_custom_events_reach_those_that_have_them_with_the_trainer_first() -> No
 def test_a_custom_event_that_nobody_hears_is_an_error_only_where_it_is_required() -> None:
     callbacks = CallbackList([Counter()], None)
     callbacks.call_event("batch_verified", size=3)
-    with pytest.raises(ConfigurationError, match=r"'batch_verified'.*required.*Add a callback.*\['Counter'\]"):
+    with pytest.raises(
+        ConfigurationError, match=r"'batch_verified'.*required.*Add a callback.*\['Counter'\]"
+    ):
         callbacks.call_event("batch_verified", required=True, size=3)
 
 
 @pytest.mark.parametrize("event", ["on_train_step_end", "on_batch_verified"])
 def test_custom_events_have_names_that_the_trainer_does_not_use(event: str) -> None:
-    with pytest.raises(ConfigurationError, match=rf"'{event}'.*begin with 'on_'.*(trainer\.callbacks\.{event}\(|another name)"):
+    with pytest.raises(
+        ConfigurationError,
+        match=rf"'{event}'.*begin with 'on_'.*(trainer\.callbacks\.{event}\(|another name)",
+    ):
         CallbackList([], None).call_event(event)
 
 
@@ -264,7 +273,9 @@ def test_several_instances_of_a_class_have_states_of_their_own() -> None:
 def test_the_name_of_a_state_does_not_depend_on_callbacks_of_other_classes() -> None:
     saved = CallbackList([Counter(1), Counter(2)], None).state_dict()
     heard: list[Any] = []
-    again = CallbackList([Listener("new", heard), first := Counter(), Listener("newer", heard, -5), second := Counter()], None)
+    again = CallbackList(
+        [Listener("new", heard), first := Counter(), Listener("newer", heard, -5), second := Counter()], None
+    )
     again.load_state_dict(saved)
     assert (first.count, second.count) == (1, 2)
 

@@ -24,7 +24,12 @@ def create_trainer(*callbacks, model=None):
 
 
 def train(trainer, num_epochs=1):
-    trainer.train(DATA, num_epochs, per_device_batch_size=4, create_scheduler_fn=lambda o: torch.optim.lr_scheduler.StepLR(o, 2))
+    trainer.train(
+        DATA,
+        num_epochs,
+        per_device_batch_size=4,
+        create_scheduler_fn=lambda o: torch.optim.lr_scheduler.StepLR(o, 2),
+    )
     return trainer
 
 
@@ -47,9 +52,14 @@ class TestPt:
 
     @pytest.mark.parametrize(("optimizer", "scheduler"), [(True, False), (False, True), (False, False)])
     def test_optimizer_and_scheduler_can_be_left_out(self, tmp_path, optimizer, scheduler):
-        train(create_trainer()).save_checkpoint(tmp_path / "m.pt", save_optimizer=optimizer, save_scheduler=scheduler)
+        train(create_trainer()).save_checkpoint(
+            tmp_path / "m.pt", save_optimizer=optimizer, save_scheduler=scheduler
+        )
         content = torch.load(tmp_path / "m.pt")
-        assert ("optimizer_state_dict" in content, "scheduler_state_dict" in content) == (optimizer, scheduler)
+        assert ("optimizer_state_dict" in content, "scheduler_state_dict" in content) == (
+            optimizer,
+            scheduler,
+        )
 
     def test_it_may_be_of_another_model_than_the_trainers(self, tmp_path):
         trainer, other = train(create_trainer()), create_trainer().model
@@ -68,7 +78,9 @@ class TestPt:
                 loaded.append((trainer.optimizer.state_dict(), trainer.scheduler.state_dict()))
 
         other = create_trainer(Load())
-        other.train(DATA, max_num_train_steps=1, create_scheduler_fn=lambda o: torch.optim.lr_scheduler.StepLR(o, 2))
+        other.train(
+            DATA, max_num_train_steps=1, create_scheduler_fn=lambda o: torch.optim.lr_scheduler.StepLR(o, 2)
+        )
         assert content[0]["note"] == "kept"
         assert loaded[0][1]["last_epoch"] == 6
         assert loaded[0][0]["param_groups"] == content[0]["optimizer_state_dict"]["param_groups"]
@@ -81,13 +93,17 @@ class TestPt:
 
     def test_an_export_of_weights_alone_by_another_library_loads(self, tmp_path):
         model = torch.nn.Linear(3, 1)
-        torch.save({"model_state_dict": model.state_dict(), "optimizer_state_dict": {}}, tmp_path / "model.pt")
+        torch.save(
+            {"model_state_dict": model.state_dict(), "optimizer_state_dict": {}}, tmp_path / "model.pt"
+        )
         trainer = create_trainer(model=torch.nn.Linear(3, 1))
         trainer.load_checkpoint(tmp_path / "model.pt", load_optimizer=False)
         assert_same_weights(trainer.model, model)
 
     def test_what_could_not_be_read_again_is_refused_and_nothing_is_written(self, tmp_path):
-        with pytest.raises(ConfigurationError, match=r"'model\.pt'.*'callback' is a builtin_function.*Keep tensors"):
+        with pytest.raises(
+            ConfigurationError, match=r"'model\.pt'.*'callback' is a builtin_function.*Keep tensors"
+        ):
             create_trainer().save_checkpoint(tmp_path / "model.pt", {"callback": print})
         assert list(tmp_path.iterdir()) == []
 
@@ -199,7 +215,9 @@ class TestBoth:
 
 def test_a_file_without_the_weights_of_a_model_is_told(tmp_path):
     torch.save({"state": {}}, tmp_path / "other.pt")
-    with pytest.raises(CheckpointError, match=r"other.pt' has no 'model_state_dict'.*save_checkpoint.*another file"):
+    with pytest.raises(
+        CheckpointError, match=r"other.pt' has no 'model_state_dict'.*save_checkpoint.*another file"
+    ):
         create_trainer().load_checkpoint(tmp_path / "other.pt")
 
 
@@ -232,7 +250,10 @@ class TestPartOfTheModel:
     def test_a_training_state_holds_that_part_alone_and_resumes(self, tmp_path):
         stopped = train(self.create())
         stopped.save_training_state(tmp_path / "state")
-        assert set(safetensors.torch.load_file(tmp_path / "state" / "model.safetensors")) == {"weight", "bias"}
+        assert set(safetensors.torch.load_file(tmp_path / "state" / "model.safetensors")) == {
+            "weight",
+            "bias",
+        }
         resumed, straight = self.create(), train(self.create(), num_epochs=2)
         resumed.train(
             DATA,

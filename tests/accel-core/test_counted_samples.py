@@ -182,7 +182,11 @@ def test_targets_that_are_not_one_for_each_sample_are_refused(case: str, method:
     length = {"time first": 5, "one left out": 3, "twice": 8}[case]
     loss_func = loss_of_rows if case == "time first" else None
     trainer = tiny_trainer(model=LastRow(), loss_func=loss_func or F.cross_entropy)
-    arguments = {"per_device_batch_size": 4, "collate_fn": REFUSED[case], **({"num_epochs": 1} if method == "train" else {})}
+    arguments = {
+        "per_device_batch_size": 4,
+        "collate_fn": REFUSED[case],
+        **({"num_epochs": 1} if method == "train" else {}),
+    }
     with pytest.raises(ConfigurationError, match=rf"length {length}\b.* 4 samples.*super\(\).*'batch_size'"):
         getattr(trainer, method)(SEQUENCES, **arguments)
 
@@ -296,7 +300,8 @@ def test_describe_names_the_step_that_counts() -> None:
     assert "MeanOfRows.calculate_train_batch_loss" in trainer.describe()
 
 
-# ------------------------------------------------------------------ losses of torch that are no mean over samples
+# ------------------------------------------------------------------ losses of torch that are no mean over
+# samples
 
 IMAGES = torch.randn(13, 4, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
 CLASSES = torch.tensor([0, 1, 2, 1, 1, 0, -100, 2, 2, 0, -100, -100, 1])

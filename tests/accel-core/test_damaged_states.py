@@ -28,7 +28,9 @@ class Counter(TrainerCallback):
 
 def adam_trainer() -> Trainer:
     model = tiny_network()
-    return Trainer(model, torch.nn.functional.cross_entropy, torch.optim.AdamW(model.parameters()), callbacks=(), seed=3)
+    return Trainer(
+        model, torch.nn.functional.cross_entropy, torch.optim.AdamW(model.parameters()), callbacks=(), seed=3
+    )
 
 
 @pytest.fixture
@@ -61,9 +63,13 @@ def assert_refused(state: Path, name: str) -> None:
     assert trainer.run_history.to_records() == fresh.run_history.to_records()
 
 
-@pytest.mark.parametrize("path", [["run_id"], ["launched", "num_processes"], ["run_history", "epoch"]], ids=str)
+@pytest.mark.parametrize(
+    "path", [["run_id"], ["launched", "num_processes"], ["run_history", "epoch"]], ids=str
+)
 @pytest.mark.parametrize("value", [None, [1]])
-def test_a_value_of_the_json_that_is_missing_or_of_another_type_is_told(path: list[str], value: Any, state: Path) -> None:
+def test_a_value_of_the_json_that_is_missing_or_of_another_type_is_told(
+    path: list[str], value: Any, state: Path
+) -> None:
     edit(state, *path, value=value)
     assert_refused(state, STATE_FILE)
 
@@ -93,7 +99,9 @@ def test_zeros_in_place_of_a_file_are_told_without_advice_to_trust_it(name: str,
     (state / name).write_bytes(bytes((state / name).stat().st_size))
     assert_refused(state, name)
     with pytest.raises(CheckpointError) as caught:
-        adam_trainer().train(DATA, 2, create_scheduler_fn=functools.partial(ExponentialLR, gamma=0.5), resume_from=state)
+        adam_trainer().train(
+            DATA, 2, create_scheduler_fn=functools.partial(ExponentialLR, gamma=0.5), resume_from=state
+        )
     assert "weights_only" not in str(caught.value)
 
 
@@ -105,7 +113,9 @@ def test_a_callback_without_a_saved_state_is_told(state: Path, capsys: pytest.Ca
 
 
 @pytest.mark.parametrize("content", [{"model_state_dict": 3}, {"optimizer_state_dict": {"a": 1}}])
-def test_an_export_that_holds_something_else_is_told_and_changes_nothing(content: dict[str, Any], tmp_path: Path) -> None:
+def test_an_export_that_holds_something_else_is_told_and_changes_nothing(
+    content: dict[str, Any], tmp_path: Path
+) -> None:
     torch.save({"model_state_dict": torch.nn.Linear(5, 2).state_dict(), **content}, tmp_path / "export.pt")
     model = torch.nn.Linear(5, 2)
     trainer = tiny_trainer(model=model)
@@ -135,6 +145,10 @@ def test_a_trainer_is_pickled_after_a_run_and_trains_on() -> None:
 
 def test_an_optimizer_that_wants_a_closure_is_told_how_to_get_it() -> None:
     model = tiny_network()
-    trainer = Trainer(model, torch.nn.functional.cross_entropy, torch.optim.LBFGS(model.parameters()), callbacks=())
-    with pytest.raises(TypeError, match=r"(?s)closure.*Override optimizer_step.*self\.optimizer\.step\(closure\)"):
+    trainer = Trainer(
+        model, torch.nn.functional.cross_entropy, torch.optim.LBFGS(model.parameters()), callbacks=()
+    )
+    with pytest.raises(
+        TypeError, match=r"(?s)closure.*Override optimizer_step.*self\.optimizer\.step\(closure\)"
+    ):
         trainer.train(DATA, 1)

@@ -52,7 +52,13 @@ def samples_of(dataset: Any, seed: int | None = 7, num_workers: int = 0, **kwarg
     """The samples of two epochs in the order in which the model sees them."""
     seen = Seen()
     model = nn.Linear(1, 1)
-    trainer = Trainer(model, nn.functional.mse_loss, torch.optim.SGD(model.parameters(), lr=0.0), callbacks=[seen], seed=seed)
+    trainer = Trainer(
+        model,
+        nn.functional.mse_loss,
+        torch.optim.SGD(model.parameters(), lr=0.0),
+        callbacks=[seen],
+        seed=seed,
+    )
     loading = {"num_workers": num_workers, **kwargs.pop("train_dataloader_kwargs", {})}
     loading = {} if isinstance(dataset, DataLoader) else {"train_dataloader_kwargs": loading}
     trainer.train(dataset, **{"num_epochs": 2, "per_device_batch_size": 4, **loading, **kwargs})
@@ -130,7 +136,9 @@ def test_the_order_of_a_run_can_be_had_again_from_torchs_own_seed() -> None:
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_a_run_draws_no_random_number_for_the_order(num_workers: int) -> None:
     model = nn.Linear(1, 1)
-    trainer = Trainer(model, nn.functional.mse_loss, torch.optim.SGD(model.parameters(), lr=0.0), callbacks=[])
+    trainer = Trainer(
+        model, nn.functional.mse_loss, torch.optim.SGD(model.parameters(), lr=0.0), callbacks=[]
+    )
     before = torch.get_rng_state()
     trainer.train(Numbers(), num_epochs=1, train_dataloader_kwargs={"num_workers": num_workers})
     assert torch.equal(torch.get_rng_state(), before)
@@ -256,7 +264,9 @@ def test_batches_of_different_sizes_weigh_by_their_samples_in_an_update() -> Non
     model = nn.Linear(1, 1)
     nn.init.ones_(model.weight)
     nn.init.zeros_(model.bias)
-    trainer = Watching(model, nn.functional.mse_loss, torch.optim.SGD(model.parameters(), lr=0.0), callbacks=[])
+    trainer = Watching(
+        model, nn.functional.mse_loss, torch.optim.SGD(model.parameters(), lr=0.0), callbacks=[]
+    )
     kwargs = {"batch_sampler": [[0, 1, 2], [5], [9, 3]], "num_workers": 0}
     trainer.train(Numbers(), num_epochs=1, gradient_accumulation_steps=3, train_dataloader_kwargs=kwargs)
     assert gradients == pytest.approx([2 * (0 + 1 + 2 + 5 + 9 + 3) / 6])
@@ -287,15 +297,24 @@ def test_random_samples_depend_on_seed_epoch_and_index_alone_where_each_is_seede
 
     first = drawn()
     assert len(set(first)) == 2 * SIZE
-    assert drawn(num_workers=2) == drawn(per_device_batch_size=7, num_workers=1) == drawn(per_device_batch_size=5) == first
+    assert (
+        drawn(num_workers=2)
+        == drawn(per_device_batch_size=7, num_workers=1)
+        == drawn(per_device_batch_size=5)
+        == first
+    )
     assert drawn(seed=8) != first
 
 
 # ---------------------------------------------------------------------- shares of processes
 
 
-@pytest.mark.parametrize(("num_samples", "num_processes"), [(37, 2), (37, 3), (5, 3), (2, 3), (1, 2), (24, 2)])
-def test_each_sample_goes_to_one_process_once_and_the_rest_is_divided_evenly(num_samples: int, num_processes: int) -> None:
+@pytest.mark.parametrize(
+    ("num_samples", "num_processes"), [(37, 2), (37, 3), (5, 3), (2, 3), (1, 2), (24, 2)]
+)
+def test_each_sample_goes_to_one_process_once_and_the_rest_is_divided_evenly(
+    num_samples: int, num_processes: int
+) -> None:
     order = EpochOrder(SequentialSampler(range(num_samples)), seed=0)
     plans, taken = [], []
     for process in range(num_processes):

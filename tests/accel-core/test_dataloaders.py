@@ -39,7 +39,9 @@ class Recording(Trainer):
 
     def __init__(self) -> None:
         model = nn.Linear(1, 1)
-        super().__init__(model, nn.functional.mse_loss, torch.optim.SGD(model.parameters(), lr=0.0), callbacks=[], seed=4)
+        super().__init__(
+            model, nn.functional.mse_loss, torch.optim.SGD(model.parameters(), lr=0.0), callbacks=[], seed=4
+        )
         self.trained: list[list[float]] = []
         self.evaluated: list[list[float]] = []
 
@@ -176,7 +178,9 @@ def test_an_iterable_without_a_length_can_end_by_updates_alone() -> None:
 
 def test_a_stream_that_ends_too_early_is_told_when_it_is_begun_again() -> None:
     trainer = Recording()
-    with pytest.raises(ConfigurationError, match=r"list_iterator.*no batch.*read to its end.*from its beginning"):
+    with pytest.raises(
+        ConfigurationError, match=r"list_iterator.*no batch.*read to its end.*from its beginning"
+    ):
         trainer.train(iter(PAIRS), max_num_train_steps=10, train_dataloader_kwargs={"batch_size": 8})
     assert trainer.run_progress.epochs_completed == 1
 
@@ -209,7 +213,12 @@ def test_several_runs_with_different_data_on_one_trainer() -> None:
 def test_evaluate_takes_the_data_of_the_latest_run_and_keeps_the_history() -> None:
     """Lesson A35: the history of training survives, and other data does not replace what the run had."""
     trainer = Recording()
-    trainer.train(DATA, num_epochs=2, eval_dataset=PAIRS[:5], collate_fn=lambda samples: torch.stack([x for x, _ in samples]))
+    trainer.train(
+        DATA,
+        num_epochs=2,
+        eval_dataset=PAIRS[:5],
+        collate_fn=lambda samples: torch.stack([x for x, _ in samples]),
+    )
     records = trainer.run_history.to_records()
     assert trainer.evaluate(PAIRS[:2]) == {"evaluation_loss": 0.0}
     trainer.evaluated = []
@@ -309,7 +318,11 @@ def test_a_loader_without_batching_reads_ready_batches_in_the_order_of_the_epoch
     batches = [(FEATURES[:4], None), (FEATURES[4:8], None), (FEATURES[8:], None)]
     trainer = Recording()
     trainer.train(batches, num_epochs=2, train_dataloader_kwargs={"batch_size": None, "collate_fn": tuple})
-    assert sorted(trainer.trained[:3]) == sorted(trainer.trained[3:]) == [x.flatten().tolist() for x, _ in batches]
+    assert (
+        sorted(trainer.trained[:3])
+        == sorted(trainer.trained[3:])
+        == [x.flatten().tolist() for x, _ in batches]
+    )
     assert trainer.run_config.num_update_steps == 6
     assert trainer.run_config.train_per_device_batch_size is None
     again = Recording()
@@ -329,7 +342,9 @@ class ByList(MapStyle):
 def test_a_batch_sampler_in_place_of_the_sampler_asks_for_lists_of_indices(seed_each_sample: bool) -> None:
     trainer = Recording()
     data = ByList()
-    loader = DataLoader(data, batch_size=None, sampler=BatchSampler(RandomSampler(data), batch_size=4, drop_last=False))
+    loader = DataLoader(
+        data, batch_size=None, sampler=BatchSampler(RandomSampler(data), batch_size=4, drop_last=False)
+    )
     trainer.train(loader, num_epochs=2, seed_each_sample=seed_each_sample)
     assert [len(batch) for batch in trainer.trained] == [4, 4, 3] * 2
     assert sorted(flat(trainer.trained[:3])) == IN_ORDER
@@ -399,13 +414,17 @@ def test_a_sampler_of_the_users_own_gives_the_order() -> None:
 
 def test_a_sampler_with_set_epoch_gets_the_epoch() -> None:
     trainer = Recording()
-    trainer.train(DATA, num_epochs=3, per_device_batch_size=SIZE, train_dataloader_kwargs={"sampler": WithEpoch()})
+    trainer.train(
+        DATA, num_epochs=3, per_device_batch_size=SIZE, train_dataloader_kwargs={"sampler": WithEpoch()}
+    )
     assert [batch[0] for batch in trainer.trained] == [0, 1, 2]
 
 
 def test_a_batch_sampler_gives_the_batches() -> None:
     trainer = Recording()
-    trainer.train(MapStyle(), num_epochs=1, train_dataloader_kwargs={"batch_sampler": ByParity(), "num_workers": 0})
+    trainer.train(
+        MapStyle(), num_epochs=1, train_dataloader_kwargs={"batch_sampler": ByParity(), "num_workers": 0}
+    )
     assert trainer.trained == [IN_ORDER[::2], IN_ORDER[1::2]]
     assert trainer.run_config.num_update_steps == 2
 
@@ -420,7 +439,9 @@ def test_the_batch_sampler_of_torch_keeps_its_size_and_its_last_batch() -> None:
 
 def test_a_sampler_without_a_length_is_read_as_a_stream() -> None:
     trainer = Recording()
-    trainer.train(DATA, num_epochs=2, per_device_batch_size=4, train_dataloader_kwargs={"sampler": WithoutLength()})
+    trainer.train(
+        DATA, num_epochs=2, per_device_batch_size=4, train_dataloader_kwargs={"sampler": WithoutLength()}
+    )
     assert flat(trainer.trained) == IN_ORDER * 2
     assert trainer.run_config.num_update_steps is None
 
@@ -438,7 +459,12 @@ def test_samplers_of_torch_draw_from_seed_and_epoch_alone(create: Callable[[], S
     orders = []
     for _ in range(2):
         trainer = Recording()
-        trainer.train(DATA, num_epochs=2, train_dataloader_kwargs={"sampler": create()}, per_device_batch_size=len(create()))
+        trainer.train(
+            DATA,
+            num_epochs=2,
+            train_dataloader_kwargs={"sampler": create()},
+            per_device_batch_size=len(create()),
+        )
         torch.rand(3)
         orders.append(trainer.trained)
     assert orders[0] == orders[1]
@@ -481,7 +507,11 @@ def test_there_are_no_workers_unless_they_are_asked_for(data: Any) -> None:
     trainer.train(data, 1, data)
     for loader in (trainer.train_dataloader, trainer.eval_dataloader):
         assert loader is not None
-        assert (loader.loader.num_workers, loader.loader.persistent_workers, loader.loader.pin_memory) == (0, False, False)
+        assert (loader.loader.num_workers, loader.loader.persistent_workers, loader.loader.pin_memory) == (
+            0,
+            False,
+            False,
+        )
     trainer.train(MapStyle(), 1, train_dataloader_kwargs={"num_workers": 1})
     assert trainer.train_dataloader is not None
     assert not trainer.train_dataloader.loader.persistent_workers
@@ -533,7 +563,9 @@ def augmented_run(num_workers: int, disturbance: int, **changed: Any) -> list[li
     np.random.seed(disturbance)
     torch.manual_seed(disturbance)
     arguments = {"num_workers": num_workers, **changed}
-    trainer.train(Augmented(), 2, train_dataloader_kwargs=arguments, seed_each_sample=True, per_device_batch_size=4)
+    trainer.train(
+        Augmented(), 2, train_dataloader_kwargs=arguments, seed_each_sample=True, per_device_batch_size=4
+    )
     return trainer.trained
 
 
@@ -549,9 +581,17 @@ def test_seeded_samples_are_the_same_with_any_workers_and_random_state() -> None
 
 def test_seeding_samples_leaves_the_random_state_of_the_process_alone() -> None:
     trainer = seeded_recording()
-    before = (random.getstate(), np.random.get_state(legacy=False)["state"]["pos"], torch.get_rng_state().tolist())
+    before = (
+        random.getstate(),
+        np.random.get_state(legacy=False)["state"]["pos"],
+        torch.get_rng_state().tolist(),
+    )
     trainer.train(Augmented(), 1, train_dataloader_kwargs={"num_workers": 0}, seed_each_sample=True)
-    assert (random.getstate(), np.random.get_state(legacy=False)["state"]["pos"], torch.get_rng_state().tolist()) == before
+    assert (
+        random.getstate(),
+        np.random.get_state(legacy=False)["state"]["pos"],
+        torch.get_rng_state().tolist(),
+    ) == before
 
 
 # ------------------------------------------------------------------ shares of several processes
@@ -565,11 +605,17 @@ def shares(loader: Any, num_processes: int) -> list[list[list[float]]]:
         sharded.begin_epoch(0)
         plan = sharded.plan()
         batches = [inputs_of(batch).flatten().tolist() for batch in sharded]
-        parts.append(batches if plan is None else [batch for batch, (_, own) in zip(batches, plan, strict=False) if own])
+        parts.append(
+            batches
+            if plan is None
+            else [batch for batch, (_, own) in zip(batches, plan, strict=False) if own]
+        )
     return parts
 
 
-@pytest.mark.parametrize("name", ["unsized", "ready loader of unsized data", "ready loader", "loader of nobody's"])
+@pytest.mark.parametrize(
+    "name", ["unsized", "ready loader of unsized data", "ready loader", "loader of nobody's"]
+)
 def test_processes_share_any_loader_without_repeating_or_leaving_out(name: str) -> None:
     source = SOURCES[name]()
     loader = source if hasattr(source, "batch_size") else DataLoader(source, batch_size=4)
@@ -635,7 +681,9 @@ def test_a_stream_without_a_state_skips_to_where_it_was() -> None:
     assert [inputs_of(batch).flatten().tolist() for batch in sharded] == [[6, 7, 8]]
 
 
-@pytest.mark.parametrize(("batch_size", "processes", "expected"), [(2, 1, [7, 8]), (5, 1, [7, 8, 9, 10]), (2, 2, [7, 8, 9, 10])])
+@pytest.mark.parametrize(
+    ("batch_size", "processes", "expected"), [(2, 1, [7, 8]), (5, 1, [7, 8, 9, 10]), (2, 2, [7, 8, 9, 10])]
+)
 def test_a_stream_without_a_state_goes_on_with_the_next_sample_in_batches_of_another_size(
     batch_size: int, processes: int, expected: list[int]
 ) -> None:
@@ -646,7 +694,9 @@ def test_a_stream_without_a_state_goes_on_with_the_next_sample_in_batches_of_ano
         sharded.begin_epoch(0, position=7)
         first += inputs_of(next(iter(sharded))).flatten().tolist()
         sharded.begin_epoch(1)
-        assert inputs_of(next(iter(sharded))).flatten()[0] == batch_size * index, "the next epoch begins at its beginning"
+        assert inputs_of(next(iter(sharded))).flatten()[0] == batch_size * index, (
+            "the next epoch begins at its beginning"
+        )
     assert first == expected
 
 

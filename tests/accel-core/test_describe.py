@@ -36,7 +36,13 @@ class Describing(TrainerCallback):
 def create(*callbacks: Any) -> Trainer:
     model = nn.Linear(2, 1)
     model.bias.requires_grad_(False)
-    return Trainer(model, nn.functional.mse_loss, torch.optim.SGD(model.parameters(), lr=0.0), callbacks=callbacks, seed=8)
+    return Trainer(
+        model,
+        nn.functional.mse_loss,
+        torch.optim.SGD(model.parameters(), lr=0.0),
+        callbacks=callbacks,
+        seed=8,
+    )
 
 
 def test_before_a_run_it_tells_what_is_known() -> None:

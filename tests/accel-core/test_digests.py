@@ -66,7 +66,9 @@ def train(trainer: Trainer, num_epochs: int = 2, **kwargs: Any) -> Trainer:
 def end_of(trainer: Trainer) -> str:
     """All that a resumed run leaves, to the bit."""
     plain = [trainer.model.state_dict(), trainer.optimizer.state_dict(), trainer.scheduler.state_dict()]
-    return digest_of_value([*plain, trainer.run_history.to_records(), trainer.callbacks.state_dict(), torch.get_rng_state()])
+    return digest_of_value(
+        [*plain, trainer.run_history.to_records(), trainer.callbacks.state_dict(), torch.get_rng_state()]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -166,7 +168,9 @@ class TestStates:
     def test_what_does_not_fit_this_run_is_not_damage(self, states, tmp_path):
         shutil.copytree(states / "state", tmp_path / "state")
         model = torch.nn.Linear(5, 2).double()
-        other = Trainer(model, torch.nn.functional.cross_entropy, torch.optim.AdamW(model.parameters()), [], seed=3)
+        other = Trainer(
+            model, torch.nn.functional.cross_entropy, torch.optim.AdamW(model.parameters()), [], seed=3
+        )
         with pytest.raises(CheckpointError, match="another model"):
             other.train(DATA, 2, resume_from=tmp_path / "state")
         assert all_files(tmp_path) == ["state"]
@@ -175,7 +179,9 @@ class TestStates:
         past = Path(__file__).parents[1] / "past" / "format_1" / "one_process" / "mid_epoch"
         with pytest.raises(CheckpointError):
             create_trainer().load_training_state(past)
-        assert re.search("mid_epoch' .*older version, without digests.*cannot be checked", capsys.readouterr().out)
+        assert re.search(
+            "mid_epoch' .*older version, without digests.*cannot be checked", capsys.readouterr().out
+        )
         assert verify_checkpoint(past) == {past: None}
         assert re.search("mid_epoch' has no digests", caplog.text)
 
@@ -203,7 +209,9 @@ def test_a_value_that_no_state_has_is_a_sentence_that_names_it(wrong, states, tm
     shutil.copytree(states / "state", tmp_path / "state")
     path, value = WRONG_VALUES[wrong]
     edit(tmp_path / "state", *path, value=value)
-    with pytest.raises(CheckpointError, match=rf"state' has a damaged {STATE_FILE}: .*{path[0] if len(path) < 2 else ''}"):
+    with pytest.raises(
+        CheckpointError, match=rf"state' has a damaged {STATE_FILE}: .*{path[0] if len(path) < 2 else ''}"
+    ):
         train(create_trainer(), resume_from=tmp_path / "state")
     with pytest.raises(CheckpointError, match="start afresh"):
         latest_checkpoint(tmp_path)
@@ -230,7 +238,9 @@ class TestExports:
             else:
                 assert torch.equal(weights_of(other), weights_of(expected)), what
                 content.pop("accel_origin", None)
-                assert digest_of_value({key: content[key] for key in content}) == saved or len(content) > 4, what
+                assert digest_of_value({key: content[key] for key in content}) == saved or len(content) > 4, (
+                    what
+                )
         assert noticed >= 0.4 * TRIALS
 
     def test_an_export_says_of_which_run_update_and_value_it_is(self, tmp_path):
@@ -301,13 +311,17 @@ DTYPES += [torch.float64, torch.int64, torch.float8_e5m2, torch.float8_e4m3fn]
 class TestFormat:
     @settings(deadline=None, max_examples=40)
     @given(
-        shapes=st.lists(st.tuples(st.sampled_from(DTYPES), st.lists(st.integers(0, 4), max_size=3)), max_size=6),
+        shapes=st.lists(
+            st.tuples(st.sampled_from(DTYPES), st.lists(st.integers(0, 4), max_size=3)), max_size=6
+        ),
         names=st.permutations(["a", "B", "Ö", "layers.10.weight", 'q"\n', "z"]),
     )
     def test_our_safetensors_are_those_of_safetensors_to_the_byte(self, shapes, names, tmp_path_factory):
         folder = tmp_path_factory.mktemp("format")
         tensors = {
-            name: torch.randint(0, 255, [*shape, torch.empty(0, dtype=dtype).element_size()], dtype=torch.uint8)
+            name: torch.randint(
+                0, 255, [*shape, torch.empty(0, dtype=dtype).element_size()], dtype=torch.uint8
+            )
             .view(dtype if dtype != torch.bool else torch.uint8)[..., 0]
             .to(dtype)
             .contiguous()

@@ -57,7 +57,11 @@ def gather_rows(batch_size):
 def gather_with_gradient(batch_size):
     own = torch.ones(2, requires_grad=True) * index()
     gathered = gather_tensor(own)
-    return {"values": gathered.detach(), "has graph": gathered.requires_grad, "turned": gather_tensor(torch.eye(2).T * index())}
+    return {
+        "values": gathered.detach(),
+        "has graph": gathered.requires_grad,
+        "turned": gather_tensor(torch.eye(2).T * index()),
+    }
 
 
 def gather_other_dimensions(batch_size):
@@ -164,7 +168,10 @@ def test_gathering_takes_what_comes_from_a_graph_or_is_not_contiguous(outcome):
 
 def test_gathering_other_dimensions_needs_a_value_to_fill_them_up(outcome):
     for result in outcome.of("other dimensions"):
-        assert re.search(r"gather .*\[\(1, 1\), \(1, 2\)\].* 2 processes.*first dimension.*Pass padding_value", result["error"])
+        assert re.search(
+            r"gather .*\[\(1, 1\), \(1, 2\)\].* 2 processes.*first dimension.*Pass padding_value",
+            result["error"],
+        )
         assert result["padded"].tolist() == [[1, -100], [1, 1]]
 
 
@@ -226,7 +233,8 @@ def test_processes_that_know_of_each_other_are_accepted(monkeypatch, launched, n
 def test_processes_that_do_not_know_of_each_other_are_refused_with_their_number(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "3")
     with pytest.raises(
-        ConfigurationError, match=r"accelerate launch.* 3 processes.*ACCELERATE_USE_CPU=true.*--multi_gpu.*examples/configs"
+        ConfigurationError,
+        match=r"accelerate launch.* 3 processes.*ACCELERATE_USE_CPU=true.*--multi_gpu.*examples/configs",
     ):
         check_processes_see_each_other(1)
 
@@ -247,7 +255,9 @@ ENDS_RIGHT_AFTER_TRAINING = """
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="all processes have to share one core, which Linux can do")
+@pytest.mark.skipif(
+    not hasattr(os, "sched_setaffinity"), reason="all processes have to share one core, which Linux can do"
+)
 @pytest.mark.parametrize("_attempt", range(6))
 def test_a_script_that_ends_right_after_training_is_not_aborted(_attempt):
     """By the threads of gloo: on one core they did that to every fifth launch, before processes waited for them at exit."""

@@ -78,7 +78,9 @@ class MyModel:
     ],
 )
 def test_what_cannot_be_loaded_safely_is_refused_by_name(value: Any, told: str) -> None:
-    with pytest.raises(ConfigurationError, match=r"^The state of 'MyCallback' .*Keep tensors, .*state_dict\(\)") as caught:
+    with pytest.raises(
+        ConfigurationError, match=r"^The state of 'MyCallback' .*Keep tensors, .*state_dict\(\)"
+    ) as caught:
         as_plain(value, "The state of 'MyCallback'")
     assert told in str(caught.value)
 
@@ -92,7 +94,9 @@ def test_a_refused_value_leaves_no_file(tmp_path: Path) -> None:
 OPTIMIZERS = sorted(
     name
     for name, kind in vars(torch.optim).items()
-    if isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer) and kind is not torch.optim.Optimizer
+    if isinstance(kind, type)
+    and issubclass(kind, torch.optim.Optimizer)
+    and kind is not torch.optim.Optimizer
 )
 
 
@@ -100,7 +104,9 @@ OPTIMIZERS = sorted(
 def test_the_state_of_every_torch_optimizer_comes_back(name: str, tmp_path: Path) -> None:
     weight = torch.nn.Parameter(torch.ones(3, 2))
     optimizer = getattr(torch.optim, name)([weight], lr=0.1)
-    weight.grad = torch.full_like(weight, 0.5).to_sparse() if name == "SparseAdam" else torch.full_like(weight, 0.5)
+    weight.grad = (
+        torch.full_like(weight, 0.5).to_sparse() if name == "SparseAdam" else torch.full_like(weight, 0.5)
+    )
     optimizer.step(lambda: torch.tensor(1.0))
     write_object(tmp_path / "optimizer.pt", optimizer.state_dict())
     assert is_equal(read_object(tmp_path / "optimizer.pt"), optimizer.state_dict())
@@ -120,8 +126,12 @@ SCHEDULERS = {
     "ReduceLROnPlateau": lr_scheduler.ReduceLROnPlateau,
     "LambdaLR": lambda o: lr_scheduler.LambdaLR(o, lambda n: np.cos(n / 9)),
     "MultiplicativeLR": lambda o: lr_scheduler.MultiplicativeLR(o, lambda _: 0.9),
-    "SequentialLR": lambda o: lr_scheduler.SequentialLR(o, [lr_scheduler.StepLR(o, 1), lr_scheduler.StepLR(o, 2)], [1]),
-    "ChainedScheduler": lambda o: lr_scheduler.ChainedScheduler([lr_scheduler.StepLR(o, 1), lr_scheduler.LinearLR(o)]),
+    "SequentialLR": lambda o: lr_scheduler.SequentialLR(
+        o, [lr_scheduler.StepLR(o, 1), lr_scheduler.StepLR(o, 2)], [1]
+    ),
+    "ChainedScheduler": lambda o: lr_scheduler.ChainedScheduler(
+        [lr_scheduler.StepLR(o, 1), lr_scheduler.LinearLR(o)]
+    ),
 }
 
 
@@ -207,8 +217,12 @@ def test_the_malicious_files_of_these_tests_do_run_when_trusted(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("name", READERS)
-@pytest.mark.parametrize("damage", ["missing", "empty", "half", "one byte short", "garbage", "pickle", "archive", "folder"])
-def test_a_damaged_file_is_an_error_that_names_it_and_runs_nothing(name: str, damage: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "damage", ["missing", "empty", "half", "one byte short", "garbage", "pickle", "archive", "folder"]
+)
+def test_a_damaged_file_is_an_error_that_names_it_and_runs_nothing(
+    name: str, damage: str, tmp_path: Path
+) -> None:
     path, marker = write_good(tmp_path, name), tmp_path / "marker"
     content = path.read_bytes()
     path.unlink()
@@ -252,7 +266,9 @@ def test_a_write_that_the_system_cuts_off_is_an_error_with_the_reason(writer: st
             raise SystemExit(0 if "File too large" in str(error) else str(error))
         raise SystemExit("nothing was noticed")
     """
-    finished = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, timeout=120)
+    finished = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, timeout=120
+    )
     assert finished.returncode == 0, finished.stderr
 
 
@@ -288,7 +304,9 @@ def test_replace_file_cleans_up_after_a_killed_one_and_leaves_one_that_goes_on(t
     command = [sys.executable, "-c", textwrap.dedent(KILLED_WRITER), str(path)]
     assert subprocess.run([*command, "killed"], capture_output=True, timeout=60).returncode == -signal.SIGKILL
     assert len(list(tmp_path.iterdir())) == 1
-    with subprocess.Popen([*command, "alive"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+    with subprocess.Popen(
+        [*command, "alive"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
         assert other.stdout is not None and other.stdout.readline() == "writes\n"
         replace_file(path, lambda staging: write_json(staging, 1))
         assert read_json(path) == 1
@@ -306,7 +324,9 @@ def test_replace_file_leaves_files_and_folders_of_others_alone(name: str, tmp_pa
     (tmp_path / name / "thesis.txt").write_text("precious")
     (tmp_path / f"mine.{name}").write_text("precious")
     replace_file(tmp_path / "file.json", lambda staging: write_json(staging, 1))
-    assert (tmp_path / name / "thesis.txt").read_text() == (tmp_path / f"mine.{name}").read_text() == "precious"
+    assert (
+        (tmp_path / name / "thesis.txt").read_text() == (tmp_path / f"mine.{name}").read_text() == "precious"
+    )
 
 
 def test_replace_file_makes_the_folders_and_leaves_nothing_beside(tmp_path: Path) -> None:

@@ -1,8 +1,8 @@
 """What the library says to a mistake: one row a mistake, with the value, the names and the way out that the answer has.
 
-The rest of a sentence may be worded otherwise. Each mistake is made with a real trainer. Nothing may have changed afterwards:
-the weights, buffers and modes of the model, the optimizer, the random state of python, numpy and torch, the run history, and the
-files in the folder.
+The rest of a sentence may be worded otherwise. Each mistake is made with a real trainer. Nothing may have
+changed afterwards: the weights, buffers and modes of the model, the optimizer, the random state of python,
+numpy and torch, the run history, and the files in the folder.
 """
 
 import copy
@@ -51,7 +51,9 @@ class Parts(NamedTuple):
         """A trainer of a class of the user's own, whose loss step is `step`."""
         own = {} if step is None else {"calculate_train_batch_loss": step, "calculate_eval_batch_loss": step}
         trainer_class = type("OwnTrainer", (Trainer,), own)
-        trainer: Trainer = trainer_class(self.model, nn.functional.cross_entropy, self.optimizer, callbacks=[], seed=5)
+        trainer: Trainer = trainer_class(
+            self.model, nn.functional.cross_entropy, self.optimizer, callbacks=[], seed=5
+        )
         for name, value in attributes.items():
             setattr(trainer, name, value)
         return trainer
@@ -165,7 +167,10 @@ def with_environment(parts: Parts, value: str) -> None:
 
 
 def batch_norm_of_one(parts: Parts) -> None:
-    parts.train(per_device_batch_size=3, train_dataloader_kwargs={"sampler": torch.utils.data.SequentialSampler(INPUTS[:1])})
+    parts.train(
+        per_device_batch_size=3,
+        train_dataloader_kwargs={"sampler": torch.utils.data.SequentialSampler(INPUTS[:1])},
+    )
 
 
 def prepared_loader(parts: Parts) -> None:
@@ -186,12 +191,24 @@ CASES = [
     # the parts of a trainer
     Case("model_class", lambda p: p.create(model=nn.Linear), ("model is", "class Linear", "model = Net()")),
     Case("model_is_a_name", lambda p: p.create(model="resnet18"), ("model is 'resnet18'", "torch.nn.Module")),
-    Case("loss_is_a_word", lambda p: p.create(loss_func="mse"), ("loss_func is 'mse'", "torch.nn.functional.cross_entropy")),
-    Case("loss_class", lambda p: p.create(loss_func=nn.MSELoss), ("loss_func is", "class MSELoss", "MSELoss()")),
     Case(
-        "optimizer_class", lambda p: p.create(optimizer=torch.optim.SGD), ("optimizer is", "class SGD", "SGD(model.parameters())")
+        "loss_is_a_word",
+        lambda p: p.create(loss_func="mse"),
+        ("loss_func is 'mse'", "torch.nn.functional.cross_entropy"),
     ),
-    Case("optimizer_is_a_word", lambda p: p.create(optimizer="adam"), ("optimizer is 'adam'", "SGD(model.parameters())")),
+    Case(
+        "loss_class", lambda p: p.create(loss_func=nn.MSELoss), ("loss_func is", "class MSELoss", "MSELoss()")
+    ),
+    Case(
+        "optimizer_class",
+        lambda p: p.create(optimizer=torch.optim.SGD),
+        ("optimizer is", "class SGD", "SGD(model.parameters())"),
+    ),
+    Case(
+        "optimizer_is_a_word",
+        lambda p: p.create(optimizer="adam"),
+        ("optimizer is 'adam'", "SGD(model.parameters())"),
+    ),
     Case(
         "parts_swapped",
         lambda p: p.create(loss_func=p.optimizer),
@@ -211,9 +228,21 @@ CASES = [
     Case("seed_is_a_float", lambda p: p.create(seed=1.5), ("seed is 1.5", "whole number", "Use None")),
     Case("seed_is_a_boolean", lambda p: p.create(seed=True), ("seed is True", "whole number", "Use None")),
     # callbacks
-    Case("callbacks_none", lambda p: p.create(callbacks=None), ("callbacks is None", "DEFAULT_CALLBACKS", "callbacks=()")),
-    Case("callback_alone", lambda p: p.create(callbacks=Misspelled), ("callbacks is <class", "callbacks=(Misspelled")),
-    Case("callback_is_a_word", lambda p: p.create(callbacks=["bar"]), ("callbacks", "'bar'", "accel_core.TrainerCallback")),
+    Case(
+        "callbacks_none",
+        lambda p: p.create(callbacks=None),
+        ("callbacks is None", "DEFAULT_CALLBACKS", "callbacks=()"),
+    ),
+    Case(
+        "callback_alone",
+        lambda p: p.create(callbacks=Misspelled),
+        ("callbacks is <class", "callbacks=(Misspelled"),
+    ),
+    Case(
+        "callback_is_a_word",
+        lambda p: p.create(callbacks=["bar"]),
+        ("callbacks", "'bar'", "accel_core.TrainerCallback"),
+    ),
     Case(
         "callback_needs_arguments",
         lambda p: p.create(callbacks=[NeedsArguments]),
@@ -237,7 +266,11 @@ CASES = [
     Case(
         "event_arguments",
         lambda p: p.create(callbacks=[WithoutArguments]),
-        ("WithoutArguments.on_train_step_end", "'batch'", "def on_train_step_end(self, trainer, batch, batch_output, step)"),
+        (
+            "WithoutArguments.on_train_step_end",
+            "'batch'",
+            "def on_train_step_end(self, trainer, batch, batch_output, step)",
+        ),
     ),
     Case(
         "event_of_the_trainers_own",
@@ -250,14 +283,30 @@ CASES = [
         ("'verify_batch'", "required", "Add a callback", "[]"),
     ),
     # sizes and limits
-    Case("no_limit", lambda p: p.train(num_epochs=None), ("num_epochs", "max_num_train_steps", "None", "num_epochs=1")),
+    Case(
+        "no_limit",
+        lambda p: p.train(num_epochs=None),
+        ("num_epochs", "max_num_train_steps", "None", "num_epochs=1"),
+    ),
     Case("epochs_zero", lambda p: p.train(num_epochs=0), ("num_epochs is 0", "at least 1", "Use 1")),
     Case("epochs_float", lambda p: p.train(num_epochs=1.0), ("num_epochs is 1.0", "whole number", "Use 1")),
-    Case("epochs_boolean", lambda p: p.train(num_epochs=True), ("num_epochs is True", "whole number", "Use 1")),
-    Case("updates_zero", lambda p: p.train(max_num_train_steps=0), ("max_num_train_steps is 0", "at least 1", "use 1")),
-    Case("batch_size_zero", lambda p: p.train(per_device_batch_size=0), ("per_device_batch_size is 0", "at least 1", "Use 1")),
     Case(
-        "batch_size_negative", lambda p: p.train(per_device_batch_size=-8), ("per_device_batch_size is -8", "at least 1", "Use 1")
+        "epochs_boolean", lambda p: p.train(num_epochs=True), ("num_epochs is True", "whole number", "Use 1")
+    ),
+    Case(
+        "updates_zero",
+        lambda p: p.train(max_num_train_steps=0),
+        ("max_num_train_steps is 0", "at least 1", "use 1"),
+    ),
+    Case(
+        "batch_size_zero",
+        lambda p: p.train(per_device_batch_size=0),
+        ("per_device_batch_size is 0", "at least 1", "Use 1"),
+    ),
+    Case(
+        "batch_size_negative",
+        lambda p: p.train(per_device_batch_size=-8),
+        ("per_device_batch_size is -8", "at least 1", "Use 1"),
     ),
     Case(
         "batch_size_none",
@@ -265,7 +314,9 @@ CASES = [
         ("per_device_batch_size is None", "whole number", "Use 1"),
     ),
     Case(
-        "batch_size_word", lambda p: p.train(per_device_batch_size="8"), ("per_device_batch_size is '8'", "whole number", "Use 1")
+        "batch_size_word",
+        lambda p: p.train(per_device_batch_size="8"),
+        ("per_device_batch_size is '8'", "whole number", "Use 1"),
     ),
     Case(
         "eval_batch_size",
@@ -287,10 +338,20 @@ CASES = [
         lambda p: p.create(accelerator=Accelerator(gradient_accumulation_steps=4)).train(DATA, 1),
         ("Accelerator", "gradient_accumulation_steps=4", "Pass gradient_accumulation_steps=4 to train"),
     ),
-    Case("clip_value_zero", lambda p: p.train(gradient_clip_value=0), ("gradient_clip_value is 0", "above 0", "Use None")),
-    Case("clip_norm_negative", lambda p: p.train(gradient_clip_norm=-1.0), ("gradient_clip_norm is -1.0", "above 0", "Use None")),
     Case(
-        "clip_norm_nan", lambda p: p.train(gradient_clip_norm=float("nan")), ("gradient_clip_norm is nan", "above 0", "Use None")
+        "clip_value_zero",
+        lambda p: p.train(gradient_clip_value=0),
+        ("gradient_clip_value is 0", "above 0", "Use None"),
+    ),
+    Case(
+        "clip_norm_negative",
+        lambda p: p.train(gradient_clip_norm=-1.0),
+        ("gradient_clip_norm is -1.0", "above 0", "Use None"),
+    ),
+    Case(
+        "clip_norm_nan",
+        lambda p: p.train(gradient_clip_norm=float("nan")),
+        ("gradient_clip_norm is nan", "above 0", "Use None"),
     ),
     Case("limit_zero", lambda p: LimitBatchesCallback(0), ("num_batches is 0", "at least 1", "Use 1")),
     Case(
@@ -312,19 +373,47 @@ CASES = [
     # data
     Case("data_none", lambda p: p.train(None), ("train_dataset is None", "DataLoader", "TensorDataset")),
     Case("data_number", lambda p: p.train(7), ("train_dataset is 7", "DataLoader", "TensorDataset")),
-    Case("data_path", lambda p: p.train("images/"), ("train_dataset is 'images/'", "DataLoader", "TensorDataset")),
-    Case("data_class", lambda p: p.train(Fails), ("train_dataset is", "class Fails", "DataLoader", "TensorDataset")),
-    Case("data_dictionary", lambda p: p.train({"x": INPUTS}), ("train_dataset is {'x': tensor", "DataLoader", "TensorDataset")),
-    Case("data_scalar", lambda p: p.train(torch.tensor(1.0)), ("train_dataset is tensor(1.)", "DataLoader", "TensorDataset")),
+    Case(
+        "data_path",
+        lambda p: p.train("images/"),
+        ("train_dataset is 'images/'", "DataLoader", "TensorDataset"),
+    ),
+    Case(
+        "data_class",
+        lambda p: p.train(Fails),
+        ("train_dataset is", "class Fails", "DataLoader", "TensorDataset"),
+    ),
+    Case(
+        "data_dictionary",
+        lambda p: p.train({"x": INPUTS}),
+        ("train_dataset is {'x': tensor", "DataLoader", "TensorDataset"),
+    ),
+    Case(
+        "data_scalar",
+        lambda p: p.train(torch.tensor(1.0)),
+        ("train_dataset is tensor(1.)", "DataLoader", "TensorDataset"),
+    ),
     Case("data_empty", lambda p: p.train([]), ("train_dataset is empty", "length", " 0", "Check how")),
-    Case("eval_data_empty", lambda p: p.train(eval_dataset=[]), ("eval_dataset is empty", "length", " 0", "Check how")),
-    Case("eval_data_wrong", lambda p: p.train(eval_dataset=3), ("eval_dataset is 3", "DataLoader", "TensorDataset")),
+    Case(
+        "eval_data_empty",
+        lambda p: p.train(eval_dataset=[]),
+        ("eval_dataset is empty", "length", " 0", "Check how"),
+    ),
+    Case(
+        "eval_data_wrong",
+        lambda p: p.train(eval_dataset=3),
+        ("eval_dataset is 3", "DataLoader", "TensorDataset"),
+    ),
     Case(
         "data_smaller_than_a_batch",
         lambda p: p.train(per_device_batch_size=16, train_dataloader_kwargs={"drop_last": True}),
         ("train_dataset", "no batch", "per_device_batch_size", "leave out drop_last"),
     ),
-    Case("stream_empty", lambda p: p.train(iter([])), ("list_iterator", "no batch", "drop_last=True", "Pass enough data")),
+    Case(
+        "stream_empty",
+        lambda p: p.train(iter([])),
+        ("list_iterator", "no batch", "drop_last=True", "Pass enough data"),
+    ),
     Case(
         "eval_data_smaller_than_a_batch",
         lambda p: p.trainer.evaluate(DATA, 16, {"drop_last": True}),
@@ -335,10 +424,16 @@ CASES = [
         lambda p: p.train(iter(DATA), 2),
         ("train_dataset", "only once", "num_epochs is 2", "num_epochs=1", "__iter__"),
     ),
-    Case("loader_prepared_already", prepared_loader, ("train_dataset", "DataLoaderShard", "before accelerator.prepare")),
+    Case(
+        "loader_prepared_already",
+        prepared_loader,
+        ("train_dataset", "DataLoaderShard", "before accelerator.prepare"),
+    ),
     Case(
         "sampler_of_several_processes",
-        lambda p: p.train(train_dataloader_kwargs={"sampler": DistributedSampler(DATA, num_replicas=2, rank=0)}),
+        lambda p: p.train(
+            train_dataloader_kwargs={"sampler": DistributedSampler(DATA, num_replicas=2, rank=0)}
+        ),
         ("DistributedSampler", "Pass the data set alone"),
     ),
     Case(
@@ -376,7 +471,9 @@ CASES = [
     ),
     # arguments of the loader
     Case(
-        "kwargs_list", lambda p: p.train(train_dataloader_kwargs=[2]), ("train_dataloader_kwargs is [2]", "dict(num_workers=2)")
+        "kwargs_list",
+        lambda p: p.train(train_dataloader_kwargs=[2]),
+        ("train_dataloader_kwargs is [2]", "dict(num_workers=2)"),
     ),
     Case(
         "kwargs_misspelled",
@@ -398,7 +495,11 @@ CASES = [
         lambda p: p.train(DataLoader(DATA), train_dataloader_kwargs={"num_workers": 1}),
         ("train_dataloader_kwargs is {'num_workers': 1}", "DataLoader", "Leave train_dataloader_kwargs out"),
     ),
-    Case("collate_is_a_word", lambda p: p.train(collate_fn="pad"), ("collate_fn is 'pad'", "function", "list of samples")),
+    Case(
+        "collate_is_a_word",
+        lambda p: p.train(collate_fn="pad"),
+        ("collate_fn is 'pad'", "function", "list of samples"),
+    ),
     Case(
         "collate_for_ready_loader",
         lambda p: p.train(DataLoader(DATA), collate_fn=list),
@@ -409,8 +510,14 @@ CASES = [
         lambda p: p.train(Unsized(), seed_each_sample=True),
         ("seed_each_sample is True", "Unsized", "Leave it out", "__getitem__"),
     ),
-    Case("seed_each_sample", lambda p: p.train(seed_each_sample=7), ("seed_each_sample is 7", "[True, False]")),
-    Case("reset_run_history", lambda p: p.train(reset_run_history="no"), ("reset_run_history is 'no'", "[True, False]")),
+    Case(
+        "seed_each_sample", lambda p: p.train(seed_each_sample=7), ("seed_each_sample is 7", "[True, False]")
+    ),
+    Case(
+        "reset_run_history",
+        lambda p: p.train(reset_run_history="no"),
+        ("reset_run_history is 'no'", "[True, False]"),
+    ),
     # the scheduler
     Case(
         "scheduler_instance",
@@ -448,7 +555,11 @@ CASES = [
         lambda p: p.train(scheduler_step_every="step"),
         ("scheduler_step_every is 'step'", "['update', 'epoch']"),
     ),
-    Case("scheduler_metric", lambda p: p.train(scheduler_metric=3), ("scheduler_metric is 3", "string", "'eval_loss_epoch'")),
+    Case(
+        "scheduler_metric",
+        lambda p: p.train(scheduler_metric=3),
+        ("scheduler_metric is 3", "string", "'eval_loss_epoch'"),
+    ),
     Case(
         "scheduler_without_its_metric",
         lambda p: p.train(create_scheduler_fn=ReduceLROnPlateau),
@@ -463,13 +574,17 @@ CASES = [
         "placeholder_of_unsized_data",
         lambda p: p.train(
             Unsized(),
-            create_scheduler_fn=partial(OneCycleLR, max_lr=1, total_steps=TrainerPlaceholderValues.NUM_UPDATE_STEPS),
+            create_scheduler_fn=partial(
+                OneCycleLR, max_lr=1, total_steps=TrainerPlaceholderValues.NUM_UPDATE_STEPS
+            ),
         ),
         ("NUM_UPDATE_STEPS", "no length", "Write the number"),
     ),
     Case(
         "placeholder_of_missing_evaluation",
-        lambda p: p.train(create_scheduler_fn=partial(StepLR, step_size=TrainerPlaceholderValues.EVAL_DATALOADER_LEN)),
+        lambda p: p.train(
+            create_scheduler_fn=partial(StepLR, step_size=TrainerPlaceholderValues.EVAL_DATALOADER_LEN)
+        ),
         ("EVAL_DATALOADER_LEN", "not given", "Write the number"),
     ),
     # the model and its optimizer
@@ -478,7 +593,11 @@ CASES = [
         lambda p: p.create(optimizer=None).train(DATA, 1),
         ("optimizer is None", "Pass an optimizer", "call evaluate"),
     ),
-    Case("model_frozen", lambda p: frozen(p).train(DATA, 1), ("model", "no parameter", "requires_grad=True", "Unfreeze")),
+    Case(
+        "model_frozen",
+        lambda p: frozen(p).train(DATA, 1),
+        ("model", "no parameter", "requires_grad=True", "Unfreeze"),
+    ),
     Case(
         "optimizer_of_a_copy",
         lambda p: p.create(model=copy.deepcopy(p.model)).train(DATA, 1),
@@ -524,7 +643,12 @@ CASES = [
     Case(
         "step_without_batch_size",
         lambda p: p.trainer_of(returning(batch_size=...)).train(DATA, 1),
-        ("calculate_train_batch_loss", "['loss', 'model_outputs']", "'batch_size' is missing", "number of samples"),
+        (
+            "calculate_train_batch_loss",
+            "['loss', 'model_outputs']",
+            "'batch_size' is missing",
+            "number of samples",
+        ),
     ),
     Case(
         "step_with_the_loss_alone",
@@ -539,7 +663,12 @@ CASES = [
     Case(
         "evaluation_without_outputs",
         lambda p: p.trainer_of(returning(model_outputs=...)).evaluate(DATA),
-        ("calculate_eval_batch_loss", "['loss', 'batch_size']", "'model_outputs' is missing", "Return what the model"),
+        (
+            "calculate_eval_batch_loss",
+            "['loss', 'batch_size']",
+            "'model_outputs' is missing",
+            "Return what the model",
+        ),
     ),
     Case(
         "loss_by_sample",
@@ -579,7 +708,13 @@ CASES = [
     Case(
         "log_of_words",
         lambda p: p.trainer_of(returning(log={"note": "fine"})).train(DATA, 1),
-        ("calculate_train_batch_loss", "{'note': 'fine'}", "'log'", "dictionary of numbers", "a key of its own"),
+        (
+            "calculate_train_batch_loss",
+            "{'note': 'fine'}",
+            "'log'",
+            "dictionary of numbers",
+            "a key of its own",
+        ),
     ),
     Case(
         "log_of_vectors",
@@ -596,15 +731,27 @@ CASES = [
         lambda p: p.create(callbacks=[RecordsVectors]).train(DATA, 1),
         ("'accuracy' is tensor([1., 1., 1.])", "number", "several names"),
     ),
-    Case("metric_unknown", lambda p: p.trainer.run_history.get_latest_metric("val_loss"), ("'val_loss'", "['accuracy']")),
+    Case(
+        "metric_unknown",
+        lambda p: p.trainer.run_history.get_latest_metric("val_loss"),
+        ("'val_loss'", "['accuracy']"),
+    ),
     # running, evaluating, predicting
     Case(
         "train_inside_train",
         lambda p: p.create(callbacks=[TrainsInside]).train(DATA, 1),
         ("train was called inside", "Call train afterwards", "run_eval_epoch"),
     ),
-    Case("evaluate_nothing", lambda p: p.trainer.evaluate(), ("dataset is None", "eval_dataset", "Pass the data")),
-    Case("evaluate_batch_size", lambda p: p.trainer.evaluate(DATA, 0), ("per_device_batch_size is 0", "at least 1", "Use 1")),
+    Case(
+        "evaluate_nothing",
+        lambda p: p.trainer.evaluate(),
+        ("dataset is None", "eval_dataset", "Pass the data"),
+    ),
+    Case(
+        "evaluate_batch_size",
+        lambda p: p.trainer.evaluate(DATA, 0),
+        ("per_device_batch_size is 0", "at least 1", "Use 1"),
+    ),
     Case(
         "evaluate_kwargs",
         lambda p: p.trainer.evaluate(DATA, 2, {"shufle": 1}),
@@ -615,10 +762,26 @@ CASES = [
         lambda p: p.trainer.run_eval_epoch(),
         ("run_eval_epoch", "outside of a run", "Call train or evaluate"),
     ),
-    Case("predict_nothing", lambda p: p.trainer.predict(None), ("dataset is None", "eval_dataset", "Pass the data")),
-    Case("predict_empty", lambda p: p.trainer.predict([]), ("dataset is empty", "at least one sample", "Check how")),
-    Case("predict_collate", lambda p: p.trainer.predict(DATA, collate_fn=3), ("collate_fn is 3", "function", "list of samples")),
-    Case("predict_scalars", predictions_of_a_scalar, ("calculate_predictions returned 3.0", "first dimension", "dictionaries")),
+    Case(
+        "predict_nothing",
+        lambda p: p.trainer.predict(None),
+        ("dataset is None", "eval_dataset", "Pass the data"),
+    ),
+    Case(
+        "predict_empty",
+        lambda p: p.trainer.predict([]),
+        ("dataset is empty", "at least one sample", "Check how"),
+    ),
+    Case(
+        "predict_collate",
+        lambda p: p.trainer.predict(DATA, collate_fn=3),
+        ("collate_fn is 3", "function", "list of samples"),
+    ),
+    Case(
+        "predict_scalars",
+        predictions_of_a_scalar,
+        ("calculate_predictions returned 3.0", "first dimension", "dictionaries"),
+    ),
     # resuming and saving
     Case(
         "resume_true",
@@ -702,7 +865,9 @@ def test_a_mistake_is_told_with_its_way_out_and_changes_nothing(
     with pytest.raises(case.raises) as caught:
         case.make(parts)
     # In a worker torch makes the traceback, with the notes, a part of the message.
-    told = "\n".join([str(caught.value), type(caught.value).__name__, *getattr(caught.value, "__notes__", ())])
+    told = "\n".join(
+        [str(caught.value), type(caught.value).__name__, *getattr(caught.value, "__notes__", ())]
+    )
     assert "Traceback" not in told or case.name.endswith("in_worker")
     for words in case.says:
         assert words in told
@@ -729,14 +894,24 @@ FAILING: dict[str, tuple[Callable[[Parts], Any], type[Exception], str]] = {
     "training": (lambda p: p.train(Fails(), **HERE), OSError, NOTE_ON_SAMPLE),
     "evaluation": (lambda p: evaluate_here(p, Fails()), OSError, NOTE_ON_SAMPLE),
     "seeded samples": (lambda p: p.train(Fails(), seed_each_sample=True, **HERE), OSError, NOTE_ON_SAMPLE),
-    "ready batches": (lambda p: evaluate_here(p, Subset(Fails(), [7]), batch_size=None), OSError, "sample 0 of a Subset"),
+    "ready batches": (
+        lambda p: evaluate_here(p, Subset(Fails(), [7]), batch_size=None),
+        OSError,
+        "sample 0 of a Subset",
+    ),
     "whole batches": (lambda p: evaluate_here(p, Together(), batch_size=4), OSError, NOTE_ON_BATCH),
-    "length": (lambda p: p.train(Lies(), per_device_batch_size=13, **HERE), IndexError, "of a Lies with the length 13"),
+    "length": (
+        lambda p: p.train(Lies(), per_device_batch_size=13, **HERE),
+        IndexError,
+        "of a Lies with the length 13",
+    ),
 }
 
 
 @pytest.mark.parametrize("name", FAILING)
-def test_an_exception_of_the_data_set_stays_what_it_is_with_a_note_on_the_sample(name: str, parts: Parts) -> None:
+def test_an_exception_of_the_data_set_stays_what_it_is_with_a_note_on_the_sample(
+    name: str, parts: Parts
+) -> None:
     make, kind, note = FAILING[name]
     before = whole_state(parts)
     with pytest.raises(kind) as caught:
@@ -767,7 +942,11 @@ def test_a_worker_that_cannot_send_the_exception_says_so_and_nobody_waits(parts:
 
     with pytest.raises(RuntimeError, match="Define the class at the top of a module") as caught:
         parts.train(FailsLocally(), train_dataloader_kwargs={"num_workers": 1})
-    for words in ("LocalError: photo_7.png is truncated", "accel was reading the sample", "LocalError in a worker"):
+    for words in (
+        "LocalError: photo_7.png is truncated",
+        "accel was reading the sample",
+        "LocalError in a worker",
+    ):
         assert words in str(caught.value)
 
 
@@ -776,7 +955,9 @@ class CorruptError(Exception):
 
 
 @pytest.mark.parametrize("num_runs", [1, 2])
-def test_the_object_that_was_raised_is_caught_and_no_sample_is_read_again(parts: Parts, num_runs: int) -> None:
+def test_the_object_that_was_raised_is_caught_and_no_sample_is_read_again(
+    parts: Parts, num_runs: int
+) -> None:
     error = CorruptError("file 0")
     read: list[int] = []
 
@@ -808,7 +989,9 @@ def test_a_compiled_or_moved_model_keeps_its_optimizer(parts: Parts) -> None:
 
 def test_layers_replaced_after_the_optimizer_was_created_are_told(parts: Parts) -> None:
     parts.model[3] = nn.Linear(6, 2)  # type: ignore[operator]
-    with pytest.warns(AccelWarning, match=r"optimizer .*2 parameters.*Create it afterwards.*attributes of the trainer"):
+    with pytest.warns(
+        AccelWarning, match=r"optimizer .*2 parameters.*Create it afterwards.*attributes of the trainer"
+    ):
         parts.train()
 
 
@@ -837,5 +1020,7 @@ def test_long_values_are_cut_in_messages(parts: Parts) -> None:
 def test_a_method_that_only_pytorch_accelerated_calls_is_refused_with_the_one_to_override(name):
     assert not hasattr(Trainer, name)
     ported = type("PortedTrainer", (Trainer,), {name: lambda self, *args: None})
-    with pytest.raises(ConfigurationError, match=rf"PortedTrainer\.{name} .*Override {FOREIGN_METHODS[name]} "):
+    with pytest.raises(
+        ConfigurationError, match=rf"PortedTrainer\.{name} .*Override {FOREIGN_METHODS[name]} "
+    ):
         ported(torch.nn.Linear(1, 1), torch.nn.functional.mse_loss, None)

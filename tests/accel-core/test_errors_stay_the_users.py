@@ -43,7 +43,9 @@ def test_the_object_that_was_raised_is_the_one_that_is_caught(error: BaseExcepti
     class Failing(Trainer):
         calculate_train_batch_loss = fail_with(error)
 
-    trainer = tiny_trainer(Failing if place == "training step" else Trainer, callbacks=[Fails] if place == "callback" else [])
+    trainer = tiny_trainer(
+        Failing if place == "training step" else Trainer, callbacks=[Fails] if place == "callback" else []
+    )
     if place == "loss_func":
         trainer.loss_func = fail_with(error)
     if place == "model":
@@ -92,7 +94,9 @@ def test_an_evaluation_copies_neither_history_nor_buffers(monkeypatch: pytest.Mo
     clone = torch.Tensor.clone
     buffers = {id(buffer) for buffer in model.buffers()}
     monkeypatch.setattr(
-        torch.Tensor, "clone", lambda self, **kw: (copied.append("b") if id(self) in buffers else 0, clone(self))[1]
+        torch.Tensor,
+        "clone",
+        lambda self, **kw: (copied.append("b") if id(self) in buffers else 0, clone(self))[1],
     )
     trainer.evaluate(tiny_data())
     trainer.predict(tiny_data())

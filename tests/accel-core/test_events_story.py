@@ -81,7 +81,9 @@ def tell(*acting: TrainerCallback) -> TellingTrainer:
     TellingTrainer.story = story
     model = nn.Linear(2, 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    return TellingTrainer(model, nn.functional.mse_loss, optimizer, callbacks=[*acting, Teller(story)], seed=1)
+    return TellingTrainer(
+        model, nn.functional.mse_loss, optimizer, callbacks=[*acting, Teller(story)], seed=1
+    )
 
 
 def data(size: int = 5) -> TensorDataset:
@@ -119,7 +121,12 @@ EPOCH = f"""
     TRAINING_RUN_EPOCH_END training_run_epoch_end
 """
 STEPPED = functools.partial(torch.optim.lr_scheduler.StepLR, step_size=1)
-TRAINING = {"num_epochs": 2, "per_device_batch_size": 2, "gradient_accumulation_steps": 2, "create_scheduler_fn": STEPPED}
+TRAINING = {
+    "num_epochs": 2,
+    "per_device_batch_size": 2,
+    "gradient_accumulation_steps": 2,
+    "create_scheduler_fn": STEPPED,
+}
 
 
 def train(trainer: Trainer, **kwargs: Any) -> None:
@@ -136,7 +143,9 @@ def test_without_a_scheduler_none_is_stepped() -> None:
 def test_a_training_run() -> None:
     trainer = tell()
     train(trainer)
-    assert trainer.story == in_words(f"init_end {PREPARATION} {EPOCH} {EPOCH} TRAINING_RUN_END training_run_end run_close")
+    assert trainer.story == in_words(
+        f"init_end {PREPARATION} {EPOCH} {EPOCH} TRAINING_RUN_END training_run_end run_close"
+    )
 
 
 def test_a_second_run_prepares_nothing_again() -> None:
@@ -240,10 +249,14 @@ def test_an_evaluation_in_the_middle_of_an_epoch() -> None:
 
 
 def test_saving_and_loading(tmp_path: Path) -> None:
-    trainer = tell(Acting("on_optimizer_step_end", 1, lambda trainer: trainer.save_training_state(tmp_path / "state")))
+    trainer = tell(
+        Acting("on_optimizer_step_end", 1, lambda trainer: trainer.save_training_state(tmp_path / "state"))
+    )
     train(trainer, max_num_train_steps=1)
     saved = trainer.story.index("checkpoint_saved")
-    assert trainer.story[saved - 1 : saved + 2] == in_words("OPTIMIZER_ZERO_GRAD checkpoint_saved optimizer_step_end")
+    assert trainer.story[saved - 1 : saved + 2] == in_words(
+        "OPTIMIZER_ZERO_GRAD checkpoint_saved optimizer_step_end"
+    )
     trainer = tell()
     train(trainer, max_num_train_steps=2, resume_from=tmp_path / "state")
     assert trainer.story[trainer.story.index("training_run_start") :][:4] == in_words("""
@@ -294,7 +307,11 @@ def test_what_holds_at_each_event() -> None:
             assert all(map(torch.equal, self.before, trainer.model.parameters()))
 
         def on_optimizer_step_end(self, trainer: Trainer) -> None:
-            assert trainer.run_progress.updates_completed == trainer.run_history.current_update == self.updates + 1
+            assert (
+                trainer.run_progress.updates_completed
+                == trainer.run_history.current_update
+                == self.updates + 1
+            )
             assert all(parameter.grad is None for parameter in trainer.model.parameters())
             assert not any(map(torch.equal, self.before, trainer.model.parameters()))
 

@@ -16,6 +16,7 @@ from torch.utils.data import TensorDataset
 from accel_core import CheckpointError, ConfigurationError, Trainer, TrainerCallback
 from accel_core.engines.fsdp import FSDP
 from accel_core.processes.group import DataGroup
+from accel_core.state import files
 from case_runner import run_as_script, shared_folder
 
 NUM_SAMPLES, NOISE_SIZE, SIZE, CRITIC_STEPS = 37, 3, 4, 5
@@ -159,7 +160,9 @@ def by_hand(batch_size, is_wasserstein=False, accumulation=1, decay=False, num_e
 
 
 def flat(*modules):
-    return torch.cat([each.detach().reshape(-1) for module in modules for each in module.parameters()]).clone()
+    return torch.cat(
+        [each.detach().reshape(-1) for module in modules for each in module.parameters()]
+    ).clone()
 
 
 def weights_of(trainer):
@@ -219,7 +222,7 @@ def test_a_second_optimizer_and_its_scheduler_are_resumed_to_the_bit(kind, tmp_p
 
 def test_a_state_names_what_it_holds_of_the_attributes(tmp_path):
     train(AdversarialTrainer(DECAY, callbacks=[SaveAt(3, tmp_path / "state")]), 8)
-    content = torch.load(tmp_path / "state" / "attributes.pt")
+    content = files.read_object(tmp_path / "state" / "attributes.pt", dict)
     names = {kind: list(named) for kind, named in content.items()}
     assert names == {
         "modules": ["critic"],
@@ -236,7 +239,9 @@ def with_scheduler(**kwargs):
     return AdversarialTrainer(DECAY, **kwargs)
 
 
-@pytest.mark.parametrize(("saved", "resumed"), [(with_scheduler, without_scheduler), (without_scheduler, with_scheduler)])
+@pytest.mark.parametrize(
+    ("saved", "resumed"), [(with_scheduler, without_scheduler), (without_scheduler, with_scheduler)]
+)
 def test_a_state_that_names_other_attributes_is_refused_by_name(saved, resumed, tmp_path):
     train(saved(callbacks=[SaveAt(3, tmp_path / "state")]), 8)
     trainer = resumed()
@@ -287,7 +292,8 @@ def test_the_attributes_stay_the_users_objects():
     copy.deepcopy(optimizer)
 
 
-# ---------------------------------------------------------------------- two optimizers for one model and one loss
+# ---------------------------------------------------------------------- two optimizers for one model and one
+# loss
 
 
 class Halves(Trainer):
@@ -318,7 +324,9 @@ def halves_data():
 def train_halves(batch_size, kind=Halves, clip=None, accumulation=2):
     trainer = kind(clip)
     arguments = {"num_epochs": 2, "train_dataloader_kwargs": {"shuffle": False}, "gradient_clip_norm": clip}
-    trainer.train(halves_data(), per_device_batch_size=batch_size, gradient_accumulation_steps=accumulation, **arguments)
+    trainer.train(
+        halves_data(), per_device_batch_size=batch_size, gradient_accumulation_steps=accumulation, **arguments
+    )
     return flat(trainer.get_model())
 
 
@@ -491,7 +499,10 @@ def test_what_the_user_prepares_is_left_to_the_user(outcome):
 
 
 def test_a_bare_step_with_a_scaler_is_refused_on_several_processes(outcome):
-    assert all("step_optimizer(trainer.critic_optimizer)" in message for message in outcome.of("bare step with a scaler"))
+    assert all(
+        "step_optimizer(trainer.critic_optimizer)" in message
+        for message in outcome.of("bare step with a scaler")
+    )
 
 
 if __name__ == "__main__":

@@ -33,7 +33,9 @@ def test_lesson_1_the_logged_loss_is_not_divided_by_the_accumulation_steps() -> 
     losses = []
     for steps in (1, 4):
         trainer = tiny_trainer(lr=0.0)
-        history = trainer.train(tiny_data(), num_epochs=1, per_device_batch_size=4, gradient_accumulation_steps=steps)
+        history = trainer.train(
+            tiny_data(), num_epochs=1, per_device_batch_size=4, gradient_accumulation_steps=steps
+        )
         losses.append(history.get_latest_metric("train_loss_epoch"))
     assert losses[1] == pytest.approx(losses[0], rel=1e-12)
 
@@ -66,14 +68,18 @@ def test_lesson_9_the_short_last_window_is_divided_by_the_steps_that_it_has() ->
 
     class Watching(TrainerCallback):
         def on_optimizer_step_start(self, trainer: Trainer) -> None:
-            gradients.append(torch.cat([parameter.grad.flatten() for parameter in trainer.model.parameters()]))  # type: ignore[union-attr]
+            gradients.append(
+                torch.cat([parameter.grad.flatten() for parameter in trainer.model.parameters()])
+            )  # type: ignore[union-attr]
 
     arguments = {"num_epochs": 1, "per_device_batch_size": 2, "train_dataloader_kwargs": {"shuffle": False}}
     trainer = tiny_trainer(callbacks=[Watching], lr=0.0)
     trainer.train(tiny_data(10), gradient_accumulation_steps=4, **arguments)  # type: ignore[arg-type]
     inputs, targets = (tensor[8:] for tensor in tiny_data(10).tensors)
     loss = nn.functional.cross_entropy(trainer.model(inputs), targets)
-    by_hand = torch.cat([gradient.flatten() for gradient in torch.autograd.grad(loss, list(trainer.model.parameters()))])
+    by_hand = torch.cat(
+        [gradient.flatten() for gradient in torch.autograd.grad(loss, list(trainer.model.parameters()))]
+    )
     assert len(gradients) == 2
     assert torch.allclose(gradients[-1], by_hand, rtol=1e-12, atol=0)
 
@@ -86,7 +92,12 @@ def test_lesson_10_tokens_are_counted_over_the_steps_of_an_update() -> None:
             tokens = (batch[0][:, 1].abs() * 100).long() + 1
             losses = nn.functional.cross_entropy(self.model(batch[0]), batch[1], reduction="none")
             loss = (losses * tokens).sum() / tokens.sum()
-            return {"loss": loss, "model_outputs": None, "batch_size": len(tokens), "num_items_in_batch": tokens.sum()}
+            return {
+                "loss": loss,
+                "model_outputs": None,
+                "batch_size": len(tokens),
+                "num_items_in_batch": tokens.sum(),
+            }
 
     whole, parts = tiny_trainer(Tokens), tiny_trainer(Tokens)
     whole.train(tiny_data(), num_epochs=2, per_device_batch_size=12)
@@ -101,7 +112,9 @@ def test_lesson_11_accelerate_does_not_divide_a_second_time(monkeypatch: pytest.
     for accelerator in accelerators:
         trainer = tiny_trainer(accelerator=accelerator)
         before = weights_of(trainer)
-        with pytest.raises(ConfigurationError, match=r"Accelerator .*Pass gradient_accumulation_steps=4 to train"):
+        with pytest.raises(
+            ConfigurationError, match=r"Accelerator .*Pass gradient_accumulation_steps=4 to train"
+        ):
             trainer.train(tiny_data(), num_epochs=1)
         assert torch.equal(weights_of(trainer), before)
 
@@ -224,7 +237,9 @@ def test_lesson_30_a_loss_that_is_not_finite_does_not_end_the_interpreter() -> N
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), torch.OutOfMemoryError("CUDA out of memory")])
-def test_lesson_31_an_exception_closes_everything_and_leaves_the_users_own_model(error: BaseException) -> None:
+def test_lesson_31_an_exception_closes_everything_and_leaves_the_users_own_model(
+    error: BaseException,
+) -> None:
     closed: list[str] = []
 
     class Bar(TrainerCallback):
@@ -269,7 +284,9 @@ def test_lesson_31_a_stop_skips_neither_the_later_callbacks_nor_the_count_of_the
 def test_lesson_33_asking_for_an_unknown_metric_raises_and_creates_nothing() -> None:
     history = tiny_trainer().train(tiny_data(), num_epochs=1)
     for ask in (history.get_metric_values, history.get_latest_metric):
-        with pytest.raises(ConfigurationError, match=r"'eval_loss_epoch'.*\['train_loss_epoch'\].*Did you mean"):
+        with pytest.raises(
+            ConfigurationError, match=r"'eval_loss_epoch'.*\['train_loss_epoch'\].*Did you mean"
+        ):
             ask("eval_loss_epoch")
     assert history.get_metric_names() == {"train_loss_epoch"}
 
@@ -303,7 +320,9 @@ def test_lesson_36_a_package_has_one_import_name_is_typed_and_declares_what_it_i
     assert [path.name for path in (root / "src").iterdir() if path.is_dir()] == [import_name]
     assert (root / "src" / import_name / "py.typed").is_file()
     project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))
-    declared = (root / "pyproject.toml").read_text(encoding="utf-8") + (root / "hatch_build.py").read_text(encoding="utf-8")
+    declared = (root / "pyproject.toml").read_text(encoding="utf-8") + (root / "hatch_build.py").read_text(
+        encoding="utf-8"
+    )
     assert project["project"]["name"] == name
     undeclared = {found for found in imported_names(root / "src") if found.replace("_", "-") not in declared}
     assert undeclared - {import_name} == set()
@@ -319,7 +338,11 @@ def functions_of_tests() -> Iterator[tuple[str, ast.FunctionDef]]:
 def checks_something(function: ast.FunctionDef) -> bool:
     """Whether a test asserts, expects an error, or calls something that does."""
     body = function.body[1:] if ast.get_docstring(function) else function.body
-    return any(isinstance(node, (ast.Assert, ast.Raise, ast.Call)) for statement in body for node in ast.walk(statement))
+    return any(
+        isinstance(node, (ast.Assert, ast.Raise, ast.Call))
+        for statement in body
+        for node in ast.walk(statement)
+    )
 
 
 def test_lesson_37_no_test_is_empty_and_none_mocks_the_accelerator() -> None:
@@ -329,7 +352,10 @@ def test_lesson_37_no_test_is_empty_and_none_mocks_the_accelerator() -> None:
         for path in sorted((REPOSITORY / "tests").rglob("*.py"))
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if (isinstance(node, ast.Import) and any("mock" in alias.name for alias in node.names))
-        or (isinstance(node, ast.ImportFrom) and ("mock" in str(node.module) or any("mock" in a.name for a in node.names)))
+        or (
+            isinstance(node, ast.ImportFrom)
+            and ("mock" in str(node.module) or any("mock" in a.name for a in node.names))
+        )
     ]
     assert mocking == []
     trainer = tiny_trainer()

@@ -100,7 +100,9 @@ def test_evaluate_is_limited_too() -> None:
     assert recording.evaluated == [[0, 1, 2]]
 
 
-def test_runs_within_the_context_are_limited_and_those_after_it_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_within_the_context_are_limited_and_those_after_it_are_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.delenv(LIMIT_BATCHES_ENV_VAR, raising=False)
     with LimitBatches(3):
         with LimitBatches(1, overfit=True):
@@ -119,8 +121,12 @@ def test_the_context_is_left_by_an_error_too(monkeypatch: pytest.MonkeyPatch) ->
     assert os.environ[LIMIT_BATCHES_ENV_VAR] == "5"
 
 
-@pytest.mark.parametrize(("value", "batches", "repeats"), [("2", 4, False), ("2:overfit", 4, True), ("", 10, False)])
-def test_the_environment_limits_runs(monkeypatch: pytest.MonkeyPatch, value: str, batches: int, repeats: bool) -> None:
+@pytest.mark.parametrize(
+    ("value", "batches", "repeats"), [("2", 4, False), ("2:overfit", 4, True), ("", 10, False)]
+)
+def test_the_environment_limits_runs(
+    monkeypatch: pytest.MonkeyPatch, value: str, batches: int, repeats: bool
+) -> None:
     monkeypatch.setenv(LIMIT_BATCHES_ENV_VAR, value)
     recording, _ = run()
     assert len(recording.trained) == batches

@@ -19,9 +19,17 @@ class Kept(LogMetricsCallback):
 
 
 def test_each_epoch_is_one_line_of_names_and_values(capsys: pytest.CaptureFixture[str]) -> None:
-    history = tiny_trainer(callbacks=[LogMetricsCallback]).train(tiny_data(), num_epochs=2, eval_dataset=tiny_data(5))
-    pairs = zip(history.get_metric_values("train_loss_epoch"), history.get_metric_values("eval_loss_epoch"), strict=True)
-    expected = [f"train_loss_epoch: {train:.4g}  eval_loss_epoch: {evaluation:.4g}" for train, evaluation in pairs]
+    history = tiny_trainer(callbacks=[LogMetricsCallback]).train(
+        tiny_data(), num_epochs=2, eval_dataset=tiny_data(5)
+    )
+    pairs = zip(
+        history.get_metric_values("train_loss_epoch"),
+        history.get_metric_values("eval_loss_epoch"),
+        strict=True,
+    )
+    expected = [
+        f"train_loss_epoch: {train:.4g}  eval_loss_epoch: {evaluation:.4g}" for train, evaluation in pairs
+    ]
     assert capsys.readouterr().out.splitlines() == expected
 
 
@@ -29,7 +37,9 @@ def test_overriding_one_method_sends_the_metrics_of_each_epoch_elsewhere() -> No
     kept = Kept()
     history = tiny_trainer(callbacks=[kept]).train(tiny_data(), num_epochs=3, eval_dataset=tiny_data(5))
     names = ("train_loss_epoch", "eval_loss_epoch")
-    assert kept.logged == [{name: history.get_metric_values(name)[epoch] for name in names} for epoch in range(3)]
+    assert kept.logged == [
+        {name: history.get_metric_values(name)[epoch] for name in names} for epoch in range(3)
+    ]
 
 
 def test_metrics_of_callbacks_behind_it_in_the_list_are_logged_too() -> None:

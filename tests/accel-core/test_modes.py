@@ -64,7 +64,9 @@ def test_evaluations_leave_training_as_it_is_to_the_bit():
     train(disturbed)
     assert torch.equal(weights_of(undisturbed), weights_of(disturbed))
     model, *_ = by_hand(evaluates=False)
-    assert torch.equal(weights_of(undisturbed), torch.cat([value.detach().flatten() for value in model.parameters()]))
+    assert torch.equal(
+        weights_of(undisturbed), torch.cat([value.detach().flatten() for value in model.parameters()])
+    )
 
 
 def test_exports_hold_the_weights_of_eval_mode_and_training_goes_on_as_without(tmp_path):
@@ -203,7 +205,7 @@ def test_further_optimizers_of_the_trainer_follow_too():
 
 def test_an_engine_with_weights_of_its_own_refuses_an_optimizer_with_modes(monkeypatch):
     monkeypatch.setattr(SingleProcess, "steps_in_backward", True)
-    with pytest.raises(ConfigurationError, match="ScheduleFreeSGD.*Use DDP or FSDP"):
+    with pytest.raises(ConfigurationError, match=r"ScheduleFreeSGD.*Use DDP or FSDP"):
         train(with_modes())
 
 
@@ -274,7 +276,10 @@ def test_a_frozen_batch_norm_keeps_its_statistics_as_by_hand(capsys):
         optimizer.zero_grad()
     assert torch.equal(model.stem[1].running_mean, before)
     torch.testing.assert_close(model.state_dict(), other.state_dict(), rtol=0, atol=0)
-    assert "2 modules of the model are in eval mode and stay so in training: 'stem.1', 'stem.2'" in capsys.readouterr().out
+    assert (
+        "2 modules of the model are in eval mode and stay so in training: 'stem.1', 'stem.2'"
+        in capsys.readouterr().out
+    )
 
 
 @pytest.mark.parametrize("compiles", [False, True])

@@ -32,12 +32,16 @@ def test_a_method_of_a_run_says_so(method: str, is_first: bool) -> None:
     if not is_first:
         trainer.train(tiny_data(), num_epochs=1)
     before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
-    with pytest.raises(ConfigurationError, match=rf"^{method} was called outside of a run.*Call train or evaluate"):
+    with pytest.raises(
+        ConfigurationError, match=rf"^{method} was called outside of a run.*Call train or evaluate"
+    ):
         CALLS[method](trainer)
     assert all(torch.equal(value, before[name]) for name, value in trainer.model.state_dict().items())
 
 
-@pytest.mark.parametrize("method", ["run_training", "run_train_epoch", "create_run_config", "create_scheduler"])
+@pytest.mark.parametrize(
+    "method", ["run_training", "run_train_epoch", "create_run_config", "create_scheduler"]
+)
 def test_what_belongs_to_training_says_so_inside_an_evaluation(method: str) -> None:
     class Evaluating(Trainer):
         def evaluation_run_start(self) -> None:

@@ -4,6 +4,7 @@ The reference is a loop written by hand. The file is its own script: see case_ru
 """
 
 import functools
+import warnings
 from pathlib import Path
 
 import pytest
@@ -94,7 +95,9 @@ def build(place, create_optimizer=ADAM, callbacks=(), **kwargs):
         if place == "closure":
             loss_func = lambda outputs, targets: squares(outputs + shift, targets)  # noqa: E731
     parameters = [*model[0].parameters(), *model[2].parameters(), shift]
-    trainer = ShiftingTrainer(model, loss_func, create_optimizer(parameters), callbacks=callbacks, seed=3, **kwargs)
+    trainer = ShiftingTrainer(
+        model, loss_func, create_optimizer(parameters), callbacks=callbacks, seed=3, **kwargs
+    )
     trainer.shift = attribute
     return trainer, shift
 
@@ -140,7 +143,9 @@ def train(trainer, per_device_batch_size, **kwargs):
     clip_value=st.none() | st.floats(0.01, 0.5),
 )
 @pytest.mark.filterwarnings("ignore::accel_core.AccelWarning")
-def test_training_equals_the_loop_by_hand_wherever_a_parameter_lives(place, batch_size, steps, clip_norm, clip_value):
+def test_training_equals_the_loop_by_hand_wherever_a_parameter_lives(
+    place, batch_size, steps, clip_norm, clip_value
+):
     trainer, shift = build(place)
     clip = {"gradient_clip_norm": clip_norm, "gradient_clip_value": clip_value}
     train(trainer, batch_size, gradient_accumulation_steps=steps, **clip)
@@ -273,7 +278,9 @@ class Recorder(TrainerCallback):
         self.gradients.append(flat([parameter.grad for parameter in model[0].parameters()]))
 
     def on_optimizer_step_end(self, trainer):
-        self.left += [parameter.grad for parameter in trainer.get_model().parameters() if parameter.grad is not None]
+        self.left += [
+            parameter.grad for parameter in trainer.get_model().parameters() if parameter.grad is not None
+        ]
 
 
 def head_only(callbacks=(), freeze=False, create_optimizer=SGD):
@@ -310,7 +317,9 @@ def test_a_parameter_that_is_given_to_the_optimizer_later_starts_with_the_gradie
     class Give(TrainerCallback):
         def on_train_epoch_start(self, trainer):
             if trainer.run_progress.epochs_completed == 1:
-                trainer.optimizer.add_param_group({"params": [*trainer.get_model()[0].parameters()], "lr": 0.5})
+                trainer.optimizer.add_param_group(
+                    {"params": [*trainer.get_model()[0].parameters()], "lr": 0.5}
+                )
 
     trainer = head_only([Give()], create_optimizer=functools.partial(torch.optim.SGD, lr=0.0))
     train(trainer, NUM_SAMPLES)
@@ -388,7 +397,10 @@ def used_by_one_process(batch_size):
     model, loss_func = network(), Sparse().double()
     optimizer = torch.optim.AdamW([*model.parameters(), *loss_func.parameters()], lr=0.05, weight_decay=0.1)
     trainer = Trainer(model, loss_func, optimizer, callbacks=[], seed=0)
-    train(trainer, batch_size, max_num_train_steps=1)
+    with warnings.catch_warnings():
+        # One parameter has no gradient on any process, which is what is tested.
+        warnings.simplefilter("ignore", AccelWarning)
+        train(trainer, batch_size, max_num_train_steps=1)
     return flat([*model.parameters(), *loss_func.parameters()])
 
 

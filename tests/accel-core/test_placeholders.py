@@ -30,8 +30,14 @@ class Config:
 
 def run_with(create_scheduler_fn: Any, **arguments: Any) -> Trainer:
     model = nn.Linear(2, 1)
-    trainer = Trainer(model, nn.functional.mse_loss, torch.optim.SGD(model.parameters(), lr=0.1), callbacks=[])
-    trainer.train(DATA, **{"num_epochs": 3, "per_device_batch_size": 2, **arguments}, create_scheduler_fn=create_scheduler_fn)
+    trainer = Trainer(
+        model, nn.functional.mse_loss, torch.optim.SGD(model.parameters(), lr=0.1), callbacks=[]
+    )
+    trainer.train(
+        DATA,
+        **{"num_epochs": 3, "per_device_batch_size": 2, **arguments},
+        create_scheduler_fn=create_scheduler_fn,
+    )
     return trainer
 
 
@@ -138,5 +144,9 @@ def test_what_is_not_known_is_told_by_its_name() -> None:
 
 def test_nothing_is_evaluated_as_text() -> None:
     """Lesson A32: no `eval`."""
-    calls = [node.func for node in ast.walk(ast.parse(inspect.getsource(placeholders))) if isinstance(node, ast.Call)]
+    calls = [
+        node.func
+        for node in ast.walk(ast.parse(inspect.getsource(placeholders)))
+        if isinstance(node, ast.Call)
+    ]
     assert not {"eval", "exec", "compile"} & {call.id for call in calls if isinstance(call, ast.Name)}

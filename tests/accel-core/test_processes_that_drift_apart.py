@@ -84,7 +84,9 @@ def what_happens(batch_size, kind=Trainer, lr=0.1, rank_lr=0.0, scheduler=None, 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            trainer.train(tiny_data(), num_epochs=2, per_device_batch_size=batch_size, create_scheduler_fn=scheduler)
+            trainer.train(
+                tiny_data(), num_epochs=2, per_device_batch_size=batch_size, create_scheduler_fn=scheduler
+            )
         except ConfigurationError as raised:
             error = str(raised)
     told = [str(warning.message) for warning in caught if issubclass(warning.category, AccelWarning)]
@@ -98,7 +100,9 @@ def weight(trainer):
 def comparisons(batch_size):
     """The updates made, and how often the processes have compared their weights."""
     calls, compare = [], DDP.check_equal_parameters
-    with unittest.mock.patch.object(DDP, "check_equal_parameters", lambda engine: calls.append(1) or compare(engine)):
+    with unittest.mock.patch.object(
+        DDP, "check_equal_parameters", lambda engine: calls.append(1) or compare(engine)
+    ):
         made, _, _ = what_happens(batch_size)
     return made, len(calls)
 
@@ -117,7 +121,9 @@ CASES = {
         what_happens,
         callbacks=[functools.partial(Change, 3, lambda trainer: trainer.loss_func.value, 1.01), SAVE],
     ),
-    "rounding": functools.partial(what_happens, callbacks=[functools.partial(Change, 3, weight, 1 + 1e-9), SAVE]),
+    "rounding": functools.partial(
+        what_happens, callbacks=[functools.partial(Change, 3, weight, 1 + 1e-9), SAVE]
+    ),
     "comparisons": comparisons,
     "nothing": functools.partial(what_happens, callbacks=[SAVE]),
 }
@@ -134,7 +140,9 @@ CASES = {
         ("beside the model", 4, "loss_func.value"),
     ],
 )
-def test_different_weights_are_an_error_on_all_processes_that_names_a_parameter_and_causes(outcome, case, updates, name):
+def test_different_weights_are_an_error_on_all_processes_that_names_a_parameter_and_causes(
+    outcome, case, updates, name
+):
     for made, error, told in outcome.of(case):
         assert made == updates and not told
         assert repr(name) in error and "self.model" in error and "learning rate" in error

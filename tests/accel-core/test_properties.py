@@ -25,7 +25,9 @@ class Observed(Trainer):
     def __init__(self, *callbacks: Any) -> None:
         model = nn.Linear(1, 1, bias=False, dtype=torch.float64)
         nn.init.ones_(model.weight)
-        super().__init__(model, None, torch.optim.SGD(model.parameters(), lr=1e-3), callbacks=callbacks, seed=6)
+        super().__init__(
+            model, None, torch.optim.SGD(model.parameters(), lr=1e-3), callbacks=callbacks, seed=6
+        )
         self.epochs: list[list[list[int]]] = []
         self.updates = 0
 
@@ -120,7 +122,14 @@ def test_updates_samples_weights_and_losses_are_those_of_plain_python(
     )
     in_order = [list(range(size))] * num_epochs
     orders = in_order if is_stream else [random_order(size, 6, epoch).tolist() for epoch in range(num_epochs)]
-    expected = Expected(orders, batch_size, accumulation, drop_last=drop_last, limit=limit, most_updates=most_updates or math.inf)
+    expected = Expected(
+        orders,
+        batch_size,
+        accumulation,
+        drop_last=drop_last,
+        limit=limit,
+        most_updates=most_updates or math.inf,
+    )
     assert trainer.epochs == expected.epochs
     assert trainer.updates == trainer.run_progress.updates_completed == expected.updates
     assert trainer.model.weight.item() == pytest.approx(expected.weight, abs=1e-12)
@@ -171,7 +180,8 @@ def test_going_on_with_other_sizes_gives_each_sample_once_and_in_order(
 
     def read(batch_size: int, num_processes: int, start: int) -> list[int]:
         samplers = [
-            ShardedBatchSampler(Order(), batch_size, False, DataGroup(num_processes, index)) for index in range(num_processes)
+            ShardedBatchSampler(Order(), batch_size, False, DataGroup(num_processes, index))
+            for index in range(num_processes)
         ]  # type: ignore[arg-type]
         by_process = []
         for sampler in samplers:
@@ -181,7 +191,13 @@ def test_going_on_with_other_sizes_gives_each_sample_once_and_in_order(
             # A process without any sample reads the first one to take part, with weight zero.
             by_process.append([b for b, n in zip(batches, (n for n in own if n), strict=False) if n])
         steps = max(map(len, by_process))
-        return [sample for step in range(steps) for part in by_process if step < len(part) for sample in part[step]]
+        return [
+            sample
+            for step in range(steps)
+            for part in by_process
+            if step < len(part)
+            for sample in part[step]
+        ]
 
     whole = random_order(size, 3, 1).tolist()
     assert read(batch_size, num_processes, 0) == whole

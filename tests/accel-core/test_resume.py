@@ -108,7 +108,11 @@ def indices_of(points):
 def create_trainer(*callbacks, optimizer=torch.optim.AdamW, model=None, **kwargs):
     torch.manual_seed(4)
     model = model or torch.nn.Sequential(
-        torch.nn.Linear(4, 6), torch.nn.BatchNorm1d(6), torch.nn.Dropout(0.25), torch.nn.ReLU(), torch.nn.Linear(6, 2)
+        torch.nn.Linear(4, 6),
+        torch.nn.BatchNorm1d(6),
+        torch.nn.Dropout(0.25),
+        torch.nn.ReLU(),
+        torch.nn.Linear(6, 2),
     )
     optimizer = optimizer(model.parameters(), lr=0.02)
     return Trainer(model, torch.nn.functional.cross_entropy, optimizer, callbacks, seed=7, **kwargs)
@@ -140,7 +144,9 @@ def assert_equal(one, other):
         assert one == other
 
 
-OneCycle = partial(torch.optim.lr_scheduler.OneCycleLR, max_lr=0.1, total_steps=TrainerPlaceholderValues.NUM_UPDATE_STEPS)
+OneCycle = partial(
+    torch.optim.lr_scheduler.OneCycleLR, max_lr=0.1, total_steps=TrainerPlaceholderValues.NUM_UPDATE_STEPS
+)
 WAYS = {
     "plain": {"num_epochs": 2},
     "one-cycle, accumulation, evaluation": {
@@ -210,7 +216,13 @@ def test_the_state_of_any_optimizer_goes_on(optimizer, tmp_path):
         with torch.no_grad():
             model.weight.fill_(0.1)
             model.bias.fill_(0.2)
-        return Closure(model, torch.nn.functional.cross_entropy, optimizer(model.parameters(), lr=0.01), callbacks, seed=2)
+        return Closure(
+            model,
+            torch.nn.functional.cross_entropy,
+            optimizer(model.parameters(), lr=0.01),
+            callbacks,
+            seed=2,
+        )
 
     expected, saver = create(), SaveEverywhere(tmp_path)
     expected.train(DATA, 2)
@@ -276,7 +288,9 @@ class TestTheOldWay:
         arguments = {"num_epochs": 2, "create_scheduler_fn": OneCycle}
         rates = Seen()
         create_trainer(rates, SaveEverywhere(tmp_path / "a")).train(DATA, **arguments)
-        create_trainer(SaveEverywhere(tmp_path / "b")).train(DATA, **arguments, resume_from=tmp_path / "a" / "001")
+        create_trainer(SaveEverywhere(tmp_path / "b")).train(
+            DATA, **arguments, resume_from=tmp_path / "a" / "001"
+        )
         last = Seen()
         create_trainer(last).train(DATA, **arguments, resume_from=tmp_path / "b" / "000")
         assert last.rates == rates.rates[3:]
@@ -301,7 +315,11 @@ class TestTheOldWay:
         resumed = create_trainer(counter := Counter(), seen := Seen())
         resumed.train(DATA, 3, eval_dataset=EVAL_DATA, resume_from=newest)
         assert len(resumed.run_history.get_metric_values("eval_loss_epoch")) == 3
-        assert [r["epoch"] for r in resumed.run_history.to_records() if r["name"] == "train_loss_epoch"] == [1, 2, 3]
+        assert [r["epoch"] for r in resumed.run_history.to_records() if r["name"] == "train_loss_epoch"] == [
+            1,
+            2,
+            3,
+        ]
         assert counter.events["evaluations"] == 3
         assert sorted(seen.samples) == list(range(29))
 
@@ -316,7 +334,9 @@ class TestTheOldWay:
 )
 def test_another_batch_size_goes_on_with_the_next_sample(changed, tmp_path, capsys):
     seen = Seen()
-    create_trainer(seen, SaveEverywhere(tmp_path), model=torch.nn.Linear(4, 2)).train(DATA, 1, per_device_batch_size=4)
+    create_trainer(seen, SaveEverywhere(tmp_path), model=torch.nn.Linear(4, 2)).train(
+        DATA, 1, per_device_batch_size=4
+    )
     rest = Seen()
     resumed = create_trainer(rest, model=torch.nn.Linear(4, 2))
     resumed.train(DATA, 1, **{"per_device_batch_size": 4, **changed}, resume_from=tmp_path / "002")
@@ -381,8 +401,12 @@ def test_a_stream_goes_on_with_the_next_batch(stream, begins_at, accumulation, t
 
 @pytest.mark.parametrize("stream", [Stream, StatefulStream])
 @pytest.mark.parametrize("changed", [{"per_device_batch_size": 5}, {"per_device_batch_size": 2}])
-def test_a_stream_in_batches_of_another_size_goes_on_with_the_next_sample_also_when_resumed_again(stream, changed, tmp_path):
-    create_trainer(SaveEverywhere(tmp_path / "a"), model=torch.nn.Linear(4, 2)).train(stream(), 1, per_device_batch_size=3)
+def test_a_stream_in_batches_of_another_size_goes_on_with_the_next_sample_also_when_resumed_again(
+    stream, changed, tmp_path
+):
+    create_trainer(SaveEverywhere(tmp_path / "a"), model=torch.nn.Linear(4, 2)).train(
+        stream(), 1, per_device_batch_size=3
+    )
     first, second = Seen(), Seen()
     trainer = create_trainer(first, SaveEverywhere(tmp_path / "b"), model=torch.nn.Linear(4, 2))
     trainer.train(stream(), 1, **changed, resume_from=tmp_path / "a" / "002")
@@ -459,7 +483,9 @@ class TestLimits:
         assert re.search("finished after 8 updates.*nothing to do", capsys.readouterr().out)
 
     def test_more_epochs_go_on_and_the_scheduler_keeps_its_plan(self, tmp_path, capsys):
-        scheduler = partial(torch.optim.lr_scheduler.LinearLR, total_iters=TrainerPlaceholderValues.NUM_UPDATE_STEPS)
+        scheduler = partial(
+            torch.optim.lr_scheduler.LinearLR, total_iters=TrainerPlaceholderValues.NUM_UPDATE_STEPS
+        )
         create_trainer(SaveEverywhere(tmp_path)).train(DATA, 1, create_scheduler_fn=scheduler)
         resumed = create_trainer()
         resumed.train(DATA, 2, create_scheduler_fn=scheduler, resume_from=latest_checkpoint(tmp_path))
@@ -491,7 +517,9 @@ class TestLimits:
 class TestWhatDoesNotFit:
     @pytest.fixture
     def saved(self, tmp_path):
-        create_trainer(Counter(), SaveEverywhere(tmp_path / "states")).train(DATA, 1, create_scheduler_fn=OneCycle)
+        create_trainer(Counter(), SaveEverywhere(tmp_path / "states")).train(
+            DATA, 1, create_scheduler_fn=OneCycle
+        )
         return tmp_path / "states" / "001"
 
     def resume(self, saved, trainer=None, data=DATA, **arguments):
@@ -521,7 +549,9 @@ class TestWhatDoesNotFit:
             trainer.load_checkpoint(saved)
 
     def test_data_of_another_length_is_refused_in_the_middle_of_an_epoch(self, saved):
-        with pytest.raises(ConfigurationError, match=r"train_dataset .* 20 samples.* 16 of 29 samples.*load_checkpoint"):
+        with pytest.raises(
+            ConfigurationError, match=r"train_dataset .* 20 samples.* 16 of 29 samples.*load_checkpoint"
+        ):
             self.resume(saved, data=TensorDataset(POINTS[:20], TARGETS[:20]))
         assert self.is_unchanged
 
@@ -540,17 +570,25 @@ class TestWhatDoesNotFit:
 
     def test_another_model_that_fits_in_part_is_left_as_it_is(self, saved):
         model = torch.nn.Sequential(
-            torch.nn.Linear(4, 6), torch.nn.BatchNorm1d(6), torch.nn.Dropout(0.25), torch.nn.ReLU(), torch.nn.Linear(6, 3)
+            torch.nn.Linear(4, 6),
+            torch.nn.BatchNorm1d(6),
+            torch.nn.Dropout(0.25),
+            torch.nn.ReLU(),
+            torch.nn.Linear(6, 3),
         )
         with pytest.raises(CheckpointError, match="size mismatch for 4"):
             self.resume(saved, create_trainer(model=model))
         assert self.is_unchanged
         assert model[1].num_batches_tracked == 0
 
-    @pytest.mark.parametrize(("optimizer", "missing"), [(torch.optim.SGD, "momentum"), (torch.optim.RMSprop, "alpha")])
+    @pytest.mark.parametrize(
+        ("optimizer", "missing"), [(torch.optim.SGD, "momentum"), (torch.optim.RMSprop, "alpha")]
+    )
     def test_another_class_of_optimizer_is_refused(self, optimizer, missing, tmp_path):
         create_trainer(SaveEverywhere(tmp_path)).train(DATA, 1)
-        with pytest.raises(CheckpointError, match=rf"optimizer\.pt' .*{optimizer.__name__}.*'{missing}'.*Build it"):
+        with pytest.raises(
+            CheckpointError, match=rf"optimizer\.pt' .*{optimizer.__name__}.*'{missing}'.*Build it"
+        ):
             create_trainer(optimizer=optimizer).train(DATA, 1, resume_from=tmp_path / "001")
 
     def test_a_scheduler_that_is_left_out_is_told(self, saved, capsys):
@@ -631,7 +669,9 @@ def test_saving_in_the_middle_of_an_update_is_refused(tmp_path):
         def on_train_step_end(self, trainer, batch, batch_output, step):
             trainer.save_training_state(tmp_path / "state")
 
-    with pytest.raises(ConfigurationError, match=r"save_training_state.*middle of an update.*on_optimizer_step_end"):
+    with pytest.raises(
+        ConfigurationError, match=r"save_training_state.*middle of an update.*on_optimizer_step_end"
+    ):
         create_trainer(Save()).train(DATA, 1)
     assert not (tmp_path / "state").exists()
 
@@ -680,5 +720,7 @@ def test_loading_a_state_leaves_the_data_of_the_latest_run_where_it_is(tmp_path)
 def test_saving_before_any_training_is_refused(tmp_path):
     trainer = create_trainer()
     trainer.evaluate(EVAL_DATA)
-    with pytest.raises(ConfigurationError, match=r"save_training_state.*before training.*Use save_checkpoint"):
+    with pytest.raises(
+        ConfigurationError, match=r"save_training_state.*before training.*Use save_checkpoint"
+    ):
         trainer.save_training_state(tmp_path / "state")

@@ -78,13 +78,19 @@ def test_what_the_loader_is_told_wins_over_the_batch_size() -> None:
 
 def test_a_stream_has_no_number_of_updates_but_that_of_the_limit() -> None:
     config = config_of(Stream(tiny_data()), max_num_train_steps=2)
-    assert (config.train_dataloader_len, config.num_update_steps_per_epoch, config.num_update_steps) == (None, None, 2)
+    assert (config.train_dataloader_len, config.num_update_steps_per_epoch, config.num_update_steps) == (
+        None,
+        None,
+        2,
+    )
     config = config_of(Stream(tiny_data()), num_epochs=2, max_num_train_steps=None)
     assert (config.num_epochs, config.num_update_steps) == (2, None)
 
 
 def test_data_without_a_single_batch_is_refused() -> None:
-    with pytest.raises(ConfigurationError, match=r"train_dataset .*no batch.*per_device_batch_size.*drop_last"):
+    with pytest.raises(
+        ConfigurationError, match=r"train_dataset .*no batch.*per_device_batch_size.*drop_last"
+    ):
         config_of(tiny_data(5), per_device_batch_size=8, train_dataloader_kwargs={"drop_last": True})
 
 

@@ -76,7 +76,10 @@ def test_a_prefix_is_added_within_a_context_also_if_it_is_left_by_an_error() -> 
         run_history.update_metric("loss", 3)
         raise KeyError
     run_history.update_metric("loss", 4)
-    assert (run_history.get_latest_metric("own_ema_loss"), run_history.get_latest_metric("own_loss")) == (3.0, 4.0)
+    assert (run_history.get_latest_metric("own_ema_loss"), run_history.get_latest_metric("own_loss")) == (
+        3.0,
+        4.0,
+    )
 
 
 def test_names_are_those_with_a_value_and_a_name_can_be_deleted() -> None:
@@ -91,7 +94,11 @@ def test_a_reset_forgets_everything_and_begins_at_epoch_one() -> None:
     run_history.set_metric_name_prefix("ema_")
     run_history.reset()
     assert run_history.to_records() == []
-    assert (run_history.current_epoch, run_history.current_update, run_history.metric_name_prefix) == (1, 0, "")
+    assert (run_history.current_epoch, run_history.current_update, run_history.metric_name_prefix) == (
+        1,
+        0,
+        "",
+    )
 
 
 def test_values_are_plain_floats() -> None:
@@ -142,7 +149,9 @@ def test_a_third_partys_history_gives_four_methods_and_has_all_the_others(tmp_pa
 
 
 def test_a_run_records_each_value_with_its_epoch_and_update() -> None:
-    run_history = tiny_trainer().train(tiny_data(), num_epochs=2, per_device_batch_size=8, eval_dataset=tiny_data(5))
+    run_history = tiny_trainer().train(
+        tiny_data(), num_epochs=2, per_device_batch_size=8, eval_dataset=tiny_data(5)
+    )
     places = [(record["name"], record["epoch"], record["update"]) for record in run_history.to_records()]
     assert places == [
         ("train_loss_epoch", 1, 5),

@@ -61,7 +61,9 @@ def test_a_schedule_that_would_raise_within_the_run_is_refused_before_it(schedul
     most=st.one_of(st.none(), st.integers(1, 12)),
     each=st.booleans(),
 )
-def test_a_run_is_refused_just_if_torch_would_raise(total: int, epochs: int, most: int | None, each: bool) -> None:
+def test_a_run_is_refused_just_if_torch_would_raise(
+    total: int, epochs: int, most: int | None, each: bool
+) -> None:
     schedule = partial(lr_scheduler.OneCycleLR, max_lr=0.1, total_steps=total)
     updates = Updates()
     trainer = tiny_trainer(callbacks=[updates])
@@ -93,7 +95,9 @@ def test_resuming_for_more_epochs_than_the_schedule_has_is_refused(tmp_path: Pat
     saved_after_two_epochs(tmp_path / "state", schedule)
     updates = Updates()
     trainer = tiny_trainer(callbacks=[updates])
-    with pytest.raises(ConfigurationError, match=r"has 4 updates.*has 8.*4 updates in all.*reset_run_history=False"):
+    with pytest.raises(
+        ConfigurationError, match=r"has 4 updates.*has 8.*4 updates in all.*reset_run_history=False"
+    ):
         trainer.train(tiny_data(16), 4, create_scheduler_fn=schedule, resume_from=tmp_path / "state")
     assert updates.number == 0
     # The way out that the message names.
@@ -121,7 +125,9 @@ def test_resuming_for_more_epochs_than_the_schedule_has_is_refused(tmp_path: Pat
         ),
     ],
 )
-def test_resuming_behind_the_plan_of_a_schedule_that_climbs_again_warns(schedule: Any, tmp_path: Path) -> None:
+def test_resuming_behind_the_plan_of_a_schedule_that_climbs_again_warns(
+    schedule: Any, tmp_path: Path
+) -> None:
     saved_after_two_epochs(tmp_path / "state", schedule)
     trainer = tiny_trainer()
     with pytest.warns(AccelWarning, match=r"after 4 updates.*has 8.*climb again"):
@@ -131,7 +137,9 @@ def test_resuming_behind_the_plan_of_a_schedule_that_climbs_again_warns(schedule
 
 def test_a_new_run_that_is_longer_than_its_cosine_warns_and_names_the_epochs() -> None:
     with pytest.warns(AccelWarning, match=r"after 4 updates.*has 8.*scheduler_step_every='epoch'"):
-        tiny_trainer().train(tiny_data(16), 4, create_scheduler_fn=partial(lr_scheduler.CosineAnnealingLR, T_max=P.NUM_EPOCHS))
+        tiny_trainer().train(
+            tiny_data(16), 4, create_scheduler_fn=partial(lr_scheduler.CosineAnnealingLR, T_max=P.NUM_EPOCHS)
+        )
 
 
 FITTING = {
@@ -158,7 +166,10 @@ def test_a_schedule_that_fits_is_left_alone(name: str) -> None:
     by_hand = tiny_trainer()
     config = trainer.run_config
     schedule = FITTING[name]
-    given = {key: part.calculate(config) if hasattr(part, "calculate") else part for key, part in schedule.keywords.items()}
+    given = {
+        key: part.calculate(config) if hasattr(part, "calculate") else part
+        for key, part in schedule.keywords.items()
+    }
     scheduler, expected = schedule.func(by_hand.optimizer, **given), []
     for _ in range(8):
         expected.append(by_hand.optimizer.param_groups[0]["lr"])
@@ -210,7 +221,9 @@ class Sharded(IterableDataset[Any]):
         return (tiny_data(10)[index] for index in range(first, 10, step))
 
 
-ONE_CYCLE_BY_EPOCHS = partial(lr_scheduler.OneCycleLR, max_lr=0.1, total_steps=P.NUM_EPOCHS * P.NUM_UPDATE_STEPS_PER_EPOCH)
+ONE_CYCLE_BY_EPOCHS = partial(
+    lr_scheduler.OneCycleLR, max_lr=0.1, total_steps=P.NUM_EPOCHS * P.NUM_UPDATE_STEPS_PER_EPOCH
+)
 
 
 def test_a_placeholder_refuses_the_length_of_a_stream_that_workers_divide() -> None:

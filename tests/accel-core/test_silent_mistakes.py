@@ -143,6 +143,7 @@ def test_a_third_element_for_a_callback_or_a_step_of_ones_own_is_no_matter() -> 
     assert train(TRIPLES, callbacks=[Hears()]) == []
     assert train(TRIPLES, trainer_class=Uses) == []
     assert train(TensorDataset(INPUTS, ROWS)) == []
+    assert train(TensorDataset(INPUTS, ROWS, torch.arange(12))) == [], "it may number the samples"
 
 
 # ------------------------------------------------------------------ parameters that are not reached

@@ -19,7 +19,16 @@ from accel_core.data.loader import ShardedDataLoader
 from accel_core.engines.single import SingleProcess
 from accel_core.processes.group import DataGroup
 
-NOT_NEEDED = ("torchmetrics", "transformers", "timm", "torchvision", "tqdm.notebook", "matplotlib", "pandas", "sklearn")
+NOT_NEEDED = (
+    "torchmetrics",
+    "transformers",
+    "timm",
+    "torchvision",
+    "tqdm.notebook",
+    "matplotlib",
+    "pandas",
+    "sklearn",
+)
 
 
 class Pairs(Dataset):
@@ -41,7 +50,12 @@ def data(num_samples, num_features=4):
 def create_trainer(num_features=4, **kwargs):
     torch.manual_seed(0)
     model = torch.nn.Linear(num_features, 3)
-    return Trainer(model, torch.nn.functional.cross_entropy, torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9), **kwargs)
+    return Trainer(
+        model,
+        torch.nn.functional.cross_entropy,
+        torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9),
+        **kwargs,
+    )
 
 
 class CountCalls(TrainerCallback):
@@ -67,7 +81,9 @@ class CountCalls(TrainerCallback):
 def test_no_step_searches_for_a_package_or_reads_a_signature(monkeypatch, owner, name):
     counter = CountCalls(monkeypatch, owner, name)
     trainer = create_trainer(callbacks=[counter])
-    trainer.train(TensorDataset(*data(80)), num_epochs=2, gradient_accumulation_steps=2, gradient_clip_norm=1.0)
+    trainer.train(
+        TensorDataset(*data(80)), num_epochs=2, gradient_accumulation_steps=2, gradient_clip_norm=1.0
+    )
     assert counter.calls == 0
     monkeypatch.setattr(SingleProcess, "bypasses_accelerate", lambda engine, optimizer: False)
     trainer.train(TensorDataset(*data(80)), num_epochs=2)
@@ -99,7 +115,9 @@ def test_a_training_step_makes_few_calls_and_as_many_in_a_long_epoch(kind, most_
         trainer = create_trainer()
         dataset = (TensorDataset if kind == "memory" else Pairs)(*data(8 * num_steps))
         calls[num_steps], _ = count_python_calls(
-            lambda trainer=trainer, dataset=dataset: trainer.train(dataset, 1, train_dataloader_kwargs={"num_workers": 0})
+            lambda trainer=trainer, dataset=dataset: trainer.train(
+                dataset, 1, train_dataloader_kwargs={"num_workers": 0}
+            )
         )
     per_step = (calls[40] - calls[20]) / 20
     assert (calls[80] - calls[40]) / 40 == per_step
@@ -113,7 +131,9 @@ def test_an_evaluation_step_makes_few_calls_and_as_many_on_long_data(kind, most_
         trainer = create_trainer()
         dataset = (TensorDataset if kind == "memory" else Pairs)(*data(8 * num_steps))
         calls[num_steps], _ = count_python_calls(
-            lambda trainer=trainer, dataset=dataset: trainer.evaluate(dataset, dataloader_kwargs={"num_workers": 0})
+            lambda trainer=trainer, dataset=dataset: trainer.evaluate(
+                dataset, dataloader_kwargs={"num_workers": 0}
+            )
         )
     per_step = (calls[40] - calls[20]) / 20
     assert (calls[80] - calls[40]) / 40 == per_step
@@ -131,7 +151,11 @@ def test_an_event_that_nobody_hears_costs_no_call_of_a_callback():
         dataset = TensorDataset(*data(160))
         own = []
         for num_updates in (10, 20):
-            own.append(count_python_calls(lambda t=trainer, d=dataset, n=num_updates: t.train(d, max_num_train_steps=n))[0])
+            own.append(
+                count_python_calls(
+                    lambda t=trainer, d=dataset, n=num_updates: t.train(d, max_num_train_steps=n)
+                )[0]
+            )
         counts.append(own[1] - own[0])
     assert counts[0] == counts[1]
 
@@ -157,7 +181,9 @@ print(json.dumps({{"seconds": time.process_time() - start, "modules": sorted(set
 
 @pytest.mark.parametrize("module", ["accel_core", "accel_callbacks", "accel_integrations"])
 def test_importing_a_package_imports_no_heavy_library(module):
-    finished = subprocess.run([sys.executable, "-c", IMPORTS.format(module=module)], capture_output=True, text=True, check=True)
+    finished = subprocess.run(
+        [sys.executable, "-c", IMPORTS.format(module=module)], capture_output=True, text=True, check=True
+    )
     imported = json.loads(finished.stdout)["modules"]
     assert module in imported
     assert [name for name in NOT_NEEDED if name in imported] == []
@@ -206,7 +232,9 @@ def collate_as_sum(samples):
 
 
 def test_a_collate_function_of_ones_own_gets_samples():
-    sharded, batches = batches_of(DataLoader(TensorDataset(*data(8)), batch_size=4, collate_fn=collate_as_sum))
+    sharded, batches = batches_of(
+        DataLoader(TensorDataset(*data(8)), batch_size=4, collate_fn=collate_as_sum)
+    )
     assert type(sharded.source.torch_loader.dataset).__name__ == "SampleReader"
     assert torch.allclose(batches[0][0], data(8)[0][:4].sum(0))
 
@@ -245,14 +273,20 @@ def ratio_to_by_hand(dataset_class, is_training, pairs):
             model = torch.nn.Sequential(torch.nn.Linear(784, 128), torch.nn.ReLU(), torch.nn.Linear(128, 10))
             optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
             trainer = Trainer(
-                model, torch.nn.functional.cross_entropy, optimizer, callbacks=[], accelerator=Accelerator(cpu=True)
+                model,
+                torch.nn.functional.cross_entropy,
+                optimizer,
+                callbacks=[],
+                accelerator=Accelerator(cpu=True),
             )
             start = time.process_time()
             if not is_ours:
                 with torch.set_grad_enabled(is_training):
                     by_hand(model, optimizer, dataset, 32, is_training)
             elif is_training:
-                trainer.train(dataset, 1, per_device_batch_size=32, train_dataloader_kwargs={"num_workers": 0})
+                trainer.train(
+                    dataset, 1, per_device_batch_size=32, train_dataloader_kwargs={"num_workers": 0}
+                )
             else:
                 trainer.evaluate(dataset, 32, dataloader_kwargs={"num_workers": 0})
             seconds.append(time.process_time() - start)
@@ -277,7 +311,9 @@ def test_a_step_costs_hardly_more_than_one_written_by_hand(dataset_class, is_tra
 @pytest.mark.slow
 def test_a_long_run_costs_at_its_end_what_it_cost_at_its_beginning():
     script = Path(__file__).parents[2] / "benchmarks" / "long_run.py"
-    finished = subprocess.run([sys.executable, str(script), "20000"], capture_output=True, text=True, check=True)
+    finished = subprocess.run(
+        [sys.executable, str(script), "20000"], capture_output=True, text=True, check=True
+    )
     figures = json.loads(finished.stdout)
     before, after = figures["CPU microseconds of an update"]
     assert after <= 1.3 * before

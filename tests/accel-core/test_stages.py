@@ -41,7 +41,9 @@ class Orders(TrainerCallback):
 
 def counting_trainer(*callbacks: Any, seed: int | None = 3) -> Trainer:
     """A trainer that learns nothing, to look at its data."""
-    return tiny_trainer(callbacks=callbacks, model=nn.Linear(1, 1).double(), loss_func=nn.MSELoss(), lr=0.0, seed=seed)
+    return tiny_trainer(
+        callbacks=callbacks, model=nn.Linear(1, 1).double(), loss_func=nn.MSELoss(), lr=0.0, seed=seed
+    )
 
 
 def orders_of(*order_epochs: int, seed: int = 3, size: int = 12) -> list[list[int]]:
@@ -257,8 +259,12 @@ class Script:
         model[0].requires_grad_(False)  # type: ignore[index]
         optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
         seen = Seen()
-        saver = SaveTrainingStateCallback(self.folder / "states", save_every_n_updates=self.every, keep_last=2)
-        best = SaveBestModelCallback(self.folder / "best.pt", watch_metric="train_loss_epoch", greater_is_better=True)
+        saver = SaveTrainingStateCallback(
+            self.folder / "states", save_every_n_updates=self.every, keep_last=2
+        )
+        best = SaveBestModelCallback(
+            self.folder / "best.pt", watch_metric="train_loss_epoch", greater_is_better=True
+        )
         callbacks = [seen, KilledAt(killed_at, order), saver, *([best] if self.with_best else [])]
         trainer = Trainer(model, nn.functional.cross_entropy, optimizer, callbacks=callbacks, seed=5)
         resume_from = latest_checkpoint(self.folder / "states")

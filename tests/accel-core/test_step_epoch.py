@@ -44,7 +44,9 @@ def train(create_scheduler_fn: Any, callbacks: Any = (), **kwargs: Any) -> Train
 
 @pytest.mark.parametrize("scheduler_step_every", ["update", "epoch"])
 @pytest.mark.parametrize("eval_dataset", [None, tiny_data(5)])
-def test_it_is_stepped_after_every_update_and_every_epoch(scheduler_step_every: str, eval_dataset: Any) -> None:
+def test_it_is_stepped_after_every_update_and_every_epoch(
+    scheduler_step_every: str, eval_dataset: Any
+) -> None:
     trainer = train(Noting, scheduler_step_every=scheduler_step_every, eval_dataset=eval_dataset)
     assert trainer.scheduler.steps == [*["update"] * UPDATES_PER_EPOCH, "epoch"] * 2
 
@@ -88,5 +90,7 @@ def test_what_a_factory_says_about_its_arguments_is_passed_on() -> None:
     def refuse(optimizer: Any) -> Any:
         raise ConfigurationError("warmup_t is -1, but must be at least 0. Use 0 for none.")
 
-    with pytest.raises(ConfigurationError, match=r"^warmup_t is -1, but must be at least 0. Use 0 for none.$"):
+    with pytest.raises(
+        ConfigurationError, match=r"^warmup_t is -1, but must be at least 0. Use 0 for none.$"
+    ):
         train(refuse)

@@ -1,5 +1,6 @@
 """Streams go on with the next sample, by a state that is exact or by being read again."""
 
+import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -152,7 +153,7 @@ def test_a_resumed_run_sees_the_samples_of_the_unbroken_one(name: str, update: i
     whole, rest = Recording(Save(tmp_path / "state", update)), Recording()
     whole.train(STREAMS[name](), 2, per_device_batch_size=4)
     rest.train(STREAMS[name](), 2, per_device_batch_size=4, resume_from=tmp_path / "state")
-    assert sorted(sum(whole.seen[:8], [])) == list(range(SIZE))
+    assert sorted(itertools.chain.from_iterable(whole.seen[:8])) == list(range(SIZE))
     assert rest.seen == whole.seen[update:]
 
 

@@ -27,7 +27,9 @@ class Poisoned(Trainer):
 
 
 def train(trainer: Trainer, **kwargs: Any) -> Any:
-    return trainer.train(tiny_data(), **{"num_epochs": 3, "per_device_batch_size": 8, "eval_dataset": tiny_data(5), **kwargs})
+    return trainer.train(
+        tiny_data(), **{"num_epochs": 3, "per_device_batch_size": 8, "eval_dataset": tiny_data(5), **kwargs}
+    )
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -37,7 +39,9 @@ def test_the_run_stops_after_the_update_and_says_which_loss_it_was(value: float)
     history = train(trainer)
     assert re.search(f"loss.* {value} .*epoch 2, batch 1$", trainer.stop_reason)
     assert trainer.run_progress.updates_completed == 7
-    assert [record["epoch"] for record in history.to_records()] == [1, 1], "epoch 2 was cut short and left no record"
+    assert [record["epoch"] for record in history.to_records()] == [1, 1], (
+        "epoch 2 was cut short and left no record"
+    )
 
 
 def test_the_run_ends_in_order_and_not_by_an_exception() -> None:

@@ -54,7 +54,9 @@ def test_parts_are_prepared_once_and_again_where_the_model_was_exchanged() -> No
     trainer.train(tiny_data(), num_epochs=1)
     assert prepared == [first, second]
     assert trainer.model is second
-    assert largest_difference(trainer, tiny_trainer(model=first)) == 0.0, "both learned the same from the same start"
+    assert largest_difference(trainer, tiny_trainer(model=first)) == 0.0, (
+        "both learned the same from the same start"
+    )
 
 
 def test_a_model_that_was_exchanged_stays_where_the_next_run_fails_at_once() -> None:
@@ -144,9 +146,14 @@ def test_a_model_compiled_by_inductor_trains_and_evaluates_like_the_plain_one() 
         trainer.train(tiny_data(32), num_epochs=2, eval_dataset=tiny_data(8), gradient_accumulation_steps=2)
     assert largest_difference(compiled, plain) < 1e-12
     names = compiled.run_history.get_metric_names()
-    assert all(compiled.run_history.get_latest_metric(n) == pytest.approx(plain.run_history.get_latest_metric(n)) for n in names)
+    assert all(
+        compiled.run_history.get_latest_metric(n) == pytest.approx(plain.run_history.get_latest_metric(n))
+        for n in names
+    )
     assert compiled.get_model(keep_torch_compile=False) is model
-    assert not any(name.startswith("_orig_mod") for name in compiled.get_model(keep_torch_compile=False).state_dict())
+    assert not any(
+        name.startswith("_orig_mod") for name in compiled.get_model(keep_torch_compile=False).state_dict()
+    )
 
 
 def test_print_and_gather_work_on_one_process(capsys: pytest.CaptureFixture[str]) -> None:
@@ -218,7 +225,9 @@ def test_what_is_recorded_at_the_end_of_an_evaluation_is_named_after_the_evaluat
 
     trainer = tiny_trainer(Recording, callbacks=[Evaluating])
     history = trainer.train(tiny_data(), num_epochs=2, eval_dataset=tiny_data(5))
-    names = {f"{prefix}{name}" for prefix in ("", "intermediate_", "ema_model_") for name in ("accuracy", "recall")}
+    names = {
+        f"{prefix}{name}" for prefix in ("", "intermediate_", "ema_model_") for name in ("accuracy", "recall")
+    }
     assert {name: len(history.get_metric_values(name)) for name in names} == dict.fromkeys(names, 2)
     assert trainer.evaluate().keys() == {"evaluation_loss", "evaluation_accuracy", "evaluation_recall"}
 
@@ -250,7 +259,9 @@ class EvaluatesTwice(TrainerCallback):
 
     def on_eval_epoch_start(self, trainer: Trainer, metric_prefix: str, **kwargs: Any) -> None:
         if metric_prefix == "ema_model_eval":
-            self.seen.append((trainer.model, trainer.eval_loss, trainer.model.training, torch.is_grad_enabled()))
+            self.seen.append(
+                (trainer.model, trainer.eval_loss, trainer.model.training, torch.is_grad_enabled())
+            )
 
 
 @pytest.mark.parametrize("kind", ["data set", "loader", "sharded loader"])
@@ -259,13 +270,19 @@ def test_an_evaluation_may_have_data_of_its_own(kind: str) -> None:
 
     class Evaluating(EvaluatesTwice):
         def on_training_run_epoch_end(self, trainer: Trainer) -> None:
-            dataset = {"data set": data, "loader": DataLoader(data, batch_size=5), "sharded loader": trainer.train_dataloader}
+            dataset = {
+                "data set": data,
+                "loader": DataLoader(data, batch_size=5),
+                "sharded loader": trainer.train_dataloader,
+            }
             trainer.run_eval_epoch(dataset[kind], metric_prefix="ema_model_eval")
 
     trainer = tiny_trainer(callbacks=[Evaluating()])
     trainer.train(data, num_epochs=1, eval_dataset=tiny_data(5))
     expected = tiny_trainer(model=trainer.model).evaluate(data)["evaluation_loss"]
-    assert trainer.run_history.get_latest_metric("ema_model_eval_loss_epoch") == pytest.approx(expected, rel=1e-12)
+    assert trainer.run_history.get_latest_metric("ema_model_eval_loss_epoch") == pytest.approx(
+        expected, rel=1e-12
+    )
     assert len(trainer.eval_dataset) == 5
 
 
@@ -308,7 +325,10 @@ def test_a_loss_function_is_not_needed_where_the_loss_steps_are_overridden() -> 
     trainer = tiny_trainer(Own, loss_func=None)
     assert trainer.train(tiny_data(), num_epochs=1).get_metric_names() == {"train_loss_epoch"}
     updates = trainer.run_progress.updates_completed
-    with pytest.raises(ConfigurationError, match=r"loss_func is None.*Pass a loss function.*override calculate_eval_batch_loss"):
+    with pytest.raises(
+        ConfigurationError,
+        match=r"loss_func is None.*Pass a loss function.*override calculate_eval_batch_loss",
+    ):
         trainer.train(tiny_data(), num_epochs=1, eval_dataset=tiny_data())
     assert trainer.run_progress.updates_completed == updates, "it was noticed before training"
 
@@ -334,7 +354,9 @@ def test_the_smaller_limit_ends_the_run(limits: dict[str, int], updates: int, ep
     assert (progress.updates_completed, progress.epochs_completed) == (updates, epochs)
     assert trainer.stop_reason is None
     for name in ("train_loss_epoch", "eval_loss_epoch"):
-        assert len(history.get_metric_values(name)) == math.ceil(updates / 5), "a cut epoch is closed and evaluated"
+        assert len(history.get_metric_values(name)) == math.ceil(updates / 5), (
+            "a cut epoch is closed and evaluated"
+        )
 
 
 def test_limits_count_updates_and_not_batches() -> None:
@@ -355,7 +377,9 @@ class Gradients(TrainerCallback):
         self.used: list[torch.Tensor] = []
 
     def on_optimizer_step_start(self, trainer: Trainer) -> None:
-        self.raw.append(torch.cat([parameter.grad.flatten() for parameter in trainer.model.parameters()]).clone())  # type: ignore[union-attr]
+        self.raw.append(
+            torch.cat([parameter.grad.flatten() for parameter in trainer.model.parameters()]).clone()
+        )  # type: ignore[union-attr]
         self.before = weights_of(trainer)
 
     def on_optimizer_step_end(self, trainer: Trainer) -> None:
@@ -396,7 +420,13 @@ def harmonic(optimizer: Any) -> LambdaLR:
 def test_a_schedule_by_update_steps_once_an_update_under_accumulation() -> None:
     rates = Rates()
     trainer = tiny_trainer(callbacks=[rates])
-    trainer.train(tiny_data(), num_epochs=2, per_device_batch_size=4, gradient_accumulation_steps=3, create_scheduler_fn=harmonic)
+    trainer.train(
+        tiny_data(),
+        num_epochs=2,
+        per_device_batch_size=4,
+        gradient_accumulation_steps=3,
+        create_scheduler_fn=harmonic,
+    )
     assert rates.of_first_group == pytest.approx([0.1 / n for n in range(1, 9)])
     assert trainer.scheduler.last_epoch == 8
 
@@ -411,7 +441,11 @@ def test_a_schedule_by_epoch_steps_after_the_evaluation_of_a_complete_epoch_only
             super().scheduler_step()
 
     trainer = tiny_trainer(Watching, callbacks=[rates])
-    arguments = {"create_scheduler_fn": harmonic, "scheduler_step_every": "epoch", "eval_dataset": tiny_data(5)}
+    arguments = {
+        "create_scheduler_fn": harmonic,
+        "scheduler_step_every": "epoch",
+        "eval_dataset": tiny_data(5),
+    }
     trainer.train(tiny_data(), max_num_train_steps=12, per_device_batch_size=8, **arguments)  # type: ignore[arg-type]
     assert stepped_at == [(5, True), (10, True)]
     assert rates.of_first_group == pytest.approx([0.1] * 5 + [0.05] * 5 + [0.1 / 3] * 2)
@@ -586,7 +620,12 @@ def test_a_run_after_one_that_failed_anywhere_is_like_any_other(event: str) -> N
     failing, model = Failing(), tiny_network()
     trainer = tiny_trainer(callbacks=[failing], model=model)
     optimizer = trainer.optimizer
-    arguments = {"num_epochs": 2, "per_device_batch_size": 4, "gradient_accumulation_steps": 3, "eval_dataset": tiny_data(5)}
+    arguments = {
+        "num_epochs": 2,
+        "per_device_batch_size": 4,
+        "gradient_accumulation_steps": 3,
+        "eval_dataset": tiny_data(5),
+    }
     with pytest.raises(RuntimeError, match="broken"):
         trainer.train(tiny_data(), **arguments)  # type: ignore[arg-type]
     assert trainer.model is model and trainer.optimizer is optimizer
@@ -627,7 +666,9 @@ def test_what_fails_while_an_error_is_on_its_way_is_a_note_of_it() -> None:
     with pytest.raises(RuntimeError, match="the cause") as caught:
         tiny_trainer(callbacks=[Broken, Closer]).train(tiny_data(), num_epochs=1)
     assert closed == ["the cause", "closed"]
-    assert "in on_exception" in "".join(caught.value.__notes__) and "in on_run_close" in "".join(caught.value.__notes__)
+    assert "in on_exception" in "".join(caught.value.__notes__) and "in on_run_close" in "".join(
+        caught.value.__notes__
+    )
 
 
 @pytest.mark.parametrize("method", ["train", "evaluate", "predict"])
@@ -636,7 +677,9 @@ def test_a_run_inside_a_run_is_refused(method: str) -> None:
         def on_train_epoch_end(self, trainer: Trainer) -> None:
             getattr(trainer, method)(tiny_data())
 
-    with pytest.raises(ConfigurationError, match=f"{method} was called inside.*Call {method} afterwards.*run_eval_epoch"):
+    with pytest.raises(
+        ConfigurationError, match=f"{method} was called inside.*Call {method} afterwards.*run_eval_epoch"
+    ):
         tiny_trainer(callbacks=[Nesting]).train(tiny_data(), num_epochs=1)
 
 
@@ -680,5 +723,7 @@ def test_a_scheduler_may_be_created_on_the_optimizer_of_the_trainer() -> None:
             return torch.optim.lr_scheduler.StepLR(self.optimizer, 1, gamma=0.1)
 
     trainer = tiny_trainer(SteppingTrainer, lr=1.0)
-    trainer.train(tiny_data(8), num_epochs=1, per_device_batch_size=4)  # torch would warn of a step that it did not see
+    trainer.train(
+        tiny_data(8), num_epochs=1, per_device_batch_size=4
+    )  # torch would warn of a step that it did not see
     assert trainer.optimizer.param_groups[0]["lr"] == pytest.approx(0.01)

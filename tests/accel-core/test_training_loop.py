@@ -24,7 +24,9 @@ class Recorder(TrainerCallback):
         self.losses.append(kwargs["batch_output"]["loss"].item())
 
     def on_optimizer_step_start(self, trainer: Trainer) -> None:
-        norms = [parameter.grad.norm() for parameter in trainer.model.parameters() if parameter.grad is not None]
+        norms = [
+            parameter.grad.norm() for parameter in trainer.model.parameters() if parameter.grad is not None
+        ]
         self.gradient_norms.append(float(torch.stack(norms).norm()))
         self.learning_rates.append(trainer.optimizer.param_groups[0]["lr"])
 
@@ -49,7 +51,9 @@ def test_accumulation_equals_the_big_batch_also_in_short_windows(batch_size: int
     """37 samples: the last window is short and its last batch smaller (lesson A9)."""
     whole, parts = tiny_trainer(), tiny_trainer()
     whole.train(tiny_data(), num_epochs=3, per_device_batch_size=12)
-    parts.train(tiny_data(), num_epochs=3, per_device_batch_size=batch_size, gradient_accumulation_steps=steps)
+    parts.train(
+        tiny_data(), num_epochs=3, per_device_batch_size=batch_size, gradient_accumulation_steps=steps
+    )
     assert torch.allclose(weights_of(whole), weights_of(parts), atol=1e-12)
 
 
@@ -57,10 +61,14 @@ def test_loss_is_logged_unscaled_under_accumulation() -> None:
     """Lesson A1: the logged loss is that of the unaccumulated run."""
     whole, parts = tiny_trainer(), tiny_trainer()
     losses = [
-        trainer.train(tiny_data(), num_epochs=2, per_device_batch_size=12 // steps, gradient_accumulation_steps=steps)
+        trainer.train(
+            tiny_data(), num_epochs=2, per_device_batch_size=12 // steps, gradient_accumulation_steps=steps
+        )
         for trainer, steps in ((whole, 1), (parts, 4))
     ]
-    assert losses[0].get_metric_values("train_loss_epoch") == pytest.approx(losses[1].get_metric_values("train_loss_epoch"))
+    assert losses[0].get_metric_values("train_loss_epoch") == pytest.approx(
+        losses[1].get_metric_values("train_loss_epoch")
+    )
 
 
 class TokenTrainer(Trainer):
@@ -75,7 +83,12 @@ class TokenTrainer(Trainer):
         num_items = tokens.sum()
         loss = (losses * tokens).sum() / num_items
         items = num_items if self.as_tensor else int(num_items)
-        return {"loss": loss, "model_outputs": outputs, "batch_size": len(tokens), "num_items_in_batch": items}
+        return {
+            "loss": loss,
+            "model_outputs": outputs,
+            "batch_size": len(tokens),
+            "num_items_in_batch": items,
+        }
 
 
 class TensorTokenTrainer(TokenTrainer):
@@ -92,11 +105,15 @@ def test_losses_per_token_are_weighted_by_their_tokens(trainer_class: type[Train
     """Lesson A10 on one process."""
     whole, parts = tiny_trainer(TokenTrainer), tiny_trainer(trainer_class)
     histories = [
-        trainer.train(tiny_data(), num_epochs=3, per_device_batch_size=12 // steps, gradient_accumulation_steps=steps)
+        trainer.train(
+            tiny_data(), num_epochs=3, per_device_batch_size=12 // steps, gradient_accumulation_steps=steps
+        )
         for trainer, steps in ((whole, 1), (parts, 3))
     ]
     assert torch.allclose(weights_of(whole), weights_of(parts), atol=1e-12)
-    assert histories[0].get_latest_metric("train_loss_epoch") == pytest.approx(histories[1].get_latest_metric("train_loss_epoch"))
+    assert histories[0].get_latest_metric("train_loss_epoch") == pytest.approx(
+        histories[1].get_latest_metric("train_loss_epoch")
+    )
 
 
 def test_a_collate_function_that_drops_samples_leaves_the_mean_over_those_that_are_there() -> None:
@@ -118,7 +135,13 @@ def test_a_collate_function_that_drops_samples_leaves_the_mean_over_those_that_a
             by_hand.append(gradient - trainer.model[0].weight.grad)  # type: ignore[index]
 
     trainer = tiny_trainer(CountsTargets, callbacks=[Watcher()])
-    trainer.train(tiny_data(), num_epochs=1, per_device_batch_size=4, gradient_accumulation_steps=3, collate_fn=keep_positive)
+    trainer.train(
+        tiny_data(),
+        num_epochs=1,
+        per_device_batch_size=4,
+        gradient_accumulation_steps=3,
+        collate_fn=keep_positive,
+    )
     assert len(by_hand) == 4
     assert all(difference.abs().max() < 1e-12 for difference in by_hand)
 
@@ -126,7 +149,9 @@ def test_a_collate_function_that_drops_samples_leaves_the_mean_over_those_that_a
 def test_bfloat16_through_the_users_accelerator_trains_with_accumulation() -> None:
     model = tiny_network(torch.float32)
     trainer = tiny_trainer(model=model, accelerator=Accelerator(mixed_precision="bf16", cpu=True))
-    history = trainer.train(tiny_data(dtype=torch.float32), num_epochs=4, per_device_batch_size=4, gradient_accumulation_steps=3)
+    history = trainer.train(
+        tiny_data(dtype=torch.float32), num_epochs=4, per_device_batch_size=4, gradient_accumulation_steps=3
+    )
     losses = history.get_metric_values("train_loss_epoch")
     assert losses[-1] < losses[0]
     assert trainer.run_config.mixed_precision == "bf16"
@@ -152,11 +177,18 @@ def test_an_accelerator_that_accumulates_is_refused() -> None:
 
 def test_schedulers_step_every_update_or_every_epoch() -> None:
     schedule = partial(torch.optim.lr_scheduler.LambdaLR, lr_lambda=lambda n: 1 / (n + 1))
-    for every, expected in (("update", [0.1 / (n + 1) for n in range(10)]), ("epoch", [0.1] * 5 + [0.05] * 5)):
+    for every, expected in (
+        ("update", [0.1 / (n + 1) for n in range(10)]),
+        ("epoch", [0.1] * 5 + [0.05] * 5),
+    ):
         recorder = Recorder()
         trainer = tiny_trainer(callbacks=[recorder])
         trainer.train(
-            tiny_data(), num_epochs=2, per_device_batch_size=8, create_scheduler_fn=schedule, scheduler_step_every=every
+            tiny_data(),
+            num_epochs=2,
+            per_device_batch_size=8,
+            create_scheduler_fn=schedule,
+            scheduler_step_every=every,
         )
         assert recorder.learning_rates == pytest.approx(expected)
 
@@ -186,7 +218,9 @@ def test_placeholders_are_resolved_without_arithmetic_from_the_user() -> None:
 
 def test_the_smaller_limit_ends_the_run_and_a_cut_epoch_is_closed() -> None:
     trainer = tiny_trainer()
-    history = trainer.train(tiny_data(), num_epochs=9, max_num_train_steps=7, eval_dataset=tiny_data(), per_device_batch_size=8)
+    history = trainer.train(
+        tiny_data(), num_epochs=9, max_num_train_steps=7, eval_dataset=tiny_data(), per_device_batch_size=8
+    )
     assert trainer.run_progress.updates_completed == 7
     assert [record["update"] for record in history.to_records()] == [5, 5, 7, 7]
     trainer.train(tiny_data(), num_epochs=1, max_num_train_steps=7, per_device_batch_size=8)
@@ -291,7 +325,9 @@ def test_evaluate_returns_its_metrics_and_keeps_the_history_and_the_mode() -> No
     metrics = trainer.evaluate(tiny_data(13))
     model = trainer.get_model()
     inputs, targets = tiny_data(13).tensors
-    assert metrics == {"evaluation_loss": pytest.approx(nn.functional.cross_entropy(model(inputs), targets).item())}
+    assert metrics == {
+        "evaluation_loss": pytest.approx(nn.functional.cross_entropy(model(inputs), targets).item())
+    }
     assert trainer.run_history.get_metric_names() == {"train_loss_epoch", "evaluation_loss"}
     assert trainer.model.training
 
@@ -303,7 +339,9 @@ def test_a_user_seed_counts_and_none_seeds_nothing() -> None:
         model = tiny_network()
         torch.manual_seed(seed)
         before = torch.get_rng_state()
-        trainer = Trainer(model, nn.functional.cross_entropy, torch.optim.SGD(model.parameters(), lr=0.1), callbacks=[])
+        trainer = Trainer(
+            model, nn.functional.cross_entropy, torch.optim.SGD(model.parameters(), lr=0.1), callbacks=[]
+        )
         trainer.train(tiny_data(), num_epochs=1)
         assert torch.equal(before, torch.get_rng_state())
         runs.append(weights_of(trainer))

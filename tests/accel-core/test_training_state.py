@@ -244,7 +244,9 @@ def test_a_folder_with_states_of_another_run_or_of_a_later_update_is_refused(tmp
     save(tmp_path / "a", 5, run_id="first")
     check_folder_of_run(tmp_path, "first")
     check_folder_of_run(tmp_path, "first", updates_completed=5)
-    with pytest.raises(CheckpointError, match=r"a' .* run 'first'.* run 'second'.*another folder.*resume_from="):
+    with pytest.raises(
+        CheckpointError, match=r"a' .* run 'first'.* run 'second'.*another folder.*resume_from="
+    ):
         check_folder_of_run(tmp_path, "second")
     with pytest.raises(CheckpointError, match=r"a' .* 5 updates.* from 4\b.*Remove it"):
         check_folder_of_run(tmp_path, "first", updates_completed=4)
@@ -305,7 +307,9 @@ def test_a_job_that_writes_at_the_same_time_never_writes_into_the_folder_of_anot
         return {"extra.pt": {"updates": 2}}
 
     with pytest.raises(CheckpointError, match=r"not saved to .*state'"):
-        save_folder(tmp_path / "state", run_state(2), main_files, dict, process_index=0, gather=lambda value: [value])
+        save_folder(
+            tmp_path / "state", run_state(2), main_files, dict, process_index=0, gather=lambda value: [value]
+        )
     assert names(tmp_path) == {"state"}
     assert load(tmp_path / "state") == 2
 
@@ -317,7 +321,9 @@ def test_a_state_that_is_not_of_this_very_run_is_replaced(tmp_path: Path) -> Non
     assert (tmp_path / "state" / STATE_FILE).stat().st_ino != before
 
 
-def test_removing_leaves_nothing_and_a_half_removed_state_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_removing_leaves_nothing_and_a_half_removed_state_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     save(tmp_path / "a", 1)
     save(tmp_path / "b", 2)
     remove_checkpoint(tmp_path / "b")
@@ -356,7 +362,9 @@ def test_there_is_no_latest_checkpoint_where_nothing_is_complete(tmp_path: Path)
         assert latest_checkpoint(folder) is None
 
 
-def test_what_is_no_checkpoint_is_passed_over_silently(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_is_no_checkpoint_is_passed_over_silently(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     (tmp_path / "logs").mkdir()
     save(tmp_path / "a", 1)
     assert latest_checkpoint(tmp_path) == tmp_path / "a"
@@ -367,7 +375,9 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     "incomplete": lambda path: path.rename(f"{path}.incomplete"),
     "no trainer_state.json": lambda path: (path / STATE_FILE).unlink(),
     "empty trainer_state.json": lambda path: (path / STATE_FILE).write_bytes(b""),
-    "half of trainer_state.json": lambda path: (path / STATE_FILE).write_bytes((path / STATE_FILE).read_bytes()[:99]),
+    "half of trainer_state.json": lambda path: (path / STATE_FILE).write_bytes(
+        (path / STATE_FILE).read_bytes()[:99]
+    ),
     "a list in trainer_state.json": lambda path: (path / STATE_FILE).write_text("[1]"),
     "nothing in trainer_state.json": lambda path: (path / STATE_FILE).write_text("{}"),
     "depth in trainer_state.json": lambda path: (path / STATE_FILE).write_text("[" * 100_000),
@@ -409,7 +419,9 @@ def test_a_damaged_state_is_never_chosen_and_said_to_be_passed_over(
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_opening_a_damaged_state_says_what_is_there_and_names_a_complete_one(damage: str, tmp_path: Path) -> None:
+def test_opening_a_damaged_state_says_what_is_there_and_names_a_complete_one(
+    damage: str, tmp_path: Path
+) -> None:
     save(tmp_path / "a", 1)
     save(tmp_path / "b", 2)
     DAMAGES[damage](tmp_path / "b")
@@ -440,7 +452,9 @@ def test_a_path_that_is_no_state_is_an_error_that_says_what_is_there(tmp_path: P
             open_training_state(str(tmp_path / name))
 
 
-def test_asking_for_the_latest_in_a_state_itself_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_asking_for_the_latest_in_a_state_itself_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     save(tmp_path / "state", 1)
     assert latest_checkpoint(tmp_path / "state") is None
     assert re.search("state' is itself a training state.*resume_from", caplog.text)
@@ -460,7 +474,9 @@ def test_a_file_with_another_content_of_the_same_size_is_named_and_nothing_in_it
     if damage == "archive":
         torch.save({"weight": Malicious(marker)}, path / name)
     else:
-        (path / name).write_bytes(pickle.dumps(Malicious(marker)) if damage == "pickle" else b"\x00\xff" * size)
+        (path / name).write_bytes(
+            pickle.dumps(Malicious(marker)) if damage == "pickle" else b"\x00\xff" * size
+        )
     change(
         path,
         files={**json.loads((path / STATE_FILE).read_text())["files"], name: (path / name).stat().st_size},
@@ -505,7 +521,9 @@ class FaultAt:
             if self.done != self.number:
                 return original(path, *args)
             if self.when != "before":
-                original(path, *args) if name != "remove_folder" or self.when == "after" else self.remove_half(path)
+                original(
+                    path, *args
+                ) if name != "remove_folder" or self.when == "after" else self.remove_half(path)
             if self.when == "during" and path.is_file():
                 os.truncate(path, path.stat().st_size // 2)
             return self.fault()
@@ -564,7 +582,9 @@ def without_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("without_waiting_for_the_disk")
 @pytest.mark.parametrize("when", ["before", "during", "after"])
 @pytest.mark.parametrize("scene", SCENES)
-def test_an_error_at_any_operation_of_a_save_leaves_a_complete_state(scene: str, when: str, tmp_path: Path) -> None:
+def test_an_error_at_any_operation_of_a_save_leaves_a_complete_state(
+    scene: str, when: str, tmp_path: Path
+) -> None:
     count = number_of_operations(scene, tmp_path / "count")
     assert count >= 10
     for number in range(1, count + 1):
@@ -622,7 +642,9 @@ KILLED = """
 
 @pytest.mark.usefixtures("without_waiting_for_the_disk")
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forked processes")
-@pytest.mark.parametrize("scene", [*SCENES[:2], *(pytest.param(scene, marks=pytest.mark.slow) for scene in SCENES[2:])])
+@pytest.mark.parametrize(
+    "scene", [*SCENES[:2], *(pytest.param(scene, marks=pytest.mark.slow) for scene in SCENES[2:])]
+)
 def test_a_kill_at_any_operation_of_a_save_leaves_a_complete_state(scene: str, tmp_path: Path) -> None:
     own = Path(__file__).parent
     script = textwrap.dedent(KILLED).format(tests=str(own.parent), own=str(own))
@@ -646,7 +668,9 @@ def test_an_interrupt_while_saving_leaves_the_state_before(tmp_path: Path) -> No
 # ---------------------------------------------------------------------- several processes
 
 
-def save_as(process_index: int, path: Path, main_files: Mapping[str, Any], others: list[Any], **kwargs: Any) -> bool:
+def save_as(
+    process_index: int, path: Path, main_files: Mapping[str, Any], others: list[Any], **kwargs: Any
+) -> bool:
     """Save as one of several processes, the others of which answer at every phase with one of `others`."""
     return save_folder(
         path,
@@ -692,7 +716,9 @@ def test_an_engine_writes_its_files_into_the_folder_and_they_are_checked(tmp_pat
     )
     assert open_training_state(path)["files"]["engine/shards/0.bin"] == 5
     (path / "engine" / "shards" / "0.bin").write_bytes(b"half")
-    with pytest.raises(CheckpointError, match=r"damaged.*engine/shards/0\.bin .*(missing|size).*complete training state"):
+    with pytest.raises(
+        CheckpointError, match=r"damaged.*engine/shards/0\.bin .*(missing|size).*complete training state"
+    ):
         open_training_state(path)
 
 

@@ -27,7 +27,9 @@ class Half(nn.Module):
 def train(batch_size: int, accelerator: Accelerator | None = None) -> Any:
     model = Half()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    trainer = Trainer(model, nn.functional.cross_entropy, optimizer, callbacks=[], accelerator=accelerator, seed=0)
+    trainer = Trainer(
+        model, nn.functional.cross_entropy, optimizer, callbacks=[], accelerator=accelerator, seed=0
+    )
     try:
         trainer.train(tiny_data(), num_epochs=1, per_device_batch_size=batch_size)
     except RuntimeError as error:
@@ -36,7 +38,9 @@ def train(batch_size: int, accelerator: Accelerator | None = None) -> Any:
 
 
 def train_by_the_way_out(batch_size: int) -> Any:
-    return train(batch_size, Accelerator(kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)]))
+    return train(
+        batch_size, Accelerator(kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)])
+    )
 
 
 CASES = {"the way out": train_by_the_way_out, "unused": train}

@@ -81,7 +81,9 @@ def create(*callbacks: Any, seed: int | None = 9, model: nn.Module | None = None
 
 
 def train(trainer: Trainer, **arguments: Any) -> Any:
-    return trainer.train(DATA, **{"num_epochs": 2, "eval_dataset": DATA, "per_device_batch_size": 4, **arguments})
+    return trainer.train(
+        DATA, **{"num_epochs": 2, "eval_dataset": DATA, "per_device_batch_size": 4, **arguments}
+    )
 
 
 def weights(trainer: Trainer) -> dict[str, Any]:
@@ -285,4 +287,6 @@ def test_the_default_loss_step_takes_nested_inputs(pack: Callable[[torch.Tensor]
     expected = train(plain, num_epochs=1)
     torch.manual_seed(9)
     history = nested.train(samples, num_epochs=1, eval_dataset=samples, per_device_batch_size=4)
-    assert history.get_metric_values("train_loss_epoch") == pytest.approx(expected.get_metric_values("train_loss_epoch"))
+    assert history.get_metric_values("train_loss_epoch") == pytest.approx(
+        expected.get_metric_values("train_loss_epoch")
+    )

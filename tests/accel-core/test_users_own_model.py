@@ -130,7 +130,9 @@ def test_a_shared_accelerator_keeps_no_model_alive():
 
 @pytest.mark.parametrize("precision", ["no", "bf16"])
 @pytest.mark.parametrize("of_whole", [True, False])
-def test_the_average_of_a_model_whose_forward_was_set_on_the_object_is_evaluated_with_its_own_weights(precision, of_whole):
+def test_the_average_of_a_model_whose_forward_was_set_on_the_object_is_evaluated_with_its_own_weights(
+    precision, of_whole
+):
     plain, other = Net(), Net()
     own_forward(other if of_whole else other.inner)
     losses, outputs = [], []
@@ -139,7 +141,9 @@ def test_the_average_of_a_model_whose_forward_was_set_on_the_object_is_evaluated
         accelerator = Accelerator(mixed_precision=precision, cpu=True)
         trainer = tiny_trainer(model=model, callbacks=[ema], accelerator=accelerator)
         history = train(trainer, eval_dataset=DATA)
-        losses.append([history.get_metric_values(name) for name in ("ema_model_eval_loss_epoch", "eval_loss_epoch")])
+        losses.append(
+            [history.get_metric_values(name) for name in ("ema_model_eval_loss_epoch", "eval_loss_epoch")]
+        )
         inputs = torch.randn(3, 5, generator=torch.Generator().manual_seed(0))
         inner = ema.ema_model.inner
         assert torch.equal(ema.ema_model(inputs), nn.functional.linear(inputs, inner.weight, inner.bias))
@@ -153,7 +157,9 @@ def test_the_average_of_a_model_whose_forward_was_set_on_the_object_is_evaluated
 def test_an_average_of_a_lazy_model_asks_for_a_forward_pass():
     model = nn.Sequential(nn.LazyLinear(2))
     ema = ModelEmaCallback(save_path=None)
-    with pytest.raises(ConfigurationError, match="ModelEmaCallback.*'0.weight' has no values.*Call the model once"):
+    with pytest.raises(
+        ConfigurationError, match=r"ModelEmaCallback.*'0.weight' has no values.*Call the model once"
+    ):
         train(tiny_trainer(model=model, callbacks=[ema]))
 
 
@@ -194,7 +200,9 @@ def network(compiles=()):
     return model
 
 
-STATE = nn.Sequential(nn.Linear(5, 4), nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)), nn.Linear(4, 2)).state_dict()
+STATE = nn.Sequential(
+    nn.Linear(5, 4), nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)), nn.Linear(4, 2)
+).state_dict()
 
 
 # Dynamo looks at gradients of what is no leaf.
@@ -242,7 +250,11 @@ def lower_precision_on_processes(batch_size):
     is_full = torch.equal(model(inputs), nn.functional.linear(inputs, model.inner.weight, model.inner.bias))
     folder = shared_folder()
     trainer.save_training_state(folder / "state")
-    return {"is_full": is_full, "is_clean": set(vars(model)) == set(vars(Net())), "weights": [first, weights_of(trainer)]}
+    return {
+        "is_full": is_full,
+        "is_clean": set(vars(model)) == set(vars(Net())),
+        "weights": [first, weights_of(trainer)],
+    }
 
 
 CASES = {"lower_precision": lower_precision_on_processes}
@@ -254,7 +266,9 @@ def test_after_runs_in_lower_precision_on_two_processes_the_model_is_as_before(o
     assert first["is_full"]
     assert first["is_clean"]
     torch.testing.assert_close(first["weights"], second["weights"], rtol=0, atol=0)
-    torch.testing.assert_close(first["weights"], outcome.alone("lower_precision")["weights"], rtol=0.02, atol=0.02)
+    torch.testing.assert_close(
+        first["weights"], outcome.alone("lower_precision")["weights"], rtol=0.02, atol=0.02
+    )
 
 
 if __name__ == "__main__":

@@ -15,24 +15,41 @@ from accel_core import CallbackList, ConfigurationError, Trainer, TrainerCallbac
 from tiny import tiny_data, tiny_trainer
 
 PAGE = Path(__file__).parents[2] / "docs/callbacks.md"
-PACKAGES = ("accel_core", "accel_callbacks", "accel_integrations.schedulers", "accel_integrations.timm_adapter")
+PACKAGES = (
+    "accel_core",
+    "accel_callbacks",
+    "accel_integrations.schedulers",
+    "accel_integrations.timm_adapter",
+)
 
 
 def rows() -> list[tuple[int, str, str]]:
     """Order, name and package of each row of the table."""
-    found = re.findall(r"^\| (-?\d+) \| `(\w+)` \| `([\w.]+)` \|", PAGE.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    found = re.findall(
+        r"^\| (-?\d+) \| `(\w+)` \| `([\w.]+)` \|", PAGE.read_text(encoding="utf-8"), flags=re.MULTILINE
+    )
     return [(int(order), name, package) for order, name, package in found]
 
 
 def public_callbacks() -> dict[str, type[TrainerCallback]]:
-    modules = [importlib.import_module(package) for package in (*PACKAGES, "accel_integrations.transformers_adapter")]
-    named = {name: value for module in modules for name, value in vars(module).items() if isinstance(value, type)}
+    modules = [
+        importlib.import_module(package) for package in (*PACKAGES, "accel_integrations.transformers_adapter")
+    ]
+    named = {
+        name: value for module in modules for name, value in vars(module).items() if isinstance(value, type)
+    }
     bases = (TrainerCallback, CallbackList)
-    return {name: value for name, value in named.items() if issubclass(value, TrainerCallback) and value not in bases}
+    return {
+        name: value
+        for name, value in named.items()
+        if issubclass(value, TrainerCallback) and value not in bases
+    }
 
 
 def test_every_callback_is_in_the_table_with_its_order_and_its_package() -> None:
-    assert {name: order for order, name, _ in rows()} == {name: kind.order for name, kind in public_callbacks().items()}
+    assert {name: order for order, name, _ in rows()} == {
+        name: kind.order for name, kind in public_callbacks().items()
+    }
     assert len(rows()) == len(public_callbacks())
     for _, name, package in rows():
         assert public_callbacks()[name] is getattr(importlib.import_module(package), name)
@@ -48,7 +65,10 @@ def test_callbacks_are_called_in_the_order_of_the_table_however_they_are_listed(
     kinds = public_callbacks()
     wanted = [name for order, name, _ in rows() if order != 0]
     listed = random.Random(0).sample(wanted, len(wanted))
-    arguments: dict[str, tuple[Any, ...]] = {"UnfreezeCallback": ({2: 0},), "TrackerCallback": ("tensorboard", "any")}
+    arguments: dict[str, tuple[Any, ...]] = {
+        "UnfreezeCallback": ({2: 0},),
+        "TrackerCallback": ("tensorboard", "any"),
+    }
     trainer = tiny_trainer(callbacks=[kinds[name](*arguments.get(name, ())) for name in listed])
     called = [type(callback).__name__ for callback in trainer.callbacks]
     told = re.findall(r"^  (\w+) \(order (-?\d+)\): on_", trainer.describe(), flags=re.MULTILINE)
@@ -70,14 +90,18 @@ class Late(TrainerCallback):
 
 
 @pytest.mark.parametrize("kind", [EarlyStoppingCallback, SaveBestModelCallback, ModelEmaCallback])
-def test_a_metric_that_is_recorded_behind_the_callback_that_watches_it_is_told(kind: Any, tmp_path: Path) -> None:
+def test_a_metric_that_is_recorded_behind_the_callback_that_watches_it_is_told(
+    kind: Any, tmp_path: Path
+) -> None:
     arguments = {} if kind is EarlyStoppingCallback else {"save_path": tmp_path / "model.pt"}
     trainer = tiny_trainer(callbacks=[Late, kind(watch_metric="late", **arguments)])
     with pytest.raises(ConfigurationError, match=rf"{kind.__name__}.*'late'.*\['"):
         trainer.train(tiny_data(), num_epochs=2, eval_dataset=tiny_data(5))
 
 
-def test_the_code_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_code_of_the_page_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
     (code,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL)
     namespace: dict[str, Any] = {}

@@ -14,7 +14,9 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 def run(name: str, *args: str) -> str:
-    result = subprocess.run([sys.executable, EXAMPLES / name, *args], capture_output=True, text=True, timeout=120)
+    result = subprocess.run(
+        [sys.executable, EXAMPLES / name, *args], capture_output=True, text=True, timeout=120
+    )
     assert result.returncode == 0, result.stderr
     return result.stdout
 
@@ -26,7 +28,9 @@ def test_accuracy(output: str) -> float:
 test_accuracy.__test__ = False  # type: ignore[attr-defined]
 
 
-def test_digits_are_recognised_with_at_least_96_percent_and_the_results_are_where_the_last_line_says(tmp_path: Path) -> None:
+def test_digits_are_recognised_with_at_least_96_percent_and_the_results_are_where_the_last_line_says(
+    tmp_path: Path,
+) -> None:
     output = run("01_train_digits.py", "--output", str(tmp_path / "digits"))
     assert re.search("'accuracy'.* 4 epochs", output)
     assert test_accuracy(output) >= 96
@@ -40,13 +44,17 @@ def test_digits_are_recognised_with_at_least_96_percent_and_the_results_are_wher
 @pytest.mark.slow
 def test_two_processes_recognise_as_many_digits_as_one(tmp_path: Path) -> None:
     one = test_accuracy(run("01_train_digits.py", "--output", str(tmp_path / "one")))
-    two = launch(EXAMPLES / "01_train_digits.py", processes=2, args=["--output", tmp_path / "two"], timeout=150)
+    two = launch(
+        EXAMPLES / "01_train_digits.py", processes=2, args=["--output", tmp_path / "two"], timeout=150
+    )
     assert test_accuracy(two.stdout) == one
 
 
 @pytest.mark.slow
 def test_the_option_mnist_works_without_a_network(tmp_path: Path) -> None:
-    assert test_accuracy(run("01_train_digits.py", "--mnist", "--epochs", "2", "--output", str(tmp_path))) >= 90
+    assert (
+        test_accuracy(run("01_train_digits.py", "--mnist", "--epochs", "2", "--output", str(tmp_path))) >= 90
+    )
 
 
 def test_three_ways_of_tracking_metrics_give_equal_numbers() -> None:

@@ -45,7 +45,9 @@ def run(commands: list[str]) -> str:
 
 
 def last_lines(output: str) -> list[str]:
-    return [line for line in output.splitlines() if re.match("Training ended after|Test accuracy|By hand", line)]
+    return [
+        line for line in output.splitlines() if re.match("Training ended after|Test accuracy|By hand", line)
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +59,9 @@ def alone() -> list[str]:
 
 def test_one_process_stops_when_it_is_good_enough(alone: list[str]) -> None:
     stopped, by_metric, by_hand = alone
-    assert re.match(r"Training ended after \d+ updates and \d+ complete epochs: the training loss is 0\.1\d\d", stopped)
+    assert re.match(
+        r"Training ended after \d+ updates and \d+ complete epochs: the training loss is 0\.1\d\d", stopped
+    )
     assert by_metric.split()[-1] == by_hand.split()[-1]
     assert float(by_metric.split()[-1].rstrip("%")) > 90
 
@@ -70,7 +74,9 @@ def test_two_processes_print_the_same_lines_as_one(alone: list[str]) -> None:
 def test_two_machines_print_the_same_lines_as_one(alone: list[str]) -> None:
     """Two launchers on this host; only the first process of all of them prints."""
     port = f"--main_process_ip 127.0.0.1 --main_process_port {free_port()}"
-    commands = [command.replace("--main_process_ip 10.0.0.1", port) for command in commands_of("two_machines.yaml")]
+    commands = [
+        command.replace("--main_process_ip 10.0.0.1", port) for command in commands_of("two_machines.yaml")
+    ]
     assert len(commands) == 2
     assert last_lines(run(commands)) == alone
 
@@ -92,14 +98,19 @@ def test_accelerate_understands_the_commands_in_the_header(config: str) -> None:
     assert len(commands) == (2 if config == "two_machines.yaml" else 1)
     for rank, command in enumerate(commands):
         words = shlex.split(command)
-        variables, words = [word for word in words if "=" in word], [word for word in words if "=" not in word]
+        variables, words = (
+            [word for word in words if "=" in word],
+            [word for word in words if "=" not in word],
+        )
         assert words[:4] == ["accelerate", "launch", "--config_file", f"examples/configs/{config}"]
         assert words[-1] == "examples/06_two_processes.py"
         words[3] = str(EXAMPLES / "configs" / config)
         args = _validate_launch_command(launch_command_parser().parse_args(words[2:]))[0]
         is_several = args.num_processes > 1
         assert args.multi_gpu + args.use_fsdp + args.use_deepspeed == is_several
-        assert args.use_fsdp == config.startswith("fsdp") and args.use_deepspeed == config.startswith("deepspeed")
+        assert args.use_fsdp == config.startswith("fsdp") and args.use_deepspeed == config.startswith(
+            "deepspeed"
+        )
         assert args.mixed_precision == ("bf16" if args.num_processes == 8 else "no")
         assert args.use_cpu == (config in ON_CPU)
         assert variables == (["ACCELERATE_USE_CPU=true"] if is_several and args.use_cpu else [])
@@ -116,5 +127,7 @@ def test_fsdp2_is_asked_for() -> None:
 
 def test_zero_2_is_asked_for_without_accumulation_of_its_own() -> None:
     path = str(EXAMPLES / "configs/deepspeed_zero2.yaml")
-    args = _validate_launch_command(launch_command_parser().parse_args(["--config_file", path, "--num_processes", "2", "x"]))[0]
+    args = _validate_launch_command(
+        launch_command_parser().parse_args(["--config_file", path, "--num_processes", "2", "x"])
+    )[0]
     assert (args.zero_stage, args.gradient_accumulation_steps) == (2, 1)

@@ -95,7 +95,11 @@ ARGUMENTS_KEPT = {
 def rows():
     """Old name, what stands in the second column, and the third."""
     tables = GUIDE.read_text().partition("## Every public name")[2]
-    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in tables.splitlines() if line.startswith("| `")]
+    cells = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in tables.splitlines()
+        if line.startswith("| `")
+    ]
     return [(old.strip("`"), new.strip("`"), told) for old, new, told in cells]
 
 
@@ -110,9 +114,15 @@ def test_every_public_name_is_in_the_table_once():
 def trained():
     """Attributes that exist only on an instance are looked up here."""
     model = torch.nn.Linear(2, 2)
-    trainer = accel_core.Trainer(model, torch.nn.functional.cross_entropy, torch.optim.SGD(model.parameters(), lr=0.1), [])
+    trainer = accel_core.Trainer(
+        model, torch.nn.functional.cross_entropy, torch.optim.SGD(model.parameters(), lr=0.1), []
+    )
     trainer.train(TensorDataset(torch.randn(4, 2), torch.tensor([0, 1, 0, 1])), num_epochs=1)
-    return {accel_core.Trainer: trainer, accel_core.RunHistory: trainer.run_history, accel_core.CallbackList: trainer.callbacks}
+    return {
+        accel_core.Trainer: trainer,
+        accel_core.RunHistory: trainer.run_history,
+        accel_core.CallbackList: trainer.callbacks,
+    }
 
 
 @pytest.mark.parametrize(("old", "new", "told"), rows(), ids=lambda value: value.split(".")[-1][:40])
@@ -143,7 +153,9 @@ def _is_module(name):
 
 @pytest.mark.parametrize("function", ARGUMENTS_KEPT, ids=lambda function: function.__qualname__)
 def test_arguments_and_defaults_are_those_of_before(function):
-    parameters = [parameter for parameter in inspect.signature(function).parameters.values() if parameter.name != "self"]
+    parameters = [
+        parameter for parameter in inspect.signature(function).parameters.values() if parameter.name != "self"
+    ]
     for ours, theirs in zip(parameters, ARGUMENTS_KEPT[function].split(","), strict=False):
         name, _, default = theirs.strip().partition("=")
         assert ours.name == name
@@ -162,9 +174,13 @@ def test_the_guide_lists_the_scripts_that_there_are():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("script", sorted(path.name for path in SCRIPTS.glob("*.py") if path.name != "mnist.py"))
+@pytest.mark.parametrize(
+    "script", sorted(path.name for path in SCRIPTS.glob("*.py") if path.name != "mnist.py")
+)
 def test_a_script_that_was_moved_runs(script, tmp_path):
-    finished = subprocess.run([sys.executable, SCRIPTS / script], capture_output=True, text=True, timeout=120, cwd=tmp_path)
+    finished = subprocess.run(
+        [sys.executable, SCRIPTS / script], capture_output=True, text=True, timeout=120, cwd=tmp_path
+    )
     assert finished.returncode == 0, finished.stderr
     losses = [float(value) for value in re.findall(r"train_loss_epoch: ([\d.]+)", finished.stdout)]
     assert len(losses) >= 4 and losses[-1] < losses[0]
@@ -176,7 +192,11 @@ def test_an_export_of_pytorch_accelerated_loads(tmp_path):
     """The keys of its `save_checkpoint`, with what a callback has added."""
     model = torch.nn.Linear(2, 2)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    content = {"model_state_dict": model.state_dict(), "optimizer_state_dict": optimizer.state_dict(), "eval_loss_epoch": 0.5}
+    content = {
+        "model_state_dict": model.state_dict(),
+        "optimizer_state_dict": optimizer.state_dict(),
+        "eval_loss_epoch": 0.5,
+    }
     torch.save(content, tmp_path / "best_model.pt")
     other = torch.nn.Linear(2, 2)
     trainer = accel_core.Trainer(other, None, torch.optim.SGD(other.parameters(), lr=1.0), callbacks=[])
@@ -189,7 +209,9 @@ def test_a_scheduler_of_timm_leads_to_its_adapter():
     """TrainerWithTimmScheduler took it as it is; taken for one that needs a metric, it would get the loss as its epoch."""
     timm_scheduler = pytest.importorskip("timm.scheduler")
     model = torch.nn.Linear(2, 2)
-    trainer = accel_core.Trainer(model, torch.nn.functional.cross_entropy, torch.optim.SGD(model.parameters(), lr=0.1), [])
+    trainer = accel_core.Trainer(
+        model, torch.nn.functional.cross_entropy, torch.optim.SGD(model.parameters(), lr=0.1), []
+    )
     data = TensorDataset(torch.randn(4, 2), torch.tensor([0, 1, 0, 1]))
     with pytest.raises(accel_core.ConfigurationError, match=r"timm_scheduler_fn\(CosineLRScheduler"):
         trainer.train(

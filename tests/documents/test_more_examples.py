@@ -56,7 +56,14 @@ def test_transfer_takes_photographs_in_folders_and_weights_of_timm(run, tmp_path
                 pixels = random.integers(0, 120, (64, 64, 3), dtype=np.uint8)
                 pixels[..., channel] += 120
                 Image.fromarray(pixels).save(folder / f"{number}.png")
-    options = ("--photographs", str(tmp_path), "--model", f"local-dir:{tmp_path / 'weights'}", "--epochs", "9")
+    options = (
+        "--photographs",
+        str(tmp_path),
+        "--model",
+        f"local-dir:{tmp_path / 'weights'}",
+        "--epochs",
+        "9",
+    )
     output = run("09_transfer_learning.py", *options)
     assert number_after("Accuracy with 12 labels from nothing:", output) > 50
     assert re.findall(r"trained from epoch (\d)", output) == ["5", "9"]
@@ -72,7 +79,9 @@ def test_what_was_learned_from_small_images_holds_for_large_ones(run):
 def test_a_pretrained_encoder_tells_spam_from_other_messages(run):
     output = run("11_finetune_transformer.py")
     assert number_after("Accuracy:", output) >= 96
-    assert number_after("Accuracy:", output) > number_after("Accuracy of the more frequent answer:", output) + 5
+    assert (
+        number_after("Accuracy:", output) > number_after("Accuracy of the more frequent answer:", output) + 5
+    )
 
 
 def test_a_language_model_knows_more_than_how_frequent_tokens_are(run):
@@ -102,4 +111,6 @@ def test_networks_explain_more_of_a_table_than_linear_regression(run, tmp_path):
 
 def test_a_tracker_holds_what_the_history_holds(run):
     output = run("16_trackers.py")
-    assert number_after("Accuracy in the tracker:", output) == number_after("in the run history:", output) >= 93
+    assert (
+        number_after("Accuracy in the tracker:", output) == number_after("in the run history:", output) >= 93
+    )

@@ -26,7 +26,11 @@ RUN_ELSEWHERE = {
     "docs/coming_from_other_libraries.md": "documents/test_side_by_side.py",
     "packages/accel-integrations/README.md": "accel-integrations/timm_adapter/test_readme.py",
 }
-WITH_CODE = [name for name, path in PAGES.items() if BLOCK.search(path.read_text(encoding="utf-8")) and name not in RUN_ELSEWHERE]
+WITH_CODE = [
+    name
+    for name, path in PAGES.items()
+    if BLOCK.search(path.read_text(encoding="utf-8")) and name not in RUN_ELSEWHERE
+]
 # What a page includes: of docs/output, which `hatch run pictures` makes, or of the repository.
 INCLUDED = re.compile(r'^--8<-- "(.*)"$', flags=re.MULTILINE)
 
@@ -63,8 +67,15 @@ def test_pages_that_are_run_elsewhere_are_named_there(page: str) -> None:
 
 def anchors_of(page: Path) -> set[str]:
     """The anchors of headings, as the site and GitHub make them."""
-    headings = re.findall(r"^#+ (.*)$", re.sub(r"^```.*?^```", "", page.read_text("utf-8"), flags=re.DOTALL | re.MULTILINE), re.M)
-    return {re.sub(r"[^\w\- ]", "", heading.replace("`", "").lower()).strip().replace(" ", "-") for heading in headings}
+    headings = re.findall(
+        r"^#+ (.*)$",
+        re.sub(r"^```.*?^```", "", page.read_text("utf-8"), flags=re.DOTALL | re.MULTILINE),
+        re.M,
+    )
+    return {
+        re.sub(r"[^\w\- ]", "", heading.replace("`", "").lower()).strip().replace(" ", "-")
+        for heading in headings
+    }
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -86,7 +97,10 @@ def test_links_lead_somewhere(page: str) -> None:
 @pytest.mark.parametrize("page", [name for name in PAGES if name.startswith("packages/")])
 def test_pages_that_leave_the_repository_have_no_links_into_it(page: str) -> None:
     """PyPI shows the README of a package without the files beside it."""
-    assert all(target.startswith("https://") for target in re.findall(r"\]\(([^)\s]+)\)", PAGES[page].read_text("utf-8")))
+    assert all(
+        target.startswith("https://")
+        for target in re.findall(r"\]\(([^)\s]+)\)", PAGES[page].read_text("utf-8"))
+    )
 
 
 def test_the_loop_is_drawn_with_every_event_and_every_method_that_may_be_overridden() -> None:
@@ -111,7 +125,9 @@ def test_the_loop_is_drawn_in_the_order_in_which_a_run_goes() -> None:
     listening = {name: lambda self, trainer, _name=name, **kwargs: story.append(_name) for name in EVENTS}
     listener = type("Listener", (TrainerCallback,), listening)
     model = torch.nn.Linear(2, 1)
-    trainer = Trainer(model, torch.nn.functional.mse_loss, torch.optim.SGD(model.parameters(), lr=0.1), callbacks=[listener])
+    trainer = Trainer(
+        model, torch.nn.functional.mse_loss, torch.optim.SGD(model.parameters(), lr=0.1), callbacks=[listener]
+    )
     data = TensorDataset(torch.randn(4, 2), torch.randn(4, 1))
     trainer.train(data, num_epochs=2, eval_dataset=data, per_device_batch_size=2)
     drawn = (DOCS / "loop.md").read_text(encoding="utf-8").split("```")[1].partition("trainer.evaluate")[0]

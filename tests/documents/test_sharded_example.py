@@ -1,6 +1,7 @@
 """The example of sharded models prints the same figures on one process and on two, and after a resume.
 
-A CPU starts it without an engine that shards; what those give is tested in tests/promises/test_engines_that_shard.py.
+A CPU starts it without an engine that shards; what those give is tested in
+tests/promises/test_engines_that_shard.py.
 """
 
 import re
@@ -37,7 +38,9 @@ def test_two_processes_stop_resume_and_export_what_one_trains_at_once(tmp_path: 
     alone, together = tmp_path / "alone", tmp_path / "together"
     alone.mkdir()
     together.mkdir()
-    finished = subprocess.run([sys.executable, EXAMPLE], capture_output=True, text=True, timeout=120, cwd=alone)
+    finished = subprocess.run(
+        [sys.executable, EXAMPLE], capture_output=True, text=True, timeout=120, cwd=alone
+    )
     assert finished.returncode == 0, finished.stderr
     by_trainer, by_export = figures(finished.stdout)
     assert by_trainer == by_export >= 90

@@ -63,8 +63,18 @@ class TestBuilt:
     def test_an_sdist_holds_the_package_and_what_builds_and_describes_it(self, built):
         with tarfile.open(built.sdist) as archive:
             names = {name.partition("/")[2] for name in archive.getnames()}
-        package = {f"src/{name}" for name in built.wheel_files() if not name.startswith(f"{built.import_name}-")}
-        others = {"pyproject.toml", "hatch_build.py", "README.md", "CHANGELOG.md", "LICENSE", "PKG-INFO", ".gitignore"}
+        package = {
+            f"src/{name}" for name in built.wheel_files() if not name.startswith(f"{built.import_name}-")
+        }
+        others = {
+            "pyproject.toml",
+            "hatch_build.py",
+            "README.md",
+            "CHANGELOG.md",
+            "LICENSE",
+            "PKG-INFO",
+            ".gitignore",
+        }
         assert names == package | others
 
     def test_a_wheel_says_that_it_is_typed(self, built):
@@ -95,7 +105,9 @@ def test_siblings_are_pinned_in_both_directions(distributions):
     pins = {}
     for name in IMPORT_NAMES:
         metadata = Built(name, distributions).metadata()
-        pins[name] = {str(requirement) for requirement in requirements(metadata) if requirement.name in IMPORT_NAMES}
+        pins[name] = {
+            str(requirement) for requirement in requirements(metadata) if requirement.name in IMPORT_NAMES
+        }
     assert pins == {
         "accel-core": {
             f'accel-callbacks=={VERSION}; extra == "callbacks"',
@@ -147,10 +159,15 @@ def project_of(name: str) -> dict:
 
 
 def test_the_oldest_libraries_that_are_allowed_are_those_that_are_tested():
-    allowed = {str(requirement) for requirement in project_of("accel-core")["dependencies"] if ">=" in requirement}
+    allowed = {
+        str(requirement) for requirement in project_of("accel-core")["dependencies"] if ">=" in requirement
+    }
     environments = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["tool"]["hatch"]["envs"]
     tested = [Requirement(line) for line in environments["lowest"]["dependencies"] if "==" in line]
-    versions = {requirement.name: str(requirement.specifier).removeprefix("==").removesuffix(".0") for requirement in tested}
+    versions = {
+        requirement.name: str(requirement.specifier).removeprefix("==").removesuffix(".0")
+        for requirement in tested
+    }
     assert allowed == {f"{name}>={versions[name]}" for name in ("torch", "accelerate")}
 
 

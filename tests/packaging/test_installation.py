@@ -126,30 +126,67 @@ def test_sdists_install_outside_the_repository(distributions: Path, tmp_path: Pa
 def test_core_brings_torch_and_accelerate_and_nothing_of_ours(distributions: Path, tmp_path: Path) -> None:
     environment = Environment(tmp_path / "environment")
     environment.install("accel-core", wheels=distributions)
-    for name in ("accel_callbacks", "accel_integrations", "torchmetrics", "timm", "transformers", "matplotlib"):
-        assert environment.run("-c", f"import importlib.util; print(importlib.util.find_spec({name!r}))").strip() == "None"
+    for name in (
+        "accel_callbacks",
+        "accel_integrations",
+        "torchmetrics",
+        "timm",
+        "transformers",
+        "matplotlib",
+    ):
+        assert (
+            environment.run("-c", f"import importlib.util; print(importlib.util.find_spec({name!r}))").strip()
+            == "None"
+        )
 
 
 def test_the_wheels_pass_tests_without_the_repository(with_everything: Environment, tmp_path: Path) -> None:
     """The core of the suite: the loop, resuming, saving, and a launch of two processes."""
-    wanted = ("accel-core/test_training_loop.py", "accel-core/test_resume.py", "accel-core/test_distributed.py")
-    shutil.copytree(REPOSITORY / "tests", tmp_path / "tests", ignore=shutil.ignore_patterns("__pycache__", "packaging"))
+    wanted = (
+        "accel-core/test_training_loop.py",
+        "accel-core/test_resume.py",
+        "accel-core/test_distributed.py",
+    )
+    shutil.copytree(
+        REPOSITORY / "tests", tmp_path / "tests", ignore=shutil.ignore_patterns("__pycache__", "packaging")
+    )
     shutil.copy(REPOSITORY / "pyproject.toml", tmp_path)
-    with_everything.borrow(map(Requirement, ("pytest", "pytest-timeout", "hypothesis", "psutil", "scikit-learn", "pandas")))
+    with_everything.borrow(
+        map(Requirement, ("pytest", "pytest-timeout", "hypothesis", "psutil", "scikit-learn", "pandas"))
+    )
     for name in IMPORT_NAMES.values():
         where = with_everything.run("-c", f"import {name}; print({name}.__file__)").strip()
         assert Path(where).is_relative_to(with_everything.site_packages)
-    command = [with_everything.python, "-m", "pytest", "-q", "-x", "-m", "not slow", *(f"tests/{name}" for name in wanted)]
+    command = [
+        with_everything.python,
+        "-m",
+        "pytest",
+        "-q",
+        "-x",
+        "-m",
+        "not slow",
+        *(f"tests/{name}" for name in wanted),
+    ]
     assert " passed" in run(command, cwd=tmp_path, timeout=250)
 
 
 def test_a_typed_program_passes_a_strict_type_checker(with_everything: Environment, tmp_path: Path) -> None:
     shutil.copy(Path(__file__).with_name("typed_program.py"), tmp_path)
-    command = [sys.executable, "-m", "mypy", "--strict", "--python-executable", with_everything.python, "typed_program.py"]
+    command = [
+        sys.executable,
+        "-m",
+        "mypy",
+        "--strict",
+        "--python-executable",
+        with_everything.python,
+        "typed_program.py",
+    ]
     assert "Success" in run(command, cwd=tmp_path, timeout=280)
     # In a folder of its own: where the environment lies, other tests have left states of theirs.
     folder = repr(str(tmp_path))
-    import_and_run = f"import sys; sys.path.insert(0, {folder}); import typed_program as t; t.main(t.Path({folder}))"
+    import_and_run = (
+        f"import sys; sys.path.insert(0, {folder}); import typed_program as t; t.main(t.Path({folder}))"
+    )
     with_everything.run("-c", import_and_run)
 
 

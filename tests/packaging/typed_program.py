@@ -33,7 +33,9 @@ class CountUpdates(TrainerCallback):
     def __init__(self) -> None:
         self.updates = 0
 
-    def on_train_step_end(self, trainer: Trainer, batch: Any, batch_output: dict[str, Any], step: int) -> None:
+    def on_train_step_end(
+        self, trainer: Trainer, batch: Any, batch_output: dict[str, Any], step: int
+    ) -> None:
         assert_type(trainer.run_config, TrainerRunConfig)
 
     def on_optimizer_step_end(self, trainer: Trainer) -> None:
@@ -72,7 +74,9 @@ def main(folder: Path) -> dict[str, float]:
         *DEFAULT_CALLBACKS,
     )
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    trainer = SmoothTrainer(model, torch.nn.functional.cross_entropy, optimizer, callbacks, InMemoryRunHistory(), seed=1)
+    trainer = SmoothTrainer(
+        model, torch.nn.functional.cross_entropy, optimizer, callbacks, InMemoryRunHistory(), seed=1
+    )
     try:
         history = trainer.train(
             data,

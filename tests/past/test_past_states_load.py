@@ -70,7 +70,9 @@ def test_a_run_on_two_processes_goes_on_to_the_end_that_it_had(tmp_path: Path) -
 @pytest.mark.parametrize("state", STATES)
 def test_a_run_on_two_processes_goes_on_alone_with_the_same_samples_in_each_update(state: str) -> None:
     # One process makes as many steps of six samples as the main one of two has made of three.
-    assert_same_end(resume(PAST / "two_processes" / state, per_device_batch_size=6), end_that_was("two_processes"))
+    assert_same_end(
+        resume(PAST / "two_processes" / state, per_device_batch_size=6), end_that_was("two_processes")
+    )
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
@@ -100,8 +102,13 @@ def test_both_exports_hold_the_weights_of_the_end(folder: str, name: str) -> Non
     assert_same_weights(trainer.model.state_dict(), end_that_was(folder)["weights"])
     if name == "model.pt":
         assert {key: content[key] for key in NOTE} == NOTE
-        assert all(entry["momentum_buffer"].any() for entry in trainer.optimizer.state_dict()["state"].values())
-        assert content["scheduler_state_dict"]["last_epoch"] == end_that_was(folder)["run_progress"]["updates_completed"]
+        assert all(
+            entry["momentum_buffer"].any() for entry in trainer.optimizer.state_dict()["state"].values()
+        )
+        assert (
+            content["scheduler_state_dict"]["last_epoch"]
+            == end_that_was(folder)["run_progress"]["updates_completed"]
+        )
     else:
         assert set(content) == {"model_state_dict"}
 

@@ -1,19 +1,21 @@
 """The run that the files in format_1/ are of, and how they were written.
 
     python tests/past/write.py tests/past/format_1
-    ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2 tests/past/write.py tests/past/format_1
+    ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2 tests/past/write.py
+    tests/past/format_1
 
 The first command wrote `one_process/`, the second `two_processes/`, each with the code of its time:
 
-    before_evaluation/              a training state after the training of the first epoch, before its evaluation
-    mid_epoch/                      a training state in the middle of the second epoch
-    model.pt  model.safetensors     exports of the end of the run
-    end.json                        weights, progress, metrics and what the callback has counted at that end
+    before_evaluation/              a training state after the training of the first epoch, before its
+    evaluation mid_epoch/                      a training state in the middle of the second epoch model.pt
+    model.safetensors     exports of the end of the run end.json                        weights, progress,
+    metrics and what the callback has counted at that end
 
-What stands there is what users have on their disks, so it is never written anew: a folder that exists is refused. When the format
-changes, a new folder joins the old one.
+What stands there is what users have on their disks, so it is never written anew: a folder that exists is
+refused. When the format changes, a new folder joins the old one.
 
-Everything that decides about the result is computed by arithmetic or given, so that no default and no generator matters.
+Everything that decides about the result is computed by arithmetic or given, so that no default and no
+generator matters.
 """
 
 import dataclasses
@@ -133,7 +135,9 @@ def create_trainer(*callbacks: TrainerCallback, is_empty: bool) -> PastTrainer:
             values = torch.linspace(-0.5, 0.6, tensor.numel(), dtype=torch.float64).reshape(tensor.shape)
             tensor.copy_(torch.zeros(()) if is_empty else (number * values).cos())
     optimizer = torch.optim.SGD(model.parameters(), lr=0.2, momentum=0.9, weight_decay=0.01)
-    return PastTrainer(model, nn.functional.cross_entropy, optimizer, callbacks, accelerator=Accelerator(cpu=True), seed=5)
+    return PastTrainer(
+        model, nn.functional.cross_entropy, optimizer, callbacks, accelerator=Accelerator(cpu=True), seed=5
+    )
 
 
 def train(trainer: Trainer, resume_from: Path | None = None, per_device_batch_size: int = 3) -> None:

@@ -1,11 +1,12 @@
 """The job that is killed and resumed by test_resume_is_exact.py.
 
     python resume_job.py '{"folder": "/tmp/x", "workers": 0, ...}'     runs it once
-    python resume_job.py                                               runs one for each line of settings on the standard
-                                                                       input, in a fork, which spares importing torch
+    python resume_job.py                                               runs one for each line of settings on
+                                                                       the standard input, in a fork, which
+                                                                       spares importing torch
 
-A job goes on from the newest state in its folder, and leaves `result.pt` there when it is through. It appends what it is
-doing to `phases`: "started", "training", "saving", "saved".
+A job goes on from the newest state in its folder, and leaves `result.pt` there when it is through. It appends
+what it is doing to `phases`: "started", "training", "saving", "saved".
 """
 
 import json
@@ -99,10 +100,16 @@ def run(folder, workers, accumulation, is_saved, slow_seconds):
     # Whatever was drawn before must not matter to a run that goes on.
     torch.manual_seed(time.time_ns() if latest_checkpoint(folder / "states") else 0)
     model = torch.nn.Sequential(
-        torch.nn.Linear(6, 12), torch.nn.BatchNorm1d(12), torch.nn.ReLU(), torch.nn.Dropout(0.3), torch.nn.Linear(12, 2)
+        torch.nn.Linear(6, 12),
+        torch.nn.BatchNorm1d(12),
+        torch.nn.ReLU(),
+        torch.nn.Dropout(0.3),
+        torch.nn.Linear(12, 2),
     )
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
-    saver = SaveTrainingStateCallback(folder / "states", 1, save_every_n_updates=9 // accumulation, keep_last=2)
+    saver = SaveTrainingStateCallback(
+        folder / "states", 1, save_every_n_updates=9 // accumulation, keep_last=2
+    )
     patience = EarlyStoppingCallback(1000)
     trainer = Job(
         model,
@@ -118,7 +125,9 @@ def run(folder, workers, accumulation, is_saved, slow_seconds):
         per_device_batch_size=BATCH_SIZE,
         gradient_accumulation_steps=accumulation,
         create_scheduler_fn=partial(
-            torch.optim.lr_scheduler.OneCycleLR, max_lr=0.05, total_steps=TrainerPlaceholderValues.NUM_UPDATE_STEPS
+            torch.optim.lr_scheduler.OneCycleLR,
+            max_lr=0.05,
+            total_steps=TrainerPlaceholderValues.NUM_UPDATE_STEPS,
         ),
         train_dataloader_kwargs={"num_workers": workers},
         eval_dataloader_kwargs={"num_workers": 0},

@@ -24,7 +24,12 @@ class Tokens(Trainer):
         tokens = (batch[0][:, 0].abs() * 10).long()
         losses = nn.functional.cross_entropy(outputs, batch[1], reduction="none")
         loss = (losses * tokens).sum() / tokens.sum().clamp(min=1)
-        output = {"loss": loss, "model_outputs": outputs, "batch_size": len(tokens), "num_items_in_batch": int(tokens.sum())}
+        output = {
+            "loss": loss,
+            "model_outputs": outputs,
+            "batch_size": len(tokens),
+            "num_items_in_batch": int(tokens.sum()),
+        }
         return {**output, "log": {"tokens": tokens.sum()}}
 
 
@@ -46,15 +51,27 @@ def collate(samples: list[Any]) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def train(
-    trainer_class: type[Trainer], data: Any, batch_size: int, steps: int | None = None, dtype: Any = torch.float64, **kwargs: Any
+    trainer_class: type[Trainer],
+    data: Any,
+    batch_size: int,
+    steps: int | None = None,
+    dtype: Any = torch.float64,
+    **kwargs: Any,
 ) -> Any:
     """Weights and history after two epochs. Without `steps`, as many as an update of `UPDATE` samples has."""
     accelerator = Accelerator(cpu=True)
     steps = UPDATE // (batch_size * accelerator.num_processes) if steps is None else steps
     model = tiny_network(dtype)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    trainer = trainer_class(model, nn.functional.cross_entropy, optimizer, callbacks=[], accelerator=accelerator, seed=3)
-    arguments = {"num_epochs": 2, "per_device_batch_size": batch_size, "gradient_accumulation_steps": steps, **kwargs}
+    trainer = trainer_class(
+        model, nn.functional.cross_entropy, optimizer, callbacks=[], accelerator=accelerator, seed=3
+    )
+    arguments = {
+        "num_epochs": 2,
+        "per_device_batch_size": batch_size,
+        "gradient_accumulation_steps": steps,
+        **kwargs,
+    }
     history = trainer.train(data, **arguments)
     weights = torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
     return {
@@ -65,7 +82,9 @@ def train(
 
 
 def all_sizes(trainer_class: type[Trainer] = Trainer, steps: int | None = None) -> Any:
-    return lambda batch_size: [train(trainer_class, tiny_data(size), batch_size, steps) for size in SIZES[:-2]]
+    return lambda batch_size: [
+        train(trainer_class, tiny_data(size), batch_size, steps) for size in SIZES[:-2]
+    ]
 
 
 def few_samples(batch_size: int) -> Any:
@@ -77,7 +96,9 @@ def streams(batch_size: int) -> Any:
 
 
 def in_float32(batch_size: int) -> Any:
-    return [train(Trainer, tiny_data(size, torch.float32), batch_size, dtype=torch.float32) for size in SIZES[:-2]]
+    return [
+        train(Trainer, tiny_data(size, torch.float32), batch_size, dtype=torch.float32) for size in SIZES[:-2]
+    ]
 
 
 CASES = {
@@ -122,7 +143,9 @@ def dropped(batch_size: int) -> float:
     """A collate function that drops samples: what is there depends on the split, so each update is checked by itself."""
     accelerator, model = Accelerator(cpu=True), tiny_network()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    trainer = MeanOfTheUpdate(model, nn.functional.cross_entropy, optimizer, callbacks=[], accelerator=accelerator, seed=3)
+    trainer = MeanOfTheUpdate(
+        model, nn.functional.cross_entropy, optimizer, callbacks=[], accelerator=accelerator, seed=3
+    )
     arguments = {"per_device_batch_size": batch_size, "gradient_accumulation_steps": 3, "collate_fn": collate}
     trainer.train(tiny_data(61), num_epochs=2, **arguments)  # type: ignore[arg-type]
     assert trainer.run_progress.updates_completed >= 4
@@ -141,7 +164,9 @@ def assert_equal(results: list[Any], expected: list[Any], tolerance: float) -> N
         assert result["history"].keys() == wanted["history"].keys()
         for name, values in result["history"].items():
             if name == "train_loss_epoch":
-                assert values == pytest.approx(wanted["history"][name], rel=1e-6 if tolerance > 1e-9 else 1e-12)
+                assert values == pytest.approx(
+                    wanted["history"][name], rel=1e-6 if tolerance > 1e-9 else 1e-12
+                )
 
 
 BIG_BATCHES = {
@@ -175,7 +200,9 @@ def test_both_processes_hold_the_same_weights(outcome: Any) -> None:
             assert torch.equal(one["weights"], other["weights"])
 
 
-def test_a_collate_function_that_drops_samples_leaves_the_mean_over_those_that_are_there(outcome: Any) -> None:
+def test_a_collate_function_that_drops_samples_leaves_the_mean_over_those_that_are_there(
+    outcome: Any,
+) -> None:
     assert max(outcome.of("dropped")) < 1e-14
 
 

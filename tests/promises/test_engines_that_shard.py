@@ -1,7 +1,8 @@
 """The same script on FSDP2 and DeepSpeed, as far as a CPU can show: two processes on gloo, compared with one.
 
-FSDP2 refuses a CPU in Accelerate, so its state is set by hand here. DeepSpeed is found in the folder of ACCEL_TEST_DEEPSPEED,
-into which `hatch run install-deepspeed` puts it: in the environment itself, Accelerate would import it in every test.
+FSDP2 refuses a CPU in Accelerate, so its state is set by hand here. DeepSpeed is found in the folder of
+ACCEL_TEST_DEEPSPEED, into which `hatch run install-deepspeed` puts it: in the environment itself, Accelerate
+would import it in every test.
 """
 
 import contextlib
@@ -50,7 +51,9 @@ def create_accelerator(engine):
     """An accelerator with this engine, whose state all that are made afterwards share."""
     if engine == "fsdp2":
         accelerator = Accelerator(cpu=True)
-        PartialState._shared_state["distributed_type"] = accelerator.state.distributed_type = DistributedType.FSDP
+        PartialState._shared_state["distributed_type"] = accelerator.state.distributed_type = (
+            DistributedType.FSDP
+        )
         accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(
             fsdp_version=2,
             auto_wrap_policy="size_based_wrap",
@@ -66,7 +69,11 @@ def create_accelerator(engine):
 def make_data(num_samples, num_targets=()):
     generator = torch.Generator().manual_seed(num_samples)
     inputs = torch.randn(num_samples, 5, generator=generator)
-    return TensorDataset(inputs, torch.randint(0, 3, (num_samples, *num_targets), generator=generator), torch.arange(num_samples))
+    return TensorDataset(
+        inputs,
+        torch.randint(0, 3, (num_samples, *num_targets), generator=generator),
+        torch.arange(num_samples),
+    )
 
 
 def make_model():
@@ -89,7 +96,9 @@ def exported(trainer):
 def outcome_of(trainer):
     return {
         "weights": exported(trainer),
-        "history": {f"{r['name']} {r['epoch']}/{r['update']}": r["value"] for r in trainer.run_history.to_records()},
+        "history": {
+            f"{r['name']} {r['epoch']}/{r['update']}": r["value"] for r in trainer.run_history.to_records()
+        },
         "updates": trainer.run_progress.updates_completed,
         "is stopped": trainer.stop_reason == "enough",
     }
@@ -144,7 +153,12 @@ class TokenTrainer(Trainer):
         outputs, targets = self.model(batch[0]).reshape(-1, NUM_TOKENS, 3), self.targets_of(batch)
         loss = nn.functional.cross_entropy(outputs.flatten(0, 1), targets.flatten())
         count = (targets != -100).sum()
-        return {"loss": loss, "model_outputs": outputs, "batch_size": len(targets), "num_items_in_batch": count}
+        return {
+            "loss": loss,
+            "model_outputs": outputs,
+            "batch_size": len(targets),
+            "num_items_in_batch": count,
+        }
 
 
 class TokensCountedAhead(TokenTrainer):
@@ -171,7 +185,11 @@ def keep_all(samples):
 def save_and_resume(batch_size):
     """From the middle of an epoch, with a scheduler, in another trainer whose weights are others."""
     folder = shared_folder()
-    kwargs = {"per_device_batch_size": batch_size, "eval_dataset": make_data(13), "create_scheduler_fn": ONE_CYCLE}
+    kwargs = {
+        "per_device_batch_size": batch_size,
+        "eval_dataset": make_data(13),
+        "create_scheduler_fn": ONE_CYCLE,
+    }
     whole, rest = make_trainer([SaveAt(7, folder / "state")]), make_trainer()
     with torch.no_grad():
         rest.model[0].weight.zero_()
@@ -304,11 +322,15 @@ EQUAL = {
     "clipped hardly": partial(train, gradient_clip_norm=100.0),
     "limited updates": partial(train, accumulation=2, num_epochs=None, max_num_train_steps=5),
     "mid-epoch evaluation": partial(train, callbacks=[EvaluateInMidEpoch()]),
-    "stopped in the last update of an epoch": partial(train, callbacks=[StopAt()], accumulation=2, num_epochs=5),
+    "stopped in the last update of an epoch": partial(
+        train, callbacks=[StopAt()], accumulation=2, num_epochs=5
+    ),
     "less than a step": lambda batch_size: train(batch_size, make_data(1)),
     "own collate": partial(train, collate_fn=keep_all),
     "tokens counted ahead": partial(train_tokens, trainer_class=TokensCountedAhead),
-    "iterable": lambda batch_size: train(batch_size, Stream(make_data(37)), trainer_class=SamplesCountedAhead),
+    "iterable": lambda batch_size: train(
+        batch_size, Stream(make_data(37)), trainer_class=SamplesCountedAhead
+    ),
 }
 CASES = {
     **EQUAL,
@@ -407,7 +429,10 @@ def test_what_the_engine_cannot_do_is_refused_with_the_way_out(outcome, engine):
         else:
             assert set(told) == {"own step", "stream", "tokens"}
             assert re.search(r"\['optimizer_step'\].*DEEPSPEED.*backward", told["own step"])
-            assert "Override count_items(batch)" in told["stream"] and "Override count_items(batch)" in told["tokens"]
+            assert (
+                "Override count_items(batch)" in told["stream"]
+                and "Override count_items(batch)" in told["tokens"]
+            )
 
 
 def test_the_example_prints_what_it_prints_on_one_process(outcome):

@@ -51,7 +51,9 @@ def make_data(num_samples, kind="tensors", batch_size=4):
     if kind == "iterable":
         return Stream(list(data))
     if kind == "batches":
-        return DataLoader(data, batch_sampler=CustomBatches(SequentialSampler(data), batch_size, drop_last=False))
+        return DataLoader(
+            data, batch_sampler=CustomBatches(SequentialSampler(data), batch_size, drop_last=False)
+        )
     # Without a generator of its own, torch's loader draws from the global one.
     return ForeignLoader(DataLoader(data, batch_size=batch_size, generator=torch.Generator()))
 
@@ -182,7 +184,9 @@ def gather_at_the_end(batch_size):
                 self.error = str(error)
 
     listener = GatherAtTheEnd()
-    Trainer(make_model(), nn.CrossEntropyLoss(), None, [listener]).evaluate(make_data(1), per_device_batch_size=batch_size)
+    Trainer(make_model(), nn.CrossEntropyLoss(), None, [listener]).evaluate(
+        make_data(1), per_device_batch_size=batch_size
+    )
     return {"rows": listener.rows, "scalars": listener.scalars, "error": getattr(listener, "error", None)}
 
 
@@ -230,7 +234,13 @@ class StrangeBuffers(nn.Module):
         self.register_buffer("count", torch.tensor(3))
 
     def forward(self, inputs):
-        return self.layer(inputs) * self.mask + self.turned[:, 1] + self.expanded + self.low + self.waves.real * self.count
+        return (
+            self.layer(inputs) * self.mask
+            + self.turned[:, 1]
+            + self.expanded
+            + self.low
+            + self.waves.real * self.count
+        )
 
 
 class Drifted(TrainerCallback):

@@ -20,8 +20,8 @@ from launching import launch
 
 NUM_EPOCHS, UPDATES_OF_EPOCH = 3, 5
 EVENTS = {
-    # An event, and after which update (counted from 1) a stop asked for in the event of update 2, of 5 (the last one of
-    # an epoch) and of 15 (the last one of the run) takes effect on several processes.
+    # An event, and after which update (counted from 1) a stop asked for in the event of update 2, of 5 (the
+    # last one of an epoch) and of 15 (the last one of the run) takes effect on several processes.
     "on_train_step_start": (3, 5, 15),
     "on_train_step_end": (3, 5, 15),
     "on_optimizer_step_start": (3, 5, 15),
@@ -127,7 +127,9 @@ def is_last():
 
 def ask(batch_size, event, update):
     """The last process asks in an event of an update."""
-    action = (lambda trainer: trainer.request_stop(f"asked in {event}")) if is_last() else (lambda trainer: None)
+    action = (
+        (lambda trainer: trainer.request_stop(f"asked in {event}")) if is_last() else (lambda trainer: None)
+    )
     return train(batch_size, Listener(event, update, action))
 
 
@@ -162,7 +164,9 @@ class DoubtfulMetric(TrainerCallback):
     """A metric that gets worse on the last process only, as one that nobody reduced."""
 
     def on_eval_epoch_end(self, trainer, **kwargs):
-        worse = trainer.run_progress.updates_completed if is_last() else -trainer.run_progress.updates_completed
+        worse = (
+            trainer.run_progress.updates_completed if is_last() else -trainer.run_progress.updates_completed
+        )
         trainer.run_history.update_metric("doubtful", worse)
 
 
@@ -177,7 +181,9 @@ def run_out_of_time(batch_size):
     def action(trainer):
         limit.ends_at = time.monotonic()
 
-    return train(batch_size, Listener("on_train_step_start", 7, action if is_last() else lambda trainer: None), [limit])
+    return train(
+        batch_size, Listener("on_train_step_start", 7, action if is_last() else lambda trainer: None), [limit]
+    )
 
 
 def receive_signal(batch_size, event, update, times=1):
@@ -194,13 +200,20 @@ def receive_signal(batch_size, event, update, times=1):
 
 SIGNALLED = {"in an update": ("on_train_step_end", 7), "in an evaluation": ("on_eval_step_end", 10)}
 CASES = {
-    **{f"{event} {update}": partial(ask, event=event, update=update) for event in EVENTS for update in UPDATES},
+    **{
+        f"{event} {update}": partial(ask, event=event, update=update)
+        for event in EVENTS
+        for update in UPDATES
+    },
     "before the first update": ask_before_the_first_update,
     "several reasons": ask_for_several_reasons,
     "nan": diverge,
     "early stop": stop_early,
     "time": run_out_of_time,
-    **{f"signal {name}": partial(receive_signal, event=event, update=update) for name, (event, update) in SIGNALLED.items()},
+    **{
+        f"signal {name}": partial(receive_signal, event=event, update=update)
+        for name, (event, update) in SIGNALLED.items()
+    },
     "signal and its echo": partial(receive_signal, event="on_train_step_end", update=7, times=2),
 }
 
@@ -224,7 +237,9 @@ ASKED = [
 
 
 @pytest.mark.parametrize(("event", "update", "stopped"), ASKED)
-def test_a_stop_asked_for_on_one_process_takes_effect_on_all_after_the_same_update(outcome, event, update, stopped):
+def test_a_stop_asked_for_on_one_process_takes_effect_on_all_after_the_same_update(
+    outcome, event, update, stopped
+):
     result = agreed(outcome, f"{event} {update}")
     assert result["reason"] == f"asked in {event}"
     assert result["updates"] == stopped
@@ -232,15 +247,23 @@ def test_a_stop_asked_for_on_one_process_takes_effect_on_all_after_the_same_upda
 
 
 @pytest.mark.parametrize("update", UPDATES)
-def test_a_stop_asked_for_at_the_safe_point_takes_effect_at_the_next_on_any_number_of_processes(outcome, update):
-    result, alone = agreed(outcome, f"on_optimizer_step_end {update}"), outcome.alone(f"on_optimizer_step_end {update}")
+def test_a_stop_asked_for_at_the_safe_point_takes_effect_at_the_next_on_any_number_of_processes(
+    outcome, update
+):
+    result, alone = (
+        agreed(outcome, f"on_optimizer_step_end {update}"),
+        outcome.alone(f"on_optimizer_step_end {update}"),
+    )
     keys = ("updates", "epochs", "reason", "closed", "history")
     assert {key: result[key] for key in keys} == {key: alone[key] for key in keys}
 
 
 def test_an_epoch_that_a_stop_cut_short_leaves_no_record_and_one_that_was_complete_is_evaluated(outcome):
     assert agreed(outcome, "on_train_step_end 2")["history"] == []
-    assert agreed(outcome, "on_train_step_end 5")["history"] == [("train_loss_epoch", 5), ("eval_loss_epoch", 5)]
+    assert agreed(outcome, "on_train_step_end 5")["history"] == [
+        ("train_loss_epoch", 5),
+        ("eval_loss_epoch", 5),
+    ]
 
 
 def test_no_update_follows_a_stop_asked_for_before_the_first(outcome):
@@ -329,7 +352,9 @@ def test_an_exception_on_one_process_ends_the_others_in_seconds_with_the_error_t
 @pytest.mark.skipif(compare_versions("accelerate", "<", "1.13"), reason="there the processes see each other")
 def test_processes_that_do_not_see_each_other_are_refused():
     """Without ACCELERATE_USE_CPU, the launcher starts two trainings on a CPU that do not know of each other."""
-    finished = launch(FAILING, processes=2, args=["never", 0], env={"ACCELERATE_USE_CPU": "false"}, check=False)
+    finished = launch(
+        FAILING, processes=2, args=["never", 0], env={"ACCELERATE_USE_CPU": "false"}, check=False
+    )
     assert finished.returncode != 0
     told = "accelerate launch.* 2 processes.*ACCELERATE_USE_CPU=true.*--multi_gpu.*examples/configs"
     assert re.search(told, finished.stderr)

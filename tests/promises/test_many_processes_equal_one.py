@@ -76,7 +76,13 @@ def gather_in_steps(batch_size):
     gathered = []
     for num_samples, kwargs in [(25, {}), (24, {}), (25, {"drop_last": True})]:
         listener = GatherInTheStep()
-        train(batch_size, make_data(num_samples), [listener], num_epochs=1, train_dataloader_kwargs={**kwargs, "shuffle": False})
+        train(
+            batch_size,
+            make_data(num_samples),
+            [listener],
+            num_epochs=1,
+            train_dataloader_kwargs={**kwargs, "shuffle": False},
+        )
         gathered.append((listener.gathered, listener.error))
     return gathered
 
@@ -84,7 +90,11 @@ def gather_in_steps(batch_size):
 def rotate(batch_size):
     """Lesson A20: every process used to remove the old states, and the job died."""
     folder = shared_folder()
-    train(batch_size, callbacks=[SaveTrainingStateCallback(folder, save_every_n_updates=1, keep_last=2)], accumulation=1)
+    train(
+        batch_size,
+        callbacks=[SaveTrainingStateCallback(folder, save_every_n_updates=1, keep_last=2)],
+        accumulation=1,
+    )
     Accelerator().wait_for_everyone()
     return sorted(path.name for path in folder.iterdir())
 
@@ -143,7 +153,16 @@ def drop_every_seventh(samples):
     return torch.utils.data.default_collate([sample for sample in samples if sample[2] % 7])
 
 
-def train(batch_size, data=None, callbacks=(), trainer_class=Trainer, accumulation=3, model=None, weights=None, **kwargs):
+def train(
+    batch_size,
+    data=None,
+    callbacks=(),
+    trainer_class=Trainer,
+    accumulation=3,
+    model=None,
+    weights=None,
+    **kwargs,
+):
     """Train on 37 samples, and return all that must not depend on the number of processes."""
     data = make_data(37) if data is None else data
     model = make_model() if model is None else model
@@ -154,7 +173,9 @@ def train(batch_size, data=None, callbacks=(), trainer_class=Trainer, accumulati
     trainer.train(data, per_device_batch_size=batch_size, gradient_accumulation_steps=accumulation, **kwargs)
     return {
         "weights": {name: value.clone() for name, value in model.state_dict().items()},
-        "history": {f"{r['name']} {r['epoch']}/{r['update']}": r["value"] for r in trainer.run_history.to_records()},
+        "history": {
+            f"{r['name']} {r['epoch']}/{r['update']}": r["value"] for r in trainer.run_history.to_records()
+        },
         "progress": (trainer.run_progress.updates_completed, trainer.run_progress.epochs_completed),
         "rates": watcher.rates,
         "updates": watcher.updates,
@@ -199,7 +220,9 @@ class EvaluatedTokens(TokenTrainer):
 def train_tokens(batch_size):
     torch.manual_seed(3)
     model = nn.Linear(5, 3 * NUM_TOKENS).double()
-    return train(batch_size, make_data(37, (NUM_TOKENS,)), trainer_class=TokenTrainer, model=model, eval_dataset=None)
+    return train(
+        batch_size, make_data(37, (NUM_TOKENS,)), trainer_class=TokenTrainer, model=model, eval_dataset=None
+    )
 
 
 class Unfreeze(TrainerCallback):
@@ -244,7 +267,9 @@ class Noisy(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.layers = nn.Sequential(nn.BatchNorm1d(1), nn.Dropout(0.3), nn.Flatten(), nn.Linear(5, 3)).double()
+        self.layers = nn.Sequential(
+            nn.BatchNorm1d(1), nn.Dropout(0.3), nn.Flatten(), nn.Linear(5, 3)
+        ).double()
 
     def forward(self, inputs):
         return self.layers(inputs[:, None])
@@ -266,11 +291,19 @@ def train_noisy(data, callbacks, **kwargs):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     trainer = Trainer(model, nn.CrossEntropyLoss(), optimizer, [*callbacks, recorder], seed=7)
     trainer.train(data, num_epochs=1, **kwargs)
-    return trainer, {"weights": dict(model.state_dict()), "buffers": recorder.buffers, "random": recorder.random}
+    return trainer, {
+        "weights": dict(model.state_dict()),
+        "buffers": recorder.buffers,
+        "random": recorder.random,
+    }
 
 
 def train_with_and_without_evaluating(batch_size):
-    kwargs = {"per_device_batch_size": batch_size, "gradient_accumulation_steps": 2, "eval_dataset": make_data(13)}
+    kwargs = {
+        "per_device_batch_size": batch_size,
+        "gradient_accumulation_steps": 2,
+        "eval_dataset": make_data(13),
+    }
     return [train_noisy(make_data(37), callbacks, **kwargs)[1] for callbacks in ([], [EvaluateInMidEpoch()])]
 
 
@@ -293,10 +326,15 @@ def save_and_export(batch_size):
             trainer.save_checkpoint(f"{folder}/model.safetensors")
             trainer.save_training_state(f"{folder}/state")
 
-    trainer, result = train_noisy(make_data(37), [Save()], per_device_batch_size=batch_size, gradient_accumulation_steps=2)
+    trainer, result = train_noisy(
+        make_data(37), [Save()], per_device_batch_size=batch_size, gradient_accumulation_steps=2
+    )
     used = trainer.evaluate(make_data(5), per_device_batch_size=batch_size)
     trainer.accelerator.wait_for_everyone()
-    exported, saved = read_tensors(f"{folder}/model.safetensors"), read_tensors(f"{folder}/state/model.safetensors")
+    exported, saved = (
+        read_tensors(f"{folder}/model.safetensors"),
+        read_tensors(f"{folder}/state/model.safetensors"),
+    )
     return {"own": result["buffers"], "exported": exported, "saved": saved, "evaluation": used}
 
 
@@ -315,7 +353,9 @@ def train_with_all_at_once(batch_size):
     model = nn.Linear(5, 3 * NUM_TOKENS).double()
     eval_dataset = make_data(13, (NUM_TOKENS,))
     data = make_data(37, (NUM_TOKENS,))
-    return train(batch_size, data, trainer_class=EvaluatedTokens, model=model, eval_dataset=eval_dataset, **ALL_AT_ONCE)
+    return train(
+        batch_size, data, trainer_class=EvaluatedTokens, model=model, eval_dataset=eval_dataset, **ALL_AT_ONCE
+    )
 
 
 EQUAL = {
@@ -334,24 +374,40 @@ EQUAL = {
     "collate that drops": partial(train, collate_fn=drop_every_seventh, trainer_class=CountsTargets),
     "one cycle": partial(train, create_scheduler_fn=ONE_CYCLE, accumulation=1),
     "rate by epoch": partial(
-        train, create_scheduler_fn=partial(torch.optim.lr_scheduler.ExponentialLR, gamma=0.5), scheduler_step_every="epoch"
+        train,
+        create_scheduler_fn=partial(torch.optim.lr_scheduler.ExponentialLR, gamma=0.5),
+        scheduler_step_every="epoch",
     ),
     "rate by metric": partial(
-        train, create_scheduler_fn=partial(torch.optim.lr_scheduler.ReduceLROnPlateau, patience=0, threshold=1.0), num_epochs=4
+        train,
+        create_scheduler_fn=partial(torch.optim.lr_scheduler.ReduceLROnPlateau, patience=0, threshold=1.0),
+        num_epochs=4,
     ),
     "limited updates": partial(train, accumulation=1, num_epochs=None, max_num_train_steps=10),
     "limited updates in one epoch": partial(train, accumulation=2, max_num_train_steps=1),
     "mid-epoch evaluation": partial(train, callbacks=[EvaluateInMidEpoch()]),
     "iterable": lambda batch_size: train(batch_size, Stream(make_data(37))),
     "iterable of one sample": lambda batch_size: train(batch_size, Stream(make_data(1))),
-    "generator": lambda batch_size: train(batch_size, DataLoader(Stream(make_data(37)), batch_size=batch_size)),
-    "drawing sampler": lambda batch_size: train(batch_size, train_dataloader_kwargs={"sampler": DrawingSampler(make_data(37))}),
-    "sampler by epoch": lambda batch_size: train(batch_size, train_dataloader_kwargs={"sampler": EpochSampler(make_data(37))}),
+    "generator": lambda batch_size: train(
+        batch_size, DataLoader(Stream(make_data(37)), batch_size=batch_size)
+    ),
+    "drawing sampler": lambda batch_size: train(
+        batch_size, train_dataloader_kwargs={"sampler": DrawingSampler(make_data(37))}
+    ),
+    "sampler by epoch": lambda batch_size: train(
+        batch_size, train_dataloader_kwargs={"sampler": EpochSampler(make_data(37))}
+    ),
     "weighted sampler": lambda batch_size: train(
         batch_size, train_dataloader_kwargs={"sampler": WeightedRandomSampler(torch.arange(1.0, 38.0), 37)}
     ),
-    **{kind: partial(train_batches, kind=kind) for kind in ("batch sampler", "iterable batches", "foreign loader")},
-    **{f"unfreezing by {event}": partial(train_unfreezing, event=event) for event in ("epoch end", "epoch start", "update")},
+    **{
+        kind: partial(train_batches, kind=kind)
+        for kind in ("batch sampler", "iterable batches", "foreign loader")
+    },
+    **{
+        f"unfreezing by {event}": partial(train_unfreezing, event=event)
+        for event in ("epoch end", "epoch start", "update")
+    },
 }
 CASES = {
     **EQUAL,
@@ -404,7 +460,9 @@ def test_unlike_data_or_numbers_are_refused_on_every_process_before_they_hang(ou
     processes = outcome.processes
     samples, epochs = [*[25] * (processes - 1), 24], [*[1] * (processes - 1), 2]
     for of_samples, of_epochs in outcome.of("unlike data"):
-        assert re.search(rf"samples.* train_dataset is {re.escape(str(samples))} .*\b{processes} processes", of_samples)
+        assert re.search(
+            rf"samples.* train_dataset is {re.escape(str(samples))} .*\b{processes} processes", of_samples
+        )
         assert re.search(rf"num_epochs is {re.escape(str(epochs))} .*\b{processes} processes", of_epochs)
 
 
@@ -430,7 +488,10 @@ def test_evaluating_in_mid_epoch_changes_nothing(outcome):
 
 def test_an_idle_step_leaves_buffers_and_random_state_as_they_were(outcome):
     results = outcome.of("with and without idle steps")
-    assert [with_rest["buffers"]["layers.0.num_batches_tracked"].item() for _, with_rest in results][:2] == [2, 1]
+    assert [with_rest["buffers"]["layers.0.num_batches_tracked"].item() for _, with_rest in results][:2] == [
+        2,
+        1,
+    ]
     for without_rest, with_rest in results[1:]:
         torch.testing.assert_close(with_rest["random"], without_rest["random"], rtol=0, atol=0)
         torch.testing.assert_close(with_rest["buffers"], without_rest["buffers"], rtol=0, atol=0)

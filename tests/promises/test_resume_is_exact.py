@@ -31,7 +31,9 @@ class WarmProcess:
     """A process that has imported torch and forks for each job, so that a kill costs no import."""
 
     def __init__(self):
-        self.process = subprocess.Popen([sys.executable, JOB], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen(
+            [sys.executable, JOB], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
 
     def start(self, settings):
         self.process.stdin.write(json.dumps(settings) + "\n")

@@ -1,7 +1,7 @@
 """Resuming to the bit on three processes and more, where the order in which gradients are added counts.
 
-On two processes a + b = b + a hides it. The file is its own script: see case_runner. With the name of a job as its second
-argument it is the job that is killed.
+On two processes a + b = b + a hides it. The file is its own script: see case_runner. With the name of a job
+as its second argument it is the job that is killed.
 """
 
 import functools

@@ -66,7 +66,10 @@ class StopAt(TrainerCallback):
 
     def on_optimizer_step_end(self, trainer):
         accelerator = trainer.accelerator
-        if trainer.run_progress.updates_completed == self.update and accelerator.process_index == accelerator.num_processes - 1:
+        if (
+            trainer.run_progress.updates_completed == self.update
+            and accelerator.process_index == accelerator.num_processes - 1
+        ):
             trainer.request_stop("enough for now")
 
 
@@ -76,13 +79,24 @@ def run(folder, stage, stop_at=None, states="states"):
     torch.manual_seed(0)
     # Dropout draws from the random state of the process, of which each has its own.
     model = torch.nn.Sequential(
-        torch.nn.Linear(4, 6), torch.nn.BatchNorm1d(6), torch.nn.ReLU(), torch.nn.Dropout(0.3), torch.nn.Linear(6, 2)
+        torch.nn.Linear(4, 6),
+        torch.nn.BatchNorm1d(6),
+        torch.nn.ReLU(),
+        torch.nn.Dropout(0.3),
+        torch.nn.Linear(6, 2),
     )
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
     seen = Seen(folder / f"seen_{stage}_{accelerator.process_index}")
     stop = [] if stop_at is None else [StopAt(stop_at)]
     saver = SaveTrainingStateCallback(folder / states, save_every_n_updates=2, keep_last=1)
-    trainer = Trainer(model, torch.nn.functional.cross_entropy, optimizer, [seen, *stop, saver], accelerator=accelerator, seed=5)
+    trainer = Trainer(
+        model,
+        torch.nn.functional.cross_entropy,
+        optimizer,
+        [seen, *stop, saver],
+        accelerator=accelerator,
+        seed=5,
+    )
     trainer.train(
         AugmentedPoints(NUM_SAMPLES),
         NUM_EPOCHS,
@@ -90,10 +104,13 @@ def run(folder, stage, stop_at=None, states="states"):
         per_device_batch_size=3,
         gradient_accumulation_steps=2,
         create_scheduler_fn=partial(
-            torch.optim.lr_scheduler.OneCycleLR, max_lr=0.05, total_steps=TrainerPlaceholderValues.NUM_UPDATE_STEPS + 50
+            torch.optim.lr_scheduler.OneCycleLR,
+            max_lr=0.05,
+            total_steps=TrainerPlaceholderValues.NUM_UPDATE_STEPS + 50,
         ),
         seed_each_sample=True,
-        # Where the other processes see nothing, or something else, as on a disk that is late, the main one's choice counts.
+        # Where the other processes see nothing, or something else, as on a disk that is late, the main one's
+        # choice counts.
         resume_from=latest_checkpoint(folder / states) if accelerator.is_main_process else None,
     )
     return trainer
@@ -178,7 +195,8 @@ def test_a_worker_that_is_killed_is_started_again_and_the_weights_are_those_of_n
         finished = running.wait(240)
     assert finished.returncode == 0, finished.stderr
     fingerprints = [
-        [line for line in text.splitlines() if line.startswith("Fingerprint")] for text in (whole.stdout, finished.stdout)
+        [line for line in text.splitlines() if line.startswith("Fingerprint")]
+        for text in (whole.stdout, finished.stdout)
     ]
     assert fingerprints[0] == fingerprints[1] and len(fingerprints[0]) == 1
 

@@ -32,7 +32,9 @@ KINDS = [
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(sys.platform != "linux" or shutil.which("cc") is None, reason="needs a compiler on Linux"),
+    pytest.mark.skipif(
+        sys.platform != "linux" or shutil.which("cc") is None, reason="needs a compiler on Linux"
+    ),
 ]
 
 
@@ -52,7 +54,11 @@ def run_job(folder: Path, on_error: str = "raise") -> dict[str, object]:
     trainer = tiny_trainer(callbacks=callbacks)
     torch.set_num_threads(1)
     trainer.train(
-        tiny_data(40), 2, eval_dataset=tiny_data(12), per_device_batch_size=4, resume_from=latest_checkpoint(folder / "states")
+        tiny_data(40),
+        2,
+        eval_dataset=tiny_data(12),
+        per_device_batch_size=4,
+        resume_from=latest_checkpoint(folder / "states"),
     )
     return {"weights": weights_of(trainer).tolist(), "history": trainer.run_history.to_records()}
 
@@ -125,13 +131,18 @@ def inject(root: Path) -> list[str]:
                     shutil.rmtree(folder, ignore_errors=True)
                     folder.mkdir()
 
-                    def with_fault(kind=kind, name=name, number=number, stays=stays, folder=folder, on_error=on_error):
+                    def with_fault(
+                        kind=kind, name=name, number=number, stays=stays, folder=folder, on_error=on_error
+                    ):
                         begin(kind, folder, number, getattr(errno, name), stays)
                         return job(folder, on_error)
 
                     case = f"{kind} {number} of {total} fails with {name}{' and after' if stays else ''}, {on_error}"
                     outcome = in_fork(with_fault)
-                    if outcome != expected and outcome.get("error") not in ("CheckpointError", "DamagedError"):
+                    if outcome != expected and outcome.get("error") not in (
+                        "CheckpointError",
+                        "DamagedError",
+                    ):
                         wrong.append(f"{case}: {str(outcome)[:300]}")
                     again = in_fork(lambda folder=folder: job(folder))
                     if again != expected:
@@ -143,7 +154,12 @@ def inject(root: Path) -> list[str]:
 def test_a_run_in_which_any_system_call_fails_ends_with_the_same_bits_after_a_restart(tmp_path: Path) -> None:
     library = tmp_path / "libfaults.so"
     subprocess.run(["cc", "-shared", "-fPIC", "-o", library, SOURCE, "-ldl"], check=True, timeout=60)
-    environment = {**os.environ, "LD_PRELOAD": str(library), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    environment = {
+        **os.environ,
+        "LD_PRELOAD": str(library),
+        "OMP_NUM_THREADS": "1",
+        "ACCELERATE_USE_CPU": "true",
+    }
     environment["PYTHONPATH"] = str(Path(__file__).parents[1])
     command = [sys.executable, __file__, str(tmp_path)]
     finished = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1100)

@@ -47,7 +47,9 @@ def test_equals_the_closed_form():
 
 
 def test_lesson_5_ends_at_the_minimum_with_the_last_update_and_without_a_cliff():
-    scheduler = CosineLrScheduler(optimizer_of_rates(1.0), 10, 10, lr_min=0.0, num_warmup_epochs=3, warmup_starting_lr=0.0)
+    scheduler = CosineLrScheduler(
+        optimizer_of_rates(1.0), 10, 10, lr_min=0.0, num_warmup_epochs=3, warmup_starting_lr=0.0
+    )
     rates = [rate for (rate,) in used_rates(scheduler, 100)]
     assert rates[30] == 1.0
     assert rates[100] == 0.0
@@ -66,12 +68,19 @@ def test_lesson_5_no_value_is_used_twice():
 @pytest.mark.parametrize("ratio", [0.0, 0.01, 0.5, 1.0])
 def test_lesson_5_a_warmup_ratio_begins_at_that_part_of_each_base_rate_and_never_overshoots(ratio):
     scheduler = CosineLrScheduler(
-        optimizer_of_rates(0.3, 0.007), 10, 10, num_warmup_epochs=2, warmup_starting_lr_ratio=ratio, lr_min=0.0
+        optimizer_of_rates(0.3, 0.007),
+        10,
+        10,
+        num_warmup_epochs=2,
+        warmup_starting_lr_ratio=ratio,
+        lr_min=0.0,
     )
     assert scheduler.get_updated_values(0) == [ratio * 0.3, ratio * 0.007]
     assert scheduler.get_updated_values(20) == [0.3, 0.007]
     for n in range(101):
-        assert all(value <= base for value, base in zip(scheduler.get_updated_values(n), (0.3, 0.007), strict=True))
+        assert all(
+            value <= base for value, base in zip(scheduler.get_updated_values(n), (0.3, 0.007), strict=True)
+        )
 
 
 def test_a_minimum_ratio_is_of_each_base_rate():
@@ -110,7 +119,9 @@ def test_equals_torch_without_warmup():
 
 @pytest.mark.filterwarnings("ignore:The epoch parameter")  # Of SequentialLR itself, before torch 2.7.
 def test_equals_torch_with_a_linear_warmup_before():
-    ours = CosineLrScheduler(optimizer_of_rates(0.1), 10, 9, lr_min=0.001, num_warmup_epochs=2, warmup_starting_lr=0.01)
+    ours = CosineLrScheduler(
+        optimizer_of_rates(0.1), 10, 9, lr_min=0.001, num_warmup_epochs=2, warmup_starting_lr=0.01
+    )
     theirs = optimizer_of_rates(0.1)
     warmup = torch.optim.lr_scheduler.LinearLR(theirs, start_factor=0.1, total_iters=18)
     annealing = torch.optim.lr_scheduler.CosineAnnealingLR(theirs, T_max=72, eta_min=0.001)
@@ -150,9 +161,13 @@ def test_equals_timm_with_warmup_as_a_prefix(warmup_epochs, k_decay):
 
 
 def test_equals_transformers_with_warmup_from_zero():
-    ours = CosineLrScheduler(optimizer_of_rates(0.1, 0.02), 10, 9, lr_min=0.0, num_warmup_epochs=2, warmup_starting_lr=0.0)
+    ours = CosineLrScheduler(
+        optimizer_of_rates(0.1, 0.02), 10, 9, lr_min=0.0, num_warmup_epochs=2, warmup_starting_lr=0.0
+    )
     theirs = optimizer_of_rates(0.1, 0.02)
-    transformers_scheduler = get_cosine_schedule_with_warmup(theirs, num_warmup_steps=18, num_training_steps=90)
+    transformers_scheduler = get_cosine_schedule_with_warmup(
+        theirs, num_warmup_steps=18, num_training_steps=90
+    )
     for rates in used_rates(ours, 90):
         assert rates == pytest.approx(values_of(theirs), rel=1e-9, abs=1e-15)
         theirs.step()
@@ -175,32 +190,48 @@ def test_the_saved_plan_goes_before_a_new_one():
 class TestWithTheTrainersNumbers:
     def build(self, create_scheduler_fn, epochs=5, per_epoch=20, updates=None):
         config = SimpleNamespace(
-            num_epochs=epochs, num_update_steps_per_epoch=per_epoch, num_update_steps=updates or epochs * per_epoch
+            num_epochs=epochs,
+            num_update_steps_per_epoch=per_epoch,
+            num_update_steps=updates or epochs * per_epoch,
         )
         return resolve_placeholders(create_scheduler_fn, config)(optimizer_of_rates(1.0))
 
     def test_nothing_has_to_be_calculated(self):
-        scheduler = self.build(CosineLrScheduler.create_scheduler_fn(num_warmup_epochs=0.5, num_cooldown_epochs=1, lr_min=0.0))
-        assert (scheduler.total_updates, scheduler.num_warmup_updates, scheduler.num_cooldown_updates) == (100, 10, 20)
+        scheduler = self.build(
+            CosineLrScheduler.create_scheduler_fn(num_warmup_epochs=0.5, num_cooldown_epochs=1, lr_min=0.0)
+        )
+        assert (scheduler.total_updates, scheduler.num_warmup_updates, scheduler.num_cooldown_updates) == (
+            100,
+            10,
+            20,
+        )
 
     def test_a_run_that_ends_in_mid_epoch_ends_at_the_minimum(self):
-        scheduler = self.build(CosineLrScheduler.create_scheduler_fn(lr_min=0.0), epochs=3, per_epoch=7, updates=17)
+        scheduler = self.build(
+            CosineLrScheduler.create_scheduler_fn(lr_min=0.0), epochs=3, per_epoch=7, updates=17
+        )
         assert scheduler.get_updated_values(17) == [0.0]
         assert scheduler.get_updated_values(16)[0] > 0.0
 
     @pytest.mark.parametrize("per_epoch", range(1, 60))
     def test_the_number_of_updates_is_exact(self, per_epoch):
         for updates in range(max(1, per_epoch // 2), 200, 7):
-            scheduler = self.build(CosineLrScheduler.create_scheduler_fn(), per_epoch=per_epoch, updates=updates)
+            scheduler = self.build(
+                CosineLrScheduler.create_scheduler_fn(), per_epoch=per_epoch, updates=updates
+            )
             assert scheduler.total_updates == updates
 
     def test_data_without_a_length_needs_the_length_of_an_epoch_only(self):
-        create_scheduler_fn = CosineLrScheduler.create_scheduler_fn(num_update_steps_per_epoch=10, num_warmup_epochs=2)
+        create_scheduler_fn = CosineLrScheduler.create_scheduler_fn(
+            num_update_steps_per_epoch=10, num_warmup_epochs=2
+        )
         scheduler = self.build(create_scheduler_fn, epochs=None, per_epoch=None, updates=500)
         assert (scheduler.total_updates, scheduler.num_warmup_updates) == (500, 20)
 
     def test_epochs_may_be_given_as_placeholders(self):
-        create_scheduler_fn = CosineLrScheduler.create_scheduler_fn(total_num_epochs=TrainerPlaceholderValues.NUM_EPOCHS + 1)
+        create_scheduler_fn = CosineLrScheduler.create_scheduler_fn(
+            total_num_epochs=TrainerPlaceholderValues.NUM_EPOCHS + 1
+        )
         assert self.build(create_scheduler_fn).total_updates == 120
 
 
@@ -208,7 +239,10 @@ class TestWithTheTrainersNumbers:
     ("arguments", "message"),
     [
         ({"total_num_epochs": 0}, "total_num_epochs is 0.*longer than warm-up and cooldown.*Shorten them"),
-        ({"num_update_steps_per_epoch": 0}, "num_update_steps_per_epoch is 0.*at least 1.*create_scheduler_fn"),
+        (
+            {"num_update_steps_per_epoch": 0},
+            "num_update_steps_per_epoch is 0.*at least 1.*create_scheduler_fn",
+        ),
         ({"num_warmup_epochs": -1}, "num_warmup_epochs is -1.*at least 0.*Fractions"),
         ({"num_cooldown_epochs": float("nan")}, "num_cooldown_epochs is nan.*at least 0.*Fractions"),
         (
@@ -223,12 +257,17 @@ class TestWithTheTrainersNumbers:
             {"num_warmup_epochs": 1, "warmup_starting_lr": 1.0},
             "warmup_starting_lr is 1.0.*between 0 and .* 0.1.*warmup_starting_lr_ratio",
         ),
-        ({"num_warmup_epochs": 1, "warmup_starting_lr_ratio": -1}, "warmup_starting_lr_ratio is -1.*between 0 and 1.*fraction"),
+        (
+            {"num_warmup_epochs": 1, "warmup_starting_lr_ratio": -1},
+            "warmup_starting_lr_ratio is -1.*between 0 and 1.*fraction",
+        ),
     ],
 )
 def test_a_wrong_argument_is_reported_before_the_optimizer_is_touched(arguments, message):
     optimizer = optimizer_of_rates(0.1)
     before = {key: value for key, value in optimizer.param_groups[0].items() if key != "params"}
     with pytest.raises(ConfigurationError, match=message):
-        CosineLrScheduler(optimizer, **{"total_num_epochs": 10, "num_update_steps_per_epoch": 10, **arguments})
+        CosineLrScheduler(
+            optimizer, **{"total_num_epochs": 10, "num_update_steps_per_epoch": 10, **arguments}
+        )
     assert {key: value for key, value in optimizer.param_groups[0].items() if key != "params"} == before

@@ -144,13 +144,16 @@ def test_the_stateless_base_changes_nothing_until_it_gets_the_number_of_updates(
 
 
 def test_a_field_that_is_missing_is_reported_with_those_that_are_there():
-    with pytest.raises(ConfigurationError, match=r"'momentum'.* group 0 of AdamW.*\['eps', 'lr', 'weight_decay'\]"):
+    with pytest.raises(
+        ConfigurationError, match=r"'momentum'.* group 0 of AdamW.*\['eps', 'lr', 'weight_decay'\]"
+    ):
         Halving(build_optimizer(1.0), param_group_field="momentum")
 
 
 def test_a_field_that_is_no_number_is_reported():
     with pytest.raises(
-        ConfigurationError, match=r"'betas' is \(0\.9, 0\.999\).* group 0.*number.*\['eps', 'lr', 'weight_decay'\]"
+        ConfigurationError,
+        match=r"'betas' is \(0\.9, 0\.999\).* group 0.*number.*\['eps', 'lr', 'weight_decay'\]",
     ):
         Halving(build_optimizer(1.0), param_group_field="betas")
 
@@ -164,7 +167,8 @@ def test_a_wrong_number_of_values_is_reported_before_any_group_changes(returned)
     optimizer = build_optimizer(1.0, 2.0)
     scheduler = Wrong(optimizer)
     with pytest.raises(
-        ConfigurationError, match=r"Wrong\.get_updated_values\(1\) returned .*list.* 2 parameter groups.*self\.base_values"
+        ConfigurationError,
+        match=r"Wrong\.get_updated_values\(1\) returned .*list.* 2 parameter groups.*self\.base_values",
     ):
         scheduler.step()
     assert values_of(optimizer) == [1.0, 2.0]

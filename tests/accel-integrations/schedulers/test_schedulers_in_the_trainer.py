@@ -19,7 +19,13 @@ def train(create_scheduler_fn, callbacks=(), **kwargs):
     model = nn.Linear(3, 1)
     dataset = TensorDataset(torch.randn(40, 3), torch.randn(40, 1))
     recorder = Rates()
-    trainer = Trainer(model, nn.MSELoss(), torch.optim.SGD(model.parameters(), lr=0.1), callbacks=(recorder, *callbacks), seed=1)
+    trainer = Trainer(
+        model,
+        nn.MSELoss(),
+        torch.optim.SGD(model.parameters(), lr=0.1),
+        callbacks=(recorder, *callbacks),
+        seed=1,
+    )
     kwargs = {"num_epochs": 3, "per_device_batch_size": 4, **kwargs}
     trainer.train(dataset, create_scheduler_fn=create_scheduler_fn, **kwargs)
     return recorder.of_first_group, trainer
@@ -81,8 +87,12 @@ def test_any_field_of_the_parameter_groups_follows_a_schedule_also_in_a_resumed_
         dataset = TensorDataset(torch.randn(40, 3), torch.randn(40, 1))
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=0.5)
         trainer = Trainer(model, nn.MSELoss(), optimizer, callbacks=(recorder, *callbacks), seed=1)
-        create_scheduler_fn = functools.partial(FallingWeightDecay, num_update_steps=TrainerPlaceholderValues.NUM_UPDATE_STEPS)
-        trainer.train(dataset, num_epochs=2, per_device_batch_size=4, create_scheduler_fn=create_scheduler_fn, **kwargs)
+        create_scheduler_fn = functools.partial(
+            FallingWeightDecay, num_update_steps=TrainerPlaceholderValues.NUM_UPDATE_STEPS
+        )
+        trainer.train(
+            dataset, num_epochs=2, per_device_batch_size=4, create_scheduler_fn=create_scheduler_fn, **kwargs
+        )
         return recorder.values
 
     whole = run(SaveAt(13, tmp_path / "state"))
@@ -91,12 +101,16 @@ def test_any_field_of_the_parameter_groups_follows_a_schedule_also_in_a_resumed_
 
 
 def test_a_wsd_run_is_continued_for_longer_from_before_its_decay(tmp_path):
-    rates, _ = train(WSDLrScheduler.create_scheduler_fn(num_warmup_epochs=0.5), [SaveAt(27, tmp_path / "state")])
+    rates, _ = train(
+        WSDLrScheduler.create_scheduler_fn(num_warmup_epochs=0.5), [SaveAt(27, tmp_path / "state")]
+    )
     assert rates[27] == 0.1
     assert rates[28] < 0.1
     create_scheduler_fn = WSDLrScheduler.create_scheduler_fn(is_continuation_from_checkpoint=True)
     continued_rates, trainer = train(create_scheduler_fn, num_epochs=5, resume_from=tmp_path / "state")
-    assert trainer.scheduler.get_decay_info() == [{"period_start": 27, "period_end": 50, "decay_steps": 2, "pre_decay_step": 48}]
+    assert trainer.scheduler.get_decay_info() == [
+        {"period_start": 27, "period_end": 50, "decay_steps": 2, "pre_decay_step": 48}
+    ]
     assert continued_rates == expected_rates(trainer.scheduler, first=27)
     assert continued_rates[:22] == [0.1] * 22
     assert continued_rates[22] < 0.1

@@ -24,7 +24,9 @@ class Remember(Rates):
 
     def on_optimizer_step_end(self, trainer: Trainer) -> None:
         state = trainer.get_model().state_dict()
-        self.weights[trainer.run_progress.updates_completed] = {name: value.clone() for name, value in state.items()}
+        self.weights[trainer.run_progress.updates_completed] = {
+            name: value.clone() for name, value in state.items()
+        }
 
 
 def create(*callbacks: Any) -> Trainer:
@@ -33,7 +35,9 @@ def create(*callbacks: Any) -> Trainer:
     return Trainer(model, nn.functional.cross_entropy, optimizer, callbacks, seed=3)
 
 
-def train(trainer: Trainer, epochs: int = 4, batch_size: int = 4, schedule: Any = None, **kwargs: Any) -> Trainer:
+def train(
+    trainer: Trainer, epochs: int = 4, batch_size: int = 4, schedule: Any = None, **kwargs: Any
+) -> Trainer:
     """Ten updates an epoch on one process."""
     schedule = {"num_warmup_epochs": 0.5} if schedule is None else schedule
     create_scheduler_fn = WSDLrScheduler.create_scheduler_fn(**schedule)
@@ -52,7 +56,11 @@ TWICE = {"num_warmup_epochs": 0.5, "num_checkpoints": 2}
 def test_each_decay_has_a_state_before_it_and_an_export_after_it(tmp_path: Path) -> None:
     train(create(remember := Remember(), WSDCheckpointCallback(tmp_path)), schedule=TWICE)
     states = ["checkpoint_18_wsd_pre_decay", "checkpoint_38_wsd_pre_decay"]
-    assert names_in(tmp_path) == {*states, "checkpoint_20_wsd_post_decay.pt", "checkpoint_40_wsd_post_decay.pt"}
+    assert names_in(tmp_path) == {
+        *states,
+        "checkpoint_20_wsd_post_decay.pt",
+        "checkpoint_40_wsd_post_decay.pt",
+    }
     found = complete_checkpoints(tmp_path)
     assert [(path.name, state["run_progress"]["updates_completed"]) for path, state in found.items()] == list(
         zip(states, (18, 38), strict=True)
@@ -91,17 +99,27 @@ def test_a_run_is_continued_from_before_its_decay_as_if_it_had_been_longer(tmp_p
 
 @pytest.mark.parametrize("update", [10, 18, 19, 25])
 def test_a_resumed_run_saves_the_same(tmp_path: Path, update: int) -> None:
-    train(create(SaveAt(update, tmp_path / "state"), WSDCheckpointCallback(tmp_path / "whole")), schedule=TWICE)
+    train(
+        create(SaveAt(update, tmp_path / "state"), WSDCheckpointCallback(tmp_path / "whole")), schedule=TWICE
+    )
     folder = tmp_path / "resumed"
     train(create(WSDCheckpointCallback(folder)), schedule=TWICE, resume_from=tmp_path / "state")
-    steps = {"checkpoint_18_wsd_pre_decay": 18, "checkpoint_20_wsd_post_decay.pt": 20, "checkpoint_38_wsd_pre_decay": 38}
+    steps = {
+        "checkpoint_18_wsd_pre_decay": 18,
+        "checkpoint_20_wsd_post_decay.pt": 20,
+        "checkpoint_38_wsd_pre_decay": 38,
+    }
     steps["checkpoint_40_wsd_post_decay.pt"] = 40
     assert names_in(folder) == {name for name, step in steps.items() if step > update}
-    found, expected = (torch.load(tmp_path / name / "checkpoint_40_wsd_post_decay.pt") for name in ("resumed", "whole"))
+    found, expected = (
+        torch.load(tmp_path / name / "checkpoint_40_wsd_post_decay.pt") for name in ("resumed", "whole")
+    )
     assert_same_tensors(found["model_state_dict"], expected["model_state_dict"])
 
 
-def test_a_new_run_begins_with_the_weights_and_the_optimizer_of_an_export_and_a_schedule_of_its_own(tmp_path: Path) -> None:
+def test_a_new_run_begins_with_the_weights_and_the_optimizer_of_an_export_and_a_schedule_of_its_own(
+    tmp_path: Path,
+) -> None:
     first = train(create(WSDCheckpointCallback(tmp_path / "first")), epochs=2)
     assert first.optimizer.param_groups[0]["lr"] < 1e-4
     begun = []
@@ -114,7 +132,11 @@ def test_a_new_run_begins_with_the_weights_and_the_optimizer_of_an_export_and_a_
                 begun.append((weights, float(state["step"]), trainer.scheduler.get_current_step()))
 
     path = tmp_path / "first/checkpoint_20_wsd_post_decay.pt"
-    trainer = create(Beginning(), remember := Remember(), WSDCheckpointCallback(tmp_path / "second", initial_checkpoint=path))
+    trainer = create(
+        Beginning(),
+        remember := Remember(),
+        WSDCheckpointCallback(tmp_path / "second", initial_checkpoint=path),
+    )
     train(trainer, epochs=1, schedule={"is_continuation_from_checkpoint": True})
     assert_same_tensors(begun[0][0], torch.load(path)["model_state_dict"])
     assert begun[0][1:] == (20.0, 0)
@@ -125,7 +147,10 @@ def test_a_new_run_begins_with_the_weights_and_the_optimizer_of_an_export_and_a_
 def test_a_resumed_run_does_not_begin_again_with_the_initial_weights(tmp_path: Path) -> None:
     train(create(WSDCheckpointCallback(tmp_path / "first")), epochs=1)
     arguments = {"initial_checkpoint": tmp_path / "first/checkpoint_10_wsd_post_decay.pt"}
-    whole = train(create(SaveAt(13, tmp_path / "state"), WSDCheckpointCallback(tmp_path / "second", **arguments)), epochs=2)
+    whole = train(
+        create(SaveAt(13, tmp_path / "state"), WSDCheckpointCallback(tmp_path / "second", **arguments)),
+        epochs=2,
+    )
     resumed = create(WSDCheckpointCallback(tmp_path / "third", **arguments))
     train(resumed, epochs=2, resume_from=tmp_path / "state")
     assert_same_tensors(resumed.model.state_dict(), whole.model.state_dict())
@@ -133,15 +158,22 @@ def test_a_resumed_run_does_not_begin_again_with_the_initial_weights(tmp_path: P
 
 def test_a_training_state_as_initial_checkpoint_raises_with_how_to_continue_it(tmp_path: Path) -> None:
     train(create(WSDCheckpointCallback(tmp_path)), epochs=1)
-    trainer = create(WSDCheckpointCallback(tmp_path / "other", initial_checkpoint=tmp_path / "checkpoint_9_wsd_pre_decay"))
-    with pytest.raises(CheckpointError, match=r"checkpoint_9_wsd_pre_decay' is a folder.*train\(\.\.\., resume_from="):
+    trainer = create(
+        WSDCheckpointCallback(tmp_path / "other", initial_checkpoint=tmp_path / "checkpoint_9_wsd_pre_decay")
+    )
+    with pytest.raises(
+        CheckpointError, match=r"checkpoint_9_wsd_pre_decay' is a folder.*train\(\.\.\., resume_from="
+    ):
         train(trainer, epochs=1)
 
 
 @pytest.mark.parametrize(
-    ("create_scheduler_fn", "found"), [(None, "None"), (CosineLrScheduler.create_scheduler_fn(), "a CosineLrScheduler")]
+    ("create_scheduler_fn", "found"),
+    [(None, "None"), (CosineLrScheduler.create_scheduler_fn(), "a CosineLrScheduler")],
 )
-def test_another_schedule_is_reported_before_training(tmp_path: Path, create_scheduler_fn: Any, found: str) -> None:
+def test_another_schedule_is_reported_before_training(
+    tmp_path: Path, create_scheduler_fn: Any, found: str
+) -> None:
     with pytest.raises(
         ConfigurationError,
         match=rf"WSDCheckpointCallback.* {found}\b.*create_scheduler_fn=WSDLrScheduler\.create_scheduler_fn\(\)",
@@ -176,7 +208,10 @@ def continue_for_longer(batch_size: int) -> dict[str, Any]:
     folder = Path(FOLDER) / f"{batch_size}"
     train(create(WSDCheckpointCallback(folder)), epochs=2, batch_size=batch_size)
     trainer = create(remember := Remember(), WSDCheckpointCallback(folder))
-    arguments = {"resume_from": folder / "checkpoint_9_wsd_pre_decay", "schedule": {"is_continuation_from_checkpoint": True}}
+    arguments = {
+        "resume_from": folder / "checkpoint_9_wsd_pre_decay",
+        "schedule": {"is_continuation_from_checkpoint": True},
+    }
     train(trainer, epochs=4, batch_size=batch_size, **arguments)
     exported = torch.load(folder / "checkpoint_20_wsd_post_decay.pt")["model_state_dict"]
     return {

@@ -75,7 +75,9 @@ def test_the_stable_phase_is_the_base_rate_to_the_bit():
 
 
 def test_each_value_is_used_for_one_update():
-    scheduler = WSDLrScheduler(optimizer_of_rates(1.0), total_steps=10, num_warmup_steps=4, decay_phase_ratio=0.5, lr_min=0.0)
+    scheduler = WSDLrScheduler(
+        optimizer_of_rates(1.0), total_steps=10, num_warmup_steps=4, decay_phase_ratio=0.5, lr_min=0.0
+    )
     used = []
     for n in range(10):
         used.append(values_of(scheduler.optimizer)[0])
@@ -86,7 +88,12 @@ def test_each_value_is_used_for_one_update():
 
 def test_the_rate_decays_before_each_checkpoint_and_returns_without_a_warmup():
     scheduler = WSDLrScheduler(
-        optimizer_of_rates(1.0), total_steps=400, num_checkpoints=3, num_warmup_steps=20, decay_phase_ratio=0.1, lr_min=0.1
+        optimizer_of_rates(1.0),
+        total_steps=400,
+        num_checkpoints=3,
+        num_warmup_steps=20,
+        decay_phase_ratio=0.1,
+        lr_min=0.1,
     )
     assert scheduler.get_checkpoint_steps() == [100, 200, 400]
     assert [(info["pre_decay_step"], info["decay_steps"]) for info in scheduler.get_decay_info()] == [
@@ -98,12 +105,16 @@ def test_the_rate_decays_before_each_checkpoint_and_returns_without_a_warmup():
         assert set(map(tuple, curve(scheduler, range(start, pre_decay + 1)))) == {(1.0,)}
         decay = [rate for (rate,) in curve(scheduler, range(pre_decay, end))]
         assert decay == sorted(decay, reverse=True)
-        assert decay[-1] == pytest.approx(0.1 + 0.9 * (1 - math.sqrt((end - 1 - pre_decay) / (end - pre_decay))))
+        assert decay[-1] == pytest.approx(
+            0.1 + 0.9 * (1 - math.sqrt((end - 1 - pre_decay) / (end - pre_decay)))
+        )
     assert scheduler.get_updated_values(400) == [pytest.approx(0.1)]
 
 
 def test_a_short_period_may_be_all_decay():
-    scheduler = WSDLrScheduler(optimizer_of_rates(1.0), total_steps=8, num_checkpoints=2, decay_phase_ratio=1.0, lr_min=0.0)
+    scheduler = WSDLrScheduler(
+        optimizer_of_rates(1.0), total_steps=8, num_checkpoints=2, decay_phase_ratio=1.0, lr_min=0.0
+    )
     expected = [1, 1 - math.sqrt(1 / 4), 1 - math.sqrt(2 / 4), 1 - math.sqrt(3 / 4)]
     assert [rate for (rate,) in curve(scheduler, range(9))] == pytest.approx([*expected, *expected, 0.0])
 
@@ -146,8 +157,20 @@ def test_phases_are_those_of_the_newest_update():
         40: "decay",
         99: "decay",
     }
-    assert phases[20] == {"period_start": 0, "period_end": 20, "decay_steps": 5, "pre_decay_step": 15, "phase": "decay"}
-    assert phases[21] == {"period_start": 20, "period_end": 40, "decay_steps": 5, "pre_decay_step": 35, "phase": "stable"}
+    assert phases[20] == {
+        "period_start": 0,
+        "period_end": 20,
+        "decay_steps": 5,
+        "pre_decay_step": 15,
+        "phase": "decay",
+    }
+    assert phases[21] == {
+        "period_start": 20,
+        "period_end": 40,
+        "decay_steps": 5,
+        "pre_decay_step": 35,
+        "phase": "stable",
+    }
 
 
 def test_the_current_step_and_phase_follow_the_updates():
@@ -176,13 +199,24 @@ def test_lesson_18_the_state_holds_the_updates_and_resumes_to_the_bit():
 
 class TestContinuing:
     def state(self, num_updates=90, **arguments):
-        arguments = {"total_steps": 100, "num_warmup_steps": 10, "decay_phase_ratio": 0.1, "lr_min": 0.1, **arguments}
+        arguments = {
+            "total_steps": 100,
+            "num_warmup_steps": 10,
+            "decay_phase_ratio": 0.1,
+            "lr_min": 0.1,
+            **arguments,
+        }
         scheduler = WSDLrScheduler(optimizer_of_rates(0.5), **arguments)
         step_to(scheduler, num_updates)
         return scheduler.state_dict()
 
     def continuation(self, state, **arguments):
-        arguments = {"decay_phase_ratio": 0.1, "lr_min": 0.1, "is_continuation_from_checkpoint": True, **arguments}
+        arguments = {
+            "decay_phase_ratio": 0.1,
+            "lr_min": 0.1,
+            "is_continuation_from_checkpoint": True,
+            **arguments,
+        }
         scheduler = WSDLrScheduler(optimizer_of_rates(9.0), **arguments)
         scheduler.load_state_dict(state)
         return scheduler
@@ -217,13 +251,19 @@ class TestContinuing:
         second = self.continuation(self.state(), total_steps=300)
         step_to(second, 279)
         third = self.continuation(second.state_dict(), total_steps=479)
-        assert third.get_decay_info() == [{"period_start": 279, "period_end": 479, "decay_steps": 20, "pre_decay_step": 459}]
+        assert third.get_decay_info() == [
+            {"period_start": 279, "period_end": 479, "decay_steps": 20, "pre_decay_step": 459}
+        ]
         assert values_of(third.optimizer) == [0.5]
 
     def test_has_no_warmup(self):
         optimizer = optimizer_of_rates(0.5)
         scheduler = WSDLrScheduler(
-            optimizer, total_steps=500, num_warmup_steps=50, decay_phase_ratio=0.1, is_continuation_from_checkpoint=True
+            optimizer,
+            total_steps=500,
+            num_warmup_steps=50,
+            decay_phase_ratio=0.1,
+            is_continuation_from_checkpoint=True,
         )
         assert values_of(optimizer) == [0.5]
         assert scheduler.get_decay_info()[0]["pre_decay_step"] == 450
@@ -231,8 +271,12 @@ class TestContinuing:
 
     def test_that_would_end_before_its_beginning_raises_and_changes_nothing(self):
         state = self.state()
-        scheduler = WSDLrScheduler(optimizer_of_rates(0.5), total_steps=50, is_continuation_from_checkpoint=True)
-        with pytest.raises(ConfigurationError, match=r"total_steps is 50.* 90 updates.*total_steps=1090.*num_epochs"):
+        scheduler = WSDLrScheduler(
+            optimizer_of_rates(0.5), total_steps=50, is_continuation_from_checkpoint=True
+        )
+        with pytest.raises(
+            ConfigurationError, match=r"total_steps is 50.* 90 updates.*total_steps=1090.*num_epochs"
+        ):
             scheduler.load_state_dict(state)
         assert scheduler.get_current_step() == 0
         assert scheduler.total_steps == 50
@@ -256,7 +300,9 @@ class TestWithTheTrainersNumbers:
         assert self.build(WSDLrScheduler.create_scheduler_fn(), updates=777).get_checkpoint_steps() == [777]
 
     def test_data_without_a_length_needs_no_epochs(self):
-        assert self.build(WSDLrScheduler.create_scheduler_fn(), per_epoch=None).get_checkpoint_steps() == [1000]
+        assert self.build(WSDLrScheduler.create_scheduler_fn(), per_epoch=None).get_checkpoint_steps() == [
+            1000
+        ]
 
     def test_epochs_may_be_given(self):
         create_scheduler_fn = WSDLrScheduler.create_scheduler_fn(total_num_epochs=2)
@@ -264,25 +310,39 @@ class TestWithTheTrainersNumbers:
 
 
 def test_the_length_may_be_given_in_epochs():
-    assert WSDLrScheduler(optimizer_of_rates(1.0), num_epochs=3, num_update_steps_per_epoch=7).total_steps == 21
+    assert (
+        WSDLrScheduler(optimizer_of_rates(1.0), num_epochs=3, num_update_steps_per_epoch=7).total_steps == 21
+    )
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"total_steps": None}, "num_epochs is None.* total_steps None.*length of the run.*total_steps alone"),
+        (
+            {"total_steps": None},
+            "num_epochs is None.* total_steps None.*length of the run.*total_steps alone",
+        ),
         (
             {"num_epochs": 1, "num_update_steps_per_epoch": 9},
             "num_epochs is 1, .* 9 and total_steps 100.*length of the run.*total_steps alone",
         ),
         ({"total_steps": 0}, "total_steps is 0.*at least 1.*fewer checkpoints"),
-        ({"total_steps": 3, "num_checkpoints": 3}, "total_steps is 3.*at least 4 .*num_checkpoints=3.*fewer checkpoints"),
+        (
+            {"total_steps": 3, "num_checkpoints": 3},
+            "total_steps is 3.*at least 4 .*num_checkpoints=3.*fewer checkpoints",
+        ),
         ({"num_checkpoints": 0}, "num_checkpoints is 0.*at least 1"),
         ({"decay_phase_ratio": 1.2}, "decay_phase_ratio is 1.2.*between 0 and 1"),
         ({"lr_min": 2}, "lr_min is 2.*between 0 and 1.*fraction"),
-        ({"lr_min": 0, "use_inverse_sqrt_decay": False}, "lr_min is 0.*above 0 .*1e-6.*use_inverse_sqrt_decay=True"),
+        (
+            {"lr_min": 0, "use_inverse_sqrt_decay": False},
+            "lr_min is 0.*above 0 .*1e-6.*use_inverse_sqrt_decay=True",
+        ),
         ({"num_warmup_steps": 91}, "num_warmup_steps is 91.*between 0 and 90.*fewer updates"),
-        ({"num_warmup_steps": 5, "warmup_starting_lr": 2}, "warmup_starting_lr is 2.*between 0 and .* 0.1.*num_warmup_steps=0"),
+        (
+            {"num_warmup_steps": 5, "warmup_starting_lr": 2},
+            "warmup_starting_lr is 2.*between 0 and .* 0.1.*num_warmup_steps=0",
+        ),
     ],
 )
 def test_a_wrong_argument_is_reported_before_the_optimizer_is_touched(arguments, message):

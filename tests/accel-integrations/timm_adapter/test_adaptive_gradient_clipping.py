@@ -17,7 +17,9 @@ from accel_integrations.timm_adapter import AdaptiveGradientClippingCallback
 from tiny import tiny_data, tiny_trainer, weights_of
 
 FACTOR = 0.02
-DATA = TensorDataset(torch.randn(12, 3, 32, 32, generator=torch.Generator().manual_seed(0)), torch.arange(12) % 10)
+DATA = TensorDataset(
+    torch.randn(12, 3, 32, 32, generator=torch.Generator().manual_seed(0)), torch.arange(12) % 10
+)
 
 
 def create_model() -> nn.Module:
@@ -27,7 +29,9 @@ def create_model() -> nn.Module:
 
 def train(callbacks: Any, trainer_class: type[Trainer] = Trainer, **kwargs: Any) -> torch.Tensor:
     model = create_model()
-    trainer = trainer_class(model, nn.functional.cross_entropy, torch.optim.SGD(model.parameters(), lr=0.5), callbacks, seed=0)
+    trainer = trainer_class(
+        model, nn.functional.cross_entropy, torch.optim.SGD(model.parameters(), lr=0.5), callbacks, seed=0
+    )
     arguments = {"per_device_batch_size": 3, "train_dataloader_kwargs": {"shuffle": False}, **kwargs}
     trainer.train(DATA, 1, **arguments)
     return weights_of(trainer)
@@ -48,7 +52,9 @@ def train_by_hand(batch_size: int, clip: bool = True) -> torch.Tensor:
 def test_it_equals_that_of_timm() -> None:
     own, timms = train([AdaptiveGradientClippingCallback(FACTOR)]), train_by_hand(3)
     assert torch.equal(own, timms)
-    assert not torch.allclose(timms, train_by_hand(3, clip=False), atol=1e-3), "the gradients must be large enough to be clipped"
+    assert not torch.allclose(timms, train_by_hand(3, clip=False), atol=1e-3), (
+        "the gradients must be large enough to be clipped"
+    )
 
 
 def test_it_clips_the_gradient_of_the_update_and_not_of_each_step() -> None:
@@ -83,7 +89,9 @@ def test_it_works_with_models_that_are_not_of_timm() -> None:
         tiny_trainer(callbacks=[Ratios()]).train(tiny_data(), 1)
 
 
-@pytest.mark.parametrize("kwargs", [{"clip_factor": 0.0}, {"eps": -1.0}, {"clip_factor": "0.01"}, {"clip_factor": None}])
+@pytest.mark.parametrize(
+    "kwargs", [{"clip_factor": 0.0}, {"eps": -1.0}, {"clip_factor": "0.01"}, {"clip_factor": None}]
+)
 def test_mistakes_are_reported_at_once(kwargs: dict[str, Any]) -> None:
     with pytest.raises(ConfigurationError, match=f"{next(iter(kwargs))} is"):
         AdaptiveGradientClippingCallback(**kwargs)
@@ -94,5 +102,8 @@ def test_the_norm_that_is_recorded_is_the_one_before_it_however_they_are_listed(
         trainer = tiny_trainer(callbacks=callbacks)
         return trainer.train(tiny_data(), max_num_train_steps=1).get_metric_values("gradient_norm")
 
-    clipping, statistics = AdaptiveGradientClippingCallback(0.001), TrainingStatisticsCallback(record_every_n_updates=1)
+    clipping, statistics = (
+        AdaptiveGradientClippingCallback(0.001),
+        TrainingStatisticsCallback(record_every_n_updates=1),
+    )
     assert norms(clipping, statistics) == norms(TrainingStatisticsCallback(record_every_n_updates=1))

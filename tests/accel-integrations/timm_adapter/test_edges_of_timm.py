@@ -28,13 +28,21 @@ class Rates(TrainerCallback):
 def two_rates():
     first, last = torch.nn.Linear(2, 1, bias=False), torch.nn.Linear(1, 1)
     model = torch.nn.Sequential(first, last)
-    return model, torch.optim.SGD([{"params": first.parameters(), "lr": 0.1}, {"params": last.parameters()}], lr=0.2)
+    return model, torch.optim.SGD(
+        [{"params": first.parameters(), "lr": 0.1}, {"params": last.parameters()}], lr=0.2
+    )
 
 
 @pytest.mark.parametrize("name", ["cosine", "tanh", "step", "multistep", "poly"])
 @pytest.mark.parametrize("step_on_epochs", [True, False])
 def test_a_name_gives_the_rates_of_timms_loop(name, step_on_epochs):
-    arguments = {"warmup_epochs": 1, "warmup_lr": 1e-3, "decay_epochs": 2, "decay_milestones": [2, 3], "min_lr": 1e-4}
+    arguments = {
+        "warmup_epochs": 1,
+        "warmup_lr": 1e-3,
+        "decay_epochs": 2,
+        "decay_milestones": [2, 3],
+        "min_lr": 1e-4,
+    }
     model, optimizer = two_rates()
     rates = Rates()
     trainer = Trainer(model, torch.nn.functional.mse_loss, optimizer, callbacks=[rates], seed=0)
@@ -68,7 +76,7 @@ def test_what_the_factory_does_not_know_is_refused_at_once(name, arguments, mess
 
 @pytest.mark.filterwarnings("ignore:PlateauLRScheduler is deprecated")
 def test_a_plateau_by_name_wants_the_direction_of_the_metric():
-    with pytest.raises(ConfigurationError, match="plateau_mode is not given.*'min' for a loss"):
+    with pytest.raises(ConfigurationError, match=r"plateau_mode is not given.*'min' for a loss"):
         timm_scheduler_fn("plateau")
 
 
@@ -142,7 +150,11 @@ def small_model():
 def test_a_second_order_optimizer_trains_as_in_timms_loop(steps):
     model, by_hand = small_model(), small_model()
     trainer = Trainer(
-        model, torch.nn.functional.mse_loss, create_timm_optimizer(model, "adahessian", lr=0.1), callbacks=[], seed=0
+        model,
+        torch.nn.functional.mse_loss,
+        create_timm_optimizer(model, "adahessian", lr=0.1),
+        callbacks=[],
+        seed=0,
     )
     arguments = {"gradient_accumulation_steps": steps, "train_dataloader_kwargs": {"shuffle": False}}
     trainer.train(DATA, num_epochs=2, per_device_batch_size=4 // steps, **arguments)
@@ -152,13 +164,17 @@ def test_a_second_order_optimizer_trains_as_in_timms_loop(steps):
         for inputs, targets in DataLoader(DATA, batch_size=4):
             loss = torch.nn.functional.mse_loss(by_hand(inputs), targets)
             for parameter, gradient in zip(
-                by_hand.parameters(), torch.autograd.grad(loss, by_hand.parameters(), create_graph=True), strict=True
+                by_hand.parameters(),
+                torch.autograd.grad(loss, by_hand.parameters(), create_graph=True),
+                strict=True,
             ):
                 parameter.grad = gradient
             optimizer.step()
             optimizer.zero_grad()
     torch.testing.assert_close(model.state_dict(), by_hand.state_dict())
-    assert all(math.isfinite(value) for parameter in model.parameters() for value in parameter.flatten().tolist())
+    assert all(
+        math.isfinite(value) for parameter in model.parameters() for value in parameter.flatten().tolist()
+    )
 
 
 def test_second_derivatives_are_refused_on_several_processes(monkeypatch):
@@ -166,5 +182,5 @@ def test_second_derivatives_are_refused_on_several_processes(monkeypatch):
     optimizer = create_timm_optimizer(model, "adahessian", lr=0.1)
     trainer = Trainer(model, torch.nn.functional.mse_loss, optimizer, callbacks=[])
     monkeypatch.setattr(SingleProcess, "steps_in_backward", True)
-    with pytest.raises(ConfigurationError, match="Adahessian uses second derivatives.*Train on one process"):
+    with pytest.raises(ConfigurationError, match=r"Adahessian uses second derivatives.*Train on one process"):
         trainer.train(DATA, num_epochs=1)

@@ -14,7 +14,9 @@ from accel_callbacks import ModelEmaCallback
 from accel_core import Trainer, TrainerCallback
 from accel_integrations.timm_adapter import TimmTrainer
 
-DATA = TensorDataset(torch.randn(14, 3, 32, 32, generator=torch.Generator().manual_seed(0)), torch.arange(14) % 10)
+DATA = TensorDataset(
+    torch.randn(14, 3, 32, 32, generator=torch.Generator().manual_seed(0)), torch.arange(14) % 10
+)
 
 
 class TimmsAverage(TrainerCallback):
@@ -52,7 +54,11 @@ def test_the_average_is_that_of_timm(warmup: bool, tmp_path: Path) -> None:
     for name, value in own.ema_model.state_dict().items():
         torch.testing.assert_close(value, expected[name], rtol=1e-5, atol=1e-7, msg=name)
     model = trainer.model.state_dict()
-    changed = [name for name, value in expected.items() if not torch.allclose(value.float(), model[name].float(), atol=1e-4)]
+    changed = [
+        name
+        for name, value in expected.items()
+        if not torch.allclose(value.float(), model[name].float(), atol=1e-4)
+    ]
     assert any("running_mean" in name for name in changed) and any("weight" in name for name in changed)
 
 
@@ -77,5 +83,7 @@ def test_the_average_of_a_resumed_run_is_the_same(tmp_path: Path) -> None:
     train([whole, SaveAt()])
     train([resumed], resume_from=tmp_path / "state")
     assert whole.ema_model is not None and resumed.ema_model is not None
-    for one, other in zip(whole.ema_model.state_dict().values(), resumed.ema_model.state_dict().values(), strict=True):
+    for one, other in zip(
+        whole.ema_model.state_dict().values(), resumed.ema_model.state_dict().values(), strict=True
+    ):
         assert torch.equal(one, other)

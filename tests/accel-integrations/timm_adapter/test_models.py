@@ -38,7 +38,9 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_weights_come_from_a_file_and_the_classifier_is_new(weights: Path) -> None:
     model = create_timm_model(NAME, num_classes=10, pretrained_cfg_overlay={"file": str(weights)})
     with torch.no_grad():
-        pretrained = timm.create_model(NAME, pretrained=True, pretrained_cfg_overlay={"file": str(weights)}).state_dict()
+        pretrained = timm.create_model(
+            NAME, pretrained=True, pretrained_cfg_overlay={"file": str(weights)}
+        ).state_dict()
     for name, value in model.state_dict().items():
         if name.startswith("fc."):
             assert len(value) == 10
@@ -135,7 +137,9 @@ class TestTransforms:
         for transform in (transforms.train, transforms.evaluation):
             assert transform(picture(200, 300)).shape == (3, 160, 160)
         grey = Image.new("RGB", (160, 160), (255, 255, 255))
-        torch.testing.assert_close(transforms.evaluation(grey), torch.ones(3, 160, 160))  # mean and deviation are 0.5
+        torch.testing.assert_close(
+            transforms.evaluation(grey), torch.ones(3, 160, 160)
+        )  # mean and deviation are 0.5
 
     def test_are_random_in_training_only(self) -> None:
         transforms = create_timm_transforms(create_timm_model(NAME, 10, pretrained=False))
@@ -167,7 +171,9 @@ class TestTransforms:
 
     def test_a_size_that_the_model_cannot_take_is_refused(self) -> None:
         with pytest.raises(ConfigurationError, match=r"input_size is \(3, 96, 96\).*img_size"):
-            create_timm_transforms(create_timm_model("test_vit3", 10, pretrained=False), input_size=(3, 96, 96))
+            create_timm_transforms(
+                create_timm_model("test_vit3", 10, pretrained=False), input_size=(3, 96, 96)
+            )
 
 
 # ---------------------------------------------------------------------- mistakes of callers

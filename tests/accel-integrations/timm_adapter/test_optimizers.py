@@ -26,7 +26,12 @@ def create_model() -> nn.Module:
 
 
 def names_in(groups: list[dict[str, Any]], model: nn.Module, decayed: bool) -> set[str]:
-    chosen = {id(parameter) for group in groups if bool(group["weight_decay"]) == decayed for parameter in group["params"]}
+    chosen = {
+        id(parameter)
+        for group in groups
+        if bool(group["weight_decay"]) == decayed
+        for parameter in group["params"]
+    }
     return {name for name, parameter in model.named_parameters() if id(parameter) in chosen}
 
 
@@ -41,7 +46,9 @@ class TestParameterGroups:
             for name, parameter in model.named_parameters()
             if parameter.ndim <= 1 or name in ("pos_embed", "cls_token", "reg_token", "dist_token")
         }
-        assert names_in(groups, model, decayed=True) == {name for name, _ in model.named_parameters()} - without
+        assert (
+            names_in(groups, model, decayed=True) == {name for name, _ in model.named_parameters()} - without
+        )
         assert "pos_embed" in without
 
     def test_each_layer_learns_slower_than_the_one_above(self) -> None:
@@ -52,7 +59,9 @@ class TestParameterGroups:
         assert by_name["head.weight"] == by_name["head.bias"] == LR
         last = len(model.blocks)  # type: ignore[arg-type]
         for number in range(last - 1):
-            ratio = by_name[f"blocks.{number}.mlp.fc1.weight"] / by_name[f"blocks.{number + 1}.mlp.fc1.weight"]
+            ratio = (
+                by_name[f"blocks.{number}.mlp.fc1.weight"] / by_name[f"blocks.{number + 1}.mlp.fc1.weight"]
+            )
             assert ratio == pytest.approx(DECAY)
         assert by_name["patch_embed.proj.weight"] == pytest.approx(by_name["blocks.0.mlp.fc1.weight"] * DECAY)
 
@@ -82,7 +91,9 @@ class TestFactory:
             assert own["lr"] == expected["lr"] * expected.get("lr_scale", 1.0)
 
     def test_arguments_of_the_optimizer_are_passed_on(self) -> None:
-        optimizer = create_timm_optimizer(create_model(), "adamw", LR, betas=(0.8, 0.95), filter_bias_and_bn=False)
+        optimizer = create_timm_optimizer(
+            create_model(), "adamw", LR, betas=(0.8, 0.95), filter_bias_and_bn=False
+        )
         assert {group["betas"] for group in optimizer.param_groups} == {(0.8, 0.95)}
         assert optimizer.param_groups[-1]["weight_decay"] == 0.05
 
@@ -109,7 +120,9 @@ def small_vit() -> nn.Module:
     return timm.create_model("test_vit", num_classes=2, img_size=16)  # type: ignore[no-any-return]
 
 
-DATA = TensorDataset(torch.randn(6, 3, 16, 16, generator=torch.Generator().manual_seed(0)), torch.arange(6) % 2)
+DATA = TensorDataset(
+    torch.randn(6, 3, 16, 16, generator=torch.Generator().manual_seed(0)), torch.arange(6) % 2
+)
 
 
 def train(optimizer: Any, model: nn.Module, create_scheduler_fn: Any) -> list[list[float]]:
@@ -144,7 +157,9 @@ def test_under_timms_schedulers_rates_by_layer_are_those_of_timms_loop() -> None
     ids=["of torch", "of accel", "none"],
 )
 @pytest.mark.parametrize("after_timm", [False, True], ids=["", "after one of timm"])
-def test_under_other_schedulers_the_ratios_between_layers_stay(create_scheduler_fn: Any, after_timm: bool) -> None:
+def test_under_other_schedulers_the_ratios_between_layers_stay(
+    create_scheduler_fn: Any, after_timm: bool
+) -> None:
     model = small_vit()
     optimizer = create_timm_optimizer(model, "sgd", LR, layer_decay=DECAY)
     first = values_of(optimizer)

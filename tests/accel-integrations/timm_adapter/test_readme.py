@@ -15,7 +15,9 @@ from sklearn.datasets import load_digits
 from local_hub import environment_of_hub, serving
 
 README = Path(__file__).parents[3] / "packages/accel-integrations/README.md"
-SCRIPTS = re.findall(r"```python\n(.*?)```", README.read_text().split("\n## timm\n")[1].split("\n## ")[0], flags=re.DOTALL)
+SCRIPTS = re.findall(
+    r"```python\n(.*?)```", README.read_text().split("\n## timm\n")[1].split("\n## ")[0], flags=re.DOTALL
+)
 # The first of them for a model of one's own: what the README compares it with.
 PLAIN = """\
 from torch.nn.functional import cross_entropy

@@ -45,7 +45,11 @@ PLANS: dict[type, Plan] = {
     TanhLRScheduler: lambda unit: {"t_initial": 6 * unit, "lr_min": 0.001},
     WSDLRScheduler: lambda unit: {"t_initial": 5 * unit, "decay_t": 3 * unit},
 }
-PLATEAU: dict[str, Any] = {"mode": "max", "patience_t": 1, "decay_rate": 0.5}  # the loss falls, so the rate does too
+PLATEAU: dict[str, Any] = {
+    "mode": "max",
+    "patience_t": 1,
+    "decay_rate": 0.5,
+}  # the loss falls, so the rate does too
 UNITS = {"epochs": 1, "updates": Values.NUM_UPDATE_STEPS_PER_EPOCH}
 
 
@@ -103,7 +107,9 @@ def train(
 ) -> tuple[Trainer, list[list[float]]]:
     """Train, and return the rates of each update and after the last."""
     model, rates = tiny_network(torch.float32), Rates()
-    trainer = trainer_class(model, nn.functional.cross_entropy, create_optimizer(model), callbacks=[rates, *callbacks], seed=3)
+    trainer = trainer_class(
+        model, nn.functional.cross_entropy, create_optimizer(model), callbacks=[rates, *callbacks], seed=3
+    )
     arguments = {"num_epochs": NUM_EPOCHS, "per_device_batch_size": BATCH_SIZE, **kwargs}
     trainer.train(DATA, create_scheduler_fn=create_scheduler_fn, **arguments)
     return trainer, [*rates.rates, [group["lr"] for group in trainer.optimizer.param_groups]]
@@ -116,7 +122,9 @@ def expect_equal(rates: list[list[float]], expected: list[list[float]]) -> None:
     assert len({rate for rate, _ in expected}) > 2, "a schedule that does not change would prove nothing"
 
 
-CASES = [(scheduler_class, counts) for scheduler_class in PLANS for counts in UNITS] + [(PlateauLRScheduler, "epochs")]
+CASES = [(scheduler_class, counts) for scheduler_class in PLANS for counts in UNITS] + [
+    (PlateauLRScheduler, "epochs")
+]
 
 
 def case_name(value: Any) -> str:
@@ -124,7 +132,11 @@ def case_name(value: Any) -> str:
 
 
 def test_every_scheduler_of_timm_is_among_the_cases() -> None:
-    exported = {value for value in vars(timm.scheduler).values() if inspect.isclass(value) and issubclass(value, Scheduler)}
+    exported = {
+        value
+        for value in vars(timm.scheduler).values()
+        if inspect.isclass(value) and issubclass(value, Scheduler)
+    }
     assert {scheduler_class for scheduler_class, _ in CASES} == exported
 
 
@@ -152,7 +164,9 @@ def test_rates_equal_those_of_timms_loop(
 def test_noise_is_that_of_timm_and_can_be_left_off() -> None:
     kwargs = {"t_initial": NUM_EPOCHS, "noise_range_t": (1, 5), "noise_seed": 7}
     _, noisy = train(timm_scheduler_fn(CosineLRScheduler, **kwargs))
-    expect_equal(noisy, rates_of_timm(lambda o: CosineLRScheduler(o, **kwargs), BATCHES_PER_EPOCH, [None] * NUM_EPOCHS))
+    expect_equal(
+        noisy, rates_of_timm(lambda o: CosineLRScheduler(o, **kwargs), BATCHES_PER_EPOCH, [None] * NUM_EPOCHS)
+    )
     _, quiet = train(timm_scheduler_fn(CosineLRScheduler, t_initial=NUM_EPOCHS, noise_range_t=None))
     assert quiet != noisy
 
@@ -197,7 +211,9 @@ class TestMistakesOfOthers:
         kwargs = kwargs_of(scheduler_class, counts, warmup=False)
         updates_per_epoch = -(-BATCHES_PER_EPOCH // arguments.get("gradient_accumulation_steps", 1))
         trainer, right = train(timm_scheduler_fn(scheduler_class, **kwargs), **arguments)
-        _, wrong = train(timm_scheduler_fn(scheduler_class, **kwargs), trainer_class=self.InTheOldWay, **arguments)
+        _, wrong = train(
+            timm_scheduler_fn(scheduler_class, **kwargs), trainer_class=self.InTheOldWay, **arguments
+        )
         metrics = trainer.run_history.get_metric_values("train_loss_epoch")
         if "eval_dataset" in arguments:
             metrics = trainer.run_history.get_metric_values("eval_loss_epoch")
@@ -240,7 +256,9 @@ def test_a_plateau_remembers_its_bad_epochs(tmp_path: Path) -> None:
     create = timm_scheduler_fn(PlateauLRScheduler, mode="max", patience_t=4, decay_rate=0.5)
     _, whole = train(create, eval_dataset=EVAL_DATA)
     assert whole[-1] != whole[0], "the rate fell after more than four bad epochs"
-    train(create, eval_dataset=EVAL_DATA, callbacks=[StopAfter(3 * BATCHES_PER_EPOCH + 1, tmp_path / "state")])
+    train(
+        create, eval_dataset=EVAL_DATA, callbacks=[StopAfter(3 * BATCHES_PER_EPOCH + 1, tmp_path / "state")]
+    )
     _, resumed = train(create, eval_dataset=EVAL_DATA, resume_from=tmp_path / "state")
     assert resumed[-1] == whole[-1]
 
@@ -255,7 +273,9 @@ def test_the_saved_plan_wins_over_a_new_one(tmp_path: Path) -> None:
 
 def test_the_state_of_another_schedule_is_refused(tmp_path: Path) -> None:
     train(timm_scheduler_fn(CosineLRScheduler, t_initial=6), callbacks=[StopAfter(7, tmp_path / "state")])
-    with pytest.raises(CheckpointError, match=r"scheduler\.pt' .*CosineLRScheduler.*TanhLRScheduler.*Build it"):
+    with pytest.raises(
+        CheckpointError, match=r"scheduler\.pt' .*CosineLRScheduler.*TanhLRScheduler.*Build it"
+    ):
         train(timm_scheduler_fn(TanhLRScheduler, t_initial=6), resume_from=tmp_path / "state")
 
 
@@ -297,11 +317,17 @@ class TestMistakesOfCallers:
                 ("scheduler_class is", "StepLR", "scheduler of timm", "create_scheduler_fn"),
             ),
             (CosineLRScheduler, {}, ("CosineLRScheduler", "{}", "argument: 't_initial'", "['t_initial', ")),
-            (CosineLRScheduler, {"t_initial": 3, "t_max": 3}, ("CosineLRScheduler", "argument 't_max'", "['t_initial', ")),
+            (
+                CosineLRScheduler,
+                {"t_initial": 3, "t_max": 3},
+                ("CosineLRScheduler", "argument 't_max'", "['t_initial', "),
+            ),
             (PlateauLRScheduler, {}, ("mode", "PlateauLRScheduler", "mode='min' for a loss")),
         ],
     )
-    def test_is_reported_at_once(self, scheduler_class: Any, kwargs: dict[str, Any], words: tuple[str, ...]) -> None:
+    def test_is_reported_at_once(
+        self, scheduler_class: Any, kwargs: dict[str, Any], words: tuple[str, ...]
+    ) -> None:
         with pytest.raises(ConfigurationError) as caught:
             timm_scheduler_fn(scheduler_class, **kwargs)
         assert all(word in str(caught.value) for word in words), caught.value
@@ -313,7 +339,9 @@ class TestMistakesOfCallers:
             (WSDLRScheduler, {"t_initial": 3, "decay_t": 9}, "Invalid decay_t (9)"),
         ],
     )
-    def test_is_reported_before_training(self, scheduler_class: Any, kwargs: dict[str, Any], words: str) -> None:
+    def test_is_reported_before_training(
+        self, scheduler_class: Any, kwargs: dict[str, Any], words: str
+    ) -> None:
         with pytest.raises(ConfigurationError) as caught:
             train(timm_scheduler_fn(scheduler_class, **kwargs))
         assert str(caught.value).startswith(scheduler_class.__name__)
@@ -321,7 +349,8 @@ class TestMistakesOfCallers:
 
     def test_a_plateau_without_its_metric_is_refused_before_training(self) -> None:
         with pytest.raises(
-            ConfigurationError, match=r"scheduler_metric is 'eval_loss_epoch'.*scheduler_metric='train_loss_epoch'"
+            ConfigurationError,
+            match=r"scheduler_metric is 'eval_loss_epoch'.*scheduler_metric='train_loss_epoch'",
         ):
             train(timm_scheduler_fn(PlateauLRScheduler, **PLATEAU))
 
@@ -331,12 +360,18 @@ class TestMistakesOfCallers:
 
 def rates_on_processes(batch_size: int, scheduler_class: type, counts: str) -> Any:
     kwargs = kwargs_of(scheduler_class, counts, warmup=True)
-    arguments = {"eval_dataset": EVAL_DATA, "per_device_batch_size": batch_size, "gradient_accumulation_steps": 2}
+    arguments = {
+        "eval_dataset": EVAL_DATA,
+        "per_device_batch_size": batch_size,
+        "gradient_accumulation_steps": 2,
+    }
     trainer, rates = train(timm_scheduler_fn(scheduler_class, **kwargs), **arguments)
     per_epoch = trainer.run_config.num_update_steps_per_epoch
     assert per_epoch is not None
     metrics = trainer.run_history.get_metric_values("eval_loss_epoch")
-    expected = rates_of_timm(functools.partial(scheduler_class, **resolved(kwargs, per_epoch)), per_epoch, metrics)
+    expected = rates_of_timm(
+        functools.partial(scheduler_class, **resolved(kwargs, per_epoch)), per_epoch, metrics
+    )
     return {"rates": rates, "expected": expected}
 
 

@@ -42,7 +42,9 @@ def network() -> nn.Module:
         return nn.Sequential(nn.Conv2d(1, 6, 3), nn.ReLU(), nn.Flatten(), nn.Linear(6 * 36, NUM_CLASSES))
 
 
-def create_trainer(callbacks: Any = (), seed: int | None = SEED, loss_func: Any = None, **kwargs: Any) -> TimmTrainer:
+def create_trainer(
+    callbacks: Any = (), seed: int | None = SEED, loss_func: Any = None, **kwargs: Any
+) -> TimmTrainer:
     model = network()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     return TimmTrainer(model, loss_func, optimizer, callbacks, seed=seed, num_classes=NUM_CLASSES, **kwargs)
@@ -75,7 +77,9 @@ def train_by_hand(batches: list[Any], loss_of: Any) -> torch.Tensor:
 @pytest.mark.parametrize("mode", ["batch", "pair", "elem"])
 @pytest.mark.parametrize("alphas", [(0.8, 0.0), (0.0, 1.0), (0.8, 1.0)], ids=["mixup", "cutmix", "both"])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_training_equals_a_plain_loop_with_timms_mixup(alphas: tuple[float, float], mode: str, smoothing: float) -> None:
+def test_training_equals_a_plain_loop_with_timms_mixup(
+    alphas: tuple[float, float], mode: str, smoothing: float
+) -> None:
     seen = Batches()
     trainer = create_trainer(
         [seen],
@@ -88,7 +92,9 @@ def test_training_equals_a_plain_loop_with_timms_mixup(alphas: tuple[float, floa
     )
     trainer.train(digits(48), 2, per_device_batch_size=8)
 
-    mixup = Mixup(*alphas, prob=0.9, switch_prob=0.4, mode=mode, label_smoothing=smoothing, num_classes=NUM_CLASSES)
+    mixup = Mixup(
+        *alphas, prob=0.9, switch_prob=0.4, mode=mode, label_smoothing=smoothing, num_classes=NUM_CLASSES
+    )
 
     def loss_of(model: nn.Module, images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         mixed_images, mixed_targets = mixup(images, targets)
@@ -101,7 +107,9 @@ def test_training_equals_a_plain_loop_with_timms_mixup(alphas: tuple[float, floa
 def test_callbacks_see_the_batch_as_it_was_loaded() -> None:
     seen = Batches()
     data = digits(24)
-    create_trainer([seen], mixup_alpha=1.0, cutmix_alpha=1.0).train(data, 1, train_dataloader_kwargs={"shuffle": False})
+    create_trainer([seen], mixup_alpha=1.0, cutmix_alpha=1.0).train(
+        data, 1, train_dataloader_kwargs={"shuffle": False}
+    )
     assert torch.equal(torch.cat([images for images, _ in seen.batches]), data.tensors[0])
     assert torch.equal(torch.cat([targets for _, targets in seen.batches]), data.tensors[1])
 
@@ -160,7 +168,11 @@ class TestLossOfTraining:
                 digits(24),
                 lambda o, t: F.binary_cross_entropy_with_logits(o, F.one_hot(t, NUM_CLASSES) * 0.8 + 0.02),
             ),
-            ({"binary_targets": True}, labelled(24, torch.long), lambda o, t: F.binary_cross_entropy_with_logits(o, t.float())),
+            (
+                {"binary_targets": True},
+                labelled(24, torch.long),
+                lambda o, t: F.binary_cross_entropy_with_logits(o, t.float()),
+            ),
             (
                 {"binary_targets": True, "label_smoothing": 0.2},
                 labelled(24),
@@ -179,7 +191,9 @@ class TestLossOfTraining:
     @pytest.mark.parametrize("threshold", [None, 0.3])
     def test_mixed_targets_can_be_made_binary_by_a_threshold(self, threshold: float | None) -> None:
         seen = Batches()
-        trainer = create_trainer([seen], mixup_alpha=1.0, binary_targets=True, binary_target_threshold=threshold)
+        trainer = create_trainer(
+            [seen], mixup_alpha=1.0, binary_targets=True, binary_target_threshold=threshold
+        )
         trainer.train(digits(24), 1)
         mixup = Mixup(1.0, num_classes=NUM_CLASSES, label_smoothing=0.0)
 
@@ -230,7 +244,9 @@ class TestEvaluation:
     def test_of_rows_is_binary_cross_entropy(self) -> None:
         trainer = create_trainer(mixup_alpha=1.0, binary_targets=True, label_smoothing=0.1)
         data = labelled(21, torch.long)
-        loss = F.binary_cross_entropy_with_logits(trainer.model(data.tensors[0]), data.tensors[1].float()).item()
+        loss = F.binary_cross_entropy_with_logits(
+            trainer.model(data.tensors[0]), data.tensors[1].float()
+        ).item()
         assert trainer.evaluate(data)["evaluation_loss"] == pytest.approx(loss, rel=1e-5)
 
     def test_takes_your_own_loss_if_nothing_is_mixed(self) -> None:
@@ -251,10 +267,16 @@ class TestEvaluation:
 
 @pytest.mark.parametrize("seed", [SEED, None], ids=["seeded", "not seeded"])
 @pytest.mark.parametrize("mode", ["batch", "elem"])
-def test_a_run_resumed_in_mid_epoch_mixes_to_the_same_bits(mode: str, seed: int | None, tmp_path: Path) -> None:
+def test_a_run_resumed_in_mid_epoch_mixes_to_the_same_bits(
+    mode: str, seed: int | None, tmp_path: Path
+) -> None:
     torch.manual_seed(11)
     np.random.seed(12)
-    arguments: dict[str, Any] = {"num_epochs": 2, "per_device_batch_size": 4, "gradient_accumulation_steps": 2}
+    arguments: dict[str, Any] = {
+        "num_epochs": 2,
+        "per_device_batch_size": 4,
+        "gradient_accumulation_steps": 2,
+    }
     kwargs: dict[str, Any] = {"mixup_alpha": 0.4, "cutmix_alpha": 1.0, "mixup_mode": mode, "seed": seed}
     whole = create_trainer([SaveAt(5, tmp_path / "state")], **kwargs)
     whole.train(digits(27), eval_dataset=digits(5), **arguments)
@@ -262,7 +284,9 @@ def test_a_run_resumed_in_mid_epoch_mixes_to_the_same_bits(mode: str, seed: int 
     resumed = create_trainer(**kwargs)
     resumed.train(digits(27), eval_dataset=digits(5), resume_from=tmp_path / "state", **arguments)
     assert torch.equal(weights_of(resumed), weights_of(whole))
-    assert resumed.run_history.get_metric_values("train_loss_epoch") == whole.run_history.get_metric_values("train_loss_epoch")
+    assert resumed.run_history.get_metric_values("train_loss_epoch") == whole.run_history.get_metric_values(
+        "train_loss_epoch"
+    )
 
 
 # ---------------------------------------------------------------------- learning
@@ -271,7 +295,9 @@ def test_a_run_resumed_in_mid_epoch_mixes_to_the_same_bits(mode: str, seed: int 
 @pytest.mark.slow
 def test_digits_are_learned_from_mixed_images() -> None:
     data = digits(1797)
-    train_data, eval_data = (TensorDataset(*(t[part] for t in data.tensors)) for part in (slice(1400), slice(1400, None)))
+    train_data, eval_data = (
+        TensorDataset(*(t[part] for t in data.tensors)) for part in (slice(1400), slice(1400, None))
+    )
     trainer = create_trainer(mixup_alpha=0.2, cutmix_alpha=0.5, label_smoothing=0.05)
     trainer.train(train_data, 8, per_device_batch_size=16)
     predicted = trainer.predict(eval_data).argmax(1)
@@ -291,7 +317,10 @@ class TestMistakes:
             ({"label_smoothing": 1.0}, ("label_smoothing is 1.0", "Use 0.1")),
             ({"mixup_mode": "half"}, ("mixup_mode is 'half'", "['batch', 'pair', 'elem']")),
             ({"binary_target_threshold": 0.2}, ("binary_target_threshold is 0.2", "binary_targets=True")),
-            ({"loss_func": F.cross_entropy, "label_smoothing": 0.1}, ("label_smoothing is 0.1", "no effect", "loss_func out")),
+            (
+                {"loss_func": F.cross_entropy, "label_smoothing": 0.1},
+                ("label_smoothing is 0.1", "no effect", "loss_func out"),
+            ),
             ({"eval_loss_func": "mse"}, ("eval_loss_func is 'mse'", "function")),
         ],
     )
@@ -306,7 +335,9 @@ class TestMistakes:
 
     @pytest.mark.parametrize("kwargs", [{}, {"mixup_alpha": 1.0}])
     def test_rows_need_binary_targets(self, kwargs: dict[str, Any]) -> None:
-        with pytest.raises(ConfigurationError, match=r"targets .*\(8, 10\).*class indices.*\(batch,\).*binary_targets=True"):
+        with pytest.raises(
+            ConfigurationError, match=r"targets .*\(8, 10\).*class indices.*\(batch,\).*binary_targets=True"
+        ):
             create_trainer(**kwargs).train(labelled(8), 1)
 
     def test_a_model_for_another_number_of_classes_is_refused(self) -> None:
@@ -316,7 +347,9 @@ class TestMistakes:
 
     def test_rows_need_a_column_for_each_class(self) -> None:
         images, rows = labelled(8).tensors
-        with pytest.raises(ConfigurationError, match=r"targets .*\(8, 9\).*\(batch,\) or \(batch, 10\).*num_classes"):
+        with pytest.raises(
+            ConfigurationError, match=r"targets .*\(8, 9\).*\(batch,\) or \(batch, 10\).*num_classes"
+        ):
             create_trainer(binary_targets=True).train(TensorDataset(images, rows[:, :9]), 1)
 
     def test_without_an_optimizer_it_evaluates(self) -> None:
@@ -347,8 +380,14 @@ def train_on_processes(batch_size: int) -> Any:
 
     losses = Losses()
     trainer = create_trainer([losses], mixup_alpha=1.0, cutmix_alpha=1.0)
-    trainer.train(Numbered(), 2, eval_dataset=digits(7), per_device_batch_size=batch_size, gradient_accumulation_steps=2)
-    return {"weights": weights_of(trainer), "losses": losses.losses, "eval": trainer.evaluate(digits(7))["evaluation_loss"]}
+    trainer.train(
+        Numbered(), 2, eval_dataset=digits(7), per_device_batch_size=batch_size, gradient_accumulation_steps=2
+    )
+    return {
+        "weights": weights_of(trainer),
+        "losses": losses.losses,
+        "eval": trainer.evaluate(digits(7))["evaluation_loss"],
+    }
 
 
 PROCESS_CASES = {"mixing": train_on_processes}

@@ -26,12 +26,21 @@ def create_trainer(callbacks: Any = (), kind: str = "causal", **changes: Any) ->
         torch.manual_seed(1)
         model = peft.get_peft_model(create_model(kind), peft.LoraConfig(**{**arguments, **changes}))
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return TransformersTrainer(model, optimizer=torch.optim.AdamW(trained, lr=0.01), callbacks=callbacks, seed=1)
+    return TransformersTrainer(
+        model, optimizer=torch.optim.AdamW(trained, lr=0.01), callbacks=callbacks, seed=1
+    )
 
 
 def train(trainer: TransformersTrainer, num_epochs: int = 2, **kwargs: Any) -> TransformersTrainer:
     trainer.train(
-        SAMPLES, num_epochs, SAMPLES, 2, gradient_accumulation_steps=2, collate_fn=collate, eval_per_device_batch_size=4, **kwargs
+        SAMPLES,
+        num_epochs,
+        SAMPLES,
+        2,
+        gradient_accumulation_steps=2,
+        collate_fn=collate,
+        eval_per_device_batch_size=4,
+        **kwargs,
     )
     return trainer
 
@@ -88,7 +97,10 @@ def test_other_parts_that_are_trained_are_saved_too(tmp_path: Path) -> None:
     train(trained).save_checkpoint(tmp_path / "model.safetensors")
     saved = safetensors.torch.load_file(tmp_path / "model.safetensors")
     names = {name for name in saved if "lora_" not in name}
-    assert names == {"base_model.model.model.norm.weight", "base_model.model.lm_head.modules_to_save.default.weight"}
+    assert names == {
+        "base_model.model.model.norm.weight",
+        "base_model.model.lm_head.modules_to_save.default.weight",
+    }
     other.load_checkpoint(tmp_path / "model.safetensors")
     assert_same_tensors(dict(other.model.state_dict()), dict(trained.model.state_dict()))
 
@@ -127,7 +139,9 @@ def test_save_pretrained_saves_adapters_that_peft_loads_onto_the_base(tmp_path: 
     base = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base")
     model = peft.get_peft_model(base, peft.LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM"))
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    trainer = train(TransformersTrainer(model, optimizer=torch.optim.AdamW(trained, lr=0.01), callbacks=(), seed=1))
+    trainer = train(
+        TransformersTrainer(model, optimizer=torch.optim.AdamW(trained, lr=0.01), callbacks=(), seed=1)
+    )
     trainer.save_pretrained(tmp_path / "adapters")
     assert not (tmp_path / "adapters" / "model.safetensors").exists()
     assert (tmp_path / "adapters" / "adapter_model.safetensors").stat().st_size < 5000
@@ -144,4 +158,7 @@ def test_adapters_train_with_activations_computed_again() -> None:
         if is_checkpointing:
             trainer.model.get_base_model().activation_checkpointing_enable()
         weights.append(adapter_weights(train(trainer).model))
-    assert all(torch.allclose(one, other, atol=1e-6) for one, other in zip(weights[0].values(), weights[1].values(), strict=True))
+    assert all(
+        torch.allclose(one, other, atol=1e-6)
+        for one, other in zip(weights[0].values(), weights[1].values(), strict=True)
+    )

@@ -19,14 +19,19 @@ from accel_integrations.transformers_adapter import (
 from sms_spam import MINILM, load_messages
 
 # PEFT 0.21 asks a model of transformers for this by its old name.
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
+]
 
 
 @pytest.fixture(scope="module")
 def data(tokenizer: Any) -> tuple[Dataset, Dataset]:
     """320 messages to learn from and 400 others, half of them spam."""
     messages = load_messages(360)
-    rows = Dataset.from_dict({"text": [text for text, _ in messages], "label": [label for _, label in messages]})
+    rows = Dataset.from_dict(
+        {"text": [text for text, _ in messages], "label": [label for _, label in messages]}
+    )
     rows = rows.map(lambda batch: tokenizer(batch["text"], truncation=True, max_length=48), batched=True)
     return rows.select(range(320)), rows.select(range(320, 720))
 
@@ -48,7 +53,9 @@ def test_a_fine_tuned_encoder_beats_the_majority_class_by_far(
     majority = max((labels == 0).float().mean().item(), (labels == 1).float().mean().item())
     model = create_classifier()
     optimizer = torch.optim.AdamW(transformers_parameter_groups(model, lr=2e-4, layer_decay=0.9))
-    best = SaveBestModelCallback(tmp_path / "best.safetensors", watch_metric="accuracy", greater_is_better=True)
+    best = SaveBestModelCallback(
+        tmp_path / "best.safetensors", watch_metric="accuracy", greater_is_better=True
+    )
     trainer = TransformersTrainer(model, None, optimizer, [accuracy(), best], tokenizer=tokenizer, seed=1)
     trainer.train(
         train_data,
@@ -72,14 +79,18 @@ def test_a_fine_tuned_encoder_beats_the_majority_class_by_far(
     assert answers == [f"LABEL_{label}" for label in predicted]
 
 
-def test_adapters_alone_learn_it_too_and_the_encoder_stays_as_it_was(tokenizer: Any, data: tuple[Dataset, Dataset]) -> None:
+def test_adapters_alone_learn_it_too_and_the_encoder_stays_as_it_was(
+    tokenizer: Any, data: tuple[Dataset, Dataset]
+) -> None:
     train_data, eval_data = data
     config = peft.LoraConfig(task_type="SEQ_CLS", r=8, lora_alpha=16, target_modules=["query", "value"])
     model = peft.get_peft_model(create_classifier(), config)
     before = {name: value.clone() for name, value in create_classifier().bert.state_dict().items()}
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     assert sum(map(torch.Tensor.numel, trained)) < 0.01 * sum(map(torch.Tensor.numel, model.parameters()))
-    trainer = TransformersTrainer(model, None, torch.optim.AdamW(trained, lr=3e-3), [accuracy()], tokenizer=tokenizer, seed=1)
+    trainer = TransformersTrainer(
+        model, None, torch.optim.AdamW(trained, lr=3e-3), [accuracy()], tokenizer=tokenizer, seed=1
+    )
     trainer.train(train_data, 2, per_device_batch_size=16)
     assert trainer.evaluate(eval_data, 50)["evaluation_accuracy"] > 0.9
     after = model.get_base_model().bert.state_dict()

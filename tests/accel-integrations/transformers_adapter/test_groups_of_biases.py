@@ -2,7 +2,14 @@
 
 import pytest
 import torch
-from transformers import SwinConfig, SwinModel, T5Config, T5ForConditionalGeneration, Wav2Vec2Config, Wav2Vec2ForCTC
+from transformers import (
+    SwinConfig,
+    SwinModel,
+    T5Config,
+    T5ForConditionalGeneration,
+    Wav2Vec2Config,
+    Wav2Vec2ForCTC,
+)
 
 from accel_integrations.transformers_adapter import transformers_parameter_groups
 
@@ -15,11 +22,15 @@ def wav2vec2():
 
 
 def t5():
-    return T5ForConditionalGeneration(T5Config(vocab_size=20, d_model=16, d_kv=4, d_ff=16, num_layers=2, num_heads=2))
+    return T5ForConditionalGeneration(
+        T5Config(vocab_size=20, d_model=16, d_kv=4, d_ff=16, num_layers=2, num_heads=2)
+    )
 
 
 def swin():
-    return SwinModel(SwinConfig(image_size=32, patch_size=4, embed_dim=8, depths=[1, 1], num_heads=[1, 2], window_size=4))
+    return SwinModel(
+        SwinConfig(image_size=32, patch_size=4, embed_dim=8, depths=[1, 1], num_heads=[1, 2], window_size=4)
+    )
 
 
 def weight_norm():
@@ -39,7 +50,9 @@ def test_every_parameter_is_in_one_group_and_biases_do_not_decay(create, layer_d
         assert decays[id(parameter)] == (parameter.ndim > 1 and not is_position), name
 
 
-@pytest.mark.parametrize(("create", "name"), [(t5, "relative_attention_bias"), (swin, "relative_position_bias_table")])
+@pytest.mark.parametrize(
+    ("create", "name"), [(t5, "relative_attention_bias"), (swin, "relative_position_bias_table")]
+)
 def test_tables_of_relative_positions_are_there_and_do_not_decay(create, name):
     model = create()
     tables = {id(parameter) for key, parameter in model.named_parameters() if name in key}

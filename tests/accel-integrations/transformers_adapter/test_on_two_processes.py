@@ -7,7 +7,8 @@ import pytest
 import torch
 
 with warnings.catch_warnings():
-    # On several processes torch.distributed is imported in parts by then, and PEFT's import of it uses a name that goes.
+    # On several processes torch.distributed is imported in parts by then, and PEFT's import of it uses a name
+    # that goes.
     warnings.simplefilter("ignore")
     import peft
 import transformers
@@ -32,19 +33,36 @@ def train(
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     trainer = TransformersTrainer(model, None, torch.optim.SGD(trained, lr=0.5), callbacks, seed=1)
     samples = create_samples(kind, 29)
-    trainer.train(samples, 2, samples[:7], batch_size, gradient_accumulation_steps=accumulation, collate_fn=collate, **kwargs)
+    trainer.train(
+        samples,
+        2,
+        samples[:7],
+        batch_size,
+        gradient_accumulation_steps=accumulation,
+        collate_fn=collate,
+        **kwargs,
+    )
     logits = trainer.predict(samples[:13], batch_size, collate_fn=collate).logits
     if kind != "classes":
         # How far a sequence is padded depends on the batch; what the model says of padding means nothing.
         lengths = [len(sample["labels"]) for sample in samples]
         logits = torch.cat([rows[:length] for rows, length in zip(logits, lengths, strict=False)])
-    history = {name: trainer.run_history.get_metric_values(name) for name in trainer.run_history.get_metric_names()}
-    return {"weights": state_of(model), "history": history, "logits": logits, "processes": trainer.accelerator.num_processes}
+    history = {
+        name: trainer.run_history.get_metric_values(name) for name in trainer.run_history.get_metric_names()
+    }
+    return {
+        "weights": state_of(model),
+        "history": history,
+        "logits": logits,
+        "processes": trainer.accelerator.num_processes,
+    }
 
 
 def train_with_metrics(batch_size: int) -> dict[str, Any]:
     return train(
-        batch_size, "classes", callbacks=[MetricsCallback({"accuracy": MulticlassAccuracy(3, average="micro")}, on="both")]
+        batch_size,
+        "classes",
+        callbacks=[MetricsCallback({"accuracy": MulticlassAccuracy(3, average="micro")}, on="both")],
     )
 
 
@@ -73,7 +91,11 @@ def train_adapters(batch_size: int) -> dict[str, Any]:
     again = train(batch_size, "causal", resumed, resume_from=folder / "state")
     TransformersTrainer(resumed, callbacks=()).save_pretrained(folder / "adapters")
     files = sorted(path.name for path in (folder / "adapters").iterdir())
-    return {**result, "is_resumed_to_the_bit": torch.equal(result["weights"], again["weights"]), "files": files}
+    return {
+        **result,
+        "is_resumed_to_the_bit": torch.equal(result["weights"], again["weights"]),
+        "files": files,
+    }
 
 
 def save_pretrained(batch_size: int) -> dict[str, Any]:

@@ -15,7 +15,9 @@ from tiny_transformers import create_model
 
 README = Path(__file__).parents[3] / "packages/accel-integrations/README.md"
 SCRIPTS = re.findall(
-    r"```python\n(.*?)```", README.read_text().split("\n## transformers\n")[1].split("\n## ")[0], flags=re.DOTALL
+    r"```python\n(.*?)```",
+    README.read_text().split("\n## transformers\n")[1].split("\n## ")[0],
+    flags=re.DOTALL,
 )
 # The first of them for a model of one's own: what the README compares it with.
 PLAIN = """\
@@ -56,7 +58,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "saved"), [(0, "spam-filter/config.json"), (1, "adapters/adapter_config.json")])
+@pytest.mark.parametrize(
+    ("number", "saved"), [(0, "spam-filter/config.json"), (1, "adapters/adapter_config.json")]
+)
 def test_a_script_trains_and_saves(number: int, saved: str, folder: Path) -> None:
     ignored = "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"
     finished = subprocess.run(

@@ -40,9 +40,13 @@ def test_a_tokenizer_is_saved_with_the_model(tmp_path: Path) -> None:
 
 def test_an_image_processor_is_saved_too(tmp_path: Path) -> None:
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
-    model = transformers.ViTForImageClassification(transformers.ViTConfig(**sizes, image_size=8, patch_size=4, num_labels=2))
+    model = transformers.ViTForImageClassification(
+        transformers.ViTConfig(**sizes, image_size=8, patch_size=4, num_labels=2)
+    )
     processor = transformers.ViTImageProcessor(size={"height": 8, "width": 8})
-    trainer = TransformersTrainer(model, None, torch.optim.SGD(model.parameters(), lr=0.1), (), tokenizer=processor)
+    trainer = TransformersTrainer(
+        model, None, torch.optim.SGD(model.parameters(), lr=0.1), (), tokenizer=processor
+    )
     trainer.train([{"pixel_values": torch.rand(3, 8, 8), "labels": n % 2} for n in range(6)], 1)
     trainer.save_pretrained(tmp_path / "model")
     loaded = transformers.AutoImageProcessor.from_pretrained(tmp_path / "model")
@@ -53,7 +57,9 @@ def test_saving_again_replaces_the_model_and_leaves_nothing_else(tmp_path: Path)
     create_trainer("tokens").save_pretrained(tmp_path / "model")
     create_trainer("classes").save_pretrained(str(tmp_path / "model"))
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
-    assert transformers.AutoConfig.from_pretrained(tmp_path / "model").architectures == ["BertForSequenceClassification"]
+    assert transformers.AutoConfig.from_pretrained(tmp_path / "model").architectures == [
+        "BertForSequenceClassification"
+    ]
 
 
 def test_what_is_not_a_saved_model_is_not_replaced(tmp_path: Path) -> None:
@@ -85,7 +91,9 @@ def test_a_fault_while_saving_leaves_the_model_before(tmp_path: Path) -> None:
     trainer.model.__class__ = Failing
     with pytest.raises(CheckpointError, match=r"model' .*untouched.*no space left"):
         trainer.save_pretrained(tmp_path / "model")
-    assert transformers.AutoConfig.from_pretrained(tmp_path / "model").architectures == ["BertForTokenClassification"]
+    assert transformers.AutoConfig.from_pretrained(tmp_path / "model").architectures == [
+        "BertForTokenClassification"
+    ]
     create_trainer().save_pretrained(tmp_path / "model")
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 

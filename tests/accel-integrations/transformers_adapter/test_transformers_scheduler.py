@@ -17,14 +17,18 @@ NEEDS = {
     "cosine_warmup_with_min_lr": {"min_lr_rate": 0.1},
     "warmup_stable_decay": {"num_decay_steps": 4},
 }
-STEPPING = [kind.value for kind in transformers.SchedulerType if kind.value not in ("reduce_lr_on_plateau", "greedy")]
+STEPPING = [
+    kind.value for kind in transformers.SchedulerType if kind.value not in ("reduce_lr_on_plateau", "greedy")
+]
 NUM_UPDATES = 20
 
 
 def train(create_scheduler_fn: Any, **kwargs: Any) -> list[float]:
     """Two epochs of ten updates."""
     rates = Rates()
-    tiny_trainer(callbacks=[rates]).train(tiny_data(39), 2, tiny_data(8), 4, create_scheduler_fn=create_scheduler_fn, **kwargs)
+    tiny_trainer(callbacks=[rates]).train(
+        tiny_data(39), 2, tiny_data(8), 4, create_scheduler_fn=create_scheduler_fn, **kwargs
+    )
     return rates.of_first_group
 
 
@@ -32,7 +36,9 @@ def train(create_scheduler_fn: Any, **kwargs: Any) -> list[float]:
 def test_rates_equal_those_of_a_schedule_that_was_planned_by_hand(name: str) -> None:
     kwargs = NEEDS.get(name, {})
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
-    scheduler = transformers.get_scheduler(name, optimizer, 3, NUM_UPDATES, scheduler_specific_kwargs=dict(kwargs))
+    scheduler = transformers.get_scheduler(
+        name, optimizer, 3, NUM_UPDATES, scheduler_specific_kwargs=dict(kwargs)
+    )
     expected = []
     for _ in range(NUM_UPDATES):
         expected.append(optimizer.param_groups[0]["lr"])
@@ -50,7 +56,9 @@ def test_a_share_of_the_run_is_rounded_up_to_whole_updates(warmup: Any) -> None:
 def test_a_share_that_is_a_whole_number_of_updates_is_not_rounded_up() -> None:
     rates = Rates()
     trainer = tiny_trainer(callbacks=[rates])
-    trainer.train(tiny_data(70), 1, None, 1, create_scheduler_fn=transformers_scheduler_fn("constant_with_warmup", 0.1))
+    trainer.train(
+        tiny_data(70), 1, None, 1, create_scheduler_fn=transformers_scheduler_fn("constant_with_warmup", 0.1)
+    )
     assert rates.of_first_group.index(0.1) == 7
 
 
@@ -77,7 +85,9 @@ def test_a_schedule_without_an_end_needs_no_length_of_the_data() -> None:
 
 def test_reducing_on_a_plateau_is_given_the_metric_of_each_epoch() -> None:
     """The loss of an evaluation that falls by less than the threshold is a plateau."""
-    create = transformers_scheduler_fn("reduce_lr_on_plateau", patience=0, threshold=10.0, threshold_mode="abs", factor=0.5)
+    create = transformers_scheduler_fn(
+        "reduce_lr_on_plateau", patience=0, threshold=10.0, threshold_mode="abs", factor=0.5
+    )
     rates = Rates()
     trainer: Trainer = tiny_trainer(callbacks=[rates])
     trainer.train(tiny_data(4), 4, tiny_data(8), 4, create_scheduler_fn=create)

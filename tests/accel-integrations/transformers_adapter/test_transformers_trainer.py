@@ -22,7 +22,9 @@ from tiny_transformers import VOCABULARY, collate, create_model, create_samples,
 
 def create_trainer(kind: str, callbacks: Any = (), **kwargs: Any) -> TransformersTrainer:
     model = create_model(kind, **({"vocab_size": 30522} if "tokenizer" in kwargs else {}))
-    return TransformersTrainer(model, None, torch.optim.SGD(model.parameters(), lr=0.5), callbacks, seed=1, **kwargs)
+    return TransformersTrainer(
+        model, None, torch.optim.SGD(model.parameters(), lr=0.5), callbacks, seed=1, **kwargs
+    )
 
 
 class Batches(TrainerCallback):
@@ -42,7 +44,9 @@ class TestData:
 
     def encoded(self, tokenizer: Any) -> datasets.Dataset:
         """As one gets it by mapping a tokenizer over a data set of texts, which stay in it."""
-        data = datasets.Dataset.from_dict({"text": self.SENTENCES, "label": [0, 1, 2, 0, 1, 2], "number": range(6)})
+        data = datasets.Dataset.from_dict(
+            {"text": self.SENTENCES, "label": [0, 1, 2, 0, 1, 2], "number": range(6)}
+        )
         return data.map(lambda rows: tokenizer(rows["text"]), batched=True)
 
     def test_a_list_of_mappings_of_tensors_is_a_data_set(self) -> None:
@@ -52,10 +56,14 @@ class TestData:
         assert [len(batch["input_ids"]) for batch in seen.batches] == [3, 3, 1]
         assert set(history.get_metric_names()) == {"train_loss_epoch", "eval_loss_epoch"}
 
-    def test_a_dataset_of_texts_and_tokens_is_padded_by_batch_where_there_is_a_tokenizer(self, tokenizer: Any) -> None:
+    def test_a_dataset_of_texts_and_tokens_is_padded_by_batch_where_there_is_a_tokenizer(
+        self, tokenizer: Any
+    ) -> None:
         seen = Batches()
         trainer = create_trainer("classes", [seen], tokenizer=tokenizer)
-        trainer.train(self.encoded(tokenizer), 1, None, 2, train_dataloader_kwargs={"shuffle": False, "num_workers": 0})
+        trainer.train(
+            self.encoded(tokenizer), 1, None, 2, train_dataloader_kwargs={"shuffle": False, "num_workers": 0}
+        )
         assert [tuple(batch["input_ids"].shape) for batch in seen.batches] == [(2, 5), (2, 7), (2, 7)]
         assert [batch["labels"].tolist() for batch in seen.batches] == [[0, 1], [2, 0], [1, 2]]
         assert set(seen.batches[0]) == {"input_ids", "attention_mask", "token_type_ids", "labels"}
@@ -64,7 +72,9 @@ class TestData:
         trainer = create_trainer("classes", tokenizer=tokenizer)
         losses = []
         for num_workers in (0, 1):
-            loaded = trainer.evaluate(self.encoded(tokenizer), 2, dataloader_kwargs={"num_workers": num_workers})
+            loaded = trainer.evaluate(
+                self.encoded(tokenizer), 2, dataloader_kwargs={"num_workers": num_workers}
+            )
             losses.append(loaded["evaluation_loss"])
         assert losses[0] == losses[1]
 
@@ -98,14 +108,20 @@ class TestData:
         assert sorted(number for batch in seen.batches for number in batch["number"]) == list(range(13))
 
     def test_samples_of_different_lengths_without_a_way_to_pad_are_reported(self) -> None:
-        with pytest.raises(ConfigurationError, match=r"8 samples .*length.*pass tokenizer to TransformersTrainer.*collate_fn"):
+        with pytest.raises(
+            ConfigurationError, match=r"8 samples .*length.*pass tokenizer to TransformersTrainer.*collate_fn"
+        ):
             create_trainer("classes").train(create_samples("classes"), 1)
 
     def test_data_that_is_no_mapping_is_reported(self) -> None:
         pairs = TensorDataset(torch.zeros(4, 3, dtype=torch.int64), torch.zeros(4, dtype=torch.int64))
-        with pytest.raises(ConfigurationError, match=r"sample is a tuple.*TransformersTrainer.*mappings.*collate_fn"):
+        with pytest.raises(
+            ConfigurationError, match=r"sample is a tuple.*TransformersTrainer.*mappings.*collate_fn"
+        ):
             create_trainer("classes").train(pairs, 1)
-        with pytest.raises(ConfigurationError, match=r"batch is a list.*TransformersTrainer.*mapping.*collate_fn"):
+        with pytest.raises(
+            ConfigurationError, match=r"batch is a list.*TransformersTrainer.*mapping.*collate_fn"
+        ):
             create_trainer("classes").train(DataLoader(pairs, 2), 1)
 
 
@@ -119,7 +135,9 @@ class TestLoss:
         for kind in (transformers.GPT2LMHeadModel, OfTuples):
             trainer = create_trainer("gpt2")
             trainer.model.__class__ = kind
-            trainer.train(create_samples("gpt2"), 1, None, 3, gradient_accumulation_steps=2, collate_fn=collate)
+            trainer.train(
+                create_samples("gpt2"), 1, None, 3, gradient_accumulation_steps=2, collate_fn=collate
+            )
             weights.append(state_of(trainer.model))
         assert torch.equal(*weights)
 
@@ -136,13 +154,17 @@ class TestLoss:
         weights = []
         for loss_func in (None, own_loss):
             model = create_model(kind)
-            trainer = TransformersTrainer(model, loss_func, torch.optim.SGD(model.parameters(), lr=0.5), (), seed=1)
+            trainer = TransformersTrainer(
+                model, loss_func, torch.optim.SGD(model.parameters(), lr=0.5), (), seed=1
+            )
             trainer.train(create_samples(kind), 1, None, 3, gradient_accumulation_steps=2, collate_fn=collate)
             weights.append(state_of(model))
         assert (weights[0] - weights[1]).abs().max() < 1e-6
 
     def test_an_own_loss_function_without_labels_is_reported(self) -> None:
-        trainer = TransformersTrainer(create_model("classes"), lambda outputs, labels: outputs.logits.sum(), callbacks=())
+        trainer = TransformersTrainer(
+            create_model("classes"), lambda outputs, labels: outputs.logits.sum(), callbacks=()
+        )
         with pytest.raises(ConfigurationError, match="loss_func needs 'labels'"):
             trainer.evaluate([{"input_ids": torch.arange(1, 5)}])
 
@@ -153,7 +175,9 @@ class TestLoss:
             if is_checkpointing:
                 trainer.model.activation_checkpointing_enable()
                 assert trainer.model.is_activation_checkpointing
-            trainer.train(create_samples("causal"), 1, None, 3, gradient_accumulation_steps=2, collate_fn=collate)
+            trainer.train(
+                create_samples("causal"), 1, None, 3, gradient_accumulation_steps=2, collate_fn=collate
+            )
             weights.append(state_of(trainer.model))
         assert (weights[0] - weights[1]).abs().max() < 1e-6
 
@@ -167,7 +191,9 @@ class TestLoss:
                 return {"loss": (self.weight * inputs["a"] - inputs["b"]).square().mean()}
 
         model = Sum()
-        trainer = TransformersTrainer(model, optimizer=torch.optim.SGD(model.parameters(), lr=0.1), callbacks=())
+        trainer = TransformersTrainer(
+            model, optimizer=torch.optim.SGD(model.parameters(), lr=0.1), callbacks=()
+        )
         samples = [{"a": torch.ones(()), "b": torch.full((), 3.0)} for _ in range(8)]
         trainer.train(samples, 20)
         assert model.weight.item() == pytest.approx(3.0, abs=0.05)
@@ -204,7 +230,9 @@ class TestEvaluation:
 
     def test_metrics_are_computed_without_an_update_function(self) -> None:
         samples = create_samples("classes")
-        trainer = create_trainer("classes", [MetricsCallback({"accuracy": MulticlassAccuracy(3, average="micro")})])
+        trainer = create_trainer(
+            "classes", [MetricsCallback({"accuracy": MulticlassAccuracy(3, average="micro")})]
+        )
         metrics = trainer.evaluate(samples, 4, collate_fn=collate)
         predicted = trainer.predict(samples, 4, collate_fn=collate).logits.argmax(-1)
         labels = torch.stack([sample["labels"] for sample in samples])
@@ -216,7 +244,9 @@ class TestEvaluation:
         history = trainer.train(samples[:9], 6, samples[9:], 3, collate_fn=collate)
         losses = history.get_metric_values("eval_loss_epoch")
         assert min(losses) < losses[-1]
-        assert trainer.evaluate(samples[9:], collate_fn=collate)["evaluation_loss"] == pytest.approx(min(losses), abs=1e-6)
+        assert trainer.evaluate(samples[9:], collate_fn=collate)["evaluation_loss"] == pytest.approx(
+            min(losses), abs=1e-6
+        )
 
 
 class TestModelFacts:
@@ -228,7 +258,9 @@ class TestModelFacts:
         class OwnModel(transformers.GPT2LMHeadModel):
             pass
 
-        config = transformers.GPT2Config(vocab_size=VOCABULARY, n_embd=16, n_layer=1, n_head=2, bos_token_id=1, eos_token_id=1)
+        config = transformers.GPT2Config(
+            vocab_size=VOCABULARY, n_embd=16, n_layer=1, n_head=2, bos_token_id=1, eos_token_id=1
+        )
         assert label_shift(OwnModel(config)) == 1
         compiled = torch.compile(create_model("causal"))
         assert label_shift(compiled) == 1
@@ -245,7 +277,9 @@ def test_a_run_resumes_in_mid_epoch_to_the_same_weights(tmp_path: Any) -> None:
 
     straight, resumed = create_trainer("causal", [Saving()]), create_trainer("causal")
     straight.train(samples, 2, None, 2, gradient_accumulation_steps=2, collate_fn=collate)
-    resumed.train(samples, 2, None, 2, gradient_accumulation_steps=2, collate_fn=collate, resume_from=tmp_path / "state")
+    resumed.train(
+        samples, 2, None, 2, gradient_accumulation_steps=2, collate_fn=collate, resume_from=tmp_path / "state"
+    )
     assert torch.equal(state_of(straight.model), state_of(resumed.model))
 
 
@@ -263,6 +297,8 @@ def test_without_transformers_the_error_names_what_to_install() -> None:
                 print(error)
     """
     source = textwrap.dedent(script)
-    finished = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, timeout=120, check=True)
+    finished = subprocess.run(
+        [sys.executable, "-c", source], capture_output=True, text=True, timeout=120, check=True
+    )
     message = r"accel_integrations\.transformers_adapter .*'transformers'.*pip install \"accel-core\[transformers\]\"$"
     assert [bool(re.search(message, line)) for line in finished.stdout.splitlines()] == [True, True]

@@ -34,7 +34,7 @@ from .data.defaults import create_dataloader, default_dataloader_kwargs
 from .data.loader import ShardedDataLoader
 from .engines.choose import choose_engine
 from .engines.engine import Engine
-from .engines.weights import preserving_buffers_and_rng
+from .engines.weights import preserving_buffers_and_rng, unwrap_model
 from .errors import ConfigurationError, RunInterrupted
 from .foreign_names import check_trainer_class, take_old_name
 from .processes.agreement import Agreement
@@ -147,11 +147,13 @@ class Trainer:
             self.print(
                 f"The run in {run.resume_point.folder} is finished after {updates} updates: nothing to do."
             )
-        if self._is_done(run):  # The state of the finished run is still restored in full.
+        if run.is_done(
+            progress, self.stop_reason
+        ):  # The state of the finished run is still restored in full.
             saved_state.restore_resume_point(self, run)
         if not run.has_reached_limit(progress):
             progress.reopen_epoch()
-        while not self._is_done(run):
+        while not run.is_done(progress, self.stop_reason):
             if not progress.updates_completed_in_epoch:  # The state is from between two epochs.
                 saved_state.restore_resume_point(self, run)
             if not progress.train_epoch_completed:
@@ -323,7 +325,7 @@ class Trainer:
         self.agreement.collect(blocking=True)  # A stop asked for in the event holds before the next epoch.
 
     def _run_padding_step(self, run: Run, step: Step, group: UpdateGroup) -> None:
-        """Take part in the communication of a step without samples: a batch, if there is one, weighs nothing."""
+        """Take part in the communication of a step without samples: its batch weighs nothing."""
         group.count_padding(step)
         if step.batch is None:
             return
@@ -347,8 +349,8 @@ class Trainer:
     def calculate_eval_batch_loss(self, batch: Any) -> dict[str, Any]:
         """Return the same as `calculate_train_batch_loss`, without gradients.
 
-        By default it is what `Trainer` computes for `(inputs, targets)`, also if your class trains otherwise: what
-        regularises training must not leak into an evaluation. Override it to return your own loss.
+        By default it is what `Trainer` computes for `(inputs, targets)`, also if your class trains otherwise:
+        what regularises training must not leak into an evaluation. Override it to return your own loss.
         """
         return Trainer.calculate_train_batch_loss(self, batch)
 
@@ -362,8 +364,8 @@ class Trainer:
     def count_items(self, batch: Any) -> float | None:
         """Return the items of a batch that its loss is the mean of; None leaves it to the forward pass.
 
-        Engines that step inside backward need it for losses that are no mean over samples. By default it counts the
-        targets of the cross entropies of torch.
+        Engines that step inside backward need it for losses that are no mean over samples. By default it
+        counts the targets of the cross entropies of torch.
         """
         return count_targets(self.loss_func, batch)
 
@@ -392,9 +394,9 @@ class Trainer:
     ) -> None:
         """Step a further optimizer among the attributes of the trainer. Every process takes part.
 
-        Averages its gradients over the processes, by samples inside a step; unscales those of float16; clips
-        as `train` does; steps it, and the scheduler among the attributes whose `optimizer` it is; clears its
-        gradients, and what the loss of the same step adds to them afterwards.
+        Averages its gradients over the processes, unscales those of float16, clips, steps it and the
+        scheduler whose `optimizer` it is, and clears its gradients, also of what the loss of the same step
+        adds later.
         """
         run = self._run or outside_run("step_optimizer")
         run.step_optimizer(optimizer, gradient_clip_norm, gradient_clip_value)
@@ -590,7 +592,8 @@ class Trainer:
         """Evaluate the model and return the metrics of this evaluation; they are added to the run history.
 
         Args:
-            dataset: like that of `train`, as `data_is_sharded`; None takes the evaluation data of the latest run.
+            dataset: like that of `train`, as `data_is_sharded`; None takes the evaluation data of the latest
+                run.
         """
         self._check_can_run("evaluate", "calculate_eval_batch_loss")
         own_collate_fn = self.collate_fn if dataset is None and collate_fn is None else collate_fn
@@ -621,8 +624,9 @@ class Trainer:
     ) -> Any:
         """Return the outputs of `calculate_predictions` for the whole data set, on the CPU, on every process.
 
-        They are in the order of the data, of the processes with `data_is_sharded`, and like those of one batch:
-        tensors are joined on the first dimension, lists of mappings or plain values have one item a sample.
+        They are in the order of the data, of the processes with `data_is_sharded`, and like those of one
+        batch: tensors are joined on the first dimension, lists of mappings or plain values have one item a
+        sample.
         """
         self._check_can_run("predict")
         given = (dataset, per_device_batch_size, dataloader_kwargs, collate_fn, data_is_sharded)
@@ -668,9 +672,6 @@ class Trainer:
     def stop_reason(self) -> str | None:
         """Return why all processes stop, once they agree; None in a run that ends by its own limits."""
         return self.agreement.stop_reason
-
-    def _is_done(self, run: Run) -> bool:
-        return self.stop_reason is not None or run.is_finished(self.run_progress)
 
     # --------------------------------------------------------- saving and loading: every process takes part
 
@@ -789,8 +790,7 @@ class Trainer:
 
     def get_model(self, keep_torch_compile: bool = True) -> torch.nn.Module:
         """Return the model without what was wrapped around it."""
-        unwrap = self.accelerator.unwrap_model
-        return unwrap(self.model, keep_torch_compile=keep_torch_compile)  # type: ignore[no-any-return]
+        return unwrap_model(self.accelerator, self.model, keep_torch_compile)
 
     def describe(self) -> str:
         """Return what will happen or has happened: data, updates, precision, processes, callbacks."""

@@ -48,7 +48,7 @@ class TrainerCallback:
     """
 
     reads_batches: ClassVar[bool] = True
-    """Whether its events of steps may look at more of a batch than the loss does, such as the number of a sample."""
+    """Whether its events of steps may look at more of a batch than the loss does, such as a sample number."""
     order: ClassVar[int] = 0
     """Callbacks are called by this number, and those with the same number as they are listed.
 

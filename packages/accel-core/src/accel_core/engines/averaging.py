@@ -121,21 +121,23 @@ def check_equal_parameters(named: Iterable[tuple[str, torch.Tensor]]) -> str | N
         difference = _difference_from_main(parameter) if is_other else 0.0
         if difference > LARGEST_DIFFERENCE:
             raise ConfigurationError(
-                f"The processes have different values of the parameter {name!r}: by {difference:.1e} of its norm, "
-                f"{LARGEST_DIFFERENCE:.0e} being the most that rounding explains. Usual causes: a step that computes with "
-                "get_model() or with a global model instead of self.model, which nothing synchronises; a learning rate "
-                "or another setting of the optimizer that depends on the process; parameters that were changed on one "
-                "process only. Do the same on all processes, and let the step call self.model."
+                f"The processes have different values of the parameter {name!r}: by {difference:.1e} of its "
+                f"norm, {LARGEST_DIFFERENCE:.0e} being the most that rounding explains. Usual causes: a step "
+                "that computes with get_model() or with a global model instead of self.model, which nothing "
+                "synchronises; a learning rate or another setting of the optimizer that depends on the "
+                "process; parameters that were changed on one process only. Do the same on all processes, "
+                "and let the step call self.model."
             )
     name = next(name for name, is_other in zip(parameters, differs, strict=True) if is_other)
     return (
-        f"The processes have values of the parameter {name!r} that differ in their last digits, as on devices of different "
-        "kinds. Those of the main process are saved. Use one kind of device for runs that can be repeated to the bit."
+        f"The processes have values of the parameter {name!r} that differ in their last digits, as on "
+        "devices of different kinds. Those of the main process are saved. Use one kind of device for runs "
+        "that can be repeated to the bit."
     )
 
 
 def _difference_from_main(parameter: torch.Tensor) -> float:
-    """Return the largest distance of any process from the main one, relative to the norm of the main one's values."""
+    """Return the largest distance of a process from the main one, relative to the norm of the latter."""
     whole = torch.view_as_real(parameter) if parameter.is_complex() else parameter
     of_main = whole.contiguous().clone()
     dist.broadcast(of_main, src=0)

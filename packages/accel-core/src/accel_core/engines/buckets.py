@@ -1,12 +1,12 @@
 """Gives DDP the buckets of gradients that it keeps, before the first update instead of after it.
 
-DDP sums gradients in buckets, and lays these out anew after its first backward pass. On three processes and more a
-ring adds in an order that depends on an element's place in its bucket. So the first update after each start would be
-rounded otherwise than the same update of a run that was not stopped. One sum of zeros, made with the wrapper and thrown
-away, lets every update find the layout that lasts.
+DDP sums gradients in buckets, and lays these out anew after its first backward pass. On three processes and
+more a ring adds in an order that depends on an element's place in its bucket. So the first update after each
+start would be rounded otherwise than the same update of a run that was not stopped. One sum of zeros, made
+with the wrapper and thrown away, lets every update find the layout that lasts.
 
-It uses names of DDP that are not public, and leaves DDP as it is if one of them is missing. Remove it once DDP can lay
-out its buckets for good when it is made.
+It uses names of DDP that are not public, and leaves DDP as it is if one of them is missing. Remove it once
+DDP can lay out its buckets for good when it is made.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ def settle_buckets(wrapper: DistributedDataParallel) -> str | None:
     """Let DDP lay out its buckets as it will keep them. Every process takes part.
 
     Returns:
-        Why the first update after a start may be rounded otherwise than in a run that was not stopped, or None.
+        Why the first update after a start may be rounded otherwise than in a run that was not stopped, or
+        None.
     """
     if wrapper.find_unused_parameters and not wrapper.static_graph:
         # DDP keeps the first layout then.
@@ -79,7 +80,8 @@ def _sum_zeros(wrapper: DistributedDataParallel, parameters: list[torch.nn.Param
         total = torch.zeros((), dtype=torch.float64, device=parameters[0].device)
         for parameter in parameters:
             real = torch.view_as_real(parameter) if parameter.is_complex() else parameter
-            # What was added last has its gradient first. Sums of the values may overflow, and times zero be nan.
+            # What was added last has its gradient first. Sums of the values may overflow, and times zero be
+            # nan.
             total = total + (real * 0.0).sum().double()
         wrapper.reducer.prepare_for_forward()
         wrapper.reducer.prepare_for_backward([])

@@ -1,4 +1,4 @@
-"""The one place that knows which engines there are, and the only one that asks Accelerate which of them runs."""
+"""Knows which engines there are, and alone asks Accelerate which of them runs."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ def choose_engine(accelerator: Accelerator, group: DataGroup) -> Engine:
         if layout.runs(accelerator):
             return layout.create_engine(accelerator, group)
     raise ConfigurationError(
-        f"The Accelerator uses {accelerator.distributed_type}, which accel does not know. Use one process, DDP, FSDP or "
-        "DeepSpeed."
+        f"The Accelerator uses {accelerator.distributed_type}, which accel does not know. Use one process, "
+        "DDP, FSDP or DeepSpeed."
     )
 
 
@@ -56,7 +56,7 @@ def check_accumulation(accelerator: Accelerator) -> None:
     steps = accelerator.gradient_accumulation_steps
     if steps != 1:
         raise ConfigurationError(
-            f"The Accelerator has gradient_accumulation_steps={steps}, from its argument or from accelerate launch, but "
-            f"must have 1, since the trainer accumulates itself. Pass gradient_accumulation_steps={steps} to train "
-            "instead."
+            f"The Accelerator has gradient_accumulation_steps={steps}, from its argument or from accelerate "
+            "launch, but must have 1, since the trainer accumulates itself. Pass "
+            f"gradient_accumulation_steps={steps} to train instead."
         )

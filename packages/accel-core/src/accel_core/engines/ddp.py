@@ -49,7 +49,7 @@ class DDP(SingleProcess):
         self._broadcast.clear()
 
     def _settle_buckets(self) -> None:
-        """Let the wrapper, and those that the user's own `prepare` has made, sum every update in the same order."""
+        """Let all wrappers, also those of the user's own `prepare`, sum every update in the same order."""
         # Two numbers have the same sum in either order.
         if self.group.size <= 2 or self.trained is None:
             return
@@ -58,8 +58,8 @@ class DDP(SingleProcess):
             if wrapper is not None and wrapper not in self._settled:
                 self._settled[wrapper] = settle_buckets(wrapper)
         self.limits_of_exactness = [
-            f"The run goes on equal up to rounding, since {reason}: on {self.group.size} processes its first update adds in "
-            "another order than in a run that was not stopped."
+            f"The run goes on equal up to rounding, since {reason}: on {self.group.size} processes its first "
+            "update adds in another order than in a run that was not stopped."
             for reason in sorted(set(filter(None, self._settled.values())))
         ]
 
@@ -90,7 +90,10 @@ class DDP(SingleProcess):
             self._find_beside()
 
     def average_beside(self) -> None:
-        """Average by one all-reduce, if there is anything beside the model. Buffers there are the main process's."""
+        """Average by one all-reduce, if there is anything beside the model.
+
+        Buffers there are the main process's.
+        """
         if self.trained is None or not is_distributed():
             return
         self._notice_what_was_added()

@@ -34,13 +34,14 @@ class StepsInBackward(Sharded):
         super().check(overridden, clip_value, clip_norm, has_plan)
         if overridden:
             raise ConfigurationError(
-                f"{overridden} are overridden, but {self.name} does that inside backward. Remove them, or use DDP or FSDP."
+                f"{overridden} are overridden, but {self.name} does that inside backward. Remove them, or "
+                "use DDP or FSDP."
             )
         if not has_plan:
             raise ConfigurationError(
                 "The data has no length, so it is not known what a batch weighs in its update, and "
-                f"{self.name} changes the parameters inside backward. Override count_items(batch) to return the samples "
-                "of a batch."
+                f"{self.name} changes the parameters inside backward. Override count_items(batch) to return "
+                "the samples of a batch."
             )
 
     def bypasses_accelerate(self, optimizer: Any) -> bool:
@@ -55,8 +56,8 @@ class StepsInBackward(Sharded):
         """Raise unless `factor` is 1: the parameters have changed already."""
         if not math.isclose(factor, 1.0):
             raise ConfigurationError(
-                f"The items of an update differ from the plan, but {self.name} has changed the parameters inside "
-                "backward already. Override count_items(batch), which counts before the forward pass."
+                f"The items of an update differ from the plan, but {self.name} has changed the parameters "
+                "inside backward already. Override count_items(batch), which counts before the forward pass."
             )
 
     def check_files(self, folder: Path, saved_processes: int, trust_engine_files: bool) -> None:
@@ -64,8 +65,8 @@ class StepsInBackward(Sharded):
         super().check_files(folder, saved_processes, trust_engine_files)
         if saved_processes != self.group.size:
             raise CheckpointError(
-                f"'{folder}' was saved by {saved_processes} processes, and {self.name} goes on with that number only, not "
-                f"with {self.group.size}. Start as many, or begin a new run from an export."
+                f"'{folder}' was saved by {saved_processes} processes, and {self.name} goes on with that "
+                f"number only, not with {self.group.size}. Start as many, or begin a new run from an export."
             )
 
     def _announce_last_step(self, model: torch.nn.Module, is_last: bool) -> Context:
@@ -97,8 +98,8 @@ class DeepSpeed(StepsInBackward):
         configured = self._configured_clipping()
         if clip_norm is not None and configured is not None and clip_norm != configured:
             raise ConfigurationError(
-                f"gradient_clip_norm is {clip_norm}, but the configuration of DeepSpeed has gradient_clipping={configured}. "
-                "Leave one of them out."
+                f"gradient_clip_norm is {clip_norm}, but the configuration of DeepSpeed has "
+                f"gradient_clipping={configured}. Leave one of them out."
             )
 
     @contextlib.contextmanager

@@ -1,7 +1,7 @@
 """What an engine is: how one process, or several together, run the steps of a run.
 
-The trainer asks its engine wherever engines differ, and never asks which engine it is. `choose.py` makes the engine;
-a further one is a class in a file of its own and a line in the table there.
+The trainer asks its engine wherever engines differ, and never asks which engine it is. `choose.py` makes the
+engine; a further one is a class in a file of its own and a line in the table there.
 """
 
 from __future__ import annotations
@@ -46,7 +46,10 @@ class Prepared:
 
 
 class Engine(Protocol):
-    """The things in which engines differ. Every process takes part in each method, unless it says otherwise."""
+    """The things in which engines differ.
+
+    Every process takes part in each method, unless it says otherwise.
+    """
 
     name: str
     """For messages."""
@@ -71,7 +74,10 @@ class Engine(Protocol):
     # What a step calls, bound by `bind`: attributes, so that a step makes no call more than by hand.
     backward: Callable[[torch.Tensor], None]
     optimizer: Any
-    """The object whose `step` is called; its `step` is looked up at each update, since schedulers replace it."""
+    """The object whose `step` is called.
+
+    Its `step` is looked up at each update, since schedulers replace it.
+    """
     zero_grad: Callable[[], None]
     clip_norm: Callable[..., Any]
     """From parameters and the largest norm."""
@@ -133,7 +139,7 @@ class Engine(Protocol):
         """Return what an evaluation calls. No communication."""
 
     def average_beside(self) -> None:
-        """Average the gradients of the update that backward has not averaged: those of parameters beside the model."""
+        """Average the gradients that backward has not averaged: those of parameters beside the model."""
 
     def scale_gradients(self, model: torch.nn.Module, factor: float | torch.Tensor) -> None:
         """Multiply all gradients of the update by `factor`."""
@@ -156,10 +162,10 @@ class Engine(Protocol):
     # ---------------------------------------------------------------- weights and files
 
     def full_weights(self, model: torch.nn.Module, create_state: CreateState) -> dict[str, Any]:
-        """Return the state of the whole model, with the main process's buffers, as `create_state` makes it."""
+        """Return the whole model's state, with the main process's buffers, as `create_state` makes it."""
 
     def load_full_weights(self, load: LoadState) -> LoadState:
-        """Return the function that loads the state of the whole model: `load`, unless the parameters are spread."""
+        """Return what loads the state of the whole model: `load`, unless the parameters are spread."""
 
     def main_files(self, scheduler: Any, create_state: CreateState) -> dict[str, Any]:
         """Return the contents of the files that the main process writes into a training state, by name."""
@@ -172,4 +178,7 @@ class Engine(Protocol):
         """Load what `main_files` and the engine itself have written."""
 
     def check_files(self, folder: Path, saved_processes: int, trust_engine_files: bool) -> None:
-        """Raise if this engine cannot go on from a training state, or is not trusted to read it. No communication."""
+        """Raise if this engine cannot go on from a training state, or is not trusted to read it.
+
+        No communication.
+        """

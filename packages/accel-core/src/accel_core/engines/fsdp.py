@@ -20,7 +20,7 @@ from .weights import share_buffers
 
 
 class Sharded(DDP):
-    """What the engines have in common that spread a model over the processes: they write and read it themselves."""
+    """Base of the engines that spread a model over the processes: they write and read it themselves."""
 
     shards_parameters = True
 
@@ -32,20 +32,21 @@ class Sharded(DDP):
         """Refuse to clip single elements."""
         if clip_value is not None:
             raise ConfigurationError(
-                f"gradient_clip_value is {clip_value}, but {self.name} clips by norm only. Pass gradient_clip_norm instead."
+                f"gradient_clip_value is {clip_value}, but {self.name} clips by norm only. Pass "
+                "gradient_clip_norm instead."
             )
 
     def check_trained(self, modules: Iterable[str], optimizers: Iterable[str]) -> None:
         """Refuse parameters beside the model, and further optimizers."""
         for name in modules:
             raise ConfigurationError(
-                f"trainer.{name} has parameters that the optimizer holds, but is no part of the model, and {self.name} trains "
-                "what is in the model only. Make it a part of the model, or use DDP."
+                f"trainer.{name} has parameters that the optimizer holds, but is no part of the model, and "
+                f"{self.name} trains what is in the model only. Make it a part of the model, or use DDP."
             )
         for name in optimizers:
             raise ConfigurationError(
-                f"trainer.{name} is a further optimizer, but {self.name} trains by one. Use DDP, or wrap it yourself: override "
-                "prepare and call accelerator.prepare there."
+                f"trainer.{name} is a further optimizer, but {self.name} trains by one. Use DDP, or wrap it "
+                "yourself: override prepare and call accelerator.prepare there."
             )
 
     def train_beside(self, trained: Trained, step_weight: StepWeight, stepped: list[Any]) -> None:
@@ -59,7 +60,7 @@ class Sharded(DDP):
         return None
 
     def parameters_to_clip(self, model: torch.nn.Module) -> list[torch.Tensor]:
-        """Return those of the model, which Accelerate wants to see, and clear the gradients that no optimizer holds."""
+        """Return those of the model, as Accelerate wants; clear the gradients that no optimizer holds."""
         held = set(map(id, parameters_of(self.optimizer)))
         parameters: list[torch.Tensor] = list(model.parameters())
         # What is flattened over several parameters is the optimizer's as a whole.
@@ -122,20 +123,21 @@ class Sharded(DDP):
         self._load_small_files(folder, scheduler)
         prepared = self._parts()
         if prepared.optimizer is not None:
-            # It has stepped before. Else torch warns of a scheduler that steps first, as at the end of an epoch.
+            # It has stepped before. Else torch warns of a scheduler that steps first, as at the end of an
+            # epoch.
             prepared.user_optimizer._opt_called = True
 
     def check_files(self, folder: Path, saved_processes: int, trust_engine_files: bool) -> None:
         """Raise unless an engine that shards the model has saved the state, and is trusted to unpickle it."""
         if not (folder / "engine").is_dir():
             raise CheckpointError(
-                f"'{folder}' was saved without an engine that shards the model, and this run is with one ({self.name}). "
-                "Resume as it was saved, or begin a new run from an export."
+                f"'{folder}' was saved without an engine that shards the model, and this run is with one "
+                f"({self.name}). Resume as it was saved, or begin a new run from an export."
             )
         if not trust_engine_files:
             raise ConfigurationError(
-                f"'{folder}' has sharded files, which {self.name} unpickles: code in them would run. If you trust them, "
-                "set trainer.trust_engine_files = True."
+                f"'{folder}' has sharded files, which {self.name} unpickles: code in them would run. If you "
+                "trust them, set trainer.trust_engine_files = True."
             )
 
 

@@ -1,4 +1,4 @@
-"""Steps of further optimizers: what `Trainer.step_optimizer` does, and what a bare `step()` of one does before."""
+"""Steps of further optimizers: what `Trainer.step_optimizer` does, and what goes before a bare `step()`."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class FurtherOptimizers:
         trained: knows the optimizers, and which of their parameters nothing else averages.
         scaler: that of float16, or None.
         is_single_process: nothing is averaged.
-        step_weight: returns what this process weighs in the step that goes on, which is its number of samples, or None
-            outside of steps.
+        step_weight: returns what this process weighs in the step that goes on, which is its number of
+            samples, or None outside of steps.
         stepped: takes those that step inside the step that goes on.
     """
 
@@ -65,8 +65,8 @@ class FurtherOptimizers:
         if self.scaler is not None:
             name = self.trained.name_of(optimizer)
             raise ConfigurationError(
-                f"trainer.{name}.step() was called with a float16 scaler on several processes, of which each would step or "
-                f"skip by itself. Call trainer.step_optimizer(trainer.{name}) instead."
+                f"trainer.{name}.step() was called with a float16 scaler on several processes, of which each "
+                f"would step or skip by itself. Call trainer.step_optimizer(trainer.{name}) instead."
             )
         self._average(optimizer)
 
@@ -112,22 +112,26 @@ class FurtherOptimizers:
             or getattr(optimizer, "optimizer", None) is self.trained.optimizer
         ):
             raise ConfigurationError(
-                "step_optimizer was called with trainer.optimizer, which each update steps itself. Pass a further one."
+                "step_optimizer was called with trainer.optimizer, which each update steps itself. Pass a "
+                "further one."
             )
         # It may have been made since the run has begun.
         self.trained.refresh()
         self.listen()
         if self.trained.name_of(optimizer) is None:
             raise ConfigurationError(
-                f"step_optimizer was called with a {type(optimizer).__name__} that is no attribute of the trainer, which has "
-                f"{sorted(self.trained.optimizers)}. Make it one, so that it is saved and restored; one that "
-                "accelerator.prepare has wrapped is stepped by its own step()."
+                f"step_optimizer was called with a {type(optimizer).__name__} that is no attribute of the "
+                f"trainer, which has {sorted(self.trained.optimizers)}. Make it one, so that it is saved and "
+                "restored; one that accelerator.prepare has wrapped is stepped by its own step()."
             )
 
     def _unscale(self, parameters: list[torch.Tensor]) -> bool:
-        """Divide by the scale of float16, and return whether all gradients are finite. Equal on all processes.
+        """Divide by the scale of float16, and return whether all gradients are finite.
 
-        The scaler itself unscales and steps an optimizer once between two of its updates, and some step more often.
+        Equal on all processes.
+
+        The scaler itself unscales and steps an optimizer once between two of its updates, and some step more
+        often.
         """
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         if self.scaler is None or not gradients:

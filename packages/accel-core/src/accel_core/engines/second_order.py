@@ -14,7 +14,7 @@ from ..processes.group import DataGroup
 
 
 def needs_second_order(optimizer: Any) -> bool:
-    """Whether the optimizer says so by `is_second_order`, the name that timm and the optimizers after it use."""
+    """Whether the optimizer has `is_second_order`, the name that timm and others use."""
     inner = getattr(optimizer, "optimizer", optimizer)
     return bool(getattr(inner, "is_second_order", False))
 
@@ -45,6 +45,7 @@ def check_second_order(
 def second_order_backward(backward: Callable[..., Any], loss: torch.Tensor) -> None:
     """Compute gradients that can be differentiated again."""
     with warnings.catch_warnings():
-        # Torch warns of a circle of parameter and gradient. Clearing the gradients after the update breaks it.
+        # Torch warns of a circle of parameter and gradient. Clearing the gradients after the update breaks
+        # it.
         warnings.filterwarnings("ignore", message="Using backward.. with create_graph=True")
         backward(loss, create_graph=True)

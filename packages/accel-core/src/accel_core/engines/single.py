@@ -68,8 +68,8 @@ class SingleProcess:
     def _place_frozen(self, model: torch.nn.Module) -> torch.nn.Module:
         """Place a model without trainable parameters.
 
-        DDP refuses such a model, so what DDP does at its beginning is done here: every process gets the values of
-        the main one.
+        DDP refuses such a model, so what DDP does at its beginning is done here: every process gets the
+        values of the main one.
         """
         placed: torch.nn.Module = self.accelerator.prepare_model(model, evaluation_mode=True)
         # Accelerate would never wrap a model with this mark, also when there is something to train.
@@ -112,10 +112,13 @@ class SingleProcess:
         self.further.listen()
 
     def bypasses_accelerate(self, optimizer: Any) -> bool:
-        """Whether Accelerate has nothing to add to `backward`, `step` and `zero_grad`. The weights are the same.
+        """Whether Accelerate has nothing to add to `backward`, `step` and `zero_grad`.
 
-        Its wrapper looks for a package on the disk at every step and for a signature at every `zero_grad`, and its
-        `backward` divides by 1. A scaler, and the optimizers of LOMO, which step in backward, need Accelerate.
+        The weights are the same.
+
+        Its wrapper looks for a package on the disk at every step and for a signature at every `zero_grad`,
+        and its `backward` divides by 1. A scaler, and the optimizers of LOMO, which step in backward, need
+        Accelerate.
         """
         is_lomo = type(getattr(optimizer, "optimizer", optimizer)).__name__ in ("Lomo", "AdaLomo")
         return self.accelerator.scaler is None and not is_lomo
@@ -137,7 +140,7 @@ class SingleProcess:
         """Do nothing: there is one process."""
 
     def scale_gradients(self, model: torch.nn.Module, factor: float | torch.Tensor) -> None:
-        """Multiply the gradients of the model, and of what else the optimizers hold, such as a loss module."""
+        """Multiply the gradients of the model and of what else the optimizers hold, as a loss module."""
         held = parameters_of(self._parts().optimizer)
         beside = () if self.trained is None else self.trained.all_parameters()
         parameters = dict.fromkeys([*model.parameters(), *held, *beside])
@@ -205,7 +208,8 @@ class SingleProcess:
                 load_into(optimizer, folder / "optimizer.pt")
             self._load_small_files(folder, scheduler)
         if optimizer is not None:
-            # It has stepped before. Else torch warns of a scheduler that steps first, as at the end of an epoch.
+            # It has stepped before. Else torch warns of a scheduler that steps first, as at the end of an
+            # epoch.
             prepared.user_optimizer._opt_called = True
 
     def _load_small_files(self, folder: Path, scheduler: Any) -> None:
@@ -218,8 +222,8 @@ class SingleProcess:
         """Raise if an engine that shards the model has saved the state."""
         if (folder / "engine").is_dir():
             raise CheckpointError(
-                f"'{folder}' was saved with an engine that shards the model, and this run is without one ({self.name}). "
-                "Resume as it was saved, or begin a new run from an export."
+                f"'{folder}' was saved with an engine that shards the model, and this run is without one "
+                f"({self.name}). Resume as it was saved, or begin a new run from an export."
             )
 
     def _further(self) -> FurtherOptimizers:
@@ -238,11 +242,13 @@ class SingleProcess:
 def choose_zero_grad(optimizer: Any, others: list[torch.Tensor]) -> Callable[[], None]:
     """Return the optimizer's own `zero_grad`, or a quicker one if that is torch's for all optimizers.
 
-    Torch's opens a record of the profiler and looks for hooks first, which takes ten times as long as the clearing.
+    Torch's opens a record of the profiler and looks for hooks first, which takes ten times as long as the
+    clearing.
 
     Args:
-        others: what has its gradient cleared too, though the optimizer does not hold it. Else gradients would add up
-            over updates, be seen by an optimizer that is given the parameter later, and be missing after resuming.
+        others: what has its gradient cleared too, though the optimizer does not hold it. Else gradients would
+            add up over updates, be seen by an optimizer that is given the parameter later, and be missing
+            after resuming.
     """
     own: Any = getattr(optimizer, "zero_grad", _do_nothing)
     is_torchs = getattr(own, "__func__", None) is torch.optim.Optimizer.zero_grad

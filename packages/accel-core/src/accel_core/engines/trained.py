@@ -1,7 +1,8 @@
 """What a run trains: the parameters of its optimizers, wherever they live.
 
-A parameter belongs to the optimizer that holds it. Most live in the model; a loss module, a learnt temperature or a
-second network may live beside it, among the attributes of the trainer. So do further optimizers and their schedulers.
+A parameter belongs to the optimizer that holds it. Most live in the model; a loss module, a learnt
+temperature or a second network may live beside it, among the attributes of the trainer. So do further
+optimizers and their schedulers.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ class Parameters(torch.nn.Module):
 class Trained:
     """The modules, optimizers and schedulers among the attributes of a trainer that its runs train, by name.
 
-    What the user's own `prepare` has wrapped is the user's: an optimizer of Accelerate is not among them, and gradients
-    of a wrapped module are averaged by its wrapper.
+    What the user's own `prepare` has wrapped is the user's: an optimizer of Accelerate is not among them, and
+    gradients of a wrapped module are averaged by its wrapper.
     """
 
     def __init__(self, attributes: Mapping[str, Any], model: torch.nn.Module, optimizer: Any) -> None:
@@ -49,13 +50,13 @@ class Trained:
         self.modules: dict[str, torch.nn.Module] = {}
         """Those beside the model of which an optimizer holds a parameter, without their wrappers."""
         self.cleared: list[torch.Tensor] = []
-        """What has its gradient cleared after an update though the optimizer of the trainer does not hold it."""
+        """Parameters that are cleared after an update though the trainer's optimizer does not hold them."""
         self.has_warned_of_rounding = False
         """The processes have been found to differ in last digits, and the user was warned."""
         self.refresh()
 
     def refresh(self) -> bool:
-        """Look anew, as attributes may be made and exchanged, and return whether there is anything else than before."""
+        """Look anew, as attributes may be exchanged, and return whether anything has changed."""
         before = (self.optimizers, self.modules)
         self.optimizers = {
             name: value
@@ -96,7 +97,7 @@ class Trained:
                 yield f"{name}.param_groups", Parameters(places)
 
     def _not_held(self, inside: set[int]) -> list[torch.Tensor]:
-        """Return all parameters of model and attributes but for those of the optimizer, and the user's own."""
+        """Return the parameters of model and attributes without those of the optimizer or the user."""
         left_alone = set(map(id, parameters_of(self.optimizer)))
         for _, value in _without_repetitions(self.attributes, AcceleratedOptimizer):
             if value.optimizer is not self.optimizer:
@@ -123,7 +124,7 @@ class Trained:
 
     @property
     def schedulers(self) -> dict[str, Any]:
-        """The schedulers among the attributes that belong to an optimizer of the trainer, without `trainer.scheduler`."""
+        """Schedulers among the attributes of an optimizer of the trainer, without `trainer.scheduler`."""
         optimizers = [self.optimizer, *self.optimizers.values()]
         used = self.attributes.get("scheduler")
         return {
@@ -135,7 +136,7 @@ class Trained:
         }
 
     def named_parameters(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Yield what the optimizers hold, by the names in the model, or those of the attribute and in its module."""
+        """Yield what the optimizers hold, by its name in the model, or in the module of an attribute."""
         held = set(map(id, self._held_by_all()))
         modules = {"": without_wrappers(self.model), **self.modules}
         for prefix, module in modules.items():

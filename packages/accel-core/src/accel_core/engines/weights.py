@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 
 from ..errors import CheckpointError, NotFiniteError
 from ..processes.collectives import all_gather_object, broadcast_tensors
@@ -16,6 +17,13 @@ from ..state.random import preserving_random_state
 from ..state.weight_names import with_names_of
 from ..text import with_full_stop
 from .engine import LoadState
+
+
+def unwrap_model(
+    accelerator: Accelerator, model: torch.nn.Module, keep_torch_compile: bool
+) -> torch.nn.Module:
+    """Return the model without what Accelerate has wrapped around it."""
+    return accelerator.unwrap_model(model, keep_torch_compile=keep_torch_compile)  # type: ignore[no-any-return]
 
 
 def is_frozen(model: torch.nn.Module) -> bool:
@@ -30,7 +38,7 @@ def local_shard(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def move_modules(attributes: Mapping[str, Any], device: torch.device) -> None:
-    """Move the modules among the attributes of the trainer (metrics, loss modules), and parameters, to `device`."""
+    """Move modules (metrics, losses) and parameters among the attributes of the trainer to `device`."""
     for name, value in attributes.items():
         if isinstance(value, torch.nn.Module) and name != "model":
             value.to(device)
@@ -80,8 +88,8 @@ def check_finite(model: torch.nn.Module, beside: Mapping[str, torch.nn.Module] |
     found = next(filter(None, all_gather_object(next(names, None))), None)
     if found:
         raise NotFiniteError(
-            f"The parameter {found!r} is not finite, so the state was not saved and the checkpoints before it "
-            "stay. Go on from the newest of them, with a lower learning rate or clipped gradients."
+            f"The parameter {found!r} is not finite, so the state was not saved and the checkpoints before "
+            "it stay. Go on from the newest of them, with a lower learning rate or clipped gradients."
         )
 
 
@@ -111,9 +119,12 @@ def load_into(target: Any, path: Path, state: Any = None) -> None:
 def load_together(
     model: torch.nn.Module, state: dict[str, Any], source: Path, load: LoadState, optimizer: Any
 ) -> Iterator[None]:
-    """Load the state of the unwrapped model after what is loaded within. An error leaves it and `optimizer` as they were.
+    """Load the state of the unwrapped model after what is loaded within.
 
-    A state with other names or shapes comes first: if it is refused, that is why the rest would not fit either.
+    An error leaves it and `optimizer` as they were.
+
+    A state with other names or shapes comes first: if it is refused, that is why the rest would not fit
+    either.
     """
     own = model.state_dict()
     state = with_names_of(own, state)

@@ -31,9 +31,10 @@ _WAYS_OUT = {
         "define the closure there, and call self.optimizer.step(closure)."
     ),
     "Expected to have finished reduction in the prior iteration": (
-        "Some parameters that are trained got no gradient, which DistributedDataParallel does not expect. Remove or "
-        "freeze them; or, if only some batches use them, pass accelerator=Accelerator(kwargs_handlers=["
-        "DistributedDataParallelKwargs(find_unused_parameters=True)]), both from accelerate."
+        "Some parameters that are trained got no gradient, which DistributedDataParallel does not expect. "
+        "Remove or freeze them; or, if only some batches use them, pass "
+        "accelerator=Accelerator(kwargs_handlers=[DistributedDataParallelKwargs("
+        "find_unused_parameters=True)]), both from accelerate."
     ),
     "default_collate: batch must contain": (
         "The default collate_fn cannot join what the data set returns. Pass a collate_fn of your own, or "
@@ -117,10 +118,11 @@ class UnclearBatchSize(int):
     def refuse(self) -> None:
         """Raise `ConfigurationError`."""
         raise ConfigurationError(
-            f"The targets of the batch have the length {int(self)}, but its collate function was given {self.given} "
-            "samples, so it is not known what the loss is the mean of. Let the targets have one entry for each "
-            "sample, or override calculate_train_batch_loss and calculate_eval_batch_loss: call super() and set "
-            "'batch_size', the number of samples, in what it returns."
+            f"The targets of the batch have the length {int(self)}, but its collate function was given "
+            f"{self.given} samples, so it is not known what the loss is the mean of. Let the targets have "
+            "one entry for each sample, or override calculate_train_batch_loss and "
+            "calculate_eval_batch_loss: call super() and set 'batch_size', the number of samples, in what "
+            "it returns."
         )
 
 

@@ -13,9 +13,10 @@ _FUNCTIONS = (F.cross_entropy, F.nll_loss)
 
 
 class CountedLoss:
-    """Cross entropy of torch: the mean over the targets that are not ignored, each weighing what its class weighs.
+    """Cross entropy of torch: the mean over targets that are not ignored, weighted by their class.
 
-    Targets that are probabilities, one for each class, are not counted: there torch takes the mean over samples.
+    Targets that are probabilities, one for each class, are not counted: there torch takes the mean over
+    samples.
     Source: https://docs.pytorch.org/docs/stable/generated/torch.nn.CrossEntropyLoss.html
     """
 
@@ -62,7 +63,7 @@ def counted_loss(loss_func: Any) -> CountedLoss | None:
 
 
 def count_targets(loss_func: Any, batch: Any) -> float | None:
-    """Return what `loss_func` counts in a batch of `(inputs, targets)`, or None if it is the mean over samples."""
+    """Return what `loss_func` counts in a batch, or None if it is the mean over samples."""
     counted = counted_loss(loss_func)
     if counted is None or not isinstance(batch, (tuple, list)) or len(batch) < 2:
         return None

@@ -1,4 +1,4 @@
-"""What the default steps return of a batch: its loss, and the number of samples or items that it is the mean of."""
+"""Makes what the default steps return: the loss, and the number of items that it is the mean of."""
 
 from __future__ import annotations
 

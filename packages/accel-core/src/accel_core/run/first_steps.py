@@ -13,7 +13,7 @@ from .trainer_parts import TrainerParts
 
 
 def report_evaluation_step(trainer: TrainerParts) -> None:
-    """Print a sentence if the step of training is the user's own, and evaluations use one that knows nothing of it.
+    """Print a sentence if only the training step is the user's own, not that of evaluations.
 
     That may be right: what regularises training, such as mixing images, must not leak into an evaluation.
     """
@@ -25,8 +25,8 @@ def report_evaluation_step(trainer: TrainerParts) -> None:
     if train < evaluation:
         trainer.print(
             f"{kinds[train].__name__} overrides calculate_train_batch_loss, but evaluations use the plain "
-            f"calculate_eval_batch_loss of {kinds[evaluation].__name__}. Override that one too if they should differ: "
-            "return self.calculate_train_batch_loss(batch) evaluates as you train."
+            f"calculate_eval_batch_loss of {kinds[evaluation].__name__}. Override that one too if they "
+            "should differ: return self.calculate_train_batch_loss(batch) evaluates as you train."
         )
 
 

@@ -30,8 +30,9 @@ def collect_predictions(
 ) -> list[list[Any]]:
     """Return what `calculate` gives for the batch of each step, on the CPU: a list of one, or an empty one.
 
-    It is empty for a batch that is left out, which keeps its place so that those of all processes stay in order. A
-    padding step has none; its batch, if there is one, is only there for engines whose forward is collective.
+    It is empty for a batch that is left out, which keeps its place so that those of all processes stay in
+    order. A padding step has none; its batch, if there is one, is only there for engines whose forward is
+    collective.
     """
     loader.check_order()
     outputs = []

@@ -26,7 +26,8 @@ def check_engine(trainer: TrainerParts, run: Run, arguments: TrainArguments, bas
     kind = type(trainer)
     overridden = [name for name in LEFT_TO_ENGINE if getattr(kind, name) is not getattr(base, name)]
     is_own = {name: getattr(kind, name) is not getattr(base, name) for name in (_COUNT, _STEP)}
-    # The default counts for the default step, which an engine needs that changes the parameters inside backward.
+    # The default counts for the default step, which an engine needs that changes the parameters inside
+    # backward.
     counts_targets = run.engine.steps_in_backward and counted_loss(trainer.loss_func) is not None
     run.counts_before_forward = is_own[_COUNT] or (counts_targets and not is_own[_STEP])
     is_sized = run.train_loader is not None and run.train_loader.is_sized

@@ -39,8 +39,8 @@ class Phase(enum.Enum):
 
 
 _WITHOUT_GATHER = {
-    Phase.EVALUATING: "an evaluation step, but {missing}. Update the metric on each process and compute it in "
-    "on_eval_epoch_end, or use MetricsCallback.",
+    Phase.EVALUATING: "an evaluation step, but {missing}. Update the metric on each process and compute "
+    "it in on_eval_epoch_end, or use MetricsCallback.",
     Phase.IN_STEPS: "a training step, but {missing}. Gather in on_optimizer_step_end, or pass "
     "train_dataloader_kwargs={{'drop_last': True}}.",
 }
@@ -50,7 +50,8 @@ _WITHOUT_GATHER = {
 class Run:
     """One call of `train`, `evaluate` or `predict`.
 
-    The trainer makes a new one for each call. It keeps the latest training run, whose state may be saved afterwards.
+    The trainer makes a new one for each call. It keeps the latest training run, whose state may be saved
+    afterwards.
     """
 
     def __init__(
@@ -100,7 +101,7 @@ class Run:
         self.unchecked_steps = {"calculate_train_batch_loss", "calculate_eval_batch_loss"}
         """Methods whose first output is still to be checked."""
         self.known_states = known_states or {}
-        """Training states that this very run has saved or begun from, in earlier stages too, with their progress."""
+        """Training states that this run has saved or begun from, in any stage, and their progress."""
         self.history_lines = HistoryLines()
 
     @property
@@ -125,7 +126,8 @@ class Run:
     def weight_of_step(self) -> float | None:
         """Return the samples of this process in the step that goes on; None outside of steps.
 
-        Gradients of a loss that is the mean over them weigh as much. What has no plan weighs the same on all processes.
+        Gradients of a loss that is the mean over them weigh as much. What has no plan weighs the same on all
+        processes.
         """
         if self.phase is not Phase.IN_STEPS or self.step is None:
             return None
@@ -166,9 +168,13 @@ class Run:
         is_closed = progress.run_completed or not progress.updates_completed_in_epoch
         return is_closed and self.has_reached_limit(progress)
 
+    def is_done(self, progress: RunProgress, stop_reason: str | None) -> bool:
+        """Whether the loop ends here, by an agreed stop or by its own limit."""
+        return stop_reason is not None or self.is_finished(progress)
+
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Put phase and `lacks_batches` back afterwards: an evaluation may happen in the middle of an epoch."""
+        """Put phase and `lacks_batches` back afterwards: an evaluation may come in mid-epoch."""
         before = (self.phase, self.lacks_batches)
         try:
             yield
@@ -203,13 +209,16 @@ class Run:
 def outside_run(method: str) -> NoReturn:
     """Raise for a method that belongs to a run and was called outside of one."""
     raise ConfigurationError(
-        f"{method} was called outside of a run, but needs what a run has prepared. Call train or evaluate, and {method} "
-        "only in an event of a callback or in a method that the run calls."
+        f"{method} was called outside of a run, but needs what a run has prepared. Call train or evaluate, "
+        f"and {method} only in an event of a callback or in a method that the run calls."
     )
 
 
 def require_training(run: Run | None, method: str) -> tuple[Run, TrainArguments]:
-    """Return the training run that goes on, and its arguments. Raises `ConfigurationError` if there is none."""
+    """Return the training run that goes on, and its arguments.
+
+    Raises `ConfigurationError` if there is none.
+    """
     if run is None or run.arguments is None:
         outside_run(method)
     return run, run.arguments

@@ -22,7 +22,7 @@ class RunProgress:
     updates_completed: int = 0
     """Updates of the run, with those of earlier stages and those that were skipped."""
     updates_skipped: int = 0
-    """Updates that changed nothing: a gradient was not finite under a gradient scaler, or no batch weighed anything."""
+    """Updates that changed nothing: by a gradient scaler, or since no batch weighed anything."""
     updates_completed_in_epoch: int = 0
     steps_completed_in_epoch: int = 0
     """Batches of this process in the epoch that goes on."""

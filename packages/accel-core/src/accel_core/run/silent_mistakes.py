@@ -1,4 +1,4 @@
-"""Mistakes that train without an error and learn nothing good: each is looked for once a run, and gets a warning."""
+"""Warns, once a run, of mistakes that train without an error and learn nothing good."""
 
 from __future__ import annotations
 
@@ -39,8 +39,9 @@ def warn_of_loss(loss_func: Any, outputs: Any, targets: Any) -> None:
     is_torchs = is_module or getattr(F, name, None) is function
     if is_torchs and (getattr(loss_func, "reduction", None) or settings.get("reduction")) == "sum":
         _warn(
-            f"loss_func is {name} with reduction='sum', but batches are weighed as if it were the mean over their "
-            "samples, so epoch losses and accumulated updates depend on the batch size. Use reduction='mean'."
+            f"loss_func is {name} with reduction='sum', but batches are weighed as if it were the mean over "
+            "their samples, so epoch losses and accumulated updates depend on the batch size. Use "
+            "reduction='mean'."
         )
     is_elementwise = type(loss_func) in _ELEMENTWISE or any(
         function is known for known in _ELEMENTWISE.values()
@@ -56,9 +57,9 @@ def warn_of_loss(loss_func: Any, outputs: Any, targets: Any) -> None:
         return
     if shape.numel() > outputs.numel():
         _warn(
-            f"The outputs have the shape {tuple(outputs.shape)} and the targets {tuple(targets.shape)}, so {name} "
-            "compares each output with each target. Give both one shape, such as by outputs.squeeze(1) at the end of "
-            "the model or by targets.unsqueeze(1) in the data."
+            f"The outputs have the shape {tuple(outputs.shape)} and the targets {tuple(targets.shape)}, so "
+            f"{name} compares each output with each target. Give both one shape, such as by "
+            "outputs.squeeze(1) at the end of the model or by targets.unsqueeze(1) in the data."
         )
 
 
@@ -73,12 +74,21 @@ def warn_of_batch(batch: Any, step_class: type, callbacks: CallbackList) -> None
         return
     listeners = (callback for event in _STEP_EVENTS for callback in callbacks.listeners(event))
     # The number of a sample, for example, travels in the batch for callbacks.
-    if not any(callback.reads_batches for callback in listeners):
+    if not all(map(_may_number_samples, batch[2:])) and not any(
+        callback.reads_batches for callback in listeners
+    ):
         _warn(
-            f"The batch has {len(batch)} elements, but the default step takes the first two as inputs and targets and "
-            "leaves out the rest. Override calculate_train_batch_loss and calculate_eval_batch_loss to use them (sample "
-            "weights, for example), or let the data set return pairs."
+            f"The batch has {len(batch)} elements, but the default step takes the first two as inputs and "
+            "targets and leaves out the rest. Override calculate_train_batch_loss and "
+            "calculate_eval_batch_loss to use them (sample weights, for example), or let the data set "
+            "return pairs."
         )
+
+
+def _may_number_samples(part: Any) -> bool:
+    """Whether `part` has another whole number for each sample, as numbers of samples are."""
+    is_whole = isinstance(part, torch.Tensor) and not part.is_floating_point() and part.dtype != torch.bool
+    return is_whole and part.ndim == 1 and len(part.unique()) == len(part)
 
 
 def warn_of_unreached(
@@ -86,7 +96,8 @@ def warn_of_unreached(
 ) -> None:
     """Warn if trainable parameters that the optimizer holds have no gradient at the first update.
 
-    On several processes DDP raises an error of its own. Where a gradient may have been used already, nothing is
+    On several processes DDP raises an error of its own. Where a gradient may have been used already, nothing
+    is
     known: in engines that step in backward, with hooks that do, and in a `backward_step` of the user's own.
 
     Args:
@@ -108,8 +119,8 @@ def warn_of_unreached(
         return
     if len(unreached) == len(held):
         _warn(
-            "The loss depends on no parameter that the optimizer holds, so nothing is trained. Compute it from the "
-            "outputs of the model, and create the optimizer from the parameters of this very model."
+            "The loss depends on no parameter that the optimizer holds, so nothing is trained. Compute it "
+            "from the outputs of the model, and create the optimizer from the parameters of this very model."
         )
         return
     names = {
@@ -123,9 +134,9 @@ def warn_of_unreached(
         return
     more = f" and {len(found) - _MOST_NAMES} more" if len(found) > _MOST_NAMES else ""
     _warn(
-        f"The first update has no gradient for {found[:_MOST_NAMES]}{more}, which the optimizer holds, so they are not "
-        "trained. Use them in forward, or freeze them by requires_grad_(False). If only some batches use them, all is "
-        "well."
+        f"The first update has no gradient for {found[:_MOST_NAMES]}{more}, which the optimizer holds, so "
+        "they are not trained. Use them in forward, or freeze them by requires_grad_(False). If only some "
+        "batches use them, all is well."
     )
 
 

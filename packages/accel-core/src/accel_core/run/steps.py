@@ -1,4 +1,4 @@
-"""The steps of an epoch on this process: its batches, what stands in for a missing one, and which is left out."""
+"""Makes the steps of an epoch on this process, with padding for missing batches."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Step(NamedTuple):
     is_last: bool
     """It is the last of its update, so gradients are synchronised."""
     is_padding: bool
-    """This process has no samples in this step: it repeats a batch with weight zero, because the others need it."""
+    """This process has no samples here: it repeats a batch with weight zero for the others."""
     planned_items: float | None
     """Samples that the batch has if nothing drops any; None for data without a length."""
     num_samples: int | None = None
@@ -35,7 +35,8 @@ def planned_steps(
     """Yield all steps of the epoch begun.
 
     Args:
-        keep_padding: give a step without samples a batch to repeat, on several processes. All of them take part.
+        keep_padding: give a step without samples a batch to repeat, on several processes. All of them take
+            part.
     """
     waiting = loader.waiting
     asked_at = perf_counter()
@@ -70,7 +71,7 @@ def planned_steps(
 
 
 class RepeatedBatch:
-    """What a process repeats in a step in which it has no samples and others do: its latest batch, or one of another."""
+    """What a process repeats if it has no samples and others do: its latest batch, or another's."""
 
     def __init__(self, loader: ShardedDataLoader, is_needed: bool) -> None:
         self.loader = loader

@@ -50,8 +50,8 @@ def _check_metric_name(name: str, value: Any) -> Any:
 
 def _check_resume_from(name: str, value: Any) -> Any:
     way_out = (
-        "Pass the folder of a training state, such as latest_checkpoint('checkpoints') gives it, which is None, to "
-        "start afresh, if there is none yet."
+        "Pass the folder of a training state, such as latest_checkpoint('checkpoints') gives it, which is "
+        "None, to start afresh, if there is none yet."
     )
     # An empty string would be read as the current folder.
     return value if value is None else check_path(name, value, way_out)

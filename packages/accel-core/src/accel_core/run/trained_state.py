@@ -1,4 +1,4 @@
-"""What is saved and loaded of the attributes of a trainer that are trained: modules, optimizers and their schedulers."""
+"""Saves and loads attributes of a trainer that are trained: modules, optimizers, schedulers."""
 
 from __future__ import annotations
 
@@ -56,7 +56,10 @@ def find_made_at_start(run: Run) -> None:
 
 
 def compare_weights(engine: Engine) -> None:
-    """Raise on all processes if they have made different weights; warn once of rounding. Every process takes part."""
+    """Raise on all processes if they have made different weights; warn once of rounding.
+
+    Every process takes part.
+    """
     message = engine.check_equal_parameters()
     if message is not None and engine.trained is not None and not engine.trained.has_warned_of_rounding:
         engine.trained.has_warned_of_rounding = True
@@ -78,7 +81,10 @@ def names_of(trained: Trained | None) -> list[str]:
 
 
 def create_state(trained: Trained | None) -> dict[str, dict[str, Any]]:
-    """Return the states of all attributes that are trained, by kind and name; kinds without any are left out."""
+    """Return the states of all attributes that are trained, by kind and name.
+
+    Kinds without any are left out.
+    """
     parts = {} if trained is None else {kind: getattr(trained, kind) for kind in _KINDS}
     return {
         kind: {name: part.state_dict() for name, part in named.items()}
@@ -104,15 +110,19 @@ def read_state(
     ):
         if names:
             raise CheckpointError(
-                f"'{folder}' does not fit this trainer: {has} {sorted(names)} among the attributes, which {lacks}. Give the "
-                "trainer the modules, optimizers and schedulers of the run that was saved, or begin a new run from an export."
+                f"'{folder}' does not fit this trainer: {has} {sorted(names)} among the attributes, which "
+                f"{lacks}. Give the trainer the modules, optimizers and schedulers of the run that was "
+                "saved, or begin a new run from an export."
             )
     return files.read_object(folder / ATTRIBUTES_FILE, dict) if saved else {}
 
 
 @contextlib.contextmanager
 def loaded(trained: Trained | None, content: dict[str, dict[str, Any]], source: Path) -> Iterator[None]:
-    """Load what `create_state` returned, as far as the trainer has it. An error here or within leaves it as it was."""
+    """Load what `create_state` returned, as far as the trainer has it.
+
+    An error here or within leaves it as it was.
+    """
     if trained is None:
         yield
         return
@@ -139,7 +149,8 @@ def _load(trained: Trained, content: dict[str, dict[str, Any]], source: Path) ->
             load_into(trained.optimizers[name], source, state)
             # It has stepped before. Else torch warns of a scheduler that steps first.
             trained.optimizers[name]._opt_called = True  # type: ignore[attr-defined]
-    # A scheduler changes nothing of its optimizer when it is loaded, and its rates are in the optimizer's state.
+    # A scheduler changes nothing of its optimizer when it is loaded, and its rates are in the optimizer's
+    # state.
     for name, state in content.get("schedulers", {}).items():
         if name in trained.schedulers:
             load_into(trained.schedulers[name], source, state)

@@ -106,7 +106,7 @@ class UpdateGroup:
         return self.num_samples or self.steps_completed * self.step_size
 
     def gradient_scale(self, num_processes: int, device: torch.device) -> float | torch.Tensor:
-        """Return what the gradients are multiplied by, since the items differ from the plan, or `WEIGHS_NOTHING`.
+        """Return what the gradients are multiplied by if items differ from the plan, or `WEIGHS_NOTHING`.
 
         Every process takes part.
         """
@@ -137,8 +137,9 @@ def check_epoch(loader: ShardedDataLoader, has_weight: bool, unchecked_steps: Co
     num_trained = sum_over_processes(["calculate_train_batch_loss" not in unchecked_steps], loader.device)[0]
     if num_trained:
         raise ConfigurationError(
-            "The batches of an epoch have 0 items together, but must have at least one, since the loss is their "
-            "mean. Leave out samples without any, or return a batch_size or num_items_in_batch above 0."
+            "The batches of an epoch have 0 items together, but must have at least one, since the loss is "
+            "their mean. Leave out samples without any, or return a batch_size or num_items_in_batch above "
+            "0."
         )
 
 
@@ -161,8 +162,8 @@ def items_of(output: Mapping[str, Any]) -> Any:
 class ItemTotals:
     """Decides whether the processes have to add up the items of an update, which may differ from the plan.
 
-    They do if a collate function of the user's own may drop samples, if the data has no length, if the loss counts
-    targets, and from the first update on if a step counts tokens.
+    They do if a collate function of the user's own may drop samples, if the data has no length, if the loss
+    counts targets, and from the first update on if a step counts tokens.
     """
 
     def __init__(self, group: DataGroup, may_differ: bool = False) -> None:
