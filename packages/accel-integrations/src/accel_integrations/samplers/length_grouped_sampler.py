@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -53,8 +54,9 @@ class LengthGroupedSampler(Sampler[int]):
     def __iter__(self) -> Iterator[int]:
         if not self.shuffle:
             return iter(_longest_first(self.lengths).tolist())
-        # Two halves of one seed: neighbouring seeds and epochs have nothing in common.
-        generator = torch.Generator("cpu").manual_seed((self.seed << 32) + self.epoch)
+        # Python mixes the text to bits: neighbouring seeds and epochs have unrelated orders.
+        seed = random.Random(f"{self.seed}/{self.epoch}").getrandbits(32)
+        generator = torch.Generator("cpu").manual_seed(seed)
         order = torch.randperm(len(self.lengths), generator=generator, device="cpu")
         parts = order.split(self.batch_size * BATCHES_SORTED_TOGETHER)
         order = torch.cat([part[_longest_first(self.lengths[part])] for part in parts])
