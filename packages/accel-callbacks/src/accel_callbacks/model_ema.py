@@ -185,7 +185,12 @@ class ModelEmaCallback(TrainerCallback):
         self._exported = None if exported is None else cast(Exported, dict(exported))
         # Only the main process has saved the parameters.
         model = cast(nn.Module, self.ema_model)
-        model.load_state_dict(with_names_of(model.state_dict(), state["ema_model"]), strict=False)
+        own = model.state_dict()
+        averages = with_names_of(own, state["ema_model"])
+        if trainer.load_partial_states:
+            # The average of what has another shape begins with the weight, like that of a new layer.
+            averages = {name: value for name, value in averages.items() if _fits(own.get(name), value)}
+        model.load_state_dict(averages, strict=False)
         broadcast_tensors(self._averages)
 
     def state_dict(self) -> dict[str, Any]:
@@ -267,3 +272,8 @@ def _check_decay(decay: Any) -> float:
 def _is_fractional(tensor: torch.Tensor) -> bool:
     """Whether tensors of this dtype can be averaged: those of floating-point and of complex numbers."""
     return tensor.is_floating_point() or tensor.is_complex()
+
+
+def _fits(own: Any, value: Any) -> bool:
+    """Whether `value` has the shape of `own`, which is None if the model has nothing of that name."""
+    return own is not None and getattr(own, "shape", None) == getattr(value, "shape", None)

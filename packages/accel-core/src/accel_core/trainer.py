@@ -72,6 +72,8 @@ class Trainer:
     """Fills up dimensions in which the outputs of `predict` differ between batches; None raises an error."""
     trust_engine_files: bool = False
     """Allows loading sharded states of FSDP and DeepSpeed, which those unpickle: code in them would run."""
+    load_partial_states: bool = False
+    """Loads of a state or an export what fits the model by name and shape, and prints what was left."""
 
     def __init__(
         self,
@@ -649,8 +651,8 @@ class Trainer:
 
     def _check_can_run(self, method: str, calculation: str | None = None) -> None:
         is_own = calculation is None or getattr(type(self), calculation) is not getattr(Trainer, calculation)
-        needs_loss = calculation if self.loss_func is None and not is_own else None
-        checks.check_can_run(method, self._run is not None, needs_loss)
+        is_missing = self.loss_func is None and not is_own
+        checks.check_can_run(method, self._run is not None, calculation if is_missing else None)
         checks.check_attributes(vars(self), self.model)
 
     # ------------------------------------------------------------------ stopping
@@ -794,7 +796,5 @@ class Trainer:
 
     def describe(self) -> str:
         """Return what will happen or has happened: data, updates, precision, processes, callbacks."""
-        datasets = {"train_dataset": self.train_dataset, "eval_dataset": self.eval_dataset}
         config = None if self._training_run is None else self.run_config
-        parts = (self.model, self.optimizer, self.callbacks, datasets, self.accelerator, self.engine)
-        return describe_run(*parts, describe_counting(self, Trainer), config)
+        return describe_run(self, describe_counting(self, Trainer), config)

@@ -18,9 +18,18 @@ from ..state.checkpoint import model_files, read_model_state
 from ..state.weight_names import with_plain_names
 from .engine import Context, CreateState, LoadState, Prepared, StepWeight
 from .further_optimizers import FurtherOptimizers
+from .partial_loading import parameters_held
 from .second_order import needs_second_order, second_order_backward
 from .trained import Trained, clear_gradients, parameters_of
-from .weights import is_frozen, load_into, load_together, local_shard, share_buffers
+from .weights import (
+    is_frozen,
+    load_into,
+    load_optimizer,
+    load_together,
+    local_shard,
+    scheduler_fits,
+    share_buffers,
+)
 
 _NOTHING = contextlib.nullcontext()
 
@@ -183,6 +192,7 @@ class SingleProcess:
         files = model_files(with_plain_names(create_state(model)))
         if prepared.optimizer is not None:
             files["optimizer.pt"] = prepared.optimizer.state_dict()
+            files["model_extra.pt"]["held"] = parameters_held(self.trained, prepared.optimizer)
         return {**files, **self._small_files(scheduler)}
 
     def _small_files(self, scheduler: Any) -> dict[str, Any]:
@@ -205,8 +215,8 @@ class SingleProcess:
         model = self.accelerator.unwrap_model(prepared.model, keep_torch_compile=False)
         with load_together(model, read_model_state(folder), folder, load, optimizer):
             if optimizer is not None:
-                load_into(optimizer, folder / "optimizer.pt")
-            self._load_small_files(folder, scheduler)
+                load_optimizer(optimizer, folder / "optimizer.pt", load, self.trained)
+            self._load_small_files(folder, scheduler if scheduler_fits(load) else None)
         if optimizer is not None:
             # It has stepped before. Else torch warns of a scheduler that steps first, as at the end of an
             # epoch.

@@ -13,10 +13,13 @@ from accelerate import Accelerator
 from ..errors import CheckpointError, NotFiniteError
 from ..processes.collectives import all_gather_object, broadcast_tensors
 from ..state import files
+from ..state.checkpoint import read_parameters_held
 from ..state.random import preserving_random_state
 from ..state.weight_names import with_names_of
 from ..text import with_full_stop
 from .engine import LoadState
+from .partial_loading import PartialLoad, parameters_held
+from .trained import Trained
 
 
 def unwrap_model(
@@ -115,6 +118,28 @@ def load_into(target: Any, path: Path, state: Any = None) -> None:
         ) from error
 
 
+def load_optimizer(
+    optimizer: Any, path: Path, load: LoadState, trained: Trained | None, state: Any = None
+) -> None:
+    """Load the file `path` into an optimizer, after `load_together` has looked at the model's state.
+
+    Args:
+        load: that of the model, which may ask for what fits only.
+        trained: knows the names of what the optimizer holds.
+        state: what was read from an export; None reads the file of a training state.
+    """
+    if isinstance(load, PartialLoad):
+        saved_held = read_parameters_held(path.parent) if state is None else None
+        saved = files.read_object(path) if state is None else state
+        state = load.optimizer_state(optimizer, parameters_held(trained, optimizer), saved, saved_held)
+    load_into(optimizer, path, state)
+
+
+def scheduler_fits(load: LoadState) -> bool:
+    """Whether the state of a scheduler has numbers for each group of the optimizer, once that is loaded."""
+    return not (isinstance(load, PartialLoad) and load.has_other_groups)
+
+
 @contextlib.contextmanager
 def load_together(
     model: torch.nn.Module, state: dict[str, Any], source: Path, load: LoadState, optimizer: Any
@@ -126,6 +151,8 @@ def load_together(
     A state with other names or shapes comes first: if it is refused, that is why the rest would not fit
     either.
     """
+    if isinstance(load, PartialLoad):
+        state = load.fitting(model, state)
     own = model.state_dict()
     state = with_names_of(own, state)
     before = None if optimizer is None else optimizer.state_dict()
@@ -143,7 +170,8 @@ def load_together(
             for name, value in kept.items():
                 shared[name].copy_(value)  # Torch loads what fits before it raises.
             raise CheckpointError(
-                f"'{source}' holds the state of another model than {type(model).__name__}: {error}"
+                f"'{source}' holds the state of another model than {type(model).__name__}: "
+                f"{with_full_stop(error)}{_way_out(model)}"
             ) from error
         if is_other:
             yield
@@ -151,3 +179,9 @@ def load_together(
         if optimizer is not None:
             optimizer.load_state_dict(before)
         raise
+
+
+def _way_out(model: torch.nn.Module) -> str:
+    """Return how to load a part, which engines that shard do not."""
+    is_sharded = any(local_shard(parameter) is not parameter for parameter in model.parameters())
+    return "" if is_sharded else " To load what fits, set trainer.load_partial_states = True."

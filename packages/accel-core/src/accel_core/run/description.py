@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from accelerate import Accelerator
 from torch.utils.data import DataLoader
 
 from ..callbacks.callback import TrainerCallback
 from ..callbacks.callback_list import EVENTS, CallbackList
 from ..callbacks.limit_batches import batch_limits
-from ..engines.engine import Engine
 from .run_config import TrainerRunConfig
+from .trainer_parts import TrainerParts
 
 
 def describe_callback(callback: TrainerCallback, callbacks: CallbackList) -> str:
@@ -21,12 +20,7 @@ def describe_callback(callback: TrainerCallback, callbacks: CallbackList) -> str
 
 
 def describe_run(
-    model: Any,
-    optimizer: Any,
-    callbacks: CallbackList,
-    datasets: dict[str, Any],
-    accelerator: Accelerator,
-    engine: Engine,
+    trainer: TrainerParts,
     counting: str,
     config: TrainerRunConfig | None,
 ) -> str:
@@ -36,6 +30,9 @@ def describe_run(
         counting: what the loss of a batch is the mean of.
         config: the numbers of the training run that goes on or was the latest; None before the first.
     """
+    model, optimizer, callbacks = trainer.model, trainer.optimizer, trainer.callbacks
+    accelerator, engine = trainer.accelerator, trainer.engine
+    datasets = {"train_dataset": trainer.train_dataset, "eval_dataset": trainer.eval_dataset}
     parameters = list(model.parameters())
     trainable = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
     total = sum(parameter.numel() for parameter in parameters)

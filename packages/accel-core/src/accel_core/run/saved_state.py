@@ -12,7 +12,14 @@ from ..checks.values import check_path
 from ..data.loader import RANDOM_NUMBERS_OF_WORKERS
 from ..data.order import ORDER_VERSION
 from ..engines.trained import Trained
-from ..engines.weights import check_finite, load_into, load_together, share_buffers
+from ..engines.weights import (
+    check_finite,
+    load_into,
+    load_optimizer,
+    load_together,
+    scheduler_fits,
+    share_buffers,
+)
 from ..errors import AccelWarning
 from ..processes.collectives import all_gather_object, run_on_main
 from ..state import files
@@ -30,6 +37,7 @@ from ..state.resume import compare, read_resume_point
 from ..state.save import save_folder
 from ..state.weight_names import with_plain_names
 from .checked_state import open_state, setting_damage_aside
+from .choose_load import choose_load
 from .history_lines import metrics_of_update, split_state
 from .modes import loading_weights, weights_to_export, weights_to_train
 from .prepared_parts import prepare_parts
@@ -91,7 +99,8 @@ def load_export(
     content: dict[str, Any] = run_on_main(lambda: read_export(path), trainer.is_main_process)
     model = trainer.get_model(keep_torch_compile=False)
     optimizer = trainer.optimizer if with_optimizer and "optimizer_state_dict" in content else None
-    load = trainer.engine.load_full_weights(trainer.load_model_state)
+    own_load = trainer.load_model_state
+    load = choose_load(trainer, path) or trainer.engine.load_full_weights(own_load)
     wanted = {"modules": True, "optimizers": with_optimizer, "schedulers": with_scheduler}
     attributes = {kind: content.get(f"{kind}_state_dict", {}) for kind in wanted if wanted[kind]}
     trained = _trained(trainer)
@@ -101,8 +110,9 @@ def load_export(
         load_together(model, content["model_state_dict"], path, load, optimizer),
     ):
         if optimizer is not None:
-            load_into(optimizer, path, content["optimizer_state_dict"])
-        if with_scheduler and trainer.scheduler is not None and "scheduler_state_dict" in content:
+            load_optimizer(optimizer, path, load, trained, content["optimizer_state_dict"])
+        has_scheduler = trainer.scheduler is not None and "scheduler_state_dict" in content
+        if with_scheduler and has_scheduler and scheduler_fits(load):
             load_into(trainer.scheduler, path, content["scheduler_state_dict"])
     missing = sorted(trained.modules.keys() - attributes["modules"].keys())
     if missing:
@@ -236,6 +246,7 @@ def begin_resuming(
 
 def restore_objects(trainer: TrainerParts, run: Run, folder: Path, state: TrainerState) -> None:
     """Restore model, optimizer, scheduler, progress and history; what the loop itself changes comes later."""
+    load = choose_load(trainer, folder) or trainer.load_model_state
     attributes = read_state(folder, state, run.engine.trained)
     if attributes is None and (names := names_of(run.engine.trained)):
         trainer.print(f"'{folder}' is of a version that did not save {names}: they stay as they are.")
@@ -254,7 +265,7 @@ def restore_objects(trainer: TrainerParts, run: Run, folder: Path, state: Traine
         loading_weights(trainer, training=True),
         loaded(run.engine.trained, attributes or {}, folder / ATTRIBUTES_FILE),
     ):
-        run.engine.load_files(folder, trainer.scheduler, trainer.load_model_state)
+        run.engine.load_files(folder, trainer.scheduler, load)
     run.history_lines.adopt(folder, trainer.run_history)
     trainer.run_progress = progress
     run.rollback = None

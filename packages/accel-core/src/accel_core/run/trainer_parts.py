@@ -43,6 +43,7 @@ class TrainerParts(Protocol):
     data_seed: int
     eval_loss: LossTracker
     trust_engine_files: bool
+    load_partial_states: bool
     train_dataset: Any
     eval_dataset: Any
     collate_fn: Callable[[list[Any]], Any] | None

@@ -2,7 +2,8 @@
 
 trainer_state.json     what a person wants to know; written last, with sizes and digests of all files
 history.jsonl          the records of the run history, one a line
-model.safetensors      the parameters and buffers; model_extra.pt: what else the model's state has
+model.safetensors      the parameters and buffers; model_extra.pt: what else the model's state has, and the
+                       names and shapes of what the optimizer holds (`held`)
 optimizer.pt  scheduler.pt  scaler.pt  extra.pt
 attributes.pt          modules, optimizers and schedulers among the attributes of the trainer that are trained
 process_00000.pt ...   of each process: random state, loss so far, callbacks, position of iterable data
@@ -151,6 +152,11 @@ def read_model_state(folder: Path) -> dict[str, Any]:
     state = OrderedDict({**files.read_tensors(folder / "model.safetensors"), **extra["entries"]})
     state._metadata = extra["metadata"]  # type: ignore[attr-defined]
     return state
+
+
+def read_parameters_held(folder: Path) -> Any:
+    """Return names and shapes of what the optimizer held, by group; None in states of older versions."""
+    return files.read_object(folder / "model_extra.pt", dict).get("held")
 
 
 def examine(path: Path) -> TrainerState | NoState:
