@@ -281,7 +281,7 @@ def test_a_ready_loader_keeps_its_settings() -> None:
     used = sharded.source.torch_loader
     for name in ("num_workers", "prefetch_factor", "persistent_workers", "timeout", "pin_memory"):
         assert getattr(used, name) == getattr(loader, name), name
-    assert used.collate_fn.collate_fn is collate
+    assert used.collate_fn.collate_fn.collate_fn is collate
     assert used.multiprocessing_context.get_start_method() == "fork"
     trainer = Recording()
     trainer.train(loader, num_epochs=1)

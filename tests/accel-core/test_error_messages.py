@@ -478,7 +478,7 @@ CASES = [
     Case(
         "kwargs_misspelled",
         lambda p: p.train(train_dataloader_kwargs={"num_worker": 2}),
-        ("train_dataloader_kwargs", "'num_worker'", "Did you mean 'num_workers'?"),
+        ("dataloader_kwargs", "'num_worker'", "Did you mean 'num_workers'?"),
     ),
     Case(
         "kwargs_of_evaluation",

@@ -175,3 +175,23 @@ def test_the_table_knows_what_is_restored_exactly() -> None:
     assert not restores_exactly(buffered.map(lambda row: row).take(20))
     datasets = pytest.importorskip("datasets")
     assert not restores_exactly(datasets.interleave_datasets([stream_of_hugging_face(), buffered]))
+
+
+@pytest.mark.parametrize("workers", [(0, 2), (2, 1), (1, 0)], ids=str)
+def test_a_run_resumes_to_the_bit_with_another_number_of_workers(
+    workers: tuple[int, int], tmp_path: Path
+) -> None:
+    def trained(num_workers: int, *callbacks: TrainerCallback, **kwargs: Any) -> Recording:
+        trainer = Recording(*callbacks)
+        nn.init.ones_(trainer.model.weight)
+        nn.init.zeros_(trainer.model.bias)
+        trainer.optimizer.param_groups[0]["lr"] = 0.01
+        loading = {"num_workers": num_workers}
+        trainer.train(ByIndex(), 2, per_device_batch_size=4, train_dataloader_kwargs=loading, **kwargs)
+        return trainer
+
+    whole = trained(workers[0], Save(tmp_path / "state", 5))
+    rest = trained(workers[1], resume_from=tmp_path / "state")
+    assert rest.seen == whole.seen[5:]
+    for one, other in zip(whole.model.parameters(), rest.model.parameters(), strict=True):
+        assert torch.equal(one, other)

@@ -636,7 +636,7 @@ class Trainer:
         with preparing.running(self, Run(self.engine)) as run:
             loader = preparing.begin_evaluation(self, run, self._training_run, arguments, collate_fn)
             with preparing.evaluating(self, run):
-                outputs = collect_predictions(self.calculate_predictions, run.eval_steps(loader))
+                outputs = collect_predictions(self.calculate_predictions, run, loader)
             report_left_out(loader)
             return join_over_processes(outputs, self.prediction_padding, own_shares=data_is_sharded)
 

@@ -132,7 +132,7 @@ class ShardedBatchSampler(Sampler[Any]):
             if self.drop_last and size is not None and len(batch) < size:
                 return
             self.live_sizes.append(len(batch))
-            given: Any = torch.as_tensor(batch, dtype=torch.int64) if self.in_tensors else batch
+            given: Any = torch.as_tensor(batch, dtype=torch.int64, device="cpu") if self.in_tensors else batch
             yield given if self.convert is None else self.convert(given, self.epoch)
 
     def _after_position(self, batches: Iterator[list[Any]]) -> Iterator[list[Any]]:
@@ -154,7 +154,7 @@ class ShardedBatchSampler(Sampler[Any]):
             has_batch = True
             batch = items[part] if self.batch_size is not None else items[part.start]
             if self.in_tensors:
-                batch = torch.as_tensor(batch, dtype=torch.int64)
+                batch = torch.as_tensor(batch, dtype=torch.int64, device="cpu")
             elif isinstance(batch, (np.ndarray, torch.Tensor)):
                 # Data sets expect the numbers of python, as torch's own samplers give them.
                 batch = batch.tolist()

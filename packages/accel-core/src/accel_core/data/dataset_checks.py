@@ -6,13 +6,15 @@ import inspect
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate.data_loader import DataLoaderStateMixin
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 
 from ..checks.values import check_callable, check_whole_number
 from ..errors import ConfigurationError
 from ..text import did_you_mean, preview
+from .parts import parts_of
 from .readers import is_map_style, is_ready_loader
 
 
@@ -36,6 +38,12 @@ def check_dataset(name: str, dataset: Any, num_passes: int | None = 1) -> None:
             f"{name} is {preview(dataset)}, but must be a data set (with __getitem__ and __len__, or "
             "iterable) or a ready DataLoader. Put tensors into a torch.utils.data.TensorDataset."
         )
+    for part in parts_of(dataset):
+        if isinstance(part, Subset) and _are_boolean(part.indices):
+            raise ConfigurationError(
+                f"{name} has a Subset with the indices {preview(part.indices)}, which are True and False, "
+                "not numbers of samples. Pass numpy.flatnonzero of them."
+            )
     if is_map_style(dataset) and len(dataset) == 0:
         raise ConfigurationError(
             f"{name} is empty: its length is 0, but it must have at least one sample. Check how it is read."
@@ -45,6 +53,11 @@ def check_dataset(name: str, dataset: Any, num_passes: int | None = 1) -> None:
             f"{name} is an iterator ({kind}), which can be read only once, but num_epochs is {num_passes}. "
             "Use num_epochs=1, or pass an object whose __iter__ begins again."
         )
+
+
+def _are_boolean(indices: Any) -> bool:
+    first = next(iter(indices), None)
+    return isinstance(first, (bool, np.bool_)) or getattr(first, "dtype", None) is torch.bool
 
 
 def check_dataloader_arguments(name: str, kwargs: Any, dataset: Any) -> None:
@@ -59,14 +72,6 @@ def check_dataloader_arguments(name: str, kwargs: Any, dataset: Any) -> None:
             f"{name} is {preview(kwargs)}, but must be a dictionary of arguments of torch's DataLoader. Pass "
             "dict(num_workers=2)."
         )
-    # The first parameter is the data set itself.
-    known = list(inspect.signature(DataLoader).parameters)[1:]
-    for key in kwargs:
-        if key not in known:
-            hint = did_you_mean(str(key), known) or f" It knows {known}."
-            raise ConfigurationError(
-                f"{name} has the key {key!r}, which torch's DataLoader does not know.{hint}"
-            )
     check_whole_number(
         f"{name}['batch_size']",
         kwargs.get("batch_size"),
@@ -84,6 +89,21 @@ def check_dataloader_arguments(name: str, kwargs: Any, dataset: Any) -> None:
             "batches, so these settings have no use. Leave them out, or add 'batch_size' to have its items "
             "joined to batches."
         )
+
+
+def check_known_arguments(kwargs: Mapping[str, Any]) -> None:
+    """Raise if torch's `DataLoader` does not know a key of `kwargs`.
+
+    Loaders that a subclass of the trainer makes may know others, so this is asked when accel makes one.
+    """
+    # The first parameter is the data set itself.
+    known = list(inspect.signature(DataLoader).parameters)[1:]
+    for key in kwargs:
+        if key not in known:
+            hint = did_you_mean(str(key), known) or f" It knows {known}."
+            raise ConfigurationError(
+                f"The dataloader_kwargs have the key {key!r}, which torch's DataLoader does not know.{hint}"
+            )
 
 
 def check_collate_fn(collate_fn: Any, *datasets: tuple[Any, Any]) -> None:

@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from ..errors import ConfigurationError
 from ..text import with_full_stop
+from .dataset_checks import check_known_arguments
 from .devices import can_be_pinned
 from .parts import flattened, parts_of
 from .readers import ShardedIterable, is_map_style, is_ready_loader
@@ -53,6 +54,7 @@ def create_dataloader(
     if is_ready_loader(dataset, own):
         return dataset
     own = own or {}
+    check_known_arguments(own)
     kwargs = {**defaults, "collate_fn": collate_fn, **own}
     # Torch refuses these together with what the user gives.
     replaced: tuple[str, ...] = ()

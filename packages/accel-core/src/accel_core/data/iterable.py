@@ -22,7 +22,7 @@ class IterableSource(SequentialSource):
 
     def __init__(self, loader: Any, seed: int, group: DataGroup, seed_each_sample: bool) -> None:
         super().__init__(loader, seed, group)
-        self.generator = torch.Generator()
+        self.generator = torch.Generator("cpu")
         self.workers = Workers()
         dataset = loader.dataset
         # Workers may look at the data set, and divide it among themselves. Then it has to be the user's own.

@@ -14,6 +14,7 @@ from .counted_batches import CountedBatch
 from .devices import move_to_device
 from .iterable import IterableSource
 from .map_style import MapStyleSource
+from .order import SAMPLERS_THAT_DRAW
 from .own_share import OwnShareSource
 from .parts import announce_epoch
 from .readers import name_of_data, unwrapped
@@ -223,6 +224,17 @@ class ShardedDataLoader:
     def may_lack_batches(self) -> bool:
         """Whether a process may be without a batch in some step of the epoch begun."""
         return self.source.may_lack_batches
+
+    def check_order(self) -> None:
+        """Raise if the data is shuffled: nobody could tell which output belongs to which sample."""
+        sampler = getattr(self.loader, "sampler", None)
+        batch_sampler = getattr(self.loader, "batch_sampler", None)
+        for each in (sampler, getattr(batch_sampler, "sampler", None)):
+            if type(each) in SAMPLERS_THAT_DRAW:
+                raise ConfigurationError(
+                    f"predict was given data that a {type(each).__name__} shuffles, so its outputs would not "
+                    "be in the order of the data. Pass the data set itself, or a loader with shuffle=False."
+                )
 
     def close(self) -> None:
         """End the workers, but for those of a loader of the user's own."""

@@ -27,7 +27,7 @@ class MapStyleSource:
         self.seed = seed
         self.group = group
         self.batch_size = batch_size
-        self.generator = torch.Generator()
+        self.generator = torch.Generator("cpu")
         self.workers = Workers()
         order = EpochOrder(sampler, seed, is_shared=not group.is_single)
         dataset = loader.dataset

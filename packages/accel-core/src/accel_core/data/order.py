@@ -33,7 +33,7 @@ ORDER_VERSION = 1
 
 def random_order(num_samples: int, seed: int, epoch: int) -> torch.Tensor:
     """Return a permutation of `range(num_samples)`, int64, that depends on nothing but its arguments."""
-    return torch.randperm(num_samples, generator=_generator_of(seed, epoch))
+    return torch.randperm(num_samples, generator=_generator_of(seed, epoch), device="cpu")
 
 
 def shard_of(num_items: int, group: DataGroup) -> slice:
@@ -78,7 +78,9 @@ class EpochOrder:
             users_generator = sampler.generator
             sampler.generator = _generator_of(self.seed, epoch)
             try:
-                return list(sampler)
+                # The generator is on the CPU, whatever the default device is.
+                with torch.device("cpu"):
+                    return list(sampler)
             finally:
                 sampler.generator = users_generator
         # Another's sampler may draw random numbers of its own, so only the main process's order counts.
@@ -104,4 +106,4 @@ def _is_permutation(sampler: Any) -> bool:
 
 
 def _generator_of(seed: int, epoch: int) -> torch.Generator:
-    return torch.Generator().manual_seed(derive_seed(seed, "order", epoch))
+    return torch.Generator("cpu").manual_seed(derive_seed(seed, "order", epoch))

@@ -52,7 +52,11 @@ def indexable_tensors(dataset: Any) -> tuple[tuple[torch.Tensor, ...], torch.Ten
     # A Subset of a Subset selects from the selection.
     indices: torch.Tensor | None = None
     while type(dataset) is Subset:
-        own = torch.as_tensor(dataset.indices, dtype=torch.int64)
+        own = torch.as_tensor(dataset.indices, dtype=torch.int64, device="cpu")
+        length = length_of(dataset.dataset)
+        if length is not None:
+            # Indices from the end are allowed, as in Python.
+            own = own.where(own >= 0, own + length)
         indices = own if indices is None else own[indices]
         dataset = dataset.dataset
     if type(dataset) is not TensorDataset or any(tensor.device.type != "cpu" for tensor in dataset.tensors):
@@ -102,7 +106,7 @@ class SampleReader(Dataset[Any]):
             return self.dataset[index]
         except Exception as error:
             self._note_sample_on(error, f"the sample {index}", f"dataset[{index}]")
-            _check_worker_can_send(error)
+            check_worker_can_send(error)
             raise
 
     def __getitems__(self, indices: list[Any]) -> list[Any]:
@@ -118,7 +122,7 @@ class SampleReader(Dataset[Any]):
                 self._note_sample_on(error, f"the samples {indices}", f"dataset.__getitems__({indices})")
             else:
                 self._note_sample_on(error, f"the sample {index}", f"dataset[{index}]")
-            _check_worker_can_send(error)
+            check_worker_can_send(error)
             raise
 
     def _note_sample_on(self, error: Exception, what: str, way_out: str) -> None:
@@ -134,7 +138,7 @@ class SampleReader(Dataset[Any]):
             error.add_note(note)
 
 
-def _check_worker_can_send(error: Exception) -> None:
+def check_worker_can_send(error: Exception) -> None:
     """Raise `RuntimeError` from `error` if this is a worker that cannot send its type to the main process.
 
     Torch sends the type of an exception and its traceback as text. A type that cannot be pickled fails in a

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import io
 import os
+import pickle
 import signal
 import threading
 import weakref
@@ -11,12 +13,13 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, IterableDataset, default_collate
+from torch.utils.data import DataLoader, IterableDataset, default_collate, get_worker_info
 
 from ..processes.group import DataGroup
 from ..state.random import derive_seed
 from .content import digest_of
 from .counted_batches import CountingCollate
+from .readers import check_worker_can_send
 
 
 def rebuild_loader(loader: Any, dataset: Any, generator: torch.Generator, **changed: Any) -> DataLoader[Any]:
@@ -41,7 +44,50 @@ def rebuild_loader(loader: Any, dataset: Any, generator: torch.Generator, **chan
     is_counted = isinstance(dataset, IterableDataset) or loader.collate_fn is not default_collate
     if is_counted and loader.batch_sampler is not None:
         kwargs["collate_fn"] = CountingCollate(loader.collate_fn)
-    return DataLoader(dataset, **{**kwargs, **changed}, generator=generator)
+    kwargs.update(changed)
+    if loader.num_workers and kwargs["collate_fn"] is not None:
+        kwargs["collate_fn"] = SendableCollate(kwargs["collate_fn"])
+    return DataLoader(dataset, **kwargs, generator=generator)
+
+
+class SendableCollate:
+    """Joins samples in a worker, and raises if the batch, or what went wrong, cannot be sent from there.
+
+    Torch sends batches in a thread of the worker, which fails alone: the main process would wait for ever.
+    """
+
+    def __init__(self, collate_fn: Callable[[Any], Any]) -> None:
+        self.collate_fn = collate_fn
+        self._is_checked = False
+
+    def __call__(self, samples: Any) -> Any:
+        """Return the batch; the first one of each worker is checked."""
+        try:
+            batch = self.collate_fn(samples)
+        except Exception as error:
+            check_worker_can_send(error)
+            raise
+        if not self._is_checked and get_worker_info() is not None:
+            self._is_checked = True
+            _check_can_be_sent(batch)
+        return batch
+
+
+class _StructurePickler(pickle.Pickler):
+    """Pickles everything but tensors, which are always sent."""
+
+    def reducer_override(self, value: Any) -> Any:
+        return (str, ()) if isinstance(value, torch.Tensor) else NotImplemented
+
+
+def _check_can_be_sent(batch: Any) -> None:
+    try:
+        _StructurePickler(io.BytesIO(), protocol=5).dump(batch)
+    except Exception as error:
+        raise RuntimeError(
+            f"A worker cannot send its batch to the main process, since a part cannot be pickled: {error}. "
+            "Define the classes of batches at the top of a module, or use num_workers=0."
+        ) from error
 
 
 def seed_workers(generator: torch.Generator, seed: int, epoch: int, group: DataGroup) -> None:
@@ -64,7 +110,9 @@ class Workers:
                 self.end()
                 loader._iterator = None
             self._digest = digest
-        iterator: Any = iter(loader)
+        # Torch draws the seeds of the workers from a generator on the CPU, whatever the default device is.
+        with torch.device("cpu"):
+            iterator: Any = iter(loader)
         if hasattr(iterator, "_shutdown_workers"):
             # Weak, so that an epoch that is not read to its end leaves no workers behind.
             self._iterator = weakref.ref(iterator)

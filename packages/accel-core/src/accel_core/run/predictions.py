@@ -5,14 +5,15 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 
+from ..data.loader import ShardedDataLoader
 from ..errors import ConfigurationError
 from ..processes.collectives import all_gather_object, pad_to
-from .steps import Step
+from .run import Run
 
 
 def to_cpu(output: Any) -> Any:
@@ -24,15 +25,18 @@ def to_cpu(output: Any) -> Any:
     return output if parts is None else _rebuild(output, names, [to_cpu(part) for part in parts])
 
 
-def collect_predictions(calculate: Callable[[Any], Any], steps: Iterator[Step]) -> list[list[Any]]:
+def collect_predictions(
+    calculate: Callable[[Any], Any], run: Run, loader: ShardedDataLoader
+) -> list[list[Any]]:
     """Return what `calculate` gives for the batch of each step, on the CPU: a list of one, or an empty one.
 
     It is empty for a batch that is left out, which keeps its place so that those of all processes stay in
     order. A padding step has none; its batch, if there is one, is only there for engines whose forward is
     collective.
     """
+    loader.check_order()
     outputs = []
-    for step in steps:
+    for step in run.eval_steps(loader):
         output = [] if step.batch is None else [to_cpu(calculate(step.batch))]
         if not step.is_padding:
             outputs.append(output)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch.utils.data import Sampler
 
@@ -53,32 +53,35 @@ class LengthGroupedSampler(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         if not self.shuffle:
-            # Stable, so that equal lengths keep the order of the data.
-            return iter(np.argsort(-self.lengths, kind="stable").tolist())
-        # Numpy mixes the two numbers, so that neighbouring seeds and epochs give unrelated orders.
-        generator = np.random.default_rng((self.seed, self.epoch))
-        order = generator.permutation(len(self.lengths))
-        size = self.batch_size * BATCHES_SORTED_TOGETHER
-        parts = [order[first : first + size] for first in range(0, len(order), size)]
-        parts = [part[np.argsort(-self.lengths[part], kind="stable")] for part in parts]
-        order = np.concatenate(parts)
+            return iter(_longest_first(self.lengths).tolist())
+        # Python mixes the text to bits: neighbouring seeds and epochs have unrelated orders.
+        seed = random.Random(f"{self.seed}/{self.epoch}").getrandbits(32)
+        generator = torch.Generator("cpu").manual_seed(seed)
+        order = torch.randperm(len(self.lengths), generator=generator, device="cpu")
+        parts = order.split(self.batch_size * BATCHES_SORTED_TOGETHER)
+        order = torch.cat([part[_longest_first(self.lengths[part])] for part in parts])
         # What is left over is no full batch: at the end, so that all others begin where a batch does.
         num_batches = len(order) // self.batch_size
         full = order[: num_batches * self.batch_size].reshape(num_batches, self.batch_size)
         rest = order[num_batches * self.batch_size :]
-        return iter([*full[generator.permutation(num_batches)].reshape(-1).tolist(), *rest.tolist()])
+        batches = full[torch.randperm(num_batches, generator=generator, device="cpu")]
+        return iter([*batches.reshape(-1).tolist(), *rest.tolist()])
 
 
-def _checked_lengths(lengths: Any) -> np.ndarray[Any, Any]:
-    values = lengths.numpy() if isinstance(lengths, torch.Tensor) else lengths
+def _longest_first(lengths: torch.Tensor) -> torch.Tensor:
+    # Stable, so that equal lengths keep their order on every machine.
+    return torch.argsort(lengths, descending=True, stable=True)
+
+
+def _checked_lengths(lengths: Any) -> torch.Tensor:
     try:
-        array = np.asarray(values)
-    except (TypeError, ValueError):
-        array = np.asarray(None)
-    is_usable = array.ndim == 1 and len(array) > 0 and array.dtype.kind in "iuf"
-    if not is_usable or not np.all(array >= 0):
+        values = torch.as_tensor(lengths, device="cpu")
+    except (TypeError, ValueError, RuntimeError):
+        values = torch.tensor([])
+    is_usable = values.ndim == 1 and len(values) > 0 and values.dtype is not torch.bool
+    if not is_usable or not bool((values >= 0).all()):
         raise ConfigurationError(
             f"lengths is {preview(lengths)}, but must be one number of at least 0 for each sample, in the "
             "order of the data set. Pass [len(sample) for sample in dataset]."
         )
-    return array.astype(np.int64) if array.dtype.kind in "iu" else array
+    return values
