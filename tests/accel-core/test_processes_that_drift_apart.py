@@ -4,7 +4,6 @@ The file is its own script: see case_runner.
 """
 
 import functools
-import unittest.mock
 import warnings
 
 import pytest
@@ -100,9 +99,8 @@ def weight(trainer):
 def comparisons(batch_size):
     """The updates made, and how often the processes have compared their weights."""
     calls, compare = [], DDP.check_equal_parameters
-    with unittest.mock.patch.object(
-        DDP, "check_equal_parameters", lambda engine: calls.append(1) or compare(engine)
-    ):
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(DDP, "check_equal_parameters", lambda engine: calls.append(1) or compare(engine))
         made, _, _ = what_happens(batch_size)
     return made, len(calls)
 

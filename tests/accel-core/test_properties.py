@@ -170,6 +170,8 @@ def test_going_on_with_other_sizes_gives_each_sample_once_and_in_order(
     """What was read up to a step, and what is read from there on by other processes in other batches."""
 
     class Order:
+        is_users = False
+
         def __len__(self) -> int:
             return size
 

@@ -52,6 +52,8 @@ def check_first_update(trainer: TrainerParts, run: Run, base: type) -> None:
     Args:
         base: `Trainer`, by which is known what the trainer's class overrides.
     """
+    held = [parameter for group in run.prepared.optimizer.param_groups for parameter in group["params"]]
+    run.lacks_gradients = any(parameter.requires_grad and parameter.grad is None for parameter in held)
     attributes = vars(trainer)
     modules = {
         f"trainer.{name}.": module for name, module in attributes.items() if isinstance(module, nn.Module)

@@ -75,6 +75,8 @@ class Run:
         """The step of an update that goes on, or was the latest."""
         self.stepped: list[torch.optim.Optimizer] = []
         """Further optimizers that have stepped inside the step that goes on."""
+        self.lacks_gradients = False
+        """Trainable parameters of the optimizer had no gradient in the first update on this process."""
         self.are_weights_compared = engine.group.is_single
         """The processes have found that they have made the same of the parameters, after the first update."""
         self.lacks_batches = False

@@ -14,7 +14,8 @@ import torch
 from ..engines.engine import Engine, Prepared
 from ..engines.trained import Trained
 from ..engines.weights import load_into
-from ..errors import AccelWarning, CheckpointError
+from ..errors import AccelWarning, CheckpointError, ConfigurationError
+from ..processes.collectives import all_gather_object
 from ..state import files
 from ..state.checkpoint import ATTRIBUTES_FILE, TrainerState
 from .run import Run
@@ -67,9 +68,18 @@ def compare_weights(engine: Engine) -> None:
 
 
 def compare_weights_once(run: Run) -> None:
-    """Compare after the first update of a run that has changed something."""
+    """Compare after the first update of a run that has changed something. Every process takes part."""
+    # A trial that may run out of memory in a step does not synchronise: its processes drift apart on purpose.
+    if run.step is None or not run.step.is_last:
+        return
     run.are_weights_compared = True
-    compare_weights(run.engine)
+    try:
+        compare_weights(run.engine)
+    except ConfigurationError:
+        # DDP has not averaged a bucket with a parameter that the loss does not reach. Its own error, which
+        # comes at the next forward pass, names the parameters.
+        if not any(all_gather_object(run.lacks_gradients)):
+            raise
 
 
 def names_of(trained: Trained | None) -> list[str]:
