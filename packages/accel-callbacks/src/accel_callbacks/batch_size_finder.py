@@ -142,8 +142,19 @@ class _AgreeOnMemory(Trainer):
     Otherwise those that had enough would wait for the others forever.
     """
 
+    def create_train_dataloader(self, batch_size: int, train_dl_kwargs: dict[str, Any] | None = None) -> Any:
+        """Return the loader with a collate function of the user's own that leaves out what does not fit."""
+        loader = super().create_train_dataloader(batch_size, train_dl_kwargs)
+        if loader.collate_fn is not torch.utils.data.default_collate:
+            # Such a function may leave out batches, of which the processes agree before the step.
+            loader.collate_fn = _CollateWithinMemory(loader.collate_fn)
+        return loader
+
     def run_train_step(self, step: Step, group: UpdateGroup) -> None:
         """Run the step without synchronising gradients."""
+        loader = None if self.train_dataloader is None else self.train_dataloader.loader
+        if getattr(getattr(loader, "collate_fn", None), "ran_out", False):
+            _agree(_run_out)
         # A process without memory would leave the others waiting in backward. The step needs no less memory
         # like this, since DDP has made its buffers before.
         _agree(super().run_train_step, step._replace(is_last=False), group)
@@ -151,6 +162,28 @@ class _AgreeOnMemory(Trainer):
     def optimizer_step(self) -> None:
         """Change the parameters, for which the optimizer makes its states in the first update."""
         _agree(super().optimizer_step)
+
+
+class _CollateWithinMemory:
+    """Calls a collate function, and leaves out a batch for which memory runs out: the next step tells."""
+
+    def __init__(self, collate_fn: Any) -> None:
+        self.collate_fn = collate_fn
+        self.ran_out = False
+
+    def __call__(self, samples: Any) -> Any:
+        try:
+            return self.collate_fn(samples)
+        except Exception as error:
+            # A worker cannot tell the process that trains.
+            if not _is_out_of_memory(error) or torch.utils.data.get_worker_info() is not None:
+                raise
+            self.ran_out = True
+            return None
+
+
+def _run_out() -> None:
+    raise MemoryError
 
 
 def _agree(act: Callable[..., None], *arguments: Any) -> None:
