@@ -73,7 +73,8 @@ def test_each_decay_has_a_state_before_it_and_an_export_after_it(tmp_path: Path)
 
 def test_exports_hold_what_is_asked_for(tmp_path: Path) -> None:
     train(create(WSDCheckpointCallback(tmp_path, save_optimizer=False, save_scheduler=False)), epochs=1)
-    assert torch.load(tmp_path / "checkpoint_10_wsd_post_decay.pt").keys() == {"model_state_dict"}
+    keys = torch.load(tmp_path / "checkpoint_10_wsd_post_decay.pt").keys()
+    assert keys == {"model_state_dict", "accel_origin"}
 
 
 def test_a_run_without_decay_has_both_at_its_end(tmp_path: Path) -> None:

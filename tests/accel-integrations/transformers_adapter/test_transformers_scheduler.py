@@ -8,7 +8,7 @@ import transformers
 
 from accel_core import ConfigurationError, Trainer, TrainerCallback, TrainerPlaceholderValues
 from accel_integrations.transformers_adapter import transformers_scheduler_fn
-from tiny import Rates, tiny_data, tiny_trainer, weights_of
+from tiny import Rates, Stream, tiny_data, tiny_trainer, weights_of
 
 NEEDS = {
     "cosine_with_restarts": {"num_cycles": 2},
@@ -76,10 +76,8 @@ def test_accumulation_does_not_make_it_faster() -> None:
 
 def test_a_schedule_without_an_end_needs_no_length_of_the_data() -> None:
     rates = Rates()
-    samples = list(tiny_data(12))
-    tiny_trainer(callbacks=[rates]).train(
-        iter(samples), 1, None, 4, create_scheduler_fn=transformers_scheduler_fn("constant_with_warmup", 2)
-    )
+    create = transformers_scheduler_fn("constant_with_warmup", 2)
+    tiny_trainer(callbacks=[rates]).train(Stream(tiny_data(12)), 1, None, 4, create_scheduler_fn=create)
     assert rates.of_first_group == pytest.approx([0.0, 0.05, 0.1])
 
 
