@@ -149,9 +149,8 @@ class Trainer:
             self.print(
                 f"The run in {run.resume_point.folder} is finished after {updates} updates: nothing to do."
             )
-        if run.is_done(
-            progress, self.stop_reason
-        ):  # The state of the finished run is still restored in full.
+        # The state of a run that is finished is still restored in full.
+        if run.is_done(progress, self.stop_reason):
             saved_state.restore_resume_point(self, run)
         if not run.has_reached_limit(progress):
             progress.reopen_epoch()
