@@ -35,6 +35,21 @@ class Stream(IterableDataset[Any]):
         return (self.data[index] for index in range(len(self.data)))
 
 
+class Sized(Dataset[Any]):
+    """Each sample is the size that the data set has just now. It stands here since workers that are spawned import it."""
+
+    size = 1
+
+    def __init__(self, length: int = 8) -> None:
+        self.length = length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> Any:
+        return torch.tensor([float(self.size)]), torch.zeros(1)
+
+
 class Drawing(Dataset[Any]):
     """Draws from the global random state whenever it is read."""
 

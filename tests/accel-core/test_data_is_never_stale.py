@@ -22,6 +22,7 @@ from torch.utils.data import (
 from accel_core import Trainer, TrainerCallback
 from accel_core.data.content import digest_of
 from accel_core.data.parts import announce_epoch, parts_of
+from tiny import Sized
 
 WORKERS: dict[str, dict[str, Any]] = {
     "none": {},
@@ -32,21 +33,6 @@ START_METHODS = [
     pytest.param("spawn", False, marks=pytest.mark.slow),
     pytest.param("forkserver", True, marks=pytest.mark.slow),
 ]
-
-
-class Sized(Dataset[Any]):
-    """Each sample is the size that the data set has just now."""
-
-    size = 1
-
-    def __init__(self, length: int = 8) -> None:
-        self.length = length
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __getitem__(self, index: int) -> Any:
-        return torch.tensor([float(self.size)]), torch.zeros(1)
 
 
 class OfEpoch(Sized):
