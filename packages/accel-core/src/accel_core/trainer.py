@@ -34,21 +34,22 @@ from .data.defaults import create_dataloader, default_dataloader_kwargs
 from .data.loader import ShardedDataLoader
 from .engines.choose import choose_engine
 from .engines.engine import Engine
-from .engines.weights import preserving_buffers_and_rng, unwrap_model
-from .errors import ConfigurationError, RunInterrupted
+from .engines.weights import unwrap_model
+from .errors import RunInterrupted
 from .foreign_names import check_trainer_class, take_old_name
 from .processes.agreement import Agreement
 from .processes.collectives import gather_tensor
 from .processes.group import DataGroup, data_group
-from .run import loaders, modes, preparing, saved_state, trained_state
+from .run import entering, exports, loaders, modes, preparing, saved_state, trained_state
 from .run.batch_output import unpack_batch
 from .run.counted_loss import count_targets
 from .run.counted_samples import create_batch_output, describe_counting
 from .run.description import describe_run
 from .run.epochs import start_train_epoch
 from .run.evaluation_kind import EvaluationKind
-from .run.first_steps import check_first_output, check_first_update, report_evaluation_step
+from .run.first_steps import check_first_output, check_first_update
 from .run.loss_tracker import LossTracker, MeanTrackers, record_losses
+from .run.padding import run_padding_step
 from .run.placeholders import resolve_placeholders
 from .run.predictions import collect_predictions, join_over_processes
 from .run.run import Phase, Run, outside_run, require_training
@@ -58,7 +59,7 @@ from .run.run_progress import RunProgress
 from .run.scheduling import build_scheduler
 from .run.stages import choose_start, skip_stage
 from .run.steps import Step, report_left_out
-from .run.train_arguments import EvaluationArguments, TrainArguments
+from .run.train_arguments import EvaluationArguments
 from .run.update_groups import WEIGHS_NOTHING, UpdateGroup, check_epoch, items_of, update_groups
 from .state.random import preserving_random_state
 
@@ -144,11 +145,7 @@ class Trainer:
         run, _ = require_training(self._run, "run_training")
         progress = self.run_progress
         self.agreement.collect(blocking=True)  # A callback may have asked to stop at the start.
-        if run.resume_point is not None and run.is_finished(progress):
-            updates = progress.updates_completed
-            self.print(
-                f"The run in {run.resume_point.folder} is finished after {updates} updates: nothing to do."
-            )
+        saved_state.report_finished(self, run)
         # The state of a run that is finished is still restored in full.
         if run.is_done(progress, self.stop_reason):
             saved_state.restore_resume_point(self, run)
@@ -209,9 +206,8 @@ class Trainer:
         if run.stepped:
             run.clear_stepped()
         if step.is_padding:
-            self._run_padding_step(run, step, group)
+            run_padding_step(self, run, step, group)
             return
-        run.samples_in_step = step.num_samples
         self.callbacks.on_train_step_start(self, batch=step.batch)
         with run.engine.synchronize(self.model, step.is_last):  # DDP reduces in the last step of the group.
             output = self.calculate_train_batch_loss(step.batch)
@@ -300,7 +296,7 @@ class Trainer:
     def run_eval_step(self, step: Step, logs: MeanTrackers) -> None:
         """Make the forward pass of one batch; what a padding step computes is thrown away."""
         run = self._run or outside_run("run_eval_step")
-        run.samples_in_step = step.num_samples
+        run.step = step
         if step.is_padding:
             if run.engine.has_collective_forward and step.batch is not None:
                 self.calculate_eval_batch_loss(step.batch)
@@ -324,16 +320,6 @@ class Trainer:
         self.training_run_epoch_end()
         self.callbacks.on_training_run_epoch_end(self)
         self.agreement.collect(blocking=True)  # A stop asked for in the event holds before the next epoch.
-
-    def _run_padding_step(self, run: Run, step: Step, group: UpdateGroup) -> None:
-        """Take part in the communication of a step without samples: its batch weighs nothing."""
-        group.count_padding(step)
-        if step.batch is None:
-            return
-        preserving = preserving_buffers_and_rng(self.model, self.device)
-        with preserving, run.engine.synchronize(self.model, step.is_last):
-            run.samples_in_step = step.num_samples
-            self.backward_step(self.calculate_train_batch_loss(step.batch)["loss"] * 0.0)
 
     # ------------------------------------------------------------------ what you may override
 
@@ -555,13 +541,7 @@ class Trainer:
         """
         # The parameters of this method are the fields of `TrainArguments`, which checks them.
         given = {name: value for name, value in locals().items() if name != "self"}
-        self._check_can_run("train", "calculate_train_batch_loss")
-        if eval_dataset is not None:
-            self._check_can_run("train", "calculate_eval_batch_loss")
-        arguments = TrainArguments(**given)
-        # An engine that steps in backward has exchanged what the optimizer holds when it was prepared.
-        if self.engine.prepared is None or not self.engine.steps_in_backward:
-            checks.check_trainable(self.model, self.optimizer, vars(self))
+        arguments = entering.check_training(self, given, Trainer)
         start = choose_start(self, arguments)
         if start.is_skipped:
             skip_stage(self, arguments, start)
@@ -596,7 +576,7 @@ class Trainer:
             dataset: like that of `train`, as `data_is_sharded`; None takes the evaluation data of the latest
                 run.
         """
-        self._check_can_run("evaluate", "calculate_eval_batch_loss")
+        entering.check_can_run(self, "evaluate", "calculate_eval_batch_loss", Trainer)
         own_collate_fn = self.collate_fn if dataset is None and collate_fn is None else collate_fn
         data_is_sharded |= dataset is None and getattr(self.eval_dataloader, "data_is_sharded", False)
         dataset = self.eval_dataset if dataset is None else dataset
@@ -604,7 +584,6 @@ class Trainer:
         arguments = EvaluationArguments(*given)
         with preparing.running(self, Run(self.engine)) as run:
             loader = preparing.begin_evaluation(self, run, self._training_run, arguments, own_collate_fn)
-            report_evaluation_step(self)
             num_records = len(self.run_history.get_records())
             self.evaluation_run_start()
             self.callbacks.on_evaluation_run_start(self)
@@ -629,11 +608,11 @@ class Trainer:
         batch: tensors are joined on the first dimension, lists of mappings or plain values have one item a
         sample.
         """
-        self._check_can_run("predict")
+        entering.check_can_run(self, "predict")
         given = (dataset, per_device_batch_size, dataloader_kwargs, collate_fn, data_is_sharded)
         arguments = EvaluationArguments(*given)
         with preparing.running(self, Run(self.engine)) as run:
-            loader = preparing.begin_evaluation(self, run, self._training_run, arguments, collate_fn)
+            loader = preparing.begin_evaluation(self, run, self._training_run, arguments, collate_fn, False)
             with preparing.evaluating(self, run):
                 outputs = collect_predictions(self.calculate_predictions, run, loader)
             report_left_out(loader)
@@ -644,15 +623,9 @@ class Trainer:
 
         To go on with a run use `train(..., resume_from=input_dir)`, which finds the position in the data too.
         """
-        self._check_can_run("load_training_state")
+        entering.check_can_run(self, "load_training_state")
         with preparing.running(self, self._training_run or Run(self.engine)) as run:
             return saved_state.load_run(self, run, input_dir)
-
-    def _check_can_run(self, method: str, calculation: str | None = None) -> None:
-        is_own = calculation is None or getattr(type(self), calculation) is not getattr(Trainer, calculation)
-        is_missing = self.loss_func is None and not is_own
-        checks.check_can_run(method, self._run is not None, calculation if is_missing else None)
-        checks.check_attributes(vars(self), self.model)
 
     # ------------------------------------------------------------------ stopping
 
@@ -663,10 +636,7 @@ class Trainer:
             reason: what `stop_reason` is on every process.
             signal_number: the signal behind it, if any; `train` raises `RunInterrupted` once all is closed.
         """
-        if self._run is None:
-            raise ConfigurationError(
-                f"request_stop({reason!r}) was called outside of a run. Call it in an event of a callback."
-            )
+        _ = self._run or outside_run("request_stop")
         self.agreement.flag_stop(reason, signal_number)
 
     @property
@@ -695,13 +665,13 @@ class Trainer:
             model: is exported in place of the trainer's, such as an average of its weights.
         """
         model = self.model if model is None else model
-        saved_state.save_export(self, save_path, checkpoint_kwargs, save_optimizer, save_scheduler, model)
+        exports.save_export(self, save_path, checkpoint_kwargs, save_optimizer, save_scheduler, model)
 
     def load_checkpoint(
         self, checkpoint_path: str | Path, load_optimizer: bool = True, load_scheduler: bool = True
     ) -> dict[str, Any]:
         """Load an export, and return what is in it. The main process reads."""
-        return saved_state.load_export(self, checkpoint_path, load_optimizer, load_scheduler)
+        return exports.load_export(self, checkpoint_path, load_optimizer, load_scheduler)
 
     def create_model_state(self, model: torch.nn.Module) -> dict[str, Any]:
         """Return what exports and states hold of the unwrapped model: its `state_dict()`, or enough of it."""
@@ -731,10 +701,7 @@ class Trainer:
         Raises:
             CheckpointError: it could not be written, or parameters are not finite; what was there stays.
         """
-        run = self._training_run
-        checks.check_can_save(run is not None, run is not None and run.is_in_update)
-        run = run or outside_run("save_training_state")
-        saved_state.save_run(self, run, output_dir, checkpoint_kwargs)
+        saved_state.save_run(self, self._training_run, output_dir, checkpoint_kwargs)
 
     # ------------------------------------------------------------------ processes
 

@@ -117,7 +117,7 @@ def check_trainable(model: torch.nn.Module, optimizer: Any, attributes: Mapping[
             "attributes of the trainer.",
             AccelWarning,
             # The warning names the line that calls `train`.
-            stacklevel=3,
+            stacklevel=4,
         )
 
 
@@ -141,18 +141,4 @@ def check_can_run(method: str, is_running: bool, needs_loss: str | None) -> None
     if needs_loss is not None:
         raise ConfigurationError(
             f"loss_func is None, but {needs_loss} needs it. Pass a loss function, or override {needs_loss}."
-        )
-
-
-def check_can_save(has_run: bool, is_in_update: bool) -> None:
-    """Raise unless there is a run between two updates, whose state can be saved."""
-    if not has_run:
-        raise ConfigurationError(
-            "save_training_state was called before training, so there is no run to resume. Use "
-            "save_checkpoint for the model."
-        )
-    if is_in_update:
-        raise ConfigurationError(
-            "save_training_state was called in the middle of an update, but gradients are not part of the "
-            "state. Call it in on_optimizer_step_end or later."
         )

@@ -34,7 +34,7 @@ def create_batch_output(
         run.is_before_first_loss = False
         warn_of_loss(loss_func, outputs, targets)
     loss = call_loss(loss_func, outputs, targets)
-    given = None if run is None else run.samples_in_step
+    given = None if run is None or run.step is None else run.step.num_samples
     is_tensor = isinstance(targets, torch.Tensor) and targets.ndim
     # One comparison decides here for almost every batch, since this is called in each step.
     batch_size = given if is_tensor and targets.shape[0] == given else count_samples(targets, inputs, given)

@@ -20,6 +20,7 @@ from ..state.checkpoint import TrainerState
 from ..state.random import seed_process
 from .batch_output import add_way_out
 from .counted_loss import counted_loss
+from .first_steps import report_evaluation_step
 from .loaders import create_eval_loader, create_loaders
 from .loss_tracker import LossTracker, MeanTrackers
 from .modes import begin_train_mode
@@ -60,10 +61,14 @@ def begin_evaluation(
     training_run: Run | None,
     arguments: EvaluationArguments,
     collate_fn: Any,
+    computes_loss: bool = True,
 ) -> ShardedDataLoader:
     """Build what an evaluation needs, and leave `training_run`, the latest one, as it is.
 
     Every process takes part.
+
+    Args:
+        computes_loss: it makes evaluation steps; False for predictions.
     """
     begin_run(trainer, run, None, keep_seed=training_run is not None)
     loader = create_eval_loader(trainer, run, arguments, collate_fn)
@@ -72,6 +77,8 @@ def begin_evaluation(
         seed = trainer.data_seed
         trainer.run_config = plan_run(given, None, loader, trainer.accelerator, run.engine.group, seed)  # type: ignore[misc]
     prepare_parts(trainer, run)
+    if computes_loss:
+        report_evaluation_step(trainer)
     return loader
 
 

@@ -72,7 +72,7 @@ class Run:
         self.may_wrap_anew = not engine.group.is_single
         """Freezing and unfreezing parameters in mid-run may need the model wrapped anew."""
         self.step: Step | None = None
-        """The step of an update that goes on, or was the latest."""
+        """The step of training or evaluation that goes on, or was the latest."""
         self.stepped: list[torch.optim.Optimizer] = []
         """Further optimizers that have stepped inside the step that goes on."""
         self.lacks_gradients = False
@@ -89,8 +89,6 @@ class Run:
         """What the loop still has to restore once it is at the place where the state was saved."""
         self.item_totals = ItemTotals(engine.group)
         self.train_logs = MeanTrackers(torch.device("cpu"))
-        self.samples_in_step: int | None = None
-        """Samples that the loader gave for the step that goes on; None if it does not know."""
         self.counted_loss: tuple[Any, CountedLoss | None] = (None, None)
         """The loss function of the latest default step, and how it counts."""
         self.is_before_first_loss = True
@@ -124,6 +122,11 @@ class Run:
     def is_in_update(self) -> bool:
         """Whether gradients are there that no update has used yet, so that the state cannot be saved."""
         return self.phase in (Phase.IN_STEPS, Phase.IN_UPDATE)
+
+    @property
+    def samples_in_step(self) -> int | None:
+        """Samples that the loader gave for the step that goes on; None if it does not know."""
+        return None if self.step is None else self.step.num_samples
 
     def weight_of_step(self) -> float | None:
         """Return the samples of this process in the step that goes on; None outside of steps.

@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from ..checks.values import check_path
 from ..data.loader import RANDOM_NUMBERS_OF_WORKERS
 from ..data.order import ORDER_VERSION
-from ..engines.trained import Trained
 from ..engines.weights import (
     check_finite,
-    load_into,
-    load_optimizer,
-    load_together,
-    scheduler_fits,
     share_buffers,
 )
-from ..errors import AccelWarning
-from ..processes.collectives import all_gather_object, run_on_main
+from ..errors import ConfigurationError
+from ..processes.collectives import all_gather_object
 from ..state import files
 from ..state.checkpoint import (
     ATTRIBUTES_FILE,
@@ -31,15 +23,13 @@ from ..state.checkpoint import (
     TrainerState,
     library_versions,
 )
-from ..state.export import read_export, write_export
 from ..state.random import capture_random_state, restore_random_state
 from ..state.resume import compare, read_resume_point
 from ..state.save import save_folder
-from ..state.weight_names import with_plain_names
 from .checked_state import open_state, setting_damage_aside
 from .choose_load import choose_load
 from .history_lines import metrics_of_update, split_state
-from .modes import loading_weights, weights_to_export, weights_to_train
+from .modes import loading_weights, weights_to_train
 from .prepared_parts import prepare_parts
 from .preparing import begin_run
 from .run import Run
@@ -47,86 +37,34 @@ from .run_progress import RunProgress
 from .schedule_fit import check_fit
 from .stages import load_history
 from .train_arguments import TrainArguments
-from .trained_state import compare_weights, create_state, loaded, names_of, read_state, what_is_trained
+from .trained_state import compare_weights, create_state, loaded, names_of, read_state
 from .trainer_parts import TrainerParts
 
 
-def save_export(
-    trainer: TrainerParts,
-    save_path: Any,
-    values: dict[str, Any] | None,
-    with_optimizer: bool,
-    with_scheduler: bool,
-    model: torch.nn.Module,
-) -> None:
-    """Write what `Trainer.save_checkpoint` promises. Every process takes part."""
-    path = check_path("save_path", save_path, "Pass the name of a file, such as 'model.pt'.")
-    if trainer.run_progress.stage_skipped:
-        warnings.warn(
-            f"'{path}' was not written, since the model does not have the weights of stage "
-            f"{trainer.run_progress.stage}: train did nothing, as resume_from is a state of a later "
-            "stage. Do not export between two calls of train if trainer.run_progress.stage_skipped.",
-            AccelWarning,
-            stacklevel=3,
+def report_finished(trainer: TrainerParts, run: Run) -> None:
+    """Print that the run to be resumed is finished, if it is."""
+    point = run.resume_point
+    if point is not None and run.is_finished(trainer.run_progress):
+        updates = trainer.run_progress.updates_completed
+        trainer.print(f"The run in {point.folder} is finished after {updates} updates: nothing to do.")
+
+
+def save_run(trainer: TrainerParts, run: Run | None, output_dir: Any, values: dict[str, Any] | None) -> None:
+    """Write what `Trainer.save_training_state` promises. Every process takes part.
+
+    Args:
+        run: the latest training run, or None before the first.
+    """
+    if run is None:
+        raise ConfigurationError(
+            "save_training_state was called before training, so there is no run to resume. Use "
+            "save_checkpoint for the model."
         )
-        return
-    wanted = {"modules": True, "optimizers": with_optimizer, "schedulers": with_scheduler}
-    trained = _trained(trainer)
-    check_finite(model, trained.modules)
-    compare_weights(trainer.engine)
-    with weights_to_export(trainer):
-        attributes = create_state(trained)
-        content = {
-            "model_state_dict": with_plain_names(
-                trainer.engine.full_weights(model, trainer.create_model_state)
-            ),
-            **{f"{kind}_state_dict": attributes[kind] for kind in attributes if wanted[kind]},
-            **(values or {}),
-        }
-        if with_optimizer and trainer.optimizer is not None and not trainer.engine.shards_parameters:
-            content["optimizer_state_dict"] = trainer.optimizer.state_dict()
-        if with_scheduler and trainer.scheduler is not None:
-            content["scheduler_state_dict"] = trainer.scheduler.state_dict()
-        origin = {"run_id": trainer.run_id, "update": trainer.run_progress.updates_completed}
-        run_on_main(lambda: write_export(path, content, origin), trainer.is_main_process)
-
-
-def load_export(
-    trainer: TrainerParts, checkpoint_path: Any, with_optimizer: bool, with_scheduler: bool
-) -> dict[str, Any]:
-    """Load an export, all of it or nothing, and return what is in it. Every process takes part."""
-    path = check_path("checkpoint_path", checkpoint_path, "Pass the file that save_checkpoint wrote.")
-    content: dict[str, Any] = run_on_main(lambda: read_export(path), trainer.is_main_process)
-    model = trainer.get_model(keep_torch_compile=False)
-    optimizer = trainer.optimizer if with_optimizer and "optimizer_state_dict" in content else None
-    own_load = trainer.load_model_state
-    load = choose_load(trainer, path) or trainer.engine.load_full_weights(own_load)
-    wanted = {"modules": True, "optimizers": with_optimizer, "schedulers": with_scheduler}
-    attributes = {kind: content.get(f"{kind}_state_dict", {}) for kind in wanted if wanted[kind]}
-    trained = _trained(trainer)
-    with (
-        loading_weights(trainer, training=False),
-        loaded(trained, attributes, path),
-        load_together(model, content["model_state_dict"], path, load, optimizer),
-    ):
-        if optimizer is not None:
-            load_optimizer(optimizer, path, load, trained, content["optimizer_state_dict"])
-        has_scheduler = trainer.scheduler is not None and "scheduler_state_dict" in content
-        if with_scheduler and has_scheduler and scheduler_fits(load):
-            load_into(trainer.scheduler, path, content["scheduler_state_dict"])
-    missing = sorted(trained.modules.keys() - attributes["modules"].keys())
-    if missing:
-        trainer.print(f"'{path}' has no state of {missing}, which stay as they are.")
-    return {key: value for key, value in content.items() if key != files.ORIGIN}
-
-
-def _trained(trainer: TrainerParts) -> Trained:
-    """Return what the trainer trains, also before its first run."""
-    return trainer.engine.trained or what_is_trained(trainer, None)
-
-
-def save_run(trainer: TrainerParts, run: Run, output_dir: Any, values: dict[str, Any] | None) -> None:
-    """Write what `Trainer.save_training_state` promises. Every process takes part."""
+    if run.is_in_update:
+        raise ConfigurationError(
+            "save_training_state was called in the middle of an update, but gradients are not part of the "
+            "state. Call it in on_optimizer_step_end or later."
+        )
     path = check_path("output_dir", output_dir, "Pass the name of a folder.").absolute()
     engine = run.engine
     state = create_run_state(trainer)

@@ -22,10 +22,6 @@ class Schedule:
     metric: str | None = None
     """Name of the metric that the step at the end of an epoch needs."""
 
-    def step_after_update(self, scheduler: Any) -> None:
-        """Step after an update."""
-        scheduler.step()
-
     def step_after_epoch(self, scheduler: Any, run_history: RunHistory) -> None:
         """Step at the end of an epoch, by the newest value of the metric if one is needed."""
         step = scheduler.step_epoch if self.has_step_epoch else scheduler.step
