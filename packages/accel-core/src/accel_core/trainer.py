@@ -636,7 +636,7 @@ class Trainer:
             reason: what `stop_reason` is on every process.
             signal_number: the signal behind it, if any; `train` raises `RunInterrupted` once all is closed.
         """
-        _ = self._run or outside_run("request_stop")
+        _ = self._run or outside_run(f"request_stop({reason!r})")
         self.agreement.flag_stop(reason, signal_number)
 
     @property
