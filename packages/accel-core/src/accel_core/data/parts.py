@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -25,9 +26,12 @@ def parts_of(data: Any) -> Iterator[Any]:
             continue
         seen.add(id(part))
         yield part
-        # The iterators of a loader point back to it and hold its workers.
-        values = [value for name, value in _attributes_of(part).items() if not name.startswith("_iterator")]
-        waiting += [value for value in flattened(values) if _may_be_data(value)]
+        for name, value in _attributes_of(part).items():
+            # The iterators of a loader point back to it and hold its workers.
+            if isinstance(value, (list, tuple, dict)) and not name.startswith("_iterator"):
+                waiting += [each for each in flattened([value]) if _may_be_data(type(each))]
+            elif _may_be_data(type(value)) and not name.startswith("_iterator"):
+                waiting.append(value)
 
 
 def announce_epoch(data: Any, epoch: int) -> set[int]:
@@ -56,7 +60,10 @@ def flattened(values: list[Any]) -> Iterator[Any]:
             yield value
 
 
-def _may_be_data(value: Any) -> bool:
-    if isinstance(value, _WITHOUT_PARTS) or not hasattr(value, "__dict__"):
+# Asked for every attribute of every part in every epoch, and of few classes.
+@functools.lru_cache(maxsize=4096)
+def _may_be_data(kind: type) -> bool:
+    """Whether objects of `kind` may be data, or may hold some."""
+    if issubclass(kind, _WITHOUT_PARTS) or not kind.__dictoffset__:
         return False
-    return any(hasattr(type(value), name) for name in ("__getitem__", "__iter__", "set_epoch"))
+    return any(hasattr(kind, name) for name in ("__getitem__", "__iter__", "set_epoch"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import io
 import os
@@ -111,7 +112,8 @@ class Workers:
                 loader._iterator = None
             self._digest = digest
         # Torch draws the seeds of the workers from a generator on the CPU, whatever the default device is.
-        with torch.device("cpu"):
+        has_other_default = torch.empty(0).device.type != "cpu"
+        with torch.device("cpu") if has_other_default else contextlib.nullcontext():
             iterator: Any = iter(loader)
         if hasattr(iterator, "_shutdown_workers"):
             # Weak, so that an epoch that is not read to its end leaves no workers behind.

@@ -91,7 +91,8 @@ def optimizers_with_modes(attributes: Mapping[str, Any]) -> list[Any]:
     """Return the optimizers among the trainer's attributes that have `train()` and `eval()`, unwrapped."""
     found: dict[int, Any] = {}
     for value in attributes.values():
-        if hasattr(value, "param_groups"):
+        # Modules come first, since they take long to say what they do not have.
+        if not isinstance(value, torch.nn.Module) and hasattr(value, "param_groups"):
             # Accelerate's wrapper has both methods, whatever is inside.
             inner = value
             while hasattr(getattr(inner, "optimizer", None), "param_groups"):
