@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -60,10 +60,12 @@ def flattened(values: list[Any]) -> Iterator[Any]:
             yield value
 
 
-# Asked for every attribute of every part in every epoch, and of few classes.
-@functools.lru_cache(maxsize=4096)
-def _may_be_data(kind: type) -> bool:
+def _is_kind_of_data(kind: type) -> bool:
     """Whether objects of `kind` may be data, or may hold some."""
     if issubclass(kind, _WITHOUT_PARTS) or not kind.__dictoffset__:
         return False
     return any(hasattr(kind, name) for name in ("__getitem__", "__iter__", "set_epoch"))
+
+
+# Asked for every attribute of every part in every epoch, and of few classes.
+_may_be_data: Callable[[type], bool] = functools.lru_cache(maxsize=4096)(_is_kind_of_data)

@@ -50,8 +50,11 @@ def create_batch_output(
         counted = run.counted_loss[1]
     if counted is None or not ndim:
         return output
-    if ndim == 1 and counted.may_be_plain and targets.is_cpu and _has_no_negative(targets):
-        return output
+    if ndim == 1 and counted.may_be_plain and targets.is_cpu:
+        # A list of few numbers is made and looked through in a third of the time of torch's own minimum.
+        values = targets.tolist() if targets.shape[0] <= FEW else [targets.min().item()]
+        if min(values, default=0) >= 0:
+            return output
     if targets.is_floating_point():
         return output
     num_items = counted.count(targets)
@@ -60,13 +63,6 @@ def create_batch_output(
         # The mean over nothing is nan, which would stay nan whatever it is multiplied by.
         output["loss"] = torch.where(num_items > 0, loss, 0.0)
     return output
-
-
-def _has_no_negative(targets: torch.Tensor) -> bool:
-    """Whether no value of a vector on the CPU is below 0."""
-    # A list of few numbers is made and looked through in a third of the time of torch's own minimum.
-    values = targets.tolist() if targets.shape[0] <= FEW else None
-    return (min(values, default=0) if values is not None else targets.min().item()) >= 0
 
 
 def samples_of(trainer: TrainerParts, targets: Any, inputs: Any) -> int:
