@@ -151,6 +151,8 @@ def items_of(output: Mapping[str, Any]) -> Any:
     Raises:
         ConfigurationError: the default step could not tell, and nobody replaced its `batch_size`.
     """
+    if "num_items_in_batch" not in output and type(output["batch_size"]) is int:
+        return output["batch_size"]
     if type(output.get("batch_size")) is UnclearBatchSize:
         output["batch_size"].refuse()
     items = output["num_items_in_batch"] if "num_items_in_batch" in output else output["batch_size"]
