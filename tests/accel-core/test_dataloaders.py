@@ -526,23 +526,26 @@ class Process(MapStyle):
 
 def test_workers_live_through_all_epochs_and_end_with_the_run() -> None:
     """Lesson A28: workers are not started again for every epoch, if they are to be kept."""
+    # Loaders of torch that other tests have iterated keep theirs until they are collected.
+    others = set(multiprocessing.active_children())
     trainer = Recording()
     arguments = {"num_workers": 1, "persistent_workers": True}
     trainer.train(Process(), num_epochs=3, train_dataloader_kwargs=arguments)
     workers = set(flat(trainer.trained))
     assert len(workers) == 1
     assert os.getpid() not in workers
-    assert multiprocessing.active_children() == []
+    assert set(multiprocessing.active_children()) <= others
 
 
 def test_workers_end_with_evaluation_and_with_an_error() -> None:
+    others = set(multiprocessing.active_children())
     trainer = Recording()
     trainer.evaluate(MapStyle(), dataloader_kwargs={"num_workers": 1})
-    assert multiprocessing.active_children() == []
+    assert set(multiprocessing.active_children()) <= others
     trainer.calculate_train_batch_loss = lambda batch: 1 / 0  # type: ignore[method-assign,assignment,return-value]
     with pytest.raises(ZeroDivisionError) as caught:
         trainer.train(MapStyle(), num_epochs=1, train_dataloader_kwargs={"num_workers": 1})
-    assert multiprocessing.active_children() == []
+    assert set(multiprocessing.active_children()) <= others
     assert caught.value is not None
 
 
