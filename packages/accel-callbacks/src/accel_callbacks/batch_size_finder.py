@@ -154,7 +154,7 @@ class _AgreeOnMemory(Trainer):
         """Run the step without synchronising gradients."""
         loader = None if self.train_dataloader is None else self.train_dataloader.loader
         if getattr(getattr(loader, "collate_fn", None), "ran_out", False):
-            _agree(_run_out)
+            _agree_on_memory(False)
         # A process without memory would leave the others waiting in backward. The step needs no less memory
         # like this, since DDP has made its buffers before.
         _agree(super().run_train_step, step._replace(is_last=False), group)
@@ -182,10 +182,6 @@ class _CollateWithinMemory:
             return None
 
 
-def _run_out() -> None:
-    raise MemoryError
-
-
 def _agree(act: Callable[..., None], *arguments: Any) -> None:
     """Call `act`. Raises `_DoesNotFitError` on every process if memory ran out on any of them."""
     has_memory = True
@@ -195,6 +191,10 @@ def _agree(act: Callable[..., None], *arguments: Any) -> None:
         if not _is_out_of_memory(error):
             raise
         has_memory = False
+    _agree_on_memory(has_memory)
+
+
+def _agree_on_memory(has_memory: bool) -> None:
     if not all(all_gather_object(has_memory)):
         raise _DoesNotFitError
 

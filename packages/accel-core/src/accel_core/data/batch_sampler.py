@@ -109,7 +109,8 @@ class ShardedBatchSampler(Sampler[Any]):
     @property
     def last_step_lacks_batches(self) -> bool:
         """Whether a process is without a batch in the last step of the epoch begun."""
-        return any(stop - first < self.group.size for first, stop, _ in list(self._steps())[-1:])
+        firsts = self._firsts()
+        return bool(firsts) and min(self.step_size, len(self.items) - firsts[-1]) < self.group.size
 
     def __iter__(self) -> Iterator[Any]:
         return self._live_batches() if self.is_live else self._planned_batches()
@@ -160,20 +161,24 @@ class ShardedBatchSampler(Sampler[Any]):
                 batch = batch.tolist()
             yield batch if self.convert is None else self.convert(batch, self.epoch)
 
+    def _firsts(self) -> range:
+        """Return the first item of each global step, from the position on."""
+        num_items = len(self.items)
+        # An incomplete step is left out with drop_last, on all processes.
+        firsts = range(self._start, num_items - (self.step_size - 1 if self.drop_last else 0), self.step_size)
+        if self.max_steps is None:
+            return firsts
+        # The limit counts from the beginning of the epoch; a step that the position cuts counts as one.
+        steps_before = -(-self._start // self.step_size)
+        return firsts[: max(self.max_steps - steps_before, 0)]
+
     def _steps(self) -> Iterator[tuple[int, int, slice]]:
         """Yield first item, end and this process's slice of each global step, from the position on."""
         num_items = len(self.items)
-        steps = range(self._start, num_items, self.step_size)
-        if self.max_steps is not None:
-            # The limit counts from the beginning of the epoch; a step that the position cuts counts as one.
-            steps_before = -(-self._start // self.step_size)
-            steps = steps[: max(self.max_steps - steps_before, 0)]
         part = shard_of(self.step_size, self.group)
-        for first in steps:
+        for first in self._firsts():
             stop = first + self.step_size
             if stop > num_items:
-                if self.drop_last:
-                    return
                 stop = num_items
                 part = shard_of(stop - first, self.group)
             yield first, stop, slice(first + part.start, first + part.stop)
