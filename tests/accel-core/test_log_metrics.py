@@ -1,10 +1,15 @@
 """LogMetricsCallback: what was recorded, once an epoch."""
 
+import logging
+import math
+import re
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from accel_core import LogMetricsCallback, Trainer, TrainerCallback
+from accel_core import ConfigurationError, LogMetricsCallback, Trainer, TrainerCallback
+from accel_core.extending import readable_name
 from tiny import tiny_data, tiny_trainer
 
 
@@ -27,10 +32,74 @@ def test_each_epoch_is_one_line_of_names_and_values(capsys: pytest.CaptureFixtur
         history.get_metric_values("eval_loss_epoch"),
         strict=True,
     )
-    expected = [
-        f"train_loss_epoch: {train:.4g}  eval_loss_epoch: {evaluation:.4g}" for train, evaluation in pairs
-    ]
-    assert capsys.readouterr().out.splitlines() == expected
+    lines = capsys.readouterr().out.splitlines()
+    for epoch, (line, (train, evaluation)) in enumerate(zip(lines, pairs, strict=True), start=1):
+        best = " (best)" if epoch == 2 else ""
+        start = f"Epoch {epoch}/2  train loss {train:.4g} · val loss {evaluation:.4g}{best} · "
+        assert re.fullmatch(re.escape(start) + r"[\d,]+ samples/s · [\d.]+ s", line)
+
+
+class Evaluated(TrainerCallback):
+    """Records given values of a metric, and watches it."""
+
+    def __init__(self, values: list[float]) -> None:
+        self.values = values
+        self.watched = SimpleNamespace(name="f1", greater_is_better=True)
+
+    def on_training_run_epoch_end(self, trainer: Trainer) -> None:
+        trainer.run_history.update_metric("f1", self.values[trainer.run_history.current_epoch - 1])
+
+
+def test_a_new_best_is_marked_for_what_is_watched(capsys: pytest.CaptureFixture[str]) -> None:
+    values = [math.nan, 0.2, 0.1, 0.3]
+    tiny_trainer(callbacks=[LogMetricsCallback, Evaluated(values)]).train(tiny_data(), num_epochs=4)
+    marks = [re.search(r"f1 \S+( \(best\))?", line)[0] for line in capsys.readouterr().out.splitlines()]  # type: ignore[index]
+    assert marks == ["f1 nan", "f1 0.2", "f1 0.1", "f1 0.3 (best)"]
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("train_loss_epoch", "train loss"),
+        ("shifted_eval_loss_epoch", "shifted val loss"),
+        ("ema_model_eval_loss_epoch", "ema model val loss"),
+        ("top_5", "top 5"),
+        ("_", "_"),
+    ],
+)
+def test_names_are_those_of_people(name: str, shown: str) -> None:
+    assert readable_name(name) == shown
+
+
+def test_statistics_of_updates_are_not_in_the_line(capsys: pytest.CaptureFixture[str]) -> None:
+    class Statistics(TrainerCallback):
+        def on_optimizer_step_end(self, trainer: Trainer) -> None:
+            trainer.run_history.update_metric("learning_rate", 0.1)
+
+    tiny_trainer(callbacks=[LogMetricsCallback, Statistics]).train(tiny_data(), num_epochs=1)
+    line = capsys.readouterr().out
+    assert "train loss" in line
+    assert "learning rate" not in line
+
+
+def test_a_logger_gets_one_message_an_epoch_and_nothing_is_printed(
+    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    logger = logging.getLogger("train")
+    with caplog.at_level(logging.INFO, "train"):
+        trainer = tiny_trainer(callbacks=[LogMetricsCallback(logger)])
+        trainer.train(tiny_data(), num_epochs=2, eval_dataset=tiny_data(5))
+        trainer.evaluate(tiny_data(5))
+    messages = [record.getMessage() for record in caplog.records if record.name == "train"]
+    starts = [message.split(" ", 5)[:5] for message in messages]
+    assert [" ".join(start[:4]).strip() for start in starts[:2]] == ["Epoch 1/2  train", "Epoch 2/2  train"]
+    assert messages[2].startswith("evaluation loss ")
+    assert capsys.readouterr().out == ""
+
+
+def test_what_is_no_logger_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match=r"logger is 'train'.*logging.getLogger"):
+        LogMetricsCallback("train")  # type: ignore[arg-type]
 
 
 def test_overriding_one_method_sends_the_metrics_of_each_epoch_elsewhere() -> None:

@@ -182,7 +182,7 @@ def test_a_script_that_was_moved_runs(script, tmp_path):
         [sys.executable, SCRIPTS / script], capture_output=True, text=True, timeout=120, cwd=tmp_path
     )
     assert finished.returncode == 0, finished.stderr
-    losses = [float(value) for value in re.findall(r"train_loss_epoch: ([\d.]+)", finished.stdout)]
+    losses = [float(value) for value in re.findall(r"train loss ([\d.]+)", finished.stdout)]
     assert len(losses) >= 4 and losses[-1] < losses[0]
     if script.startswith("train_with_metrics"):
         assert float(re.search(r"evaluation_accuracy: ([\d.]+)", finished.stdout).group(1)) > 0.88

@@ -5,6 +5,8 @@ of versions as those of `accel_core`.
 """
 
 # `as` with the same name marks what is public here, for type checkers and the documentation.
+from .callbacks.metric_names import readable_name as readable_name
+from .callbacks.metric_names import readable_value as readable_value
 from .callbacks.print_progress import how_it_ended as how_it_ended
 from .checks.values import check_callable as check_callable
 from .checks.values import check_choice as check_choice
@@ -44,6 +46,12 @@ from .run.steps import Step as Step
 from .run.trial import check_trial as check_trial
 from .run.trial import trial_of as trial_of
 from .run.update_groups import UpdateGroup as UpdateGroup
+from .screen import columns_of as columns_of
+from .screen import join_fields as join_fields
+from .screen import notebook as notebook
+from .screen import separator as separator
+from .screen import width_of as width_of
+from .screen import wrap as wrap
 from .state import files as files
 from .state.export import read_origin as read_origin
 from .state.folder import complete_checkpoints as complete_checkpoints

@@ -327,8 +327,8 @@ class Trainer:
         """Return `loss` (mean over the batch), `model_outputs` and `batch_size` of a batch.
 
         The batch is `(inputs, targets)` unless this is overridden. Further keys travel to the callbacks.
-        `num_items_in_batch` says that the loss is the mean over that many items, such as tokens. `log`, a
-        dictionary of scalars, is averaged and recorded as `train_<name>_epoch`.
+        `num_items_in_batch` says that the loss is the mean over that many items, such as tokens. Scalars
+        in the dictionary `log` are averaged and recorded as `train_<name>_epoch`, in `progress` only shown.
         """
         inputs, targets = unpack_batch(batch)
         return create_batch_output(self, self.loss_func, inputs, self.model(inputs), targets)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ..screen import columns_of, wrap
 from .callback import TrainerCallback
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ class PrintProgressCallback(TrainerCallback):
 
     def on_training_run_end(self, trainer: Trainer) -> None:
         """Print how the run ended."""
-        trainer.print(how_it_ended(trainer))
+        trainer.print(wrap(how_it_ended(trainer), columns_of()))
 
 
 def how_it_ended(trainer: Trainer) -> str:

@@ -179,6 +179,11 @@ def check_batch_output(output: Any, method: str, needs_gradient: bool, is_first:
             f"{method} returned {preview(log)} as 'log', but it must be a dictionary of numbers or tensors "
             "of one element. Take the mean over the batch, or put what is no number under a key of its own."
         )
+    if not isinstance(output.get("progress", {}), Mapping):
+        raise ConfigurationError(
+            f"{method} returned {preview(output['progress'])} as 'progress', but it must be a dictionary of "
+            "numbers, tensors of one element or texts, which the progress bar shows beside the loss."
+        )
     if needs_gradient and not loss.requires_grad:
         raise ConfigurationError(
             f"{method} returned a 'loss' without a gradient, so nothing could be learned. Compute it from "
