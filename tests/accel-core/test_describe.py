@@ -49,7 +49,7 @@ def test_before_a_run_it_tells_what_is_known() -> None:
     text = create(Late(), Early()).describe()
     assert re.search(r"model: Linear, 3 parameters.*\b2\b.* trainable", text)
     assert "optimizer: SGD" in text
-    assert "processes: 1, device: cpu, precision: no" in text
+    assert "processes: 1, layout: a single process, device: cpu, precision: no" in text
     assert re.search("training: .*before train", text)
 
 

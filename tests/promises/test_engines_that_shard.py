@@ -35,7 +35,7 @@ from accel_core import (
     Trainer,
     TrainerCallback,
 )
-from accel_core.engines.weights import local_shard
+from accel_core.engines.parts import local_shard
 from accel_core.state.files import read_tensors
 from case_runner import compare, run_as_script, shared_folder
 from tiny import ONE_CYCLE, EvaluateInMidEpoch, SaveAt, Stream

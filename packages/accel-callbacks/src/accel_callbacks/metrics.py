@@ -13,13 +13,13 @@ from accel_core.extending import (
     all_gather_object,
     check_callable,
     check_choice,
-    is_distributed,
     preview,
     run_on_main,
 )
 
 if TYPE_CHECKING:
     from accel_core import Trainer
+    from accel_core.extending import DataGroup
 
 Update = Callable[[Any, Any, Mapping[str, Any]], None]
 
@@ -162,18 +162,19 @@ class MetricsCallback(TrainerCallback):
     def _record(self, trainer: Trainer, metrics: dict[str, Any], prefix: str) -> None:
         """Compute over all processes, and record the same on each. Every process takes part."""
         for name, metric in metrics.items():
-            for key, number in compute_over_processes(name, metric, trainer.is_main_process).items():
+            for key, number in compute_over_processes(name, metric, trainer.data_group).items():
                 trainer.run_history.update_metric(f"{prefix}{self.prefix}{key}", number)
 
 
-def compute_over_processes(name: str, metric: Any, is_main: bool) -> dict[str, float]:
+def compute_over_processes(name: str, metric: Any, group: DataGroup) -> dict[str, float]:
     """Return the values of `metric`, or of a collection, over what all processes have added to it.
 
     Returns nothing if no process has added a batch. Every process takes part.
     """
     # What torchmetrics does by itself waits forever if states are lists of different lengths, and counts a
     # process without a batch into means. So the states are gathered whole, and the main process computes.
-    if not is_distributed():
+    # Processes that read the same batches have the same sums.
+    if group.is_single:
         is_updated = any(single.update_count for single in _singles(metric))
         return _numbers(name, metric.compute()) if is_updated else {}
     by_process = all_gather_object(_states_of(metric))
@@ -188,7 +189,7 @@ def compute_over_processes(name: str, metric: Any, is_main: bool) -> dict[str, f
         _set_states(merged, by_process)
         return _numbers(name, merged.compute())
 
-    return run_on_main(compute, is_main)  # type: ignore[no-any-return]
+    return run_on_main(compute, group.is_main)  # type: ignore[no-any-return]
 
 
 def _by_name(metrics: Any) -> dict[str, Any]:

@@ -103,7 +103,7 @@ class TrainingStatisticsCallback(TrainerCallback):
         seconds, waited = sum_over_processes([self._seconds, own_waited], trainer.device)
         # The coarse clocks of some platforms may not have moved.
         seconds = max(seconds, 1e-9)
-        seconds_of_a_process = seconds / trainer.data_group.size
+        seconds_of_a_process = seconds / trainer.data_group.num_processes
         # Samples and updates are those of all processes already, but seconds were added up over them.
         values["samples_per_second"] = self._samples / seconds_of_a_process
         values["updates_per_second"] = self._updates / seconds_of_a_process

@@ -31,6 +31,7 @@ from .processes.collectives import broadcast_tensors as broadcast_tensors
 from .processes.collectives import is_distributed as is_distributed
 from .processes.collectives import run_on_main as run_on_main
 from .processes.collectives import sum_over_processes as sum_over_processes
+from .processes.group import DataGroup as DataGroup
 from .run.batch_output import UnclearBatchSize as UnclearBatchSize
 from .run.batch_output import call_loss as call_loss
 from .run.batch_output import num_samples_in as num_samples_in

@@ -186,7 +186,7 @@ class Trainer:
                 self.model = run.engine.model_to_train()  # A callback may have frozen or unfrozen parameters.
             run.phase = Phase.IN_STEPS
             if run.counts_before_forward:
-                group.count_before_forward(self.count_items, run.engine.group.size, self.device)
+                group.count_before_forward(self.count_items, run.engine.group.num_processes, self.device)
             for step in group.steps:
                 self.run_train_step(step, group)
             run.phase = Phase.IN_UPDATE
@@ -616,7 +616,7 @@ class Trainer:
             with preparing.evaluating(self, run):
                 outputs = collect_predictions(self.calculate_predictions, run, loader)
             report_left_out(loader)
-            return join_over_processes(outputs, self.prediction_padding, own_shares=data_is_sharded)
+            return join_over_processes(outputs, run.engine.group, self.prediction_padding, data_is_sharded)
 
     def load_training_state(self, input_dir: str | Path) -> dict[str, Any]:
         """Restore what `save_training_state` saved; return its `checkpoint_kwargs`. Every process takes part.
@@ -745,7 +745,7 @@ class Trainer:
             print(*args, **kwargs)  # noqa: T201
 
     def gather(self, tensor: torch.Tensor, padding_value: float | None = None) -> torch.Tensor:
-        """Join the tensors of all processes on the first dimension, of any size. Every process takes part.
+        """Join the tensors of `data_group` on the first dimension, of any size. Every process takes part.
 
         Inside a step it raises `ConfigurationError` if a process may have no batch there, and never answer.
 
@@ -754,7 +754,7 @@ class Trainer:
         """
         if self._run is not None:
             self._run.check_gather()
-        return gather_tensor(tensor, padding_value)
+        return gather_tensor(tensor, padding_value, self.engine.group)
 
     def get_model(self, keep_torch_compile: bool = True) -> torch.nn.Module:
         """Return the model without what was wrapped around it."""

@@ -54,7 +54,7 @@ class ShardedBatchSampler(Sampler[Any]):
         self._position = 0
         self._items: Any = ()
         self._start = 0
-        self.is_live = group.is_single and order.is_users
+        self.is_live = group.is_only_process and order.is_users
         """The sampler is iterated while the epoch goes on, as torch does: it may look at what happens."""
         self.live_sizes: deque[int] = deque()
         """Samples of the batches that a live sampler has given and the loop has not taken yet."""

@@ -29,7 +29,7 @@ class MapStyleSource:
         self.batch_size = batch_size
         self.generator = torch.Generator("cpu")
         self.workers = Workers()
-        order = EpochOrder(sampler, seed, is_shared=not group.is_single)
+        order = EpochOrder(sampler, seed, is_shared=not group.is_only_process)
         dataset = loader.dataset
         reader = SeededSampleReader(dataset, seed) if seed_each_sample else SampleReader(dataset)
         self.torch_loader: DataLoader[Any] | None

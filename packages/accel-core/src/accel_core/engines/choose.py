@@ -1,7 +1,12 @@
-"""Knows which engines there are, and alone asks Accelerate which of them runs."""
+"""Knows which layouts of processes are right and which are refused, and alone asks Accelerate which runs.
+
+What is refused would train, and be wrong without an error: processes of one copy of the model would read
+different batches, or the model would not be laid out as its user believes.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -12,8 +17,9 @@ from ..processes.group import DataGroup
 from .ddp import DDP, XLA
 from .deepspeed import DeepSpeed, MegatronLM
 from .engine import Engine
-from .fsdp import FSDP
+from .fsdp import FSDP, FSDP2, HSDP
 from .single import SingleProcess
+from .tensor_parallel import TensorParallel
 
 
 class Layout(NamedTuple):
@@ -27,8 +33,25 @@ def _is(*kinds: DistributedType) -> Callable[[Accelerator], bool]:
     return lambda accelerator: accelerator.distributed_type in kinds
 
 
+def _is_tensor_parallel(accelerator: Accelerator) -> bool:
+    return sizes_of(accelerator)["tp_size"] > 1
+
+
+def _is_fsdp2(accelerator: Accelerator) -> bool:
+    return accelerator.distributed_type is DistributedType.FSDP and bool(
+        getattr(accelerator, "is_fsdp2", False)
+    )
+
+
+def _is_hsdp(accelerator: Accelerator) -> bool:
+    return _is_fsdp2(accelerator) and sizes_of(accelerator)["dp_replicate_size"] > 1
+
+
 LAYOUTS = [
+    Layout(_is_tensor_parallel, TensorParallel),
     Layout(_is(DistributedType.NO), SingleProcess),
+    Layout(_is_hsdp, HSDP),
+    Layout(_is_fsdp2, FSDP2),
     Layout(_is(DistributedType.FSDP), FSDP),
     Layout(_is(DistributedType.DEEPSPEED), DeepSpeed),
     Layout(_is(DistributedType.MEGATRON_LM), MegatronLM),
@@ -36,12 +59,139 @@ LAYOUTS = [
     # GPUs of all makers, and CPUs with gloo or MPI.
     Layout(lambda accelerator: accelerator.distributed_type.value.startswith("MULTI_"), DDP),
 ]
-"""The first layout that runs is taken."""
+"""The layouts that are right. The first one that runs is taken.
+
+Before that, `REFUSED` is asked.
+"""
+
+
+class Refused(NamedTuple):
+    """A layout that accel does not run."""
+
+    is_asked: Callable[[Accelerator], bool]
+    message: str
+    """May name the sizes of the user's `ParallelismConfig`, such as `{tp_size}`."""
+
+
+_SIZES = ("dp_replicate_size", "dp_shard_size", "tp_size", "cp_size", "sp_size")
+
+
+def sizes_of(accelerator: Accelerator) -> dict[str, int]:
+    """Return the sizes in the `ParallelismConfig` of the accelerator: 1 for what it does not ask for."""
+    # Versions of Accelerate differ in what they know.
+    config = getattr(accelerator.state, "parallelism_config", None)
+    return {name: getattr(config, name, 1) or 1 for name in _SIZES}
+
+
+def _asks_for(*names: str) -> Callable[[Accelerator], bool]:
+    return lambda accelerator: all(sizes_of(accelerator)[name] > 1 for name in names)
+
+
+def _is_dropped(plugin: str, kind: DistributedType) -> Callable[[Accelerator], bool]:
+    """Whether several processes run without an engine that was asked for."""
+
+    def is_dropped(accelerator: Accelerator) -> bool:
+        # Accelerate keeps no trace but this variable, which it sets itself for a plugin that is passed.
+        is_asked = os.environ.get(f"ACCELERATE_USE_{plugin}", "false").lower() == "true"
+        is_other = accelerator.distributed_type not in (kind, DistributedType.XLA)
+        return is_asked and is_other and accelerator.num_processes > 1
+
+    return is_dropped
+
+
+def _shards_by_nothing(accelerator: Accelerator) -> bool:
+    has_engine = accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
+    return sizes_of(accelerator)["dp_shard_size"] > 1 and not has_engine
+
+
+def _has_more(accelerator: Accelerator) -> bool:
+    """Whether a copy of the model takes several processes by another way than tensor parallelism."""
+    config = getattr(accelerator.state, "parallelism_config", None)
+    return (getattr(config, "non_data_parallel_size", 1) or 1) > sizes_of(accelerator)["tp_size"]
+
+
+_DROPPED = (
+    "The Accelerator was given {what}, but Accelerate has dropped it without an error and runs {runs}, which "
+    "it does on a CPU (ACCELERATE_USE_CPU or cpu=True). {way_out}"
+)
+
+_USE_GPUS = "Use GPUs, or remove the plugin to train by DDP."
+
+REFUSED = [
+    Refused(
+        _asks_for("cp_size"),
+        "The ParallelismConfig has cp_size={cp_size}: context parallelism, in which several processes share "
+        "the sequences of one batch. accel does not run it: each process would read a batch of its own. "
+        "Remove cp_size, and use FSDP2 with activation checkpointing for long sequences.",
+    ),
+    Refused(
+        _asks_for("sp_size"),
+        "The ParallelismConfig has sp_size={sp_size}: sequence parallelism, in which several processes share "
+        "the sequences of one batch. accel does not run it: each process would read a batch of its own. "
+        "Remove sp_size, and use DeepSpeed or FSDP2 with activation checkpointing for long sequences.",
+    ),
+    Refused(
+        lambda accelerator: (
+            sizes_of(accelerator)["tp_size"] > 1
+            and (
+                sizes_of(accelerator)["dp_shard_size"] > 1
+                or accelerator.distributed_type is DistributedType.FSDP
+            )
+        ),
+        "The ParallelismConfig has tp_size={tp_size} and dp_shard_size={dp_shard_size}: tensor parallelism "
+        "with FSDP2. Accelerate 1.15 prepares it by a name that transformers 5.24 no longer has, so it "
+        "cannot be tested, and accel does not run it. Use tp_size on all processes, or FSDP2 alone.",
+    ),
+    Refused(
+        _asks_for("tp_size", "dp_replicate_size"),
+        "The ParallelismConfig has tp_size={tp_size} and dp_replicate_size={dp_replicate_size}: tensor "
+        "parallelism with several copies of the model, which Accelerate itself refuses beside plain data "
+        "parallelism. Use tp_size on all processes, or FSDP2, or DDP without tp_size.",
+    ),
+    Refused(
+        _has_more,
+        "The ParallelismConfig lays one copy of the model over several processes in a way that accel does "
+        "not know, and each of them would read a batch of its own. Use tp_size on all processes, FSDP2 or "
+        "DDP.",
+    ),
+    Refused(
+        _shards_by_nothing,
+        "The ParallelismConfig has dp_shard_size={dp_shard_size}, but the Accelerator runs {runs}, which "
+        "does not shard. Pass fsdp_plugin=FullyShardedDataParallelPlugin(fsdp_version=2) to the Accelerator, "
+        "or remove dp_shard_size.",
+    ),
+    Refused(
+        _is_dropped("DEEPSPEED", DistributedType.DEEPSPEED),
+        _DROPPED.format(
+            what="DeepSpeed",
+            runs="{runs}",
+            way_out="Unset ACCELERATE_USE_CPU and set DS_ACCELERATOR=cpu, or remove the plugin.",
+        ),
+    ),
+    Refused(
+        _is_dropped("FSDP", DistributedType.FSDP),
+        _DROPPED.format(what="FSDP", runs="{runs}", way_out=_USE_GPUS),
+    ),
+    Refused(
+        _is_dropped("MEGATRON_LM", DistributedType.MEGATRON_LM),
+        _DROPPED.format(what="Megatron-LM", runs="{runs}", way_out=_USE_GPUS),
+    ),
+]
+"""The first layout that is asked for is named."""
+
+
+def check_layout(accelerator: Accelerator) -> None:
+    """Raise `ConfigurationError` for a layout that accel refuses. No communication."""
+    for layout in REFUSED:
+        if layout.is_asked(accelerator):
+            runs = accelerator.distributed_type.value
+            raise ConfigurationError(layout.message.format(runs=runs, **sizes_of(accelerator)))
 
 
 def choose_engine(accelerator: Accelerator, group: DataGroup) -> Engine:
     """Return the engine of a run. Raises `ConfigurationError` for a layout that accel does not know."""
     check_accumulation(accelerator)
+    check_layout(accelerator)
     for layout in LAYOUTS:
         if layout.runs(accelerator):
             return layout.create_engine(accelerator, group)

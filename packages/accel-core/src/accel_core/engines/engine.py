@@ -55,7 +55,11 @@ class Engine(Protocol):
     """For messages."""
     group: DataGroup
     shards_parameters: bool
-    """Parameters are spread over the processes, and the engine saves and loads them itself."""
+    """Parameters are spread over the processes: none of them has a whole model."""
+    gathers_files: bool
+    """Every process takes part in `main_files`, and not the main one alone."""
+    exports_optimizer: bool
+    """The state of the optimizer can be had whole, so exports may hold it."""
     steps_in_backward: bool
     """The parameters change inside backward, so nothing can be done to the gradients before."""
     has_collective_forward: bool
@@ -94,6 +98,15 @@ class Engine(Protocol):
             clip_value: `gradient_clip_value` of the run.
             clip_norm: `gradient_clip_norm` of the run.
             has_plan: the items of an update are known before its first backward.
+        """
+
+    def check_model(self, model: torch.nn.Module, optimizer: Any) -> None:
+        """Raise `ConfigurationError` for a model that the user has laid out in another way than this engine.
+
+        No communication.
+
+        Args:
+            optimizer: the user's, or None.
         """
 
     def completed_config(self, per_device_batch_size: int) -> Context:
@@ -163,6 +176,9 @@ class Engine(Protocol):
 
     def full_weights(self, model: torch.nn.Module, create_state: CreateState) -> dict[str, Any]:
         """Return the whole model's state, with the main process's buffers, as `create_state` makes it."""
+
+    def whole_state(self, state: dict[str, Any]) -> dict[str, Any]:
+        """Return a state of anything that is trained, with whole tensors on the main process."""
 
     def load_full_weights(self, load: LoadState) -> LoadState:
         """Return what loads the state of the whole model: `load`, unless the parameters are spread."""

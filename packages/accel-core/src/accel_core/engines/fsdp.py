@@ -14,6 +14,7 @@ from ..errors import CheckpointError, ConfigurationError
 from ..processes.group import DataGroup
 from .ddp import DDP
 from .engine import CreateState, LoadState, StepWeight
+from .parts import check_whole
 from .single import choose_zero_grad
 from .trained import Trained, clear_gradients, parameters_of
 from .weights import share_buffers
@@ -23,6 +24,7 @@ class Sharded(DDP):
     """Base of the engines that spread a model over the processes: they write and read it themselves."""
 
     shards_parameters = True
+    exports_optimizer = False
 
     def __init__(self, accelerator: Accelerator, group: DataGroup) -> None:
         super().__init__(accelerator, group)
@@ -35,6 +37,11 @@ class Sharded(DDP):
                 f"gradient_clip_value is {clip_value}, but {self.name} clips by norm only. Pass "
                 "gradient_clip_norm instead."
             )
+
+    def check_model(self, model: torch.nn.Module, optimizer: Any) -> None:
+        """Refuse a model that the user has sharded; a run before may have sharded it by this engine."""
+        if not getattr(model, "_is_accelerate_prepared", False):
+            check_whole(model.named_parameters(), self.name)
 
     def check_trained(self, modules: Iterable[str], optimizers: Iterable[str]) -> None:
         """Refuse parameters beside the model, and further optimizers."""
@@ -142,6 +149,21 @@ class Sharded(DDP):
 
 
 class FSDP(Sharded):
-    """Runs the steps of several processes that hold a part of each parameter."""
+    """Runs the steps of several processes that hold a part of each parameter, by version 1 of FSDP."""
 
     name = "FSDP"
+
+
+class FSDP2(FSDP):
+    """Runs the steps of several processes that hold a part of each parameter, by `fully_shard`."""
+
+    name = "FSDP2"
+
+
+class HSDP(FSDP2):
+    """Runs the steps of groups of processes that hold a copy of the model together, in parts.
+
+    Each process reads batches of its own, as with FSDP2.
+    """
+
+    name = "HSDP"

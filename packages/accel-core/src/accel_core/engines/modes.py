@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 from .engine import Engine
-from .weights import local_shard, share_buffers
+from .parts import local_shard
+from .weights import share_buffers
 
 _STAYS_IN_EVAL = "stays_in_eval_mode"
 """The attribute of a module that training leaves in eval mode; copies of the module have it too."""

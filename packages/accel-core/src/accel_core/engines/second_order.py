@@ -30,10 +30,11 @@ def check_second_order(
     if not needs_second_order(optimizer):
         return
     name = type(getattr(optimizer, "optimizer", optimizer)).__name__
-    if not group.is_single or steps_in_backward:
+    if not group.is_only_process or steps_in_backward:
         raise ConfigurationError(
-            f"The optimizer {name} uses second derivatives, which no engine averages over {group.size} "
-            "processes: each would train a model of its own. Train on one process, or use another optimizer."
+            f"The optimizer {name} uses second derivatives, which no engine averages over "
+            f"{group.num_processes} processes: each would train a model of its own. Train on one process, or "
+            "use another optimizer."
         )
     if accelerator.scaler is not None:
         raise ConfigurationError(

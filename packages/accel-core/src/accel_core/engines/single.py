@@ -19,6 +19,7 @@ from ..state.weight_names import with_plain_names
 from .engine import Context, CreateState, LoadState, Prepared, StepWeight
 from .further_optimizers import FurtherOptimizers
 from .partial_loading import parameters_held
+from .parts import check_whole, local_shard
 from .second_order import needs_second_order, second_order_backward
 from .trained import Trained, clear_gradients, parameters_of
 from .weights import (
@@ -26,7 +27,6 @@ from .weights import (
     load_into,
     load_optimizer,
     load_together,
-    local_shard,
     scheduler_fits,
     share_buffers,
 )
@@ -39,6 +39,8 @@ class SingleProcess:
 
     name = "a single process"
     shards_parameters = False
+    gathers_files = False
+    exports_optimizer = True
     steps_in_backward = False
 
     def __init__(self, accelerator: Accelerator, group: DataGroup) -> None:
@@ -60,6 +62,10 @@ class SingleProcess:
 
     def check(self, overridden: list[str], clip_value: Any, clip_norm: Any, has_plan: bool) -> None:
         """Refuse nothing."""
+
+    def check_model(self, model: torch.nn.Module, optimizer: Any) -> None:
+        """Refuse a model that the user has sharded."""
+        check_whole(model.named_parameters(), self.name)
 
     def completed_config(self, per_device_batch_size: int) -> Context:
         """Return a context that does nothing."""
@@ -180,6 +186,10 @@ class SingleProcess:
         """Return the state of the unwrapped and uncompiled model."""
         share_buffers(model)
         return create_state(self.accelerator.unwrap_model(model, keep_torch_compile=False))
+
+    def whole_state(self, state: dict[str, Any]) -> dict[str, Any]:
+        """Return `state`."""
+        return state
 
     def load_full_weights(self, load: LoadState) -> LoadState:
         """Return `load`."""

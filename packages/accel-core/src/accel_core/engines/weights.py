@@ -19,6 +19,7 @@ from ..state.weight_names import with_names_of
 from ..text import with_full_stop
 from .engine import LoadState
 from .partial_loading import PartialLoad, parameters_held
+from .parts import is_dtensor, local_shard, parts_of_optimizer
 from .trained import Trained
 
 
@@ -32,12 +33,6 @@ def unwrap_model(
 def is_frozen(model: torch.nn.Module) -> bool:
     """Whether no parameter has gradients."""
     return not any(parameter.requires_grad for parameter in model.parameters())
-
-
-def local_shard(tensor: torch.Tensor) -> torch.Tensor:
-    """Return the part of a parameter or gradient that this process holds: all of it if it is not sharded."""
-    part = getattr(tensor, "ds_tensor", tensor)  # where ZeRO-3 keeps it
-    return part.to_local() if hasattr(part, "to_local") else part
 
 
 def move_modules(attributes: Mapping[str, Any], device: torch.device) -> None:
@@ -61,7 +56,8 @@ def renew_step(optimizer: Any) -> None:
 
 def share_buffers(model: torch.nn.Module) -> None:
     """Give every process the main process's buffers. Every process takes part."""
-    broadcast_tensors(model.buffers())
+    # Of a buffer in parts each process has its own.
+    broadcast_tensors(buffer for buffer in model.buffers() if not is_dtensor(buffer))
 
 
 @contextlib.contextmanager
@@ -103,6 +99,8 @@ def load_into(target: Any, path: Path, state: Any = None) -> None:
         state: what was read from the file, if it was read already.
     """
     state = files.read_object(path) if state is None else state
+    if isinstance(target, torch.optim.Optimizer):
+        state = parts_of_optimizer(target, state)
     groups = getattr(target, "param_groups", [])
     needed = [target.defaults.keys() & group.keys() for group in groups]
     try:

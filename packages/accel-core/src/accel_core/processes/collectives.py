@@ -13,6 +13,7 @@ import torch.distributed as dist
 from accelerate.utils import gather_object
 
 from ..errors import ConfigurationError
+from .group import DataGroup
 
 
 def sum_over_processes(values: Sequence[float], device: torch.device) -> list[float]:
@@ -62,15 +63,18 @@ def broadcast_tensors(tensors: Iterable[torch.Tensor]) -> None:
                     tensor.copy_(values)
 
 
-def gather_tensor(tensor: torch.Tensor, padding_value: float | None = None) -> torch.Tensor:
+def gather_tensor(
+    tensor: torch.Tensor, padding_value: float | None = None, group: DataGroup | None = None
+) -> torch.Tensor:
     """Join the tensors of all processes on the first dimension, which may differ between processes.
 
     Args:
         tensor: of the same number of dimensions and dtype on every process; a scalar counts as shape `(1,)`.
         padding_value: fills up the other dimensions where they differ; without it they have to be equal.
+        group: the processes that share the data; None is all.
     """
     tensor = tensor.reshape(1) if tensor.ndim == 0 else tensor
-    if not is_distributed():
+    if not is_distributed() or (group is not None and group.is_single):
         return tensor
     # Shapes first: a collective of tensors of different sizes would fail or hang.
     shapes = all_gather_object(tuple(tensor.shape))

@@ -51,7 +51,7 @@ def check_state(trainer: TrainerParts, folder: Path, state: TrainerState) -> Non
     group = trainer.engine.group
     names = sorted(state.get("digests", {}))
     with files.raising_checkpoint_error(folder, "could not be read"):
-        flaw = find_mismatch(folder, state, names[group.index :: group.size])
+        flaw = find_mismatch(folder, state, names[group.process_index :: group.num_processes])
     flaw = next(filter(None, all_gather_object(flaw)), None)
     if flaw is not None:
         aside = run_on_main(lambda: _try_to_set_aside(folder), trainer.is_main_process)

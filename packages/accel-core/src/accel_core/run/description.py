@@ -39,10 +39,15 @@ def describe_run(
     lines = [
         f"model: {type(model).__name__}, {total:,} parameters, {trainable:,} of them trainable",
         f"optimizer: {'none' if optimizer is None else type(optimizer).__name__}",
-        f"processes: {engine.group.size}, device: {accelerator.device}, precision: "
-        f"{accelerator.mixed_precision}",
+        f"processes: {engine.group.num_processes}, layout: {engine.name}, device: {accelerator.device}, "
+        f"precision: {accelerator.mixed_precision}",
         counting,
     ]
+    if engine.group.processes_per_copy > 1:
+        lines.append(
+            f"data: {engine.group.processes_per_copy} processes hold a copy of the model and read the same "
+            f"batches; {engine.group.size} such groups share the data"
+        )
     if engine.steps_in_backward:
         lines.append(
             f"engine: {engine.name} steps inside backward, so at "

@@ -51,7 +51,7 @@ def save_export(
     check_finite(model, trained.modules)
     compare_weights(trainer.engine)
     with weights_to_export(trainer):
-        attributes = create_state(trained)
+        attributes = trainer.engine.whole_state(create_state(trained))
         content = {
             "model_state_dict": with_plain_names(
                 trainer.engine.full_weights(model, trainer.create_model_state)
@@ -59,8 +59,8 @@ def save_export(
             **{f"{kind}_state_dict": attributes[kind] for kind in attributes if wanted[kind]},
             **(values or {}),
         }
-        if with_optimizer and trainer.optimizer is not None and not trainer.engine.shards_parameters:
-            content["optimizer_state_dict"] = trainer.optimizer.state_dict()
+        if with_optimizer and trainer.optimizer is not None and trainer.engine.exports_optimizer:
+            content["optimizer_state_dict"] = trainer.engine.whole_state(trainer.optimizer.state_dict())
         if with_scheduler and trainer.scheduler is not None:
             content["scheduler_state_dict"] = trainer.scheduler.state_dict()
         origin = {"run_id": trainer.run_id, "update": trainer.run_progress.updates_completed}

@@ -4,8 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import nn
 
+from ..data.content import digest_of
+from ..data.devices import move_to_device
+from ..errors import ConfigurationError
+from ..processes.collectives import all_gather_object
+from ..processes.group import DataGroup
 from .batch_output import check_batch_output
 from .run import Run
 from .silent_mistakes import warn_of_batch, warn_of_unreached
@@ -38,12 +44,28 @@ def check_first_output(trainer: TrainerParts, run: Run, output: Any, method: str
     """
     is_training = method == "calculate_train_batch_loss"
     is_fresh = is_training and trainer.run_progress.updates_completed == 0
+    check_same_batch(run.engine.group, batch)
     check_batch_output(output, method, needs_gradient=is_training, is_first=is_fresh)
     run.unchecked_steps.discard(method)
     if len(run.unchecked_steps) == 1:
         # The first of the two steps that a run may make.
         definer = next(kind for kind in type(trainer).__mro__ if method in vars(kind))
         warn_of_batch(batch, definer, trainer.callbacks)
+
+
+def check_same_batch(group: DataGroup, batch: Any) -> None:
+    """Raise unless the processes of one copy of the model have read the same batch. They all take part."""
+    if group.processes_per_copy == 1:
+        return
+    digests = all_gather_object(digest_of(move_to_device(batch, torch.device("cpu"))))
+    first = group.index * group.processes_per_copy
+    of_copy = digests[first : first + group.processes_per_copy]
+    if len(set(of_copy)) > 1:
+        raise ConfigurationError(
+            f"The first batch differs between the {len(of_copy)} processes that hold one copy of the model, "
+            "which have to read the same. Pass the same data on all of them; draw no random numbers that "
+            "depend on the process; and shard data of your own by trainer.data_group.index, not by the rank."
+        )
 
 
 def check_first_update(trainer: TrainerParts, run: Run, base: type) -> None:

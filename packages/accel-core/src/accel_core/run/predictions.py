@@ -13,6 +13,7 @@ import torch
 from ..data.loader import ShardedDataLoader
 from ..errors import ConfigurationError
 from ..processes.collectives import all_gather_object, pad_to
+from ..processes.group import DataGroup
 from .run import Run
 
 
@@ -46,12 +47,16 @@ def collect_predictions(
 
 
 def join_over_processes(
-    outputs: list[list[Any]], padding_value: float | None = None, own_shares: bool = False
+    outputs: list[list[Any]],
+    group: DataGroup,
+    padding_value: float | None = None,
+    own_shares: bool = False,
 ) -> Any:
     """Join the batches of all processes in the order in which they were assigned. Every process takes part.
 
     Args:
         outputs: a list for each step of this process: of the one batch, or empty if the batch was left out.
+        group: the processes that share the data.
         padding_value: fills up the other dimensions of tensors where they differ; without it they have to be
             equal.
         own_shares: each process has brought its own data; that of the first comes first.
@@ -59,7 +64,8 @@ def join_over_processes(
     Raises:
         ConfigurationError: outputs cannot be joined, or all batches were left out.
     """
-    by_process = all_gather_object(outputs)
+    # Processes that read the same batches have the same outputs.
+    by_process = [outputs] if group.is_single else all_gather_object(outputs)
     # A process may have fewer batches than others, or none.
     longest = max(map(len, by_process))
     steps = [part[step] for step in range(longest) for part in by_process if step < len(part)]

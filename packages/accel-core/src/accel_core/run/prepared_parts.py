@@ -45,9 +45,11 @@ def prepare_parts(trainer: TrainerParts, run: Run, per_device_batch_size: int = 
         user_parts = (trainer.model, trainer.optimizer)
         patches = Patches(trainer.model, trainer.accelerator, engine.shards_parameters)
         engine.check_trained(modules_of_optimizer(trainer), ())
+        engine.check_model(trainer.model, trainer.optimizer)
         try:
             with engine.completed_config(per_device_batch_size):
                 trainer.prepare()
+            engine.check_model(trainer.model, trainer.optimizer)
             # Only now, as the user's own `prepare` may have wrapped what else there is.
             engine.check_trained((), Trained(vars(trainer), *user_parts).optimizers)
         except BaseException:

@@ -17,7 +17,7 @@ from ..processes.agreement import Agreement
 from ..processes.collectives import broadcast_object
 from ..processes.shutdown import check_processes
 from ..state.checkpoint import TrainerState
-from ..state.random import seed_process
+from ..state.random import capture_random_state, restore_random_state, seed_process
 from .batch_output import add_way_out
 from .counted_loss import counted_loss
 from .first_steps import report_evaluation_step
@@ -44,11 +44,14 @@ def begin_run(trainer: TrainerParts, run: Run, state: TrainerState | None, keep_
         keep_seed: leave the seed of the training run before, which may yet be saved.
     """
     group = run.engine.group
-    check_processes(group.size)
+    check_processes(group.num_processes)
     check_accumulation(trainer.accelerator)
     if trainer.seed is not None and not trainer.is_seeded:
         seed_process(trainer.seed, group.index)
         trainer.is_seeded = True
+    elif not trainer.is_seeded and group.processes_per_copy > 1:
+        # Else dropout, and data that draws random numbers, would differ within a copy of the model.
+        restore_random_state(broadcast_object(capture_random_state(trainer.device)), trainer.device)
     own_seed = broadcast_object(torch.initial_seed() if trainer.seed is None else trainer.seed)
     if not keep_seed:
         trainer.data_seed = own_seed if state is None else state["seed"]

@@ -77,7 +77,7 @@ class Run:
         """Further optimizers that have stepped inside the step that goes on."""
         self.lacks_gradients = False
         """Trainable parameters of the optimizer had no gradient in the first update on this process."""
-        self.are_weights_compared = engine.group.is_single
+        self.are_weights_compared = engine.group.is_only_process
         """The processes have found that they have made the same of the parameters, after the first update."""
         self.lacks_batches = False
         """Some process may be without a batch in a step of the epoch begun."""

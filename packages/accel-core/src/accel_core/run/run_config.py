@@ -163,8 +163,8 @@ def plan_run(
         eval_dataloader_len=lengths[1],
         is_local_process_zero=accelerator.is_local_main_process,
         is_world_process_zero=accelerator.is_main_process,
-        is_distributed=processes > 1,
+        is_distributed=not group.is_only_process,
         mixed_precision=str(accelerator.mixed_precision),
-        num_processes=processes,
+        num_processes=group.num_processes,
         seed=seed,
     )

@@ -76,7 +76,7 @@ def save_run(trainer: TrainerParts, run: Run | None, output_dir: Any, values: di
     progress = dict(state["run_progress"])
     with weights_to_train(trainer):
         if state["attributes"]:
-            extra[ATTRIBUTES_FILE] = create_state(engine.trained)
+            extra[ATTRIBUTES_FILE] = engine.whole_state(create_state(engine.trained))
         is_new = save_folder(
             path,
             state,
@@ -86,10 +86,11 @@ def save_run(trainer: TrainerParts, run: Run | None, output_dir: Any, values: di
                 HISTORY_FILE: run.history_lines.content(history),
             },
             lambda: create_process_state(trainer, run),
-            process_index=engine.group.index,
+            process_index=engine.group.process_index,
             gather=all_gather_object,
             write_engine=engine.write_own_files,
             is_known=run.known_states.get(path) == progress,
+            gathers_files=engine.gathers_files,
         )
     if is_new:
         run.known_states[path] = progress
@@ -111,7 +112,7 @@ def create_run_state(trainer: TrainerParts) -> RunState:
         "order_version": ORDER_VERSION,
         "num_samples": None if loader is None else loader.num_samples,
         "launched": {
-            "num_processes": config.num_processes,
+            "num_processes": trainer.engine.group.size,
             "per_device_batch_size": config.train_per_device_batch_size,
             "gradient_accumulation_steps": config.gradient_accumulation_steps,
             "num_update_steps": config.num_update_steps,

@@ -164,6 +164,8 @@ def report_left_out(loader: ShardedDataLoader) -> None:
     """Log how many batches of the epoch begun were left out on all processes, each of which takes part."""
     if not loader.may_leave_out_batches:
         return
-    number = int(sum_over_processes([loader.batches_left_out], loader.device)[0])
+    total = sum_over_processes([loader.batches_left_out], loader.device)[0]
+    # Processes that read the same batches have left out the same ones.
+    number = round(total / loader.group.processes_per_copy)
     if number:
         loader.log(f"Left out {number} {'batch that was' if number == 1 else 'batches that were'} None.")

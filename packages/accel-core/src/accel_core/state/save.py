@@ -44,6 +44,7 @@ def save_folder(
     gather: Callable[[Any], Sequence[Any]],
     write_engine: Callable[[Path], None] | None = None,
     is_known: bool = True,
+    gathers_files: bool = False,
 ) -> bool:
     """Write a checkpoint folder. Every process takes part, and either all of them return or all raise.
 
@@ -58,6 +59,7 @@ def save_folder(
         write_engine: called on every process with the folder in which an engine writes its own files.
         is_known: what stands at `path` is of this very run, and not of one that had gone on from an earlier
             state.
+        gathers_files: every process takes part in `create_main_files`.
 
     Returns:
         Whether something was written: not if this state is known to stand there already.
@@ -79,12 +81,15 @@ def save_folder(
             raise
 
     def write_own_files(staging: Path) -> dict[str, Written]:
+        # First what communicates: a process that fails below must not leave others waiting for it.
+        contents = dict(create_main_files()) if is_main or gathers_files else {}
+        process_state = create_process_state()
         if not staging.is_dir():
             raise CheckpointError(
                 f"'{staging}' is not there. On several machines it has to be on a disk that they share."
             )
-        contents = dict(create_main_files()) if is_main else {}
-        contents[process_file(process_index)] = create_process_state()
+        contents = contents if is_main else {}
+        contents[process_file(process_index)] = process_state
         return write_contents(staging, contents, origin_of(state))
 
     name = run_on_all(partial(_prepare, path, state, is_known), is_main)[0]
