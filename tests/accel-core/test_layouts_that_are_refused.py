@@ -1,0 +1,147 @@
+"""A layout that accel does not run right is refused by name, with the way out, before anything has changed."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from accelerate import DistributedType
+from accelerate.utils import ParallelismConfig
+
+from accel_core import ConfigurationError
+from accel_core.engines.choose import choose_engine
+from accel_core.processes.group import DataGroup, data_group
+from launching import launch
+from tiny import tiny_trainer
+
+
+def accelerator_of(kind=DistributedType.MULTI_GPU, num_processes=4, **sizes):
+    """Says what an accelerator says on machines that no test has."""
+    config = ParallelismConfig.__new__(ParallelismConfig)
+    names = ("dp_replicate_size", "dp_shard_size", "tp_size", "cp_size", "sp_size")
+    vars(config).update({name: sizes.get(name, 1) for name in names})
+    return SimpleNamespace(
+        gradient_accumulation_steps=1,
+        distributed_type=kind,
+        state=SimpleNamespace(parallelism_config=config),
+        is_fsdp2=kind is DistributedType.FSDP,
+        num_processes=num_processes,
+        process_index=1,
+        scaler=None,
+    )
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "named", "way_out"),
+    [
+        (accelerator_of(DistributedType.FSDP, cp_size=2, dp_shard_size=2), "cp_size=2: context", "Remove cp"),
+        (accelerator_of(DistributedType.DEEPSPEED, sp_size=4), "sp_size=4: sequence", "Remove sp_size"),
+        (
+            accelerator_of(DistributedType.FSDP, tp_size=2, dp_shard_size=2),
+            "transformers 5.24",
+            "FSDP2 alone",
+        ),
+        (accelerator_of(tp_size=2, dp_replicate_size=2), "Accelerate itself refuses", "DDP without tp_size"),
+        (
+            accelerator_of(dp_shard_size=4),
+            "dp_shard_size=4, but the Accelerator runs MULTI_GPU",
+            "fsdp_version=2",
+        ),
+    ],
+    ids=["context", "sequence", "tensor and shards", "tensor and copies", "shards by nothing"],
+)
+def test_a_layout_of_the_parallelism_config_is_refused_by_name(accelerator, named, way_out):
+    with pytest.raises(ConfigurationError) as caught:
+        choose_engine(accelerator, DataGroup(4))
+    assert named in str(caught.value)
+    assert way_out in str(caught.value)
+
+
+def test_a_way_to_lay_out_one_copy_that_nobody_knows_is_refused(monkeypatch):
+    monkeypatch.setattr(ParallelismConfig, "non_data_parallel_size", 3)
+    with pytest.raises(ConfigurationError, match="in a way that accel does not know"):
+        choose_engine(accelerator_of(), DataGroup(3))
+
+
+@pytest.mark.parametrize("plugin", ["DEEPSPEED", "FSDP", "MEGATRON_LM"])
+def test_a_plugin_that_accelerate_has_dropped_is_refused(monkeypatch, plugin):
+    monkeypatch.setenv(f"ACCELERATE_USE_{plugin}", "true")
+    with pytest.raises(ConfigurationError, match=r"(?s)has dropped it.*MULTI_CPU.*remove the plugin"):
+        choose_engine(accelerator_of(DistributedType.MULTI_CPU), DataGroup(4))
+    alone = accelerator_of(DistributedType.NO, num_processes=1)
+    assert choose_engine(alone, DataGroup()).name == "a single process"
+
+
+def test_float16_is_refused_with_tensor_parallelism():
+    accelerator = accelerator_of(tp_size=4)
+    accelerator.scaler = torch.amp.GradScaler("cpu")
+    with pytest.raises(ConfigurationError, match=r"tp_size=4.*Use mixed_precision='bf16'"):
+        choose_engine(accelerator, DataGroup(1, 0, 4, 1))
+
+
+@pytest.mark.parametrize(
+    ("kind", "sizes", "name"),
+    [
+        (DistributedType.MULTI_GPU, {"tp_size": 4}, "tensor parallelism"),
+        (DistributedType.FSDP, {"dp_shard_size": 4}, "FSDP2"),
+        (DistributedType.FSDP, {"dp_shard_size": 2, "dp_replicate_size": 2}, "HSDP"),
+        (DistributedType.MULTI_GPU, {"dp_replicate_size": 4}, "DDP"),
+        (DistributedType.DEEPSPEED, {}, "DEEPSPEED"),
+    ],
+)
+def test_the_layouts_that_are_right_have_an_engine(kind, sizes, name):
+    assert choose_engine(accelerator_of(kind, **sizes), DataGroup(4)).name == name
+
+
+def test_processes_of_one_copy_are_one_reader_of_data():
+    group = data_group(accelerator_of(tp_size=2))
+    assert group == DataGroup(size=2, index=0, processes_per_copy=2, index_in_copy=1)
+    assert (group.num_processes, group.process_index, group.is_main) == (4, 1, False)
+
+
+FOREIGN = """
+import sys
+import torch
+from accelerate import Accelerator
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
+from accel_core import ConfigurationError, Trainer
+
+accelerator = Accelerator()
+mesh = init_device_mesh("cpu", (2,))
+data = torch.utils.data.TensorDataset(torch.randn(8, 4), torch.randn(8, 4))
+
+class LateSharding(Trainer):
+    def prepare(self):
+        super().prepare()
+        fully_shard(self.get_model(), mesh=mesh)
+
+def train(model, trainer_class=Trainer):
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    trainer = trainer_class(model, nn.MSELoss(), optimizer, [], seed=1, accelerator=accelerator)
+    try:
+        trainer.train(data, 1, per_device_batch_size=2)
+    except ConfigurationError as error:
+        assert trainer.run_progress.updates_completed == 0
+        assert "DTensor" in str(error) and "runs DDP" in str(error), error
+        assert "fsdp_version=2" in str(error) and "tp_size" in str(error)
+        print(f"process {accelerator.process_index} refused", flush=True)
+
+sharded = nn.Linear(4, 4)
+fully_shard(sharded, mesh=mesh)
+train(sharded)
+train(parallelize_module(nn.Sequential(nn.Linear(4, 4)), mesh, {"0": ColwiseParallel()}))
+train(nn.Linear(4, 4), LateSharding)
+accelerator.end_training()
+"""
+
+
+@pytest.mark.slow
+def test_a_model_that_its_user_has_sharded_is_refused_on_all_processes():
+    printed = launch(FOREIGN).stdout
+    assert printed.count("process 0 refused") == printed.count("process 1 refused") == 3
+
+
+def test_describe_names_the_layout():
+    assert "processes: 1, layout: a single process" in tiny_trainer().describe()

@@ -1,0 +1,45 @@
+"""Accelerators with layouts that Accelerate refuses on a CPU: their state is set by hand, as it would be on GPUs.
+
+All accelerators that are made afterwards in the process share that state.
+"""
+
+from accelerate import Accelerator, DistributedType, FullyShardedDataParallelPlugin
+from accelerate.state import PartialState
+from accelerate.utils import ParallelismConfig
+
+
+def set_type(accelerator: Accelerator, kind: DistributedType) -> None:
+    PartialState._shared_state["distributed_type"] = accelerator.state.distributed_type = kind
+
+
+def set_parallelism(accelerator: Accelerator, config: ParallelismConfig) -> None:
+    accelerator.state.parallelism_config = config
+    accelerator.state.device_mesh = config.get_device_mesh("cpu")
+    config._validate_accelerator(accelerator)
+
+
+def tensor_parallel() -> Accelerator:
+    """All processes hold one copy of the model; on one process it is a plain accelerator."""
+    accelerator = Accelerator(cpu=True)
+    if accelerator.num_processes > 1:
+        set_type(accelerator, DistributedType.MULTI_GPU)
+        set_parallelism(accelerator, ParallelismConfig(tp_size=accelerator.num_processes))
+    return accelerator
+
+
+def fsdp2(replicas: int = 1, num_parameters: int = 10) -> Accelerator:
+    """Parameters are spread over the processes; with `replicas`, over each of so many groups of them (HSDP)."""
+    accelerator = Accelerator(cpu=True)
+    if accelerator.num_processes > 1:
+        set_type(accelerator, DistributedType.FSDP)
+        accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(
+            fsdp_version=2,
+            auto_wrap_policy="size_based_wrap",
+            min_num_params=num_parameters,
+            state_dict_type="SHARDED_STATE_DICT",
+            cpu_ram_efficient_loading=False,
+        )
+        if replicas > 1:
+            shards = accelerator.num_processes // replicas
+            set_parallelism(accelerator, ParallelismConfig(dp_replicate_size=replicas, dp_shard_size=shards))
+    return accelerator

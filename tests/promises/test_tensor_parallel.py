@@ -1,0 +1,339 @@
+"""Tensor parallelism on two and four processes: they read the same batches, and equal one process.
+
+Accelerate knows none on a CPU, so its state is set by hand (`tests/layouts.py`).
+"""
+
+import os
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+import torchmetrics
+from accelerate import Accelerator, DistributedType
+from torch import nn
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+from torch.utils.data import TensorDataset
+
+from accel_callbacks import MetricsCallback
+from accel_core import ConfigurationError, Trainer, TrainerCallback
+from accel_core.processes.collectives import all_gather_object
+from accel_core.state.files import read_tensors
+from case_runner import Outcome, compare, run_as_script, shared_folder
+from layouts import tensor_parallel
+from tiny import EvaluateInMidEpoch, SaveAt, Stream
+from tiny_transformers import VOCABULARY, create_model
+
+pytestmark = pytest.mark.slow
+PROCESSES = (2, 4)
+TOLERANCE = {"rtol": 1e-6, "atol": 1e-6}
+
+
+def make_data(num_samples=37):
+    generator = torch.Generator().manual_seed(num_samples)
+    inputs = torch.randn(num_samples, 5, generator=generator)
+    return TensorDataset(inputs, torch.randint(0, 3, (num_samples,), generator=generator))
+
+
+def mesh():
+    return Accelerator().torch_device_mesh["tp"]
+
+
+def is_laid_out():
+    return Accelerator().num_processes > 1
+
+
+def make_model():
+    """Layers in parts stand beside a norm and a layer that each process holds whole."""
+    torch.manual_seed(3)
+    model = nn.Sequential(nn.Linear(5, 8), nn.LayerNorm(8), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 3))
+    if is_laid_out():
+        parallelize_module(model, mesh(), {"2": ColwiseParallel(), "4": RowwiseParallel()})
+    return model
+
+
+def make_trainer(callbacks=(), trainer_class=Trainer, optimizer_class=torch.optim.SGD):
+    model = make_model()
+    optimizer = optimizer_class(model.parameters(), lr=0.1)
+    return trainer_class(model, nn.CrossEntropyLoss(), optimizer, callbacks, seed=7)
+
+
+def exported(trainer, name="model.safetensors"):
+    path = shared_folder() / name
+    trainer.save_checkpoint(path)
+    return read_tensors(path) if name.endswith("safetensors") else torch.load(path, weights_only=True)
+
+
+def outcome_of(trainer):
+    records = trainer.run_history.to_records()
+    return {
+        "weights": exported(trainer),
+        "history": {f"{r['name']} {r['epoch']}/{r['update']}": r["value"] for r in records},
+        "updates": trainer.run_progress.updates_completed,
+    }
+
+
+def train(batch_size, data=None, callbacks=(), trainer_class=Trainer, **kwargs):
+    """Each process of a copy is given what one process would be given."""
+    metric = MetricsCallback({"accuracy": torchmetrics.classification.MulticlassAccuracy(3, average="micro")})
+    trainer = make_trainer([metric, *callbacks], trainer_class)
+    kwargs = {"num_epochs": 2, "eval_dataset": make_data(13), "gradient_accumulation_steps": 3, **kwargs}
+    trainer.train(make_data() if data is None else data, per_device_batch_size=8, **kwargs)
+    return outcome_of(trainer)
+
+
+class CountsBefore(Trainer):
+    def count_items(self, batch):
+        return len(batch[0])
+
+
+class Seen(Trainer):
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.seen = []
+
+    def calculate_train_batch_loss(self, batch):
+        self.seen.append(batch[0].sum().item())
+        return super().calculate_train_batch_loss(batch)
+
+
+def read_batches(batch_size):
+    trainer = make_trainer(trainer_class=Seen)
+    trainer.train(make_data(), 2, per_device_batch_size=8)
+    return trainer.seen
+
+
+def predict(batch_size):
+    trainer = make_trainer()
+    trainer.train(make_data(), 1, per_device_batch_size=8)
+    measured = trainer.evaluate(make_data(13), per_device_batch_size=4)
+    return measured, trainer.predict(TensorDataset(make_data(13).tensors[0])), trainer.gather(torch.ones(2))
+
+
+def save_and_resume(batch_size):
+    """From the middle of an epoch; the state stays where other numbers of processes find it."""
+    folder = Path(sys.argv[3]) if is_laid_out() else shared_folder()
+    kwargs = {"per_device_batch_size": 8, "eval_dataset": make_data(13), "gradient_clip_norm": 0.5}
+    whole = make_trainer([SaveAt(7, folder / "state")], optimizer_class=torch.optim.AdamW)
+    whole.train(make_data(), 3, **kwargs)
+    rest = make_trainer(optimizer_class=torch.optim.AdamW)
+    with torch.no_grad():
+        rest.model[0].weight.zero_()
+    rest.train(make_data(), 3, resume_from=folder / "state", **kwargs)
+    return {
+        "whole": outcome_of(whole),
+        "rest": outcome_of(rest),
+        "files": sorted(os.listdir(folder / "state")),
+    }
+
+
+def resume_from(folder):
+    trainer = make_trainer(optimizer_class=torch.optim.AdamW)
+    kwargs = {"per_device_batch_size": 8, "eval_dataset": make_data(13), "gradient_clip_norm": 0.5}
+    trainer.train(make_data(), 3, resume_from=Path(folder) / "state", **kwargs)
+    return outcome_of(trainer)
+
+
+def resume_other(batch_size):
+    """The state of another number of processes, if this launch was given one."""
+    return resume_from(sys.argv[4]) if is_laid_out() and len(sys.argv) > 4 else None
+
+
+def load_export(batch_size):
+    """An export holds the whole model and the whole state of its optimizer."""
+    first = make_trainer(optimizer_class=torch.optim.AdamW)
+    first.train(make_data(), 1, per_device_batch_size=8)
+    path = shared_folder() / "model.pt"
+    first.save_checkpoint(path)
+    other = make_trainer(optimizer_class=torch.optim.AdamW)
+    other.load_checkpoint(path)
+    content = torch.load(path, weights_only=True)
+    other.train(make_data(), 1, per_device_batch_size=8)
+    states = content["optimizer_state_dict"]["state"]
+    return {
+        "shapes": [tuple(states[n]["exp_avg"].shape) for n in sorted(states)],
+        "loaded": outcome_of(other),
+    }
+
+
+class StopOnLast(TrainerCallback):
+    def on_optimizer_step_end(self, trainer):
+        accelerator = trainer.accelerator
+        is_last = accelerator.process_index == accelerator.num_processes - 1
+        if trainer.run_progress.updates_completed == 3 and is_last:
+            trainer.request_stop("enough")
+
+
+def refuse(batch_size):
+    """Every process raises before its first update."""
+
+    def whole_model(trainer):
+        torch.manual_seed(3)
+        trainer.model = nn.Linear(5, 3)
+        trainer.optimizer = torch.optim.SGD(trainer.model.parameters(), lr=0.1)
+
+    def other_batches(trainer):
+        index = trainer.accelerator.process_index
+        return TensorDataset(make_data().tensors[0] + index, make_data().tensors[1])
+
+    def stale(trainer):
+        torch.manual_seed(3)
+        trainer.model = nn.Sequential(nn.LayerNorm(5), nn.Linear(5, 4))
+        trainer.optimizer = torch.optim.SGD(trainer.model.parameters(), lr=0.1)
+        parallelize_module(trainer.model, mesh(), {"1": ColwiseParallel()})
+
+    def fast(trainer):
+        trainer.optimizer = torch.optim.SGD(trainer.model.parameters(), lr=0.1, foreach=True)
+
+    told = {}
+    for case in (whole_model, other_batches, stale, fast):
+        trainer = make_trainer()
+        data = case(trainer) or make_data()
+        with warnings.catch_warnings():
+            # Of parameters that the model does not have.
+            warnings.simplefilter("ignore")
+            try:
+                trainer.train(data, 1, per_device_batch_size=8)
+            except ConfigurationError as error:
+                told[case.__name__] = str(error)
+        assert trainer.run_progress.updates_completed == 0
+    return told
+
+
+class Causal(Trainer):
+    def calculate_train_batch_loss(self, batch):
+        outputs = self.model(input_ids=batch[0], labels=batch[0])
+        return {"loss": outputs.loss, "model_outputs": None, "batch_size": len(batch[0])}
+
+
+SIZES = {"num_attention_heads": 4, "num_key_value_heads": 4}
+
+
+def pretrained_folder():
+    folder = shared_folder()
+    if Accelerator().is_main_process:
+        create_model("causal", **SIZES).save_pretrained(folder)
+    all_gather_object(None)
+    return folder
+
+
+def train_transformers(batch_size):
+    """A model that was loaded from a folder with the plan of its class."""
+    import transformers
+    from transformers.distributed import DistributedConfig
+
+    folder = pretrained_folder()
+    kwargs = {}
+    if is_laid_out():
+        size = Accelerator().num_processes
+        kwargs = {"distributed_config": DistributedConfig(tp_size=size)}
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, **kwargs)
+    generator = torch.Generator().manual_seed(1)
+    data = TensorDataset(torch.randint(2, VOCABULARY, (18, 6), generator=generator))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    trainer = Causal(model, None, optimizer, [], seed=3)
+    trainer.train(data, 2, per_device_batch_size=4, gradient_clip_norm=0.5)
+    loss = trainer.run_history.get_metric_values("train_loss_epoch")
+    return {"weights": exported(trainer), "losses": list(loss)}
+
+
+EQUAL = {
+    "uneven": train,
+    "clipped by norm": lambda size: train(size, gradient_clip_norm=0.05),
+    "clipped by value": lambda size: train(size, gradient_clip_value=0.01),
+    "without accumulation": lambda size: train(size, gradient_accumulation_steps=1),
+    "mid-epoch evaluation": lambda size: train(size, callbacks=[EvaluateInMidEpoch()]),
+    "counted before": lambda size: train(size, trainer_class=CountsBefore),
+    "stream": lambda size: train(size, data=Stream(make_data())),
+    "predictions": predict,
+    "batches": read_batches,
+    "export": load_export,
+    "transformers": train_transformers,
+}
+CASES = {
+    **EQUAL,
+    "stop": lambda size: train(size, callbacks=[StopOnLast()]),
+    "resume": save_and_resume,
+    "resume from others": resume_other,
+    "refusals": refuse,
+}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    return {processes: tmp_path_factory.mktemp(f"tp{processes}") for processes in PROCESSES}
+
+
+@pytest.fixture(scope="module")
+def outcomes(folders, tmp_path_factory) -> dict[int, Outcome]:
+    found, earlier = {}, []
+    for processes in PROCESSES:
+        folder = tmp_path_factory.mktemp("cases")
+        found[processes] = compare(CASES, __file__, processes, folder, args=[folders[processes], *earlier])
+        earlier = [folders[processes]]
+    return found
+
+
+@pytest.fixture(params=PROCESSES, ids="{} processes".format)
+def outcome(request, outcomes):
+    return outcomes[request.param]
+
+
+def assert_equal(actual, expected):
+    torch.testing.assert_close(actual, expected, **TOLERANCE)
+
+
+@pytest.mark.parametrize("case", EQUAL)
+def test_it_equals_one_process_with_the_same_batches(outcome, case):
+    for result in outcome.of(case):
+        assert_equal(result, outcome.alone(case))
+
+
+def test_what_one_process_asks_for_stops_all_after_the_same_update(outcome):
+    assert [result["updates"] for result in outcome.of("stop")] == [4] * outcome.processes
+
+
+def test_a_run_resumed_on_as_many_processes_has_the_same_bits(outcome):
+    for result in outcome.of("resume"):
+        assert_equal_bits(result["rest"], result["whole"])
+        assert "engine" not in result["files"]
+
+
+def assert_equal_bits(actual, expected):
+    torch.testing.assert_close(actual, expected, rtol=0, atol=0)
+
+
+def test_a_run_goes_on_with_a_tensor_parallel_size_of_another_number(outcomes):
+    whole = outcomes[2].of("resume")[0]["whole"]
+    for result in outcomes[4].of("resume from others"):
+        torch.testing.assert_close(result, whole, rtol=1e-5, atol=1e-5)
+
+
+def test_a_run_goes_on_on_one_process(outcomes, folders):
+    whole = outcomes[4].of("resume")[0]["whole"]
+    torch.testing.assert_close(resume_from(folders[4]), whole, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("case", "named", "way_out"),
+    [
+        ("whole_model", "tp_size={processes}", "parallelize_module"),
+        ("other_batches", "first batch differs", "trainer.data_group.index"),
+        ("stale", "The SGD holds none of the DTensors", "after parallelize_module"),
+        ("fast", "foreach=True", "Leave foreach out"),
+    ],
+)
+def test_what_is_not_right_is_refused_on_all_processes_before_the_first_update(outcome, case, named, way_out):
+    for told in outcome.of("refusals"):
+        assert named.format(processes=outcome.processes) in told[case]
+        assert way_out in told[case]
+
+
+if __name__ == "__main__":
+    run_as_script(
+        CASES,
+        ignore="(?s).*(NestedTensor|device_mesh|deprecated).*",
+        create_accelerator=tensor_parallel,
+        distributed_type=DistributedType.MULTI_GPU,
+    )
