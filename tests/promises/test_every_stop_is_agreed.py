@@ -22,7 +22,7 @@ NUM_EPOCHS, UPDATES_OF_EPOCH = 3, 5
 EVENTS = {
     # An event, and after which update (counted from 1) a stop asked for in the event of update 2, of 5 (the
     # last one of an epoch) and of 15 (the last one of the run) takes effect on several processes.
-    "on_train_step_start": (3, 5, 15),
+    "on_train_step_start": (2, 5, 15),
     "on_train_step_end": (3, 5, 15),
     "on_optimizer_step_start": (3, 5, 15),
     "on_optimizer_step_end": (3, 5, 15),

@@ -202,7 +202,7 @@ class Trainer:
     def run_train_step(self, step: Step, group: UpdateGroup) -> None:
         """Make the forward and the backward pass of one batch."""
         run = self._run or outside_run("run_train_step")
-        run.step = step
+        run.step, run.group = step, group
         if run.stepped:
             run.clear_stepped()
         if step.is_padding:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..processes.arrivals import Arrivals
 from .callback import TrainerCallback
 
 if TYPE_CHECKING:
@@ -17,40 +18,32 @@ class TerminateOnNaNCallback(TrainerCallback):
     """Ask all processes to stop when the loss of a batch is nan or infinite on any of them.
 
     On a CPU the callback looks at the loss at once. It does not wait for an accelerator, whose loss it reads
-    one step later.
+    two steps later, or when the epoch ends.
     """
 
     reads_batches = False
 
     def on_training_run_start(self, trainer: Trainer) -> None:
         """Forget the run before."""
-        # The loss on its way to the CPU, the event after its copy, and the number of its batch.
-        self._pending: tuple[torch.Tensor, torch.Event, int] | None = None
+        self._arrivals = Arrivals(distance=2)
 
     def on_train_step_end(
         self, trainer: Trainer, batch: Any, batch_output: dict[str, Any], step: int
     ) -> None:
-        """Look at the loss, or at the one before if it is on an accelerator."""
-        loss = batch_output["loss"]
-        if loss.is_cpu:
-            if not math.isfinite(loss.item()):
-                self._stop(trainer, loss.item(), step)
-            return
-        pending, self._pending = self._pending, self._copy(loss.detach(), step)
-        if pending is not None:
-            value, copied, step = pending
-            # Waits for the copy of the batch before, not for the work of this one.
-            copied.synchronize()
-            if not math.isfinite(value.item()):
-                self._stop(trainer, value.item(), step)
+        """Look at the loss, or at an earlier one if it is on an accelerator."""
+        arrived = self._arrivals.add(batch_output["loss"].detach(), step)
+        if arrived is not None:
+            self._look(trainer, *arrived)
 
-    def _copy(self, loss: torch.Tensor, step: int) -> tuple[torch.Tensor, torch.Event, int]:
-        # Only a copy into pinned memory runs beside the computation.
-        value = torch.empty_like(loss, device="cpu", pin_memory=True)
-        value.copy_(loss, non_blocking=True)
-        copied = torch.Event(loss.device)
-        copied.record()
-        return value, copied, step
+    def on_train_epoch_end(self, trainer: Trainer) -> None:
+        """Look at the losses that are still on their way."""
+        for arrived in self._arrivals.drain():
+            self._look(trainer, *arrived)
+
+    def _look(self, trainer: Trainer, value: torch.Tensor, step: int) -> None:
+        loss = value.item()
+        if not math.isfinite(loss):
+            self._stop(trainer, loss, step)
 
     def _stop(self, trainer: Trainer, loss: float, step: int) -> None:
         trainer.request_stop(

@@ -14,6 +14,7 @@ from __future__ import annotations
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
+from .carried_word import CarriedWord
 from .trained import clear_gradients
 
 
@@ -69,9 +70,9 @@ def _why_not(wrapper: DistributedDataParallel) -> str | None:
 
 
 def _acts_in_backward(parameter: torch.Tensor) -> bool:
-    return bool(getattr(parameter, "_post_accumulate_grad_hooks", None)) or hasattr(
-        parameter, "_in_backward_optimizers"
-    )
+    hooks = getattr(parameter, "_post_accumulate_grad_hooks", None) or {}
+    is_foreign = any(not isinstance(hook, CarriedWord) for hook in hooks.values())
+    return is_foreign or hasattr(parameter, "_in_backward_optimizers")
 
 
 def _sum_zeros(wrapper: DistributedDataParallel, parameters: list[torch.nn.Parameter]) -> None:

@@ -14,6 +14,7 @@ from ..processes.collectives import is_distributed
 from ..processes.group import DataGroup
 from .averaging import average_gradients, broadcast_together, check_equal_parameters
 from .buckets import settle_buckets
+from .carried_word import CarriedWord
 from .engine import Context, Prepared, StepWeight
 from .single import SingleProcess
 from .trained import Trained
@@ -31,6 +32,7 @@ class DDP(SingleProcess):
         super().__init__(accelerator, group)
         if not group.is_single:
             self.synchronize = self._synchronize_in_last_step
+            self.word = CarriedWord(accelerator, group.index)
         self._trainable: list[bool] = []
         """Which parameters had gradients when the model was wrapped: those that DDP averages."""
         self._beside: list[torch.Tensor] = []
@@ -42,9 +44,20 @@ class DDP(SingleProcess):
         self._broadcast: dict[int, torch.Tensor] = {}
         """What is beside the model and has the main process's values already, by `id`."""
 
+    def prepare(self, model: torch.nn.Module, optimizer: Any) -> tuple[torch.nn.Module, Any]:
+        """Place and wrap by Accelerate, with the word that the processes share."""
+        with self.carrying(model):
+            return super().prepare(model, optimizer)
+
+    def carrying(self, model: torch.nn.Module) -> Context:
+        """Return a context in which DDP is made with the word, if there are other processes."""
+        return _NOTHING if self.word is None else self.word.travelling_with(model)
+
     def keep(self, prepared: Prepared) -> None:
         """Keep what the trainer's `prepare` has made, and which parameters are averaged."""
         super().keep(prepared)
+        if self.word is not None:
+            self.word.attach(find_ddp(prepared.model))
         self._trainable = _trainable_of(prepared.model)
         self._broadcast.clear()
 
@@ -130,7 +143,11 @@ class DDP(SingleProcess):
         self.accelerator._models[:] = [known for known in self.accelerator._models if known is not model]
         if is_frozen(inner):
             return self._place_frozen(inner)
-        return self.accelerator.prepare_model(inner)  # type: ignore[no-any-return]
+        with self.carrying(inner):
+            wrapped: torch.nn.Module = self.accelerator.prepare_model(inner)
+        if self.word is not None:
+            self.word.attach(find_ddp(wrapped))
+        return wrapped
 
     def module_to_evaluate(self, model: torch.nn.Module) -> torch.nn.Module:
         """Return the module inside: the wrapper would wait for a process that has no batch."""

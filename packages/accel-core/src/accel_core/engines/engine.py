@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import torch
 
 from ..processes.group import DataGroup
+from .carried_word import CarriedWord
 from .further_optimizers import FurtherOptimizers
 from .patches import Patches
 from .trained import Trained
@@ -74,6 +75,8 @@ class Engine(Protocol):
     """What the latest run trains, as it was at its beginning."""
     further: FurtherOptimizers | None
     """Steps the further optimizers of the latest run."""
+    word: CarriedWord | None
+    """Travels with the gradients of an update, so that processes agree without a message of their own."""
 
     # What a step calls, bound by `bind`: attributes, so that a step makes no call more than by hand.
     backward: Callable[[torch.Tensor], None]

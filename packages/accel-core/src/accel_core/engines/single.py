@@ -16,6 +16,7 @@ from ..processes.collectives import broadcast_tensors
 from ..processes.group import DataGroup
 from ..state.checkpoint import model_files, read_model_state
 from ..state.weight_names import with_plain_names
+from .carried_word import CarriedWord
 from .engine import Context, CreateState, LoadState, Prepared, StepWeight
 from .further_optimizers import FurtherOptimizers
 from .partial_loading import parameters_held
@@ -52,6 +53,7 @@ class SingleProcess:
         self.limits_of_exactness: list[str] = []
         self.trained: Trained | None = None
         self.further: FurtherOptimizers | None = None
+        self.word: CarriedWord | None = None
         self.optimizer: Any = None
         self.backward: Callable[[torch.Tensor], None] = torch.Tensor.backward
         self.zero_grad: Callable[[], None] = _do_nothing

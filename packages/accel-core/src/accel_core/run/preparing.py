@@ -100,7 +100,7 @@ def begin_training(
     # A cached property, which may be set.
     trainer.run_config = trainer.create_run_config(**arguments.as_keywords())  # type: ignore[misc]
     check_engine(trainer, run, arguments, base)
-    trainer.agreement = Agreement(trainer.device)
+    trainer.agreement = Agreement(trainer.device, run.engine.word)
     prepared = prepare_parts(trainer, run, arguments.per_device_batch_size)
     begin_train_mode(trainer, run)
     run.engine.set_clipping(arguments.gradient_clip_norm)
@@ -117,7 +117,10 @@ def begin_training(
     loader = run.train_loader
     may_differ = loader is not None and loader.may_leave_out_batches
     may_differ |= counted_loss(trainer.loss_func) is not None
-    run.item_totals = ItemTotals(run.engine.group, may_differ)
+    word = run.engine.word
+    if word is not None:
+        word.differs = lambda: run.group is not None and run.group.differs_from_plan
+    run.item_totals = ItemTotals(run.engine.group, may_differ, word)
     begin_counting(trainer, arguments, state)
     if state is None:
         check_fit(trainer, run)

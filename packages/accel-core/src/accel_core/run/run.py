@@ -25,7 +25,7 @@ from .run_progress import RunProgress
 from .scheduling import Schedule
 from .steps import Step
 from .train_arguments import TrainArguments
-from .update_groups import ItemTotals, eval_steps
+from .update_groups import ItemTotals, UpdateGroup, eval_steps
 
 
 class Phase(enum.Enum):
@@ -73,6 +73,8 @@ class Run:
         """Freezing and unfreezing parameters in mid-run may need the model wrapped anew."""
         self.step: Step | None = None
         """The step of training or evaluation that goes on, or was the latest."""
+        self.group: UpdateGroup | None = None
+        """The update that goes on, or was the latest."""
         self.stepped: list[torch.optim.Optimizer] = []
         """Further optimizers that have stepped inside the step that goes on."""
         self.lacks_gradients = False

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from ..data.loader import ShardedDataLoader
+from ..engines.carried_word import CarriedWord
 from ..errors import ConfigurationError
 from ..processes.collectives import all_gather_object, sum_over_processes
 from ..processes.group import DataGroup
@@ -164,12 +165,14 @@ def items_of(output: Mapping[str, Any]) -> Any:
 class ItemTotals:
     """Decides whether the processes have to add up the items of an update, which may differ from the plan.
 
-    They do if a collate function of the user's own may drop samples, if the data has no length, if the loss
-    counts targets, and from the first update on if a step counts tokens.
+    The word that travels with the gradients tells, where there is one. Elsewhere they do if a collate
+    function of the user's own may drop samples, if the data has no length, if the loss counts targets, and
+    from the first update on if a step counts tokens.
     """
 
-    def __init__(self, group: DataGroup, may_differ: bool = False) -> None:
+    def __init__(self, group: DataGroup, may_differ: bool = False, word: CarriedWord | None = None) -> None:
         self.num_processes = group.size
+        self.word = word
         self.is_needed = may_differ
         self._is_first = True
 
@@ -181,6 +184,9 @@ class ItemTotals:
         if self.num_processes == 1:
             differs = group.differs_from_plan or not group.has_weight
             return group.gradient_scale(1, device) if differs else None
+        any_differs = None if self.word is None else self.word.any_differs()
+        if any_differs is not None:
+            return group.gradient_scale(self.num_processes, device) if any_differs else None
         if self._is_first:
             self.is_needed = any(all_gather_object(self.is_needed or group.differs_from_plan))
             self._is_first = False
