@@ -166,7 +166,7 @@ def test_slow_data_is_reported_once_with_the_way_out(
     printed = [line for line in capsys.readouterr().out.splitlines() if "waiting for data" in line]
     assert len(printed) == 1
     assert way_out in printed[0]
-    assert 20 < int(printed[0].split(" %")[0]) <= 100
+    assert 20 < int(printed[0].split(" %")[0].split()[-1]) <= 100
 
 
 def test_slow_evaluation_data_and_quick_data_are_not_reported(capsys: pytest.CaptureFixture[str]) -> None:

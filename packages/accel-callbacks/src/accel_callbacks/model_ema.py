@@ -16,6 +16,7 @@ from accel_core.extending import (
     NotFiniteError,
     broadcast_tensors,
     check_path,
+    notify,
     plain,
     preserving_random_state,
     preview,
@@ -159,7 +160,7 @@ class ModelEmaCallback(TrainerCallback):
                 lambda: why_not_own(path, exported, self.watched.name), trainer.is_main_process
             )
             if reason is not None:
-                trainer.print(f"{reason}, which ModelEmaCallback has found best.")
+                notify(trainer, f"{reason}, which ModelEmaCallback has found best.")
 
     def on_run_close(self, trainer: Trainer) -> None:
         """Leave an average that computes as its weights are, whatever the precision of the run."""
@@ -175,7 +176,7 @@ class ModelEmaCallback(TrainerCallback):
         if state is None:
             self.best_metric = None
             self.best_metric_epoch = None
-            trainer.print(f"'{path}' has no averages, so ModelEmaCallback begins with its weights.")
+            notify(trainer, f"'{path}' has no averages, so ModelEmaCallback begins with its weights.")
             return
         self.num_updates = state["num_updates"]
         self.best_metric = state["best_metric"]

@@ -15,6 +15,7 @@ from accel_core.extending import (
     check_path,
     check_whole_number,
     files,
+    notify,
     read_origin,
     run_on_main,
 )
@@ -138,14 +139,16 @@ class SaveBestModelCallback(TrainerCallback):
             # went on from earlier.
             reason = run_on_main(lambda: why_not_own(self.save_path, best, name), trainer.is_main_process)
         if reason is not None:
-            trainer.print(f"{reason}, so the model keeps its last weights.")
+            notify(trainer, f"{reason}, so the model keeps its last weights.", "saves")
             return
         # Savers come after this callback, but their state has to hold the last weights, not the best.
         trainer.callbacks.call_event("save_last_state")
         trainer.load_checkpoint(self.save_path, self.load_optimizer, self.load_optimizer)
-        trainer.print(
+        notify(
+            trainer,
             f"The model is that of epoch {self.best_metric_epoch}, with {self.watched.name} "
-            f"{self.best_metric:.6g}."
+            f"{self.best_metric:.6g}.",
+            "saves",
         )
 
     def path_beside(self, update: int) -> Path:

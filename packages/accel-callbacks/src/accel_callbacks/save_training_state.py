@@ -16,6 +16,7 @@ from accel_core.extending import (
     check_choice,
     check_path,
     check_whole_number,
+    notify,
     remove_checkpoint,
     remove_leftovers,
     run_on_main,
@@ -113,7 +114,9 @@ class SaveTrainingStateCallback(TrainerCallback):
         self._known = KnownStates(self.save_dir)
         aside = run_on_main(lambda: self._open_folder(str(trainer.run_id)), trainer.is_main_process)
         if aside is not None:
-            trainer.print(f"The states of another run in '{self.save_dir}' were moved to '{aside}'.")
+            notify(
+                trainer, f"The states of another run in '{self.save_dir}' were moved to '{aside}'.", "saves"
+            )
         self.periodic.start(trainer, self)
         self._failures = 0
         self._stop_saved_at = None
@@ -191,7 +194,7 @@ class SaveTrainingStateCallback(TrainerCallback):
             self._count_failure(trainer, error, is_last)
             return
         if self._failures:
-            trainer.print(f"The training state could be saved again, to '{path}'.")
+            notify(trainer, f"The training state could be saved again, to '{path}'.", "saves")
             self._failures = 0
         if trainer.is_main_process:
             # What a crash has left in the middle of a save that no later save repeats.

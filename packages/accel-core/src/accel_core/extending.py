@@ -25,6 +25,7 @@ from .engines.weights import check_finite as check_finite
 from .engines.weights import is_frozen as is_frozen
 from .errors import NotFiniteError as NotFiniteError
 from .errors import OtherRunError as OtherRunError
+from .notices import notify as notify
 from .processes.agreement import Agreement as Agreement
 from .processes.collectives import all_gather_object as all_gather_object
 from .processes.collectives import broadcast_tensors as broadcast_tensors

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..checks.values import check_path
 from ..errors import CheckpointError, DamagedError
+from ..notices import notify
 from ..processes.collectives import all_gather_object, run_on_main
 from ..state import files
 from ..state.checkpoint import TrainerState, find_mismatch
@@ -57,8 +58,10 @@ def check_state(trainer: TrainerParts, folder: Path, state: TrainerState) -> Non
         aside = run_on_main(lambda: _try_to_set_aside(folder), trainer.is_main_process)
         raise CheckpointError(f"'{folder}' {flaw}. {aside}")
     if not names:
-        trainer.print(
-            f"'{folder}' was saved by an older version, without digests, so its files cannot be checked."
+        notify(
+            trainer,
+            f"'{folder}' was saved by an older version, without digests, so its files cannot be checked.",
+            "resume",
         )
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 from ..engines.partial_loading import PartialLoad
 from ..errors import ConfigurationError
+from ..notices import notify
 from .trainer_parts import TrainerParts
 
 
@@ -23,4 +25,9 @@ def choose_load(trainer: TrainerParts, source: Path) -> PartialLoad | None:
             "the model and loads whole states only. Set it to False; to load a part, use one process or DDP, "
             "and export there."
         )
-    return PartialLoad(trainer.load_model_state, trainer.create_model_state, source, trainer.print)
+    return PartialLoad(
+        trainer.load_model_state,
+        trainer.create_model_state,
+        source,
+        functools.partial(notify, trainer, room="resume"),
+    )

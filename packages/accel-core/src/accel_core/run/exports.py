@@ -17,6 +17,7 @@ from ..engines.weights import (
     scheduler_fits,
 )
 from ..errors import AccelWarning
+from ..notices import notify
 from ..processes.collectives import run_on_main
 from ..state import files
 from ..state.export import read_export, write_export
@@ -92,7 +93,7 @@ def load_export(
             load_into(trainer.scheduler, path, content["scheduler_state_dict"])
     missing = sorted(trained.modules.keys() - attributes["modules"].keys())
     if missing:
-        trainer.print(f"'{path}' has no state of {missing}, which stay as they are.")
+        notify(trainer, f"'{path}' has no state of {missing}, which stay as they are.", "resume")
     return {key: value for key, value in content.items() if key != files.ORIGIN}
 
 

@@ -10,6 +10,7 @@ from torch import nn
 from ..data.content import digest_of
 from ..data.devices import move_to_device
 from ..errors import ConfigurationError
+from ..notices import notify
 from ..processes.collectives import all_gather_object
 from ..processes.group import DataGroup
 from .batch_output import check_batch_output
@@ -29,10 +30,11 @@ def report_evaluation_step(trainer: TrainerParts) -> None:
         for name in ("calculate_train_batch_loss", "calculate_eval_batch_loss")
     )
     if train < evaluation:
-        trainer.print(
+        notify(
+            trainer,
             f"{kinds[train].__name__} overrides calculate_train_batch_loss, but evaluations use the plain "
             f"calculate_eval_batch_loss of {kinds[evaluation].__name__}. Override that one too if they "
-            "should differ: return self.calculate_train_batch_loss(batch) evaluates as you train."
+            "should differ: return self.calculate_train_batch_loss(batch) evaluates as you train.",
         )
 
 

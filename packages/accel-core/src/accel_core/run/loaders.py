@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -13,6 +14,7 @@ from ..data.readers import is_ready_loader
 from ..data.shares import check_not_shares
 from ..data.waiting import WaitingReport
 from ..errors import ConfigurationError
+from ..notices import logger_of, notify
 from .first_steps import report_evaluation_step
 from .run import Run
 from .run_config import check_same_on_all
@@ -40,7 +42,7 @@ def create_loaders(trainer: TrainerParts, run: Run, arguments: TrainArguments) -
         loader = trainer.create_eval_dataloader(arguments.eval_batch_size, arguments.eval_dataloader_kwargs)
         trainer.eval_dataloader = _shard(trainer, run, loader, seeds_samples, is_sharded)
     for message in limit_loaders(trainer.callbacks, train_loader, trainer.eval_dataloader):
-        trainer.print(message)
+        notify(trainer, message, "loader")
     loaders = {"train_dataset": train_loader, "eval_dataset": trainer.eval_dataloader}
     check_same_on_all(arguments.as_keywords(), **loaders)
     check_not_shares(**loaders)
@@ -62,7 +64,7 @@ def create_eval_loader(
     finally:
         trainer.eval_dataset, trainer.collate_fn = before
     for message in limit_loaders(trainer.callbacks, None, loader):
-        trainer.print(message)
+        notify(trainer, message, "loader")
     check_same_on_all({}, dataset=loader)
     check_not_shares(dataset=loader)
     return loader
@@ -116,6 +118,12 @@ def _shard(
     sharded = ShardedDataLoader(
         loader, trainer.data_seed, trainer.device, group, seed_each_sample, data_is_sharded
     )
-    sharded.log = trainer.print
+    sharded.log = functools.partial(notify, trainer, room="loader")
     run.loaders.append(sharded)
+    logger_of("loader").debug(
+        "%s is read by %s in batches of %s a process.",
+        type(getattr(loader, "dataset", loader)).__name__,
+        type(sharded.source).__name__,
+        sharded.batch_size,
+    )
     return sharded

@@ -9,6 +9,7 @@ import torch
 
 from ..engines.modes import optimizers_in_mode, optimizers_with_modes, set_optimizer_modes, switch_optimizers
 from ..errors import ConfigurationError
+from ..notices import notify
 from .run import Run
 from .trainer_parts import TrainerParts
 
@@ -38,7 +39,7 @@ def begin_train_mode(trainer: TrainerParts, run: Run) -> None:
         )
     put_in_train_mode(trainer, run)
     if message := run.training_modes.describe(own_model(trainer)):
-        trainer.print(message)
+        notify(trainer, message)
 
 
 def put_in_train_mode(trainer: TrainerParts, run: Run) -> None:

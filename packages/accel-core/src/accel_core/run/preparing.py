@@ -13,6 +13,7 @@ from ..engines.choose import check_accumulation
 from ..engines.modes import evaluation_mode
 from ..engines.trained import clear_gradients
 from ..engines.weights import renew_step
+from ..notices import logger_of
 from ..processes.agreement import Agreement
 from ..processes.collectives import broadcast_object
 from ..processes.shutdown import check_processes
@@ -20,6 +21,7 @@ from ..state.checkpoint import TrainerState
 from ..state.random import capture_random_state, restore_random_state, seed_process
 from .batch_output import add_way_out
 from .counted_loss import counted_loss
+from .ending import tell_launcher, tell_of_interrupt
 from .first_steps import report_evaluation_step
 from .loaders import create_eval_loader, create_loaders
 from .loss_tracker import LossTracker, MeanTrackers
@@ -46,6 +48,13 @@ def begin_run(trainer: TrainerParts, run: Run, state: TrainerState | None, keep_
     group = run.engine.group
     check_processes(group.num_processes)
     check_accumulation(trainer.accelerator)
+    logger_of("engine").info(
+        "%s runs the steps on %s process(es), device %s, precision %s.",
+        run.engine.name,
+        group.size,
+        trainer.device,
+        trainer.accelerator.mixed_precision,
+    )
     if trainer.seed is not None and not trainer.is_seeded:
         seed_process(trainer.seed, group.index)
         trainer.is_seeded = True
@@ -142,6 +151,8 @@ def standing_in(trainer: TrainerParts, model: torch.nn.Module | None) -> Iterato
 def evaluating(trainer: TrainerParts, run: Run) -> Iterator[None]:
     """Let `trainer.model` be the module to evaluate. Every process takes part."""
     model = trainer.model
+    updates = trainer.run_progress.updates_completed
+    logger_of("evaluations").debug("An evaluation begins after update %s.", updates)
     trainer.eval_loss.reset()
     try:
         with run.evaluating(), evaluation_mode(run.engine, model, vars(trainer)) as trainer.model:
@@ -150,9 +161,26 @@ def evaluating(trainer: TrainerParts, run: Run) -> Iterator[None]:
         trainer.model = model
 
 
-@contextlib.contextmanager
-def running(trainer: TrainerParts, run: Run) -> Iterator[Run]:
+class running:  # noqa: N801  # A context manager is named like a function.
     """Let `run` go on. Afterwards close everything, and give the user's own model and optimizer back."""
+
+    def __init__(self, trainer: TrainerParts, run: Run) -> None:
+        self._context = _running(trainer, run)
+
+    def __enter__(self) -> Run:
+        return self._context.__enter__()
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        try:
+            self._context.__exit__(kind, error, trace)
+        finally:
+            # What is behind the caller's line is of no use to whoever has pressed Ctrl-C.
+            if isinstance(error, KeyboardInterrupt):
+                error.__traceback__ = None
+
+
+@contextlib.contextmanager
+def _running(trainer: TrainerParts, run: Run) -> Iterator[Run]:
     model, optimizer = trainer.model, trainer.optimizer
     prepared = run.engine.prepared
     was_seeded = trainer.is_seeded
@@ -165,6 +193,8 @@ def running(trainer: TrainerParts, run: Run) -> Iterator[Run]:
         yield run
     except BaseException as error:
         _close_after(error, trainer, optimizer)
+        tell_of_interrupt(trainer, run, error)
+        tell_launcher(trainer, run, error)
         if run.rollback is not None:
             run.rollback.restore()
             trainer.is_seeded = was_seeded

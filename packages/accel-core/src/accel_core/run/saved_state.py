@@ -13,6 +13,7 @@ from ..engines.weights import (
     share_buffers,
 )
 from ..errors import ConfigurationError
+from ..notices import logger_of, notify
 from ..processes.collectives import all_gather_object
 from ..state import files
 from ..state.checkpoint import (
@@ -46,7 +47,11 @@ def report_finished(trainer: TrainerParts, run: Run) -> None:
     point = run.resume_point
     if point is not None and run.is_finished(trainer.run_progress):
         updates = trainer.run_progress.updates_completed
-        trainer.print(f"The run in {point.folder} is finished after {updates} updates: nothing to do.")
+        notify(
+            trainer,
+            f"The run in {point.folder} is finished after {updates} updates: nothing to do.",
+            "resume",
+        )
 
 
 def save_run(trainer: TrainerParts, run: Run | None, output_dir: Any, values: dict[str, Any] | None) -> None:
@@ -93,6 +98,7 @@ def save_run(trainer: TrainerParts, run: Run | None, output_dir: Any, values: di
             gathers_files=engine.gathers_files,
         )
     if is_new:
+        logger_of("saves").info("The state of update %s is saved: %s", progress["updates_completed"], path)
         run.known_states[path] = progress
         trainer.callbacks.on_checkpoint_saved(trainer, path=path)  # type: ignore[arg-type]
     trainer.last_checkpoint = path
@@ -158,7 +164,7 @@ def print_differences(trainer: TrainerParts, arguments: TrainArguments, state: T
     ):
         messages.append(RANDOM_NUMBERS_OF_WORKERS)
     for message in (*messages, *trainer.engine.limits_of_exactness):
-        trainer.print(message)
+        notify(trainer, message, "resume")
 
 
 def load_run(trainer: TrainerParts, run: Run, path: str | Path) -> dict[str, Any]:
@@ -177,6 +183,8 @@ def begin_resuming(
     trainer: TrainerParts, run: Run, arguments: TrainArguments, folder: Path, state: TrainerState
 ) -> None:
     """Print what cannot be carried over, then restore what is restored before the loop."""
+    updates = state["run_progress"]["updates_completed"]
+    logger_of("resume").info("The run goes on from %s, after update %s.", folder, updates)
     print_differences(trainer, arguments, state)
     with setting_damage_aside(trainer, folder):
         restore_objects(trainer, run, folder, state)
@@ -188,7 +196,9 @@ def restore_objects(trainer: TrainerParts, run: Run, folder: Path, state: Traine
     load = choose_load(trainer, folder) or trainer.load_model_state
     attributes = read_state(folder, state, run.engine.trained)
     if attributes is None and (names := names_of(run.engine.trained)):
-        trainer.print(f"'{folder}' is of a version that did not save {names}: they stay as they are.")
+        notify(
+            trainer, f"'{folder}' is of a version that did not save {names}: they stay as they are.", "resume"
+        )
     trainer.run_id = state["run_id"]
     run.known_states = {folder.absolute(): dict(state["run_progress"])}
     saved_processes = state["launched"]["num_processes"]

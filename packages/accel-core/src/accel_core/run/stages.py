@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigurationError
+from ..notices import notify
 from ..processes.collectives import broadcast_object, run_on_main
 from ..state import files
 from ..state.checkpoint import STATE_FILE, TrainerState
@@ -116,9 +117,11 @@ def skip_stage(trainer: TrainerParts, arguments: TrainArguments, start: Start) -
     if state is None or folder is None:
         return
     progress = state["run_progress"]
-    trainer.print(
+    notify(
+        trainer,
         f"'{folder}' is a state of stage {progress['stage']} of its run, so this call of train, which is "
-        f"stage {start.stage}, does nothing."
+        f"stage {start.stage}, does nothing.",
+        "resume",
     )
     trainer.run_progress = RunProgress(stage=start.stage, stage_skipped=True)
     trainer.run_id = state["run_id"]
