@@ -166,15 +166,15 @@ def plain_accelerate(task: Task) -> float | None:
     return None
 
 
-def accel_without_agreeing(task: Task) -> float | None:
-    """Ours, but the processes tell each other nothing after an update: what agreeing costs."""
-    from accel_core.processes.agreement import Agreement
+def accel_with_messages(task: Task) -> float | None:
+    """Ours, but the processes agree by a message of its own after each update, as without DDP."""
+    from accel_core.engines.carried_word import CarriedWord
 
-    start, Agreement.start = Agreement.start, lambda self: None  # type: ignore[method-assign]
+    can_travel, CarriedWord._can_travel = CarriedWord._can_travel, lambda *_: False  # type: ignore[method-assign]
     try:
         return accel(task)
     finally:
-        Agreement.start = start  # type: ignore[method-assign]
+        CarriedWord._can_travel = can_travel  # type: ignore[method-assign]
 
 
 def accel(task: Task) -> float | None:
@@ -214,5 +214,5 @@ LOOPS: dict[str, Loop] = {
     "raw by index": raw_by_index,
     "accelerate": plain_accelerate,
     "accel": accel,
-    "accel without agreeing": accel_without_agreeing,
+    "accel with messages": accel_with_messages,
 }

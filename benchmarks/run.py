@@ -168,7 +168,7 @@ def print_tables(figures: dict[str, Any]) -> None:
         "accelerate",
         "by hand, by index",
     ]
-    print(f"\n| {' | '.join([*titles, 'accel, not agreeing'])} |")
+    print(f"\n| {' | '.join([*titles, 'accel, with messages'])} |")
     print("|---|---|---|---|---|---|---|---|---|")
     for name, workload in WORKLOADS.items():
         loops = figures.get(name, {})
@@ -176,7 +176,7 @@ def print_tables(figures: dict[str, Any]) -> None:
             ours = [_figure(loops["accel"], key) for key in ("ratio", "cpu_ratio", "best_ratio", "raw_ms")]
             others = [
                 _figure(loops.get(loop, {}), "ratio")
-                for loop in ("accelerate", "raw by index", "accel without agreeing")
+                for loop in ("accelerate", "raw by index", "accel with messages")
             ]
             _row(workload.title, "" if workload.target is None else f"{workload.target:.2f}", *ours, *others)
     if "long" in figures:
@@ -260,7 +260,7 @@ def _launcher(python: str, processes: int) -> list[str]:
 def _own_loops(workload: Workload) -> list[str]:
     """The loops of this environment that can do `workload`."""
     by_index = ["raw by index"] if workload.in_memory and workload.processes == 1 else []
-    return ["accel", "accelerate", *by_index, *(["accel without agreeing"] if workload.processes > 1 else [])]
+    return ["accel", "accelerate", *by_index, *(["accel with messages"] if workload.processes > 1 else [])]
 
 
 def _start(python: str, loop: str) -> dict[str, Any]:
