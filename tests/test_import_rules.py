@@ -35,7 +35,7 @@ LEVELS_OF_CORE = (
     ("state",),
     ("checks", "foreign_names"),
     ("processes",),
-    ("notices",),
+    ("notices", "representation"),
     ("errors", "text", "screen", "__about__"),
 )
 """The rooms of the core from the top down: a room imports itself and what stands below it."""

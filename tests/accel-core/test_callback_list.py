@@ -145,7 +145,7 @@ def test_events_may_name_the_arguments_that_they_use_and_take_the_rest_as_kwargs
         ([object()], r"callbacks has <object object .*no callback.*accel_core\.TrainerCallback"),
         ([object], r"callbacks has <class 'object'>.*no callback.*accel_core\.TrainerCallback"),
         ([()], r"callbacks has \(\).*star.*\*DEFAULT_CALLBACKS"),
-        (Counter(), r"callbacks is <.*Counter object .*sequence.*callbacks=\(Counter, "),
+        (Counter(), r"callbacks is Counter\(\).*sequence.*callbacks=\(Counter, "),
         (Counter, r"callbacks is <class .*Counter'>.*sequence.*callbacks=\(Counter, "),
         ([Listener], r"Listener needs arguments.*'name'.*Listener\(\.\.\.\)"),
     ],

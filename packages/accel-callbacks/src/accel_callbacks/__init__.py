@@ -12,6 +12,7 @@ from .batch_size_finder import BatchSize as BatchSize
 from .batch_size_finder import find_batch_size as find_batch_size
 from .convert_sync_batch_norm import ConvertSyncBatchNormCallback as ConvertSyncBatchNormCallback
 from .early_stopping import EarlyStoppingCallback as EarlyStoppingCallback
+from .history_file import HistoryFileCallback as HistoryFileCallback
 from .learning_rate_finder import LearningRateRange as LearningRateRange
 from .learning_rate_finder import find_learning_rate as find_learning_rate
 from .max_time import MaxTimeCallback as MaxTimeCallback

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from accel_core import TrainerCallback
 from accel_core.extending import check_not_negative, check_whole_number
@@ -22,6 +22,11 @@ class EarlyStoppingCallback(TrainerCallback):
 
     order = 800
     """After all that record metrics, wherever they are listed."""
+
+    argument_sources: ClassVar[dict[str, str]] = {
+        "watch_metric": "watched.name",
+        "greater_is_better": "watched.greater_is_better",
+    }
 
     def __init__(
         self,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numbers
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 from torch import nn
@@ -53,6 +53,11 @@ class ModelEmaCallback(TrainerCallback):
 
     order = 20
     """After callbacks of your own, and before those that log, watch or save, which need its results."""
+
+    argument_sources: ClassVar[dict[str, str]] = {
+        "watch_metric": "watched.name",
+        "greater_is_better": "watched.greater_is_better",
+    }
 
     def __init__(
         self,

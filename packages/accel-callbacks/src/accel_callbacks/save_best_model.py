@@ -7,7 +7,7 @@ import os
 import re
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from accel_core import AccelWarning, CheckpointError, TrainerCallback
 from accel_core.extending import (
@@ -39,6 +39,11 @@ class SaveBestModelCallback(TrainerCallback):
 
     order = 900
     """After all that record metrics, and before the training state is saved, which holds the best value."""
+
+    argument_sources: ClassVar[dict[str, str]] = {
+        "watch_metric": "watched.name",
+        "greater_is_better": "watched.greater_is_better",
+    }
 
     def __init__(
         self,

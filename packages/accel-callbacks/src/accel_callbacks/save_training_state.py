@@ -6,7 +6,7 @@ import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from accel_core import AccelWarning, CheckpointError, TrainerCallback
 from accel_core.extending import (
@@ -52,6 +52,15 @@ class SaveTrainingStateCallback(TrainerCallback):
 
     order = 1000
     """After all others, so that the saved state holds what they did after the same update."""
+
+    argument_sources: ClassVar[dict[str, str]] = {
+        "watch_metric": "watched.name",
+        "greater_is_better": "watched.greater_is_better",
+        "save_every_n_epochs": "periodic.epochs",
+        "save_every_n_updates": "periodic.updates",
+        "save_every_n_minutes": "periodic.minutes",
+        "save_on_signals": "signals.names",
+    }
 
     def __init__(
         self,

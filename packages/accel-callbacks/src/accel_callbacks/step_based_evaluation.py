@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from accel_core import ConfigurationError, TrainerCallback
 
@@ -20,6 +20,8 @@ class StepBasedEvaluationCallback(TrainerCallback):
     it evaluates between two updates, and modes and random state are put back. Updates are counted from the
     beginning of the run, so a resumed run goes on in the same rhythm.
     """
+
+    argument_sources: ClassVar[dict[str, str]] = {"eval_every_n_updates": "periodic.updates"}
 
     def __init__(self, eval_every_n_updates: int) -> None:
         """Hold the period.

@@ -29,6 +29,7 @@ class StopSignals:
 
     def __init__(self, names: Sequence[str]) -> None:
         """Hold the signals. Raises `ConfigurationError` for a name that none has."""
+        self.names = (names,) if isinstance(names, str) else tuple(names)
         self.numbers = _signal_numbers(names)
         self._handlers_before: dict[int, Any] = {}
         self._signalled_at: float | None = None

@@ -44,7 +44,7 @@ from .run import entering, exports, loaders, modes, preparing, saved_state, trai
 from .run.batch_output import unpack_batch
 from .run.counted_loss import count_targets
 from .run.counted_samples import create_batch_output, describe_counting
-from .run.description import describe_run
+from .run.description import describe_briefly, describe_run
 from .run.epochs import start_train_epoch
 from .run.evaluation_kind import EvaluationKind
 from .run.first_steps import check_first_output, check_first_update
@@ -759,6 +759,9 @@ class Trainer:
     def get_model(self, keep_torch_compile: bool = True) -> torch.nn.Module:
         """Return the model without what was wrapped around it."""
         return unwrap_model(self.accelerator, self.model, keep_torch_compile)
+
+    def __repr__(self) -> str:
+        return describe_briefly(self)
 
     def describe(self) -> str:
         """Return what will happen or has happened: data, updates, precision, processes, callbacks."""

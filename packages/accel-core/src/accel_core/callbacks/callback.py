@@ -32,8 +32,11 @@ the event.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
+
+from ..representation import represent
 
 if TYPE_CHECKING:
     # The only arrow that runs upward, for types: an import at run time would be a circle.
@@ -54,6 +57,12 @@ class TrainerCallback:
 
     Those that save have a high one, so that what they save holds what the others did.
     """
+
+    argument_sources: ClassVar[Mapping[str, str]] = {}
+    """Attributes in which arguments of the constructor are kept under another name, for `repr`."""
+
+    def __repr__(self) -> str:
+        return represent(self, self.argument_sources)
 
     def on_init_end(self, trainer: Trainer) -> None:
         """React to the end of `Trainer.__init__`; nothing is placed or wrapped yet."""

@@ -41,6 +41,9 @@ class CallbackList(TrainerCallback):
         self._trainer = trainer
         self.add_callbacks(callbacks)
 
+    def __repr__(self) -> str:
+        return f"CallbackList({self.callback_list!r})"
+
     def __iter__(self) -> Iterator[TrainerCallback]:
         return iter(self.callback_list)
 

@@ -19,6 +19,20 @@ def describe_callback(callback: TrainerCallback, callbacks: CallbackList) -> str
     return f"{type(callback).__name__} (order {callback.order}): {', '.join(events) or 'no events'}"
 
 
+def describe_briefly(trainer: Any) -> str:
+    """Return the class of a trainer with its model, its optimizer, what it has trained, and its callbacks.
+
+    It makes no accelerator, so that looking at a trainer changes nothing.
+    """
+    progress = trainer.run_progress
+    optimizer = None if trainer.optimizer is None else type(trainer.optimizer).__name__
+    updates, epochs = progress.updates_completed, progress.epochs_completed
+    return (
+        f"{type(trainer).__name__}(model={type(trainer.model).__name__}, optimizer={optimizer}, "
+        f"trained {updates:,} updates in {epochs:,} epochs, callbacks={list(trainer.callbacks)!r})"
+    )
+
+
 def describe_run(
     trainer: TrainerParts,
     counting: str,

@@ -51,6 +51,11 @@ class TrainerRunConfig:
     num_processes: int
     seed: int
 
+    def __repr__(self) -> str:
+        # Most fields of most runs are None, False or empty.
+        given = {name: value for name, value in self.to_dict().items() if value not in (None, False, {})}
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in given.items())})"
+
     def to_dict(self) -> dict[str, Any]:
         """Return the fields by name; the dictionaries among them are copies."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
+from ..callbacks.metric_table import html_table
 from ..errors import ConfigurationError
 from ..text import did_you_mean
 
@@ -112,6 +113,36 @@ class RunHistory(ABC):
         """Forget everything and begin at epoch 1."""
         self.clear()
         self.metric_name_prefix, self.current_epoch, self.current_update = "", 1, 0
+
+    def by_epoch(self) -> dict[int, dict[str, float]]:
+        """Return the newest value of each metric by epoch, from 1, and name."""
+        epochs: dict[int, dict[str, float]] = {}
+        for record in self.get_records():
+            epochs.setdefault(record["epoch"], {})[record["name"]] = record["value"]
+        return epochs
+
+    def __len__(self) -> int:
+        """Return the number of epochs that have values."""
+        return len({record["epoch"] for record in self.get_records()})
+
+    def __bool__(self) -> bool:
+        # A history is there also if it is empty: a length alone would make it false.
+        return True
+
+    def __iter__(self) -> Iterator[dict[str, float]]:
+        """Yield `{"epoch": 1, "train_loss_epoch": 0.5}` for each epoch: the newest value of each metric."""
+        return iter([{"epoch": epoch, **values} for epoch, values in self.by_epoch().items()])
+
+    def __repr__(self) -> str:
+        names = ", ".join(sorted(self.get_metric_names())) or "no metrics yet"
+        return f"{type(self).__name__}({len(self)} epochs, {self.current_update} updates: {names})"
+
+    def _repr_html_(self) -> str:
+        rows = [
+            {"epoch": str(epoch)} | {name: f"{value:.4g}" for name, value in values.items()}
+            for epoch, values in self.by_epoch().items()
+        ]
+        return html_table(rows)
 
     def to_records(self) -> list[MetricRecord]:
         """Return a copy of all records, in the order in which they were added."""
