@@ -24,7 +24,7 @@ from torch.utils.data import TensorDataset
 
 from accel_callbacks import SaveTrainingStateCallback, TrainingStatisticsCallback
 from accel_core import Trainer
-from accel_core.state import digests, save
+from accel_core.state import digests, publishing
 
 ROUNDS = 5
 STEPS_OF_A_SAVE = 5
@@ -45,7 +45,7 @@ def seconds_of_save(folder: Path, contents: dict[str, Any], has_digests: bool) -
     digests.hashlib = hashlib if has_digests else type("Hashes", (), {"sha256": NoDigest})  # type: ignore[attr-defined]
     folder.mkdir()
     start = time.perf_counter()
-    save.write_contents(folder, contents, {"run_id": "benchmark", "update": 1})
+    publishing.write_contents(folder, contents, {"run_id": "benchmark", "update": 1})
     seconds = time.perf_counter() - start
     digests.hashlib = hashlib  # type: ignore[attr-defined]
     for path in folder.iterdir():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,9 +9,11 @@ from typing import TYPE_CHECKING, ClassVar
 
 from accel_core import AccelWarning, CheckpointError, TrainerCallback
 from accel_core.extending import (
+    BackgroundSaves,
     KnownStates,
     NotFiniteError,
     OtherRunError,
+    bytes_to_copy,
     check_choice,
     check_path,
     check_whole_number,
@@ -24,13 +25,13 @@ from accel_core.extending import (
 )
 
 from .periodic import Periodic
+from .rotation import states_to_remove
 from .stop_signals import StopSignals
 from .watched_metric import WatchedMetric
 
 if TYPE_CHECKING:
     from accel_core import Trainer
 
-_NAME = re.compile(r"update_\d+(\.replaced)?")
 MOST_FAILURES = 5
 """Saves that fail in a row, after which also on_error="retry" ends the run."""
 
@@ -77,6 +78,7 @@ class SaveTrainingStateCallback(TrainerCallback):
         *,
         on_error: str = "raise",
         if_other_run: str = "raise",
+        in_background: bool = False,
     ) -> None:
         """Hold when to save and what to keep.
 
@@ -94,6 +96,9 @@ class SaveTrainingStateCallback(TrainerCallback):
                 it.
             if_other_run: "raise" refuses a folder with states of another run. "set_aside" moves them into a
                 folder inside of it, which `latest_checkpoint` does not see.
+            in_background: copy the state in memory, and let a thread of the main process write it while
+                training goes on. A save that is due before the one before is written waits for it. The save
+                at the end, or at a stop, is written before `train` returns. Not for engines that shard.
 
         Raises:
             ConfigurationError: an argument cannot be used.
@@ -108,6 +113,9 @@ class SaveTrainingStateCallback(TrainerCallback):
         self.signals = StopSignals(save_on_signals)
         self.on_error = check_choice("on_error", on_error, ("raise", "retry"))
         self.if_other_run = check_choice("if_other_run", if_other_run, ("raise", "set_aside"))
+        self._background = (
+            BackgroundSaves() if check_choice("in_background", in_background, (False, True)) else None
+        )
         self._known = KnownStates(self.save_dir)
         self._failures = 0
         """Saves that have failed since the last one that has not."""
@@ -116,10 +124,19 @@ class SaveTrainingStateCallback(TrainerCallback):
         self._stop_saved_at: int | None = None
         self._is_end_saved = False
 
+    def describe(self, trainer: Trainer) -> str:
+        """Tell what the copies of a background save take."""
+        if self._background is None:
+            return ""
+        megabytes = bytes_to_copy(trainer.model, trainer.optimizer) / 1e6
+        return f"saves in the background, with copies of {megabytes:.1f} MB in memory of the main process"
+
     def on_training_run_start(self, trainer: Trainer) -> None:
         """Raise if the folder holds states of another run; begin to count, and save a later stage's start."""
         if self.keep_best is not None:
             self.watched.check_will_be_recorded(trainer)
+        if self._background is not None:
+            self._background.start(trainer)
         self._known = KnownStates(self.save_dir)
         aside = run_on_main(lambda: self._open_folder(str(trainer.run_id)), trainer.is_main_process)
         if aside is not None:
@@ -143,7 +160,9 @@ class SaveTrainingStateCallback(TrainerCallback):
         self._check_folder(trainer)
 
     def on_optimizer_step_end(self, trainer: Trainer) -> None:
-        """Save if it is due, or if all processes stop now."""
+        """Save if it is due, or if all processes stop now; tell of a save that was written meanwhile."""
+        if self._background is not None and self._background.has_arrived(trainer):
+            self._finish_save(trainer)
         is_due = self.periodic.is_due_after_update(trainer) or self._has_value(trainer)
         is_stopping = trainer.stop_reason is not None and self._saves_at_end(trainer)
         if is_stopping:
@@ -162,6 +181,7 @@ class SaveTrainingStateCallback(TrainerCallback):
 
     def on_training_run_end(self, trainer: Trainer) -> None:
         """Save at the end."""
+        self._finish_save(trainer)
         self.save_last_state(trainer)
 
     def save_last_state(self, trainer: Trainer) -> None:
@@ -180,6 +200,11 @@ class SaveTrainingStateCallback(TrainerCallback):
             self._is_end_saved = True
             self.save(trainer, is_last=True)
 
+    def on_exception(self, trainer: Trainer, error: BaseException) -> None:
+        """Wait for the save that is on its way."""
+        if self._background is not None:
+            self._background.close(trainer)
+
     def on_run_close(self, trainer: Trainer) -> None:
         """Give the signal handlers back."""
         self.signals.close()
@@ -191,17 +216,45 @@ class SaveTrainingStateCallback(TrainerCallback):
             is_last: no later save could make up for this one, so that a failure is raised in any case.
         """
         path = self.save_dir / f"update_{trainer.run_progress.updates_completed:08d}"
+        if self._background is not None and trainer.is_main_process:
+            self._background.warn_of_waiting()
+        self._finish_save(trainer)
         try:
             self._check_folder(trainer)
-            trainer.save_training_state(path)
+            # Nothing is won by a thread where training does not go on.
+            if self._background is None or is_last:
+                trainer.save_training_state(path)
+            else:
+                with self._background.taking_saves(trainer):
+                    trainer.save_training_state(path)
         except NotFiniteError as error:
             warnings.warn(str(error), AccelWarning)
-            return
         except OtherRunError:
             raise
         except CheckpointError as error:
             self._count_failure(trainer, error, is_last)
+        else:
+            if not self._is_on_its_way:
+                self._after_save(trainer, path)
+
+    @property
+    def _is_on_its_way(self) -> bool:
+        return self._background is not None and self._background.path is not None
+
+    def _finish_save(self, trainer: Trainer) -> None:
+        """Wait for the save that is on its way. Every process takes part."""
+        if self._background is None:
             return
+        try:
+            path = self._background.finish(trainer)
+        except CheckpointError as error:
+            self._count_failure(trainer, error, is_last=False)
+        else:
+            if path is not None:
+                self._after_save(trainer, path)
+
+    def _after_save(self, trainer: Trainer, path: Path) -> None:
+        """Remove what need not be kept, now that a newer state stands."""
         if self._failures:
             notify(trainer, f"The training state could be saved again, to '{path}'.", "saves")
             self._failures = 0
@@ -227,7 +280,9 @@ class SaveTrainingStateCallback(TrainerCallback):
 
     def _is_time(self, trainer: Trainer, is_due: bool) -> bool:
         """Whether to save now. What failed is made up for, and what comes due before that waits for it."""
-        return trainer.run_progress.updates_completed >= self._retry_at if self._failures else is_due
+        if self._failures and not self._is_on_its_way:
+            return trainer.run_progress.updates_completed >= self._retry_at
+        return is_due
 
     def _has_value(self, trainer: Trainer) -> bool:
         """Whether the watched metric was recorded at this very update."""
@@ -264,17 +319,6 @@ class SaveTrainingStateCallback(TrainerCallback):
         if self.keep_last is None and self.keep_best is None:
             return
         self._known.refresh()
-        newest_last = self._known.of_run(run_id)
-        states = {path: facts for path, facts in newest_last.items() if _NAME.fullmatch(path.name)}
-        kept = set(list(states)[-(self.keep_last or 1) :])
-        values = {path: facts.metrics.get(self.watched.name) for path, facts in states.items()}
-        good = {
-            path: value
-            for path, value in values.items()
-            if value is not None and self.watched.is_better(value, None)
-        }
-        best_first = sorted(good, key=good.__getitem__, reverse=self.watched.greater_is_better)
-        kept.update(best_first[: self.keep_best or 0])
-        for path in states:
-            if path not in kept:
-                remove_checkpoint(path)
+        states = self._known.of_run(run_id)
+        for path in states_to_remove(states, self.keep_last, self.keep_best, self.watched):
+            remove_checkpoint(path)

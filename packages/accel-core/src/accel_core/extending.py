@@ -33,6 +33,8 @@ from .processes.collectives import is_distributed as is_distributed
 from .processes.collectives import run_on_main as run_on_main
 from .processes.collectives import sum_over_processes as sum_over_processes
 from .processes.group import DataGroup as DataGroup
+from .run.background_saves import BackgroundSaves as BackgroundSaves
+from .run.background_saves import bytes_to_copy as bytes_to_copy
 from .run.batch_output import UnclearBatchSize as UnclearBatchSize
 from .run.batch_output import call_loss as call_loss
 from .run.batch_output import num_samples_in as num_samples_in

@@ -64,6 +64,10 @@ class TrainerCallback:
     def __repr__(self) -> str:
         return represent(self, self.argument_sources)
 
+    def describe(self, trainer: Trainer) -> str:
+        """Return what `Trainer.describe` adds to the line on this callback; by default nothing."""
+        return ""
+
     def on_init_end(self, trainer: Trainer) -> None:
         """React to the end of `Trainer.__init__`; nothing is placed or wrapped yet."""
 

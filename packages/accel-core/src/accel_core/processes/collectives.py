@@ -50,6 +50,18 @@ def all_gather_object(value: Any) -> list[Any]:
     return gather_object([value]) if is_distributed() else [value]
 
 
+def gather_on_main(value: Any) -> list[Any]:
+    """Return the `value` of every process on the main one, and nothing of worth on the others.
+
+    They are pickled on the way. Tensors among them have to be on the CPU.
+    """
+    if not is_distributed():
+        return [value]
+    gathered: list[Any] = [None] * dist.get_world_size()
+    dist.gather_object(value, gathered if dist.get_rank() == 0 else None, dst=0)
+    return gathered
+
+
 def broadcast_tensors(tensors: Iterable[torch.Tensor]) -> None:
     """Give every process the main process's values. Every process takes part."""
     if is_distributed():

@@ -74,7 +74,11 @@ def describe_run(
         lines += _describe_training(config)
     lines += [f"limit: {limit}" for limit in batch_limits(callbacks)]
     lines.append("callbacks, in the order in which they are called:")
-    lines += [f"  {describe_callback(callback, callbacks)}" for callback in callbacks] or ["  none"]
+    for callback in callbacks:
+        own = callback.describe(trainer)  # type: ignore[arg-type]
+        lines.append(f"  {describe_callback(callback, callbacks)}{own and f'; {own}'}")
+    if not list(callbacks):
+        lines.append("  none")
     return "\n".join(lines)
 
 

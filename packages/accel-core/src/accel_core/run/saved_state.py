@@ -14,7 +14,7 @@ from ..engines.weights import (
 )
 from ..errors import ConfigurationError
 from ..notices import logger_of, notify
-from ..processes.collectives import all_gather_object
+from ..processes.collectives import all_gather_object, gather_on_main
 from ..state import files
 from ..state.checkpoint import (
     ATTRIBUTES_FILE,
@@ -93,10 +93,15 @@ def save_run(trainer: TrainerParts, run: Run | None, output_dir: Any, values: di
             lambda: create_process_state(trainer, run),
             process_index=engine.group.process_index,
             gather=all_gather_object,
+            gather_on_main=gather_on_main,
             write_engine=engine.write_own_files,
             is_known=run.known_states.get(path) == progress,
             gathers_files=engine.gathers_files,
+            writer=None if run.background is None else run.background.writer,
         )
+    if is_new and run.background is not None:
+        run.background.begun(path, progress)
+        return
     if is_new:
         logger_of("saves").info("The state of update %s is saved: %s", progress["updates_completed"], path)
         run.known_states[path] = progress

@@ -47,8 +47,14 @@ class HashingFile:
             self._hash.update(view)
             self._file.write(view)
             return len(view)
-        self._thread = self._thread or ThreadPoolExecutor(1, "accel-digest")
-        hashed = self._thread.submit(self._hash.update, view)
+        try:
+            self._thread = self._thread or ThreadPoolExecutor(1, "accel-digest")
+            hashed = self._thread.submit(self._hash.update, view)
+        # Python that has begun to end starts no more threads, and waits for a save that is on its way.
+        except RuntimeError:
+            self._hash.update(view)
+            self._file.write(view)
+            return len(view)
         try:
             self._file.write(view)
         finally:

@@ -32,6 +32,9 @@ _OWN_NAMES = re.compile(
 )
 _STAGING = re.compile(r".+\.[0-9a-f]{8}\.incomplete")
 
+being_written: set[Path] = set()
+"""What threads of this process write at this moment, beside its final place: no leftover of a crash."""
+
 _logger = logging.getLogger("accel_core")
 
 
@@ -202,6 +205,8 @@ def remove_leftovers(folder: Path) -> None:
     """Remove what crashes left in `folder`: incomplete states, and replaced ones whose successor stands."""
     for name, _ in entries_of(folder):
         path = folder / name
+        if path in being_written:
+            continue
         if name.endswith(".incomplete"):
             # Names without letters are those of earlier versions, and of others: only a state
             # is taken for one.

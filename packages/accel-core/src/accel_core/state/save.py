@@ -1,11 +1,13 @@
 """How a checkpoint folder is written by several processes, so that it is complete or absent.
 
-The contents of the files are in memory, `write_contents` writes them, and `publish` gives the folder its
-name. The last two take part in no communication and touch no object of the training.
+The contents of the files are in memory, `publishing` writes them and gives the folder its name. It takes part
+in no communication and touches no object of the training, so that a thread may do it.
 """
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -13,25 +15,12 @@ from typing import Any
 
 from ..errors import AccelError, CheckpointError, ConfigurationError
 from . import files
-from .checkpoint import (
-    FORMAT_VERSION,
-    STATE_FILE,
-    Kind,
-    NoState,
-    RunState,
-    examine,
-    is_same_state,
-    process_file,
-)
+from .background import BackgroundWriter
+from .checkpoint import Kind, NoState, RunState, examine, is_same_state, process_file
 from .digests import Written, digest_of_file
-from .housekeeping import (
-    has_only_own_files,
-    refuse_other_run,
-    remove_checkpoint,
-    remove_leftovers,
-    set_damaged_aside,
-    staging_of,
-)
+from .housekeeping import being_written, refuse_other_run, remove_checkpoint, remove_leftovers, staging_of
+from .publishing import origin_of, publish, write_contents
+from .snapshot import Snapshots
 
 
 def save_folder(
@@ -42,91 +31,158 @@ def save_folder(
     *,
     process_index: int,
     gather: Callable[[Any], Sequence[Any]],
+    gather_on_main: Callable[[Any], Sequence[Any]] | None = None,
     write_engine: Callable[[Path], None] | None = None,
     is_known: bool = True,
     gathers_files: bool = False,
+    writer: BackgroundWriter | None = None,
 ) -> bool:
     """Write a checkpoint folder. Every process takes part, and either all of them return or all raise.
+
+    The main process writes what all of them have to save. If an engine writes files of its own, each process
+    writes its part, to a disk that all of them share.
 
     Args:
         path: of the folder. A state of the same run that is there gives way once the new one is complete.
         state: for trainer_state.json; that of the main process counts.
         create_main_files: called on the main process; contents by file name: tensors for `.safetensors`,
             bytes for `.jsonl`, else plain.
-        create_process_state: returns what this process keeps in its own file.
+        create_process_state: returns what this process keeps in a file of its own.
         process_index: 0 is the main process.
         gather: returns the values of all processes in their order, once all have called it.
+        gather_on_main: the same for the main process alone; the others may get anything. None is `gather`.
         write_engine: called on every process with the folder in which an engine writes its own files.
         is_known: what stands at `path` is of this very run, and not of one that had gone on from an earlier
             state.
         gathers_files: every process takes part in `create_main_files`.
+        writer: writes copies of everything while training goes on, so that this returns before the folder
+            stands. Not together with `write_engine`.
 
     Returns:
-        Whether something was written: not if this state is known to stand there already.
+        Whether something was written, or begun to be: not if this state is known to stand there already.
 
     Raises:
         CheckpointError: what failed and on which process; the checkpoints before are as they were.
         ConfigurationError: the same for a state that cannot be saved.
     """
-    path = Path(path).absolute()
-    is_main = process_index == 0
-    staging: Path | None = None
-
-    def run_on_all(action: Callable[[], Any], takes_part: bool = True) -> list[Any]:
-        try:
-            return _run_on_all(action, gather, f"The training state was not saved to '{path}'.", takes_part)
-        except AccelError:
-            if is_main and staging is not None:
-                remove_checkpoint(staging)
-            raise
-
-    def write_own_files(staging: Path) -> dict[str, Written]:
-        # First what communicates: a process that fails below must not leave others waiting for it.
-        contents = dict(create_main_files()) if is_main or gathers_files else {}
-        process_state = create_process_state()
-        if not staging.is_dir():
-            raise CheckpointError(
-                f"'{staging}' is not there. On several machines it has to be on a disk that they share."
-            )
-        contents = contents if is_main else {}
-        contents[process_file(process_index)] = process_state
-        return write_contents(staging, contents, origin_of(state))
-
-    name = run_on_all(partial(_prepare, path, state, is_known), is_main)[0]
-    if name is None:
+    save = _Save(Path(path).absolute(), state, process_index, gather)
+    names = save.on_all(partial(_prepare, save.path, state, is_known), save.is_main)
+    if names[0] is None:
         return False
-    staging = folder = path.with_name(name)
-    written = run_on_all(partial(write_own_files, folder))
-    num_processes = len(written)
+    save.staging = save.path.with_name(names[0])
     if write_engine is not None:
-        run_on_all(partial(write_engine, folder / "engine"))
-        # What an engine has written is read back, by each process a part. They may see it late on a
-        # network disk.
-        names = run_on_all(partial(_files_of_engine, folder), is_main)[0]
-        own = names[process_index::num_processes]
-        written += run_on_all(partial(_read_back, folder, own))
-    run_on_all(partial(publish, folder, path, state, _join(written), num_processes), is_main)
+        _write_shards(save, create_main_files, create_process_state, write_engine)
+        return True
+    own: list[Any] = []
+    save.on_all(lambda: own.append(_own_state(process_index, create_process_state, len(names))))
+    states = (gather_on_main or gather)(own[0]) if len(names) > 1 else own
+    takes_part = save.is_main or gathers_files
+    save.on_all(partial(_write_all, save, create_main_files, states, writer), takes_part)
     return True
 
 
-def origin_of(state: RunState) -> dict[str, Any]:
-    """Return what each file says of where it comes from, so that a stray one is known."""
-    return {"run_id": state["run_id"], "update": state["run_progress"]["updates_completed"]}
+@dataclasses.dataclass
+class _Save:
+    """One call of `save_folder`."""
+
+    path: Path
+    state: RunState
+    process_index: int
+    gather: Callable[[Any], Sequence[Any]]
+    staging: Path = Path()
+    """The folder that is being filled, once it is there."""
+
+    @property
+    def is_main(self) -> bool:
+        return self.process_index == 0
+
+    def on_all(self, action: Callable[[], Any], takes_part: bool = True) -> list[Any]:
+        """Act on this process if it takes part. What fails is raised on all, after the folder is removed."""
+        try:
+            failure = f"The training state was not saved to '{self.path}'."
+            return _run_on_all(action, self.gather, failure, takes_part)
+        except AccelError:
+            if self.is_main and self.staging != Path():
+                self.give_up()
+            raise
+
+    def give_up(self) -> None:
+        being_written.discard(self.staging)
+        remove_checkpoint(self.staging)
 
 
-def write_contents(
-    folder: Path, contents: Mapping[str, Any], origin: Mapping[str, Any]
-) -> dict[str, Written]:
-    """Write files into a folder, by the endings of their names, and return sizes and digests."""
-    written = {}
-    for name, content in contents.items():
-        if name.endswith(".jsonl"):
-            written[name] = files.write_bytes(folder / name, content)
-        elif name.endswith(".safetensors"):
-            written[name] = files.write_tensors(folder / name, content, origin)
-        else:
-            written[name] = files.write_object(folder / name, content, origin)
-    return written
+def _own_state(
+    process_index: int, create_process_state: Callable[[], Mapping[str, Any]], num_processes: int
+) -> Any:
+    """Return what one process keeps, as it is written; without tensors on a GPU if another one writes it."""
+    name = process_file(process_index)
+    plain = files.as_plain(create_process_state(), f"The content of '{name}'")
+    return Snapshots().take(plain) if num_processes > 1 else plain
+
+
+def _write_all(
+    save: _Save,
+    create_main_files: Callable[[], Mapping[str, Any]],
+    states: Sequence[Any],
+    writer: BackgroundWriter | None,
+) -> None:
+    """Write and publish all files of a state on the main process, or let `writer` do so."""
+    contents = dict(create_main_files())
+    if not save.is_main:
+        # It has helped to gather them.
+        return
+    contents.update({process_file(index): state for index, state in enumerate(states)})
+
+    def write() -> None:
+        try:
+            written = write_contents(save.staging, contents, origin_of(save.state))
+            publish(save.staging, save.path, save.state, written, len(states))
+        except Exception:
+            save.give_up()
+            raise
+        being_written.discard(save.staging)
+
+    if writer is None:
+        write()
+        return
+    # What cannot be saved is refused here, where training can still say what it was.
+    contents = {
+        name: content
+        if name.endswith((".jsonl", ".safetensors"))
+        else files.as_plain(content, f"The content of '{name}'")
+        for name, content in contents.items()
+    }
+    contents, save.state = writer.snapshots.take(contents), copy.deepcopy(save.state)
+    being_written.add(save.staging)
+    writer.start(write)
+
+
+def _write_shards(
+    save: _Save,
+    create_main_files: Callable[[], Mapping[str, Any]],
+    create_process_state: Callable[[], Mapping[str, Any]],
+    write_engine: Callable[[Path], None],
+) -> None:
+    """Let each process write its own files, and the engine its shards."""
+    folder, index = save.staging, save.process_index
+
+    def write_own_files() -> dict[str, Written]:
+        if not folder.is_dir():
+            raise CheckpointError(
+                f"'{folder}' is not there. On several machines it has to be on a disk that they share."
+            )
+        contents = dict(create_main_files()) if save.is_main else {}
+        contents[process_file(index)] = create_process_state()
+        return write_contents(folder, contents, origin_of(save.state))
+
+    written = save.on_all(write_own_files)
+    num_processes = len(written)
+    save.on_all(partial(write_engine, folder / "engine"))
+    # What an engine has written is read back, by each process a part. They may see it late on a
+    # network disk.
+    names = save.on_all(partial(_files_of_engine, folder), save.is_main)[0]
+    written += save.on_all(partial(_read_back, folder, names[index::num_processes]))
+    save.on_all(partial(publish, folder, save.path, save.state, _join(written), num_processes), save.is_main)
 
 
 def _files_of_engine(folder: Path) -> list[str]:
@@ -194,48 +250,3 @@ def _prepare(path: Path, state: RunState, is_known: bool) -> str | None:
 
 def _join(written: Sequence[Mapping[str, Written]]) -> dict[str, Written]:
     return {name: each[name] for each in written for name in each}
-
-
-def publish(
-    staging: Path, path: Path, state: RunState, written: Mapping[str, Written], num_processes: int
-) -> None:
-    """Write what the folder holds, and give it its name. What stood there gives way.
-
-    What is damaged is kept aside.
-
-    Args:
-        written: the files of all processes.
-        num_processes: that have written, each a file of its own.
-    """
-    replaced = path.with_name(f"{path.name}.replaced")
-    if missing := [name for name in map(process_file, range(num_processes)) if not (staging / name).exists()]:
-        raise CheckpointError(
-            f"'{staging}' has no {missing}. On several machines it has to be on a disk that they share."
-        )
-    content = {
-        "format_version": FORMAT_VERSION,
-        **state,
-        "files": {name: written[name].size for name in sorted(written)},
-        "digests": {name: written[name].sha256 for name in sorted(written)},
-    }
-    files.write_json(staging / STATE_FILE, content, True)
-    files.sync(staging)
-    try:
-        if isinstance(examine(path), dict):
-            files.rename(path, replaced)
-        elif path.exists():
-            _make_way(path)
-        files.rename(staging, path)
-    except OSError:
-        if replaced.exists() and not path.exists():
-            files.rename(replaced, path)
-        raise
-    if has_only_own_files(replaced) or isinstance(examine(replaced), dict):
-        remove_checkpoint(replaced)
-
-
-def _make_way(path: Path) -> None:
-    if any(path.iterdir()):
-        set_damaged_aside(path)
-    else:
-        files.remove_folder(path)

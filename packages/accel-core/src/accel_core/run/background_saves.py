@@ -1,0 +1,151 @@
+"""Training states that are written while training goes on, and what the processes know of them."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..errors import AccelWarning, CheckpointError, ConfigurationError
+from ..processes.collectives import is_distributed, run_on_main
+from ..state.background import BackgroundWriter
+from .run import Run, require_training
+from .trainer_parts import TrainerParts
+
+TOPIC = "background save"
+
+
+class BackgroundSaves:
+    """The states that one callback has written in the background, at most one of them at a time.
+
+    The main process copies and writes. That a state stands reaches the others with what the processes agree
+    on after each update anyway, so that all of them hear of it at the same update.
+    """
+
+    def __init__(self) -> None:
+        self.writer = BackgroundWriter()
+        self.path: Path | None = None
+        """Of the state that is on its way."""
+        self._progress: dict[str, Any] = {}
+        self._number = 0
+        self._has_told = False
+
+    def start(self, trainer: TrainerParts) -> None:
+        """Make ready for a run. Every process takes part.
+
+        Raises:
+            ConfigurationError: the engine writes files of its own, by all processes together.
+        """
+        if trainer.engine.shards_parameters:
+            raise ConfigurationError(
+                f"in_background is True, but {trainer.engine.name} spreads the model over the processes, "
+                "which have to write it together. Leave in_background out."
+            )
+        trainer.agreement.register(TOPIC)
+        self._has_told = False
+
+    @contextlib.contextmanager
+    def taking_saves(self, trainer: TrainerParts) -> Iterator[None]:
+        """Let what is saved within be written in the background. Every process takes part.
+
+        It waits for the state before.
+        """
+        self.finish(trainer)
+        run, _ = require_training(trainer._run, "SaveTrainingStateCallback.save")
+        run.background = self
+        try:
+            yield
+        finally:
+            run.background = None
+
+    def begun(self, path: Path, progress: dict[str, Any]) -> None:
+        """Note that a state is on its way."""
+        self.path, self._progress = path, progress
+        self._number += 1
+
+    def has_arrived(self, trainer: TrainerParts) -> bool:
+        """Whether all processes know that the state was written, or could not be. Call it at safe points."""
+        if self.path is None:
+            return False
+        # The number, since a word on the state before may still be on its way.
+        if trainer.agreement.agreed.get(TOPIC) == self._number:
+            return True
+        if trainer.is_main_process and not self.writer.is_busy:
+            trainer.agreement.flag(TOPIC, self._number)
+        return False
+
+    def warn_of_waiting(self) -> None:
+        """Say once in a run that a save comes due before the one before is written. One process calls it."""
+        if self.path is not None and self.writer.is_busy and not self._has_told:
+            self._has_told = True
+            warnings.warn(
+                f"A save is due, and '{self.path.name}' is still being written: training waits for it. Save "
+                "less often, or to a faster disk.",
+                AccelWarning,
+                stacklevel=2,
+            )
+
+    def finish(self, trainer: TrainerParts) -> Path | None:
+        """Wait for the state on its way, tell everyone that it stands, and return it.
+
+        Every process takes part.
+
+        Raises:
+            CheckpointError: it could not be written, on every process.
+        """
+        if self.path is None:
+            return None
+        path, self.path = self.path, None
+        error: Exception | None = None
+
+        def wait() -> str | None:
+            nonlocal error
+            error = self.writer.wait()
+            return None if error is None else _failure(error, path)
+
+        # As text, since not every error survives the way to another process.
+        failure = run_on_main(wait, trainer.is_main_process)
+        if failure is not None:
+            raise CheckpointError(failure) from error
+        _note(trainer, trainer._run, path, self._progress)
+        trainer.callbacks.on_checkpoint_saved(trainer, path=path)  # type: ignore[arg-type]
+        return path
+
+    def close(self, trainer: TrainerParts) -> Path | None:
+        """Wait for the state on its way after an error, without a word to other processes, and return it."""
+        if self.path is None:
+            return None
+        path, self.path = self.path, None
+        error = self.writer.wait()
+        if error is not None:
+            warnings.warn(_failure(error, path), AccelWarning, stacklevel=2)
+            return None
+        if not trainer.is_main_process:
+            # It does not know whether the main process has written.
+            return None
+        _note(trainer, trainer._run, path, self._progress)
+        if not is_distributed():
+            trainer.callbacks.on_checkpoint_saved(trainer, path=path)  # type: ignore[arg-type]
+        return path
+
+
+def bytes_to_copy(model: torch.nn.Module, optimizer: Any) -> int:
+    """Return the size of the parameters, the buffers and what the optimizer holds by now, in bytes."""
+    held = [tensor for state in getattr(optimizer, "state", {}).values() for tensor in state.values()]
+    tensors = [*model.parameters(), *model.buffers(), *filter(torch.is_tensor, held)]
+    return sum(tensor.nbytes for tensor in tensors)
+
+
+def _note(trainer: TrainerParts, run: Run | None, path: Path, progress: dict[str, Any]) -> None:
+    if run is not None:
+        run.known_states[path] = progress
+    trainer.last_checkpoint = path
+
+
+def _failure(error: Exception, path: Path) -> str:
+    reason = str(error) if isinstance(error, CheckpointError) else f"{type(error).__name__}: {error}"
+    return f"The training state was not saved to '{path}' in the background. {reason}"
