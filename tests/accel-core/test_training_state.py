@@ -695,8 +695,8 @@ def test_the_main_process_does_not_publish_without_the_files_of_all(tmp_path: Pa
 def test_a_process_without_the_folder_of_the_main_process_says_that_the_disk_has_to_be_shared(
     tmp_path: Path,
 ) -> None:
+    others = [("state.ab12.incomplete", None, False), WELL]
     with pytest.raises(CheckpointError, match=r"Process 1: .*several machines.*disk.*share"):
-        others = [("state.ab12.incomplete", None, False), WELL]
         save_as(1, tmp_path / "state", {}, others, write_engine=lambda folder: None)
 
 

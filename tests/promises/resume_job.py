@@ -94,7 +94,21 @@ def slow_down(seconds):
         setattr(files, name, slow)
 
 
-def run(folder, workers, accumulation, is_saved, slow_seconds):
+class Told(TrainerCallback):
+    """Writes down what was told as saved, and makes sure at the start that none of it was lost."""
+
+    def __init__(self, folder):
+        self.file = folder / "told"
+        told = self.file.read_text().split() if self.file.exists() else []
+        newest = latest_checkpoint(folder / "states")
+        assert not told or (newest is not None and newest.name >= told[-1]), (told, newest)
+
+    def on_checkpoint_saved(self, trainer, path):
+        with self.file.open("a") as file:
+            file.write(f"{path.name}\n")
+
+
+def run(folder, workers, accumulation, is_saved, slow_seconds, in_background=False):
     folder = Path(folder)
     slow_down(slow_seconds)
     # Whatever was drawn before must not matter to a run that goes on.
@@ -108,14 +122,18 @@ def run(folder, workers, accumulation, is_saved, slow_seconds):
     )
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
     saver = SaveTrainingStateCallback(
-        folder / "states", 1, save_every_n_updates=9 // accumulation, keep_last=2
+        folder / "states",
+        1,
+        save_every_n_updates=9 // accumulation,
+        keep_last=2,
+        in_background=in_background,
     )
     patience = EarlyStoppingCallback(1000)
     trainer = Job(
         model,
         torch.nn.functional.cross_entropy,
         optimizer,
-        [Phases(folder, 10 * slow_seconds), patience, *[saver][:is_saved]],
+        [Phases(folder, 10 * slow_seconds), Told(folder), patience, *[saver][:is_saved]],
         seed=3,
     )
     trainer.train(

@@ -87,8 +87,9 @@ def uninterrupted(warm, tmp_path_factory):
     return result_of
 
 
-def settings_of(folder, workers, accumulation, is_saved=True):
+def settings_of(folder, workers, accumulation, is_saved=True, in_background=False):
     return {
+        "in_background": in_background,
         "folder": str(folder),
         "workers": workers,
         "accumulation": accumulation,
@@ -147,7 +148,7 @@ def assert_same(result, expected):
             assert torch.equal(result["optimizer"]["state"][index][name], value), (index, name)
 
 
-def kill_and_compare(process, uninterrupted, tmp_path, kills_wanted, ways):
+def kill_and_compare(process, uninterrupted, tmp_path, kills_wanted, ways, **settings):
     """Let jobs of all `ways` be killed until there are enough kills of each class."""
     kills = Counter()
     for number in itertools.count():
@@ -156,7 +157,9 @@ def kill_and_compare(process, uninterrupted, tmp_path, kills_wanted, ways):
         workers, accumulation = ways[number % len(ways)]
         folder = tmp_path / f"job_{number}"
         folder.mkdir()
-        kills += run_until_through(process, settings_of(folder, workers, accumulation), KILLS_OF_A_JOB)
+        kills += run_until_through(
+            process, settings_of(folder, workers, accumulation, **settings), KILLS_OF_A_JOB
+        )
         assert_same(torch.load(folder / "result.pt"), uninterrupted(workers, accumulation))
         assert len(list((folder / "states").iterdir())) <= 2, "what crashes left was not removed"
     print(f"{sum(kills.values())} kills: {dict(kills)}")
@@ -166,6 +169,13 @@ def kill_and_compare(process, uninterrupted, tmp_path, kills_wanted, ways):
 def test_a_job_that_is_killed_a_few_times_ends_with_the_same_bits(warm, uninterrupted, tmp_path):
     kills = kill_and_compare(warm, uninterrupted, tmp_path, kills_wanted=15, ways=[(0, 3), (2, 1)])
     assert all(kills[phase] for phase in ("before", "during", "after")), kills
+
+
+def test_a_job_that_saves_in_the_background_and_is_killed_ends_with_the_same_bits(
+    warm, uninterrupted, tmp_path
+):
+    ways = [(2, 1), (0, 3)]
+    kill_and_compare(warm, uninterrupted, tmp_path, kills_wanted=15, ways=ways, in_background=True)
 
 
 def test_a_job_of_new_processes_that_is_killed_ends_with_the_same_bits(uninterrupted, tmp_path):
@@ -179,6 +189,12 @@ def test_a_job_of_new_processes_that_is_killed_ends_with_the_same_bits(uninterru
 def test_a_job_that_is_killed_many_times_ends_with_the_same_bits(warm, uninterrupted, tmp_path):
     kills = kill_and_compare(warm, uninterrupted, tmp_path, KILLS, WAYS)
     assert all(kills[phase] for phase in ("before", "during", "after")), kills
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(60 + 10 * KILLS)
+def test_a_job_that_saves_in_the_background_and_is_killed_many_times(warm, uninterrupted, tmp_path):
+    kill_and_compare(warm, uninterrupted, tmp_path, KILLS, WAYS, in_background=True)
 
 
 def test_comparing_notices_a_difference_of_one_bit(uninterrupted):
