@@ -26,6 +26,9 @@ from accel_core.state import save as save_module
 from accel_core.state.snapshot import Snapshots
 from launching import launch
 
+# On a machine with much else to do any of these saves may be slow.
+pytestmark = pytest.mark.filterwarnings("ignore:A save is due")
+
 POINTS = torch.randn(24, 3, generator=torch.Generator().manual_seed(0))
 DATA = TensorDataset(POINTS, POINTS.sum(1, keepdim=True))
 SECONDS = 30

@@ -216,7 +216,7 @@ class SaveTrainingStateCallback(TrainerCallback):
             is_last: no later save could make up for this one, so that a failure is raised in any case.
         """
         path = self.save_dir / f"update_{trainer.run_progress.updates_completed:08d}"
-        if self._background is not None and trainer.is_main_process:
+        if self._background is not None and trainer.is_main_process and not is_last:
             self._background.warn_of_waiting()
         self._finish_save(trainer)
         try:
