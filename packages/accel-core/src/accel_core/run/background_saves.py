@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from ..errors import AccelWarning, CheckpointError, ConfigurationError
+from ..notices import logger_of
 from ..processes.collectives import is_distributed, run_on_main
 from ..state.background import BackgroundWriter
 from .run import Run, require_training
@@ -141,6 +142,7 @@ def bytes_to_copy(model: torch.nn.Module, optimizer: Any) -> int:
 
 
 def _note(trainer: TrainerParts, run: Run | None, path: Path, progress: dict[str, Any]) -> None:
+    logger_of("saves").info("The state of update %s is saved: %s", progress["updates_completed"], path)
     if run is not None:
         run.known_states[path] = progress
     trainer.last_checkpoint = path
