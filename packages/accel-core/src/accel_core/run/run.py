@@ -6,7 +6,7 @@ import contextlib
 import enum
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 import torch
 
@@ -26,9 +26,6 @@ from .scheduling import Schedule
 from .steps import Step
 from .train_arguments import TrainArguments
 from .update_groups import ItemTotals, UpdateGroup, eval_steps
-
-if TYPE_CHECKING:
-    from .background_saves import BackgroundSaves
 
 
 class Phase(enum.Enum):
@@ -56,6 +53,9 @@ class Run:
     The trainer makes a new one for each call. It keeps the latest training run, whose state may be saved
     afterwards.
     """
+
+    background: Any = None
+    """The `BackgroundSaves` that are to write what is saved at this moment, if any are."""
 
     def __init__(
         self,
@@ -108,8 +108,6 @@ class Run:
         self.known_states = known_states or {}
         """Training states that this run has saved or begun from, in any stage, and their progress."""
         self.history_lines = HistoryLines()
-        self.background: BackgroundSaves | None = None
-        """What writes the state that is saved at this moment while training goes on, if anything does."""
 
     @property
     def prepared(self) -> Prepared:

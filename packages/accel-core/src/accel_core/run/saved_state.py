@@ -97,11 +97,15 @@ def save_run(trainer: TrainerParts, run: Run | None, output_dir: Any, values: di
             write_engine=engine.write_own_files,
             is_known=run.known_states.get(path) == progress,
             gathers_files=engine.gathers_files,
-            writer=None if run.background is None else run.background.writer,
+            writer=run.background and run.background.writer,
         )
     if is_new and run.background is not None:
         run.background.begun(path, progress)
-        return
+    else:
+        _tell_saved(trainer, run, path, progress, is_new)
+
+
+def _tell_saved(trainer: TrainerParts, run: Run, path: Path, progress: dict[str, Any], is_new: bool) -> None:
     if is_new:
         logger_of("saves").info("The state of update %s is saved: %s", progress["updates_completed"], path)
         run.known_states[path] = progress
