@@ -113,9 +113,8 @@ class SaveTrainingStateCallback(TrainerCallback):
         self.signals = StopSignals(save_on_signals)
         self.on_error = check_choice("on_error", on_error, ("raise", "retry"))
         self.if_other_run = check_choice("if_other_run", if_other_run, ("raise", "set_aside"))
-        self._background = (
-            BackgroundSaves() if check_choice("in_background", in_background, (False, True)) else None
-        )
+        self.in_background = check_choice("in_background", in_background, (False, True))
+        self._background = BackgroundSaves() if in_background else None
         self._known = KnownStates(self.save_dir)
         self._failures = 0
         """Saves that have failed since the last one that has not."""
