@@ -1,5 +1,6 @@
 """Models, data, callbacks and trainers small enough to train a hundred times in a test."""
 
+import os
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -200,3 +201,29 @@ class Rates(TrainerCallback):
     def of_first_group(self) -> list[float]:
         """Those of the first group."""
         return [rates[0] for rates in self.rates]
+
+
+class Killed(Dataset[Any]):
+    """Ends the process that reads its fifth sample, unless that is the main one. Spawned workers import it from here."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.main = os.getpid()
+
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, index: int) -> Any:
+        if index == 4 and os.getpid() != self.main:
+            os.kill(os.getpid(), self.number) if self.number else os._exit(3)
+        return torch.tensor([float(index)]), torch.zeros(1)
+
+
+class KilledStream(IterableDataset[Any]):
+    """The same without an index."""
+
+    def __init__(self, number: int) -> None:
+        self.data = Killed(number)
+
+    def __iter__(self) -> Iterator[Any]:
+        return (self.data[index] for index in range(len(self.data)))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import pickle
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -16,7 +15,6 @@ from torch.utils.data import (
     Subset,
     TensorDataset,
     default_collate,
-    get_worker_info,
 )
 
 from ..processes.group import DataGroup
@@ -106,7 +104,6 @@ class SampleReader(Dataset[Any]):
             return self.dataset[index]
         except Exception as error:
             self._note_sample_on(error, f"the sample {index}", f"dataset[{index}]")
-            check_worker_can_send(error)
             raise
 
     def __getitems__(self, indices: list[Any]) -> list[Any]:
@@ -122,7 +119,6 @@ class SampleReader(Dataset[Any]):
                 self._note_sample_on(error, f"the samples {indices}", f"dataset.__getitems__({indices})")
             else:
                 self._note_sample_on(error, f"the sample {index}", f"dataset[{index}]")
-            check_worker_can_send(error)
             raise
 
     def _note_sample_on(self, error: Exception, what: str, way_out: str) -> None:
@@ -136,23 +132,6 @@ class SampleReader(Dataset[Any]):
         # A data set may raise one object again and again.
         if note not in getattr(error, "__notes__", ()):
             error.add_note(note)
-
-
-def check_worker_can_send(error: Exception) -> None:
-    """Raise `RuntimeError` from `error` if this is a worker that cannot send its type to the main process.
-
-    Torch sends the type of an exception and its traceback as text. A type that cannot be pickled fails in a
-    thread of the worker, and the main process would wait for this batch for ever.
-    """
-    if get_worker_info() is None:
-        return
-    try:
-        pickle.dumps(type(error))
-    except Exception:
-        raise RuntimeError(
-            f"The data set raised {type(error).__qualname__} in a worker, which cannot send this type. "
-            "Define the class at the top of a module."
-        ) from error
 
 
 class SeededSampleReader(SampleReader):

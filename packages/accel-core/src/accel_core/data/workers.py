@@ -20,7 +20,7 @@ from ..processes.group import DataGroup
 from ..state.random import derive_seed
 from .content import digest_of
 from .counted_batches import CountingCollate
-from .readers import check_worker_can_send
+from .worker_errors import check_can_be_started, let_errors_be_sent, naming_lost_workers
 
 
 def rebuild_loader(loader: Any, dataset: Any, generator: torch.Generator, **changed: Any) -> DataLoader[Any]:
@@ -52,7 +52,7 @@ def rebuild_loader(loader: Any, dataset: Any, generator: torch.Generator, **chan
 
 
 class SendableCollate:
-    """Joins samples in a worker, and raises if the batch, or what went wrong, cannot be sent from there.
+    """Joins samples in a worker, and raises if the batch cannot be sent from there.
 
     Torch sends batches in a thread of the worker, which fails alone: the main process would wait for ever.
     """
@@ -63,11 +63,7 @@ class SendableCollate:
 
     def __call__(self, samples: Any) -> Any:
         """Return the batch; the first one of each worker is checked."""
-        try:
-            batch = self.collate_fn(samples)
-        except Exception as error:
-            check_worker_can_send(error)
-            raise
+        batch = self.collate_fn(samples)
         if not self._is_checked and get_worker_info() is not None:
             self._is_checked = True
             _check_can_be_sent(batch)
@@ -113,12 +109,17 @@ class Workers:
             self._digest = digest
         # Torch draws the seeds of the workers from a generator on the CPU, whatever the default device is.
         has_other_default = torch.empty(0).device.type != "cpu"
-        with torch.device("cpu") if has_other_default else contextlib.nullcontext():
-            iterator: Any = iter(loader)
-        if hasattr(iterator, "_shutdown_workers"):
-            # Weak, so that an epoch that is not read to its end leaves no workers behind.
-            self._iterator = weakref.ref(iterator)
-        return iterator  # type: ignore[no-any-return]
+        try:
+            with torch.device("cpu") if has_other_default else contextlib.nullcontext():
+                iterator: Any = iter(loader)
+        except Exception as error:
+            check_can_be_started(loader, error)
+            raise
+        if not hasattr(iterator, "_shutdown_workers"):
+            return iterator  # type: ignore[no-any-return]
+        # Weak, so that an epoch that is not read to its end leaves no workers behind.
+        self._iterator = weakref.ref(iterator)
+        return naming_lost_workers(iterator)
 
     def end(self) -> None:
         """End the workers started last; persistent ones wait for another epoch, others for their iterator."""
@@ -132,7 +133,7 @@ def _nothing() -> None:
 
 
 def start_worker(worker_init_fn: Callable[[int], None] | None, worker_id: int) -> None:
-    """Let the worker outlive a SIGTERM meant for the whole job, and call the user's `worker_init_fn`.
+    """Let the worker outlive a SIGTERM meant for the whole job, and send any error; call `worker_init_fn`.
 
     Launchers and schedulers send it to all processes of a job. The trainer then finishes its update and
     saves, for which it needs its workers. One that its parent sends still ends the worker, as does the end
@@ -142,6 +143,7 @@ def start_worker(worker_init_fn: Callable[[int], None] | None, worker_id: int) -
         # Only a blocked signal waits for sigwaitinfo, which reports who has sent it.
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
         threading.Thread(target=_end_on_signal_of_parent, args=[os.getppid()], daemon=True).start()
+    let_errors_be_sent()
     if worker_init_fn is not None:
         worker_init_fn(worker_id)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import numbers
 from collections.abc import Mapping
 from typing import Any
@@ -36,9 +37,14 @@ _WAYS_OUT = {
         "accelerator=Accelerator(kwargs_handlers=[DistributedDataParallelKwargs("
         "find_unused_parameters=True)]), both from accelerate."
     ),
+    "is killed by signal": (
+        "A worker of the data was killed by the system. Was there not enough memory? Use fewer workers, a "
+        "smaller batch or prefetch_factor, or a data set that holds less."
+    ),
     "default_collate: batch must contain": (
         "The default collate_fn cannot join what the data set returns. Pass a collate_fn of your own, or "
-        "return tensors, numbers, strings, tuples, lists or dictionaries."
+        "return tensors, numbers, strings, tuples, lists or dictionaries. Samples that are dataclasses need "
+        "one too."
     ),
 }
 """What to do about errors of torch that do not say it themselves."""
@@ -84,19 +90,26 @@ def num_samples_in(batch: Any) -> int:
     parts = (
         list(batch.values())
         if isinstance(batch, Mapping)
+        else [getattr(batch, field.name) for field in dataclasses.fields(batch)]
+        if dataclasses.is_dataclass(batch) and not isinstance(batch, type)
         else batch
         if isinstance(batch, (tuple, list))
         else []
     )
-    nested = [part for part in parts if isinstance(part, (torch.Tensor, Mapping, tuple, list))]
+    nested = [part for part in parts if _has_samples(part)]
     if nested:
         return num_samples_in(nested[0])
-    if parts and not isinstance(batch, Mapping):
+    if parts and isinstance(batch, (tuple, list)):
         return len(parts)
     raise ConfigurationError(
         f"The number of samples in a batch of type {type(batch).__name__} is not known. Override "
         "calculate_train_batch_loss and calculate_eval_batch_loss, and return it as 'batch_size'."
     )
+
+
+def _has_samples(part: Any) -> bool:
+    is_dataclass = dataclasses.is_dataclass(part) and not isinstance(part, type)
+    return is_dataclass or isinstance(part, (torch.Tensor, Mapping, tuple, list))
 
 
 class UnclearBatchSize(int):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import itertools
 from collections import defaultdict
@@ -135,9 +136,16 @@ def _parts_of(value: Any) -> tuple[list[Any], list[Any] | None]:
 def _rebuild(example: Any, names: list[Any], parts: list[Any]) -> Any:
     """Return a structure like `example`, made of `parts`."""
     kind: Any = type(example)
-    if dataclasses.is_dataclass(example):
-        return kind(**dict(zip(names, parts, strict=True)))
+    if dataclasses.is_dataclass(example) and not isinstance(example, Mapping):
+        # Copied, not made anew: a constructor may ask for other arguments than there are fields.
+        rebuilt = copy.copy(example)
+        for name, part in zip(names, parts, strict=True):
+            # The dataclass may be frozen.
+            object.__setattr__(rebuilt, name, part)
+        return rebuilt
     if isinstance(example, Mapping):
+        if dataclasses.is_dataclass(example):
+            return kind(**dict(zip(names, parts, strict=True)))
         return (
             # A defaultdict takes its factory first, which nobody needs in a result.
             dict(zip(names, parts, strict=True))

@@ -7,8 +7,7 @@ from collections.abc import Iterator
 from time import perf_counter
 from typing import Any, NamedTuple
 
-from accelerate.utils import send_to_device
-
+from ..data.devices import move_to_device
 from ..data.loader import ShardedDataLoader
 from ..processes.collectives import all_gather_object, sum_over_processes
 
@@ -88,7 +87,7 @@ class RepeatedBatch:
         if not all(owners):
             owner = owners.index(True)
             shared = all_gather_object(self.batch if self.loader.group.index == owner else None)[owner]
-            self.batch = send_to_device(shared, self.loader.device) if self.batch is None else self.batch
+            self.batch = move_to_device(shared, self.loader.device) if self.batch is None else self.batch
         self.is_missing = False
 
 
