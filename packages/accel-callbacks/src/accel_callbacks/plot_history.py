@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from accel_core import ConfigurationError, RunHistory
-from accel_core.extending import MetricRecord
+from accel_core.extending import MetricRecord, check_path
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -160,7 +160,8 @@ def create_figure(caller: str, size: tuple[float, float]) -> Figure:
 def save_figure(figure: Figure, path: str | Path | None) -> None:
     """Save `figure` as `path` if one is given, and make its folder."""
     if path is not None:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        path = check_path("path", path, "Pass the name of a picture, such as 'history.png'.")
+        path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=150)
 
 

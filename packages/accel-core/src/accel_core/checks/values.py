@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import numbers
+import re
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from ..text import did_you_mean, preview
 
 LONGEST_NAME = 255
 """Most bytes in one part of a path, on the file systems in use."""
+
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:[:/]")
 
 
 def check_whole_number(name: str, value: Any, way_out: str, optional: bool = False) -> Any:
@@ -71,9 +74,19 @@ def check_choice(name: str, value: Any, choices: tuple[Any, ...]) -> Any:
 
 
 def check_path(name: str, value: Any, way_out: str) -> Path:
-    """Return `value` as a `Path`. Raises unless it is text or a path that a disk could have."""
+    """Return `value` as a `Path`. Every path of the user's comes by here.
+
+    Raises unless it is text or a path that a disk of this machine could have: an address such as `s3://…`
+    would become a folder named `s3:`.
+    """
     if not isinstance(value, (str, Path)):
         raise ConfigurationError(f"{name} is {preview(value)}, but must be a path. {way_out}")
+    # A `Path` of an address has lost a slash. The letter of a drive is no scheme.
+    if _ADDRESS.match(str(value)):
+        raise ConfigurationError(
+            f"{name} is '{value}', an address of a store, but must be a path of this machine. {way_out} To "
+            "have it in the store too, mount that, or copy what on_checkpoint_saved tells of."
+        )
     if str(value) in ("", ".") and not isinstance(value, Path):
         raise ConfigurationError(f"{name} is {value!r}, but must name something. {way_out}")
     # Checked now, since the first save may come hours after the mistake.

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from ..callbacks.metric_table import html_table
+from ..checks.values import check_path
 from ..errors import ConfigurationError
 from ..text import did_you_mean
 
@@ -151,7 +152,8 @@ class RunHistory(ABC):
     def to_csv(self, path: str | Path) -> None:
         """Write one line a record, with the columns name, value, epoch, update; floats are exact."""
         # The csv module writes line ends itself; on Windows they would be doubled without `newline`.
-        with Path(path).open("w", newline="", encoding="utf-8") as file:
+        path = check_path("path", path, "Pass the name of a file, such as 'history.csv'.")
+        with path.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, ["name", "value", "epoch", "update"])
             writer.writeheader()
             writer.writerows(self.get_records())

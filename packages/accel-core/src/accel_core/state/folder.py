@@ -220,7 +220,7 @@ def open_training_state(path: str | Path) -> TrainerState:
 
     Raises `CheckpointError` if `path` is no complete state: what it is instead.
     """
-    path = Path(path)
+    path = check_path("path", path, "Pass the folder of a training state.")
     state = examine(path)
     if not isinstance(state, NoState):
         return state

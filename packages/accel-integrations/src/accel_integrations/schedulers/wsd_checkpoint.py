@@ -7,7 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from accel_core import AccelWarning, ConfigurationError, TrainerCallback
-from accel_core.extending import NotFiniteError, complete_checkpoints, refuse_other_run, run_on_main
+from accel_core.extending import (
+    NotFiniteError,
+    check_path,
+    complete_checkpoints,
+    refuse_other_run,
+    run_on_main,
+)
 
 from .wsd_scheduler import WSDLrScheduler
 
@@ -49,10 +55,13 @@ class WSDCheckpointCallback(TrainerCallback):
                 the optimizer if it has one. It is read once, when the model is prepared; the schedule
                 begins at its first update.
         """
-        self.save_dir = Path(save_dir)
+        self.save_dir = check_path("save_dir", save_dir, "Pass the name of a folder.")
         self.save_optimizer = save_optimizer
         self.save_scheduler = save_scheduler
-        self.initial_checkpoint = None if initial_checkpoint is None else Path(initial_checkpoint)
+        way_out = "Pass an exported file, or None."
+        self.initial_checkpoint = initial_checkpoint and check_path(
+            "initial_checkpoint", initial_checkpoint, way_out
+        )
         self._steps_seen = 0
 
     def on_prepare_start(self, trainer: Trainer) -> None:

@@ -15,6 +15,7 @@ from accel_core.extending import (
     UnclearBatchSize,
     call_loss,
     check_finite,
+    check_path,
     is_frozen,
     is_ready_loader,
     run_on_main,
@@ -223,6 +224,7 @@ class TransformersTrainer(Trainer):
             CheckpointError: it could not be written, or parameters are not finite; what was there is
                 untouched.
         """
+        path_of_folder = check_path("folder", folder, "Pass the name of a folder.")
         model: Any = self.get_model(keep_torch_compile=False)
         if not hasattr(model, "save_pretrained"):
             raise ConfigurationError(
@@ -239,7 +241,7 @@ class TransformersTrainer(Trainer):
             # Of all processes, so before the main one writes alone. PEFT picks the adapters out of the whole
             # state.
             state = self.engine.full_weights(self.model, torch.nn.Module.state_dict)
-            run_on_main(lambda: write_pretrained_folder(Path(folder), write), self.is_main_process)
+            run_on_main(lambda: write_pretrained_folder(path_of_folder, write), self.is_main_process)
 
 
 def _loss_of(outputs: Any, batch: Mapping[str, Any]) -> torch.Tensor:
