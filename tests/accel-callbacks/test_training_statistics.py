@@ -184,3 +184,23 @@ def test_a_resumed_run_records_at_the_same_updates(tmp_path: Any, stop_at: int) 
 def test_a_period_that_is_none_is_refused(period: Any) -> None:
     with pytest.raises(ConfigurationError, match=r"^record_every_n_updates is .*at least 1.*Use 1 "):
         TrainingStatisticsCallback(period)
+
+
+def test_tokens_a_second_are_recorded_where_steps_count_more_items_than_samples():
+    from tiny import tiny_data, tiny_trainer
+
+    class CountsTokens(Trainer):
+        def calculate_train_batch_loss(self, batch):
+            output = super().calculate_train_batch_loss(batch)
+            return {**output, "num_items_in_batch": torch.tensor(10 * len(batch[0]))}
+
+    for trainer_class, factor in ((CountsTokens, 10), (Trainer, None)):
+        trainer = tiny_trainer(trainer_class, callbacks=[TrainingStatisticsCallback(2)])
+        history = trainer.train(tiny_data(), num_epochs=1)
+        if factor is None:
+            assert "tokens_per_second" not in history.get_metric_names()
+        else:
+            rates = history.get_metric_values("samples_per_second")
+            assert history.get_metric_values("tokens_per_second") == pytest.approx(
+                [factor * rate for rate in rates]
+            )

@@ -113,7 +113,7 @@ def test_siblings_are_pinned_in_both_directions(distributions):
             f'accel-callbacks=={VERSION}; extra == "callbacks"',
             f'accel-integrations[timm]=={VERSION}; extra == "timm"',
             f'accel-integrations[transformers]=={VERSION}; extra == "transformers"',
-            f'accel-callbacks[matplotlib,torchmetrics,trackers]=={VERSION}; extra == "all"',
+            f'accel-callbacks[matplotlib,optuna,torchmetrics,trackers]=={VERSION}; extra == "all"',
             f'accel-integrations[timm,transformers]=={VERSION}; extra == "all"',
         },
         "accel-callbacks": {f"accel-core=={VERSION}"},

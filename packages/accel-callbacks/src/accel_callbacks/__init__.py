@@ -21,8 +21,10 @@ from .model_ema import ModelEmaCallback as ModelEmaCallback
 from .model_freezer import Layer as Layer
 from .model_freezer import LayerGroup as LayerGroup
 from .model_freezer import ModelFreezer as ModelFreezer
+from .optuna_pruning import OptunaPruningCallback as OptunaPruningCallback
 from .periodic import Periodic as Periodic
 from .plot_history import plot_history as plot_history
+from .profile import ProfileCallback as ProfileCallback
 from .progress_bar import ProgressBarCallback as ProgressBarCallback
 from .save_best_model import SaveBestModelCallback as SaveBestModelCallback
 from .save_training_state import SaveTrainingStateCallback as SaveTrainingStateCallback

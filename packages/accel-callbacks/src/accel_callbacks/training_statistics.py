@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from accel_core import TrainerCallback
-from accel_core.extending import check_whole_number, sum_over_processes
+from accel_core.extending import all_gather_object, check_whole_number, sum_over_processes
 
 if TYPE_CHECKING:
     from accel_core import Trainer
@@ -23,7 +23,9 @@ class TrainingStatisticsCallback(TrainerCallback):
       DeepSpeed, which spread the gradients over the processes;
     - `samples_per_second` and `updates_per_second`: speed of all processes together since the previous
       record, without evaluations;
-    - `data_wait_share`: part of that time, from 0 to 1, that was spent waiting for the next batch.
+    - `data_wait_share`: part of that time, from 0 to 1, that was spent waiting for the next batch;
+    - `tokens_per_second`: where steps return `num_items_in_batch`, and count more items than samples;
+    - `peak_device_memory_mib`: the most that tensors have used on any accelerator, in MiB, since it began.
 
     `plot_history` draws them by update. The callback waits for the device when it records, and at no other
     update. A resumed run records at the same updates as one that was never stopped; its speed counts from the
@@ -44,6 +46,8 @@ class TrainingStatisticsCallback(TrainerCallback):
             "record_every_n_updates", record_every_n_updates, way_out
         )
         self._began: float | None = None
+        self._tokens: Any = 0
+        """Since the last record, on this process."""
 
     def on_training_run_start(self, trainer: Trainer) -> None:
         """Begin to count."""
@@ -63,6 +67,14 @@ class TrainingStatisticsCallback(TrainerCallback):
         # The first one too, so that a run of few updates has something to show.
         if update == 1 or update % self.record_every_n_updates == 0:
             self._kept = {**learning_rates(trainer.optimizer), **gradient_norm(trainer)}
+
+    def on_train_step_end(
+        self, trainer: Trainer, batch: Any, batch_output: dict[str, Any], step: int
+    ) -> None:
+        """Count the tokens, where they are."""
+        if "num_items_in_batch" in batch_output:
+            # A tensor stays on its device until the record.
+            self._tokens = self._tokens + batch_output["num_items_in_batch"]
 
     def on_optimizer_step_end(self, trainer: Trainer) -> None:
         """Count the update, and record if it is time."""
@@ -100,7 +112,8 @@ class TrainingStatisticsCallback(TrainerCallback):
         values = {name: float(value) for name, value in kept.items()}
         self._stop_clock()
         own_waited = _seconds_waited(trainer) - self._waited_before
-        seconds, waited = sum_over_processes([self._seconds, own_waited], trainer.device)
+        own = [self._seconds, own_waited, float(self._tokens)]
+        seconds, waited, tokens = sum_over_processes(own, trainer.device)
         # The coarse clocks of some platforms may not have moved.
         seconds = max(seconds, 1e-9)
         seconds_of_a_process = seconds / trainer.data_group.num_processes
@@ -108,6 +121,12 @@ class TrainingStatisticsCallback(TrainerCallback):
         values["samples_per_second"] = self._samples / seconds_of_a_process
         values["updates_per_second"] = self._updates / seconds_of_a_process
         values["data_wait_share"] = waited / seconds
+        # Of classifiers the items are samples, whose speed is told already.
+        if tokens > self._samples:
+            values["tokens_per_second"] = tokens / seconds_of_a_process
+        if trainer.device.type == "cuda":
+            peak = torch.cuda.max_memory_allocated(trainer.device) / 2**20
+            values["peak_device_memory_mib"] = max(all_gather_object(peak))
         for name, value in values.items():
             trainer.run_history.update_metric(name, value)
         self._begin_period(trainer)
@@ -115,6 +134,7 @@ class TrainingStatisticsCallback(TrainerCallback):
     def _begin_period(self, trainer: Trainer) -> None:
         """Count from zero what is recorded the next time."""
         self._samples = 0
+        self._tokens = 0
         self._updates = 0
         self._seconds = 0.0
         # The loop adds up for the whole run what steps wait.
