@@ -58,7 +58,7 @@ def epochs_trained(values, **kwargs):
         ([2, None, None, 1, None, 1], {}, 6),  # Epochs in which nothing was recorded say nothing.
     ],
 )
-def test_the_run_stops_after_the_epochs_without_improvement(values, kwargs, last_epoch):
+def test_the_run_stops_after_the_evaluations_without_improvement(values, kwargs, last_epoch):
     epochs, reason = epochs_trained(values, **kwargs)
     assert epochs == list(range(1, (last_epoch or len(values)) + 1))
     assert (reason is None) == (last_epoch is None)
@@ -66,7 +66,7 @@ def test_the_run_stops_after_the_epochs_without_improvement(values, kwargs, last
 
 def test_the_reason_names_metric_epochs_and_best_value():
     _, reason = epochs_trained([3, 2, 4, 5], early_stopping_patience=2)
-    assert re.search(r"'wanted'.* 2 epochs.* best .*\b2$", reason)
+    assert re.search(r"'wanted'.* 2 evaluations.* best .*\b2$", reason)
 
 
 def test_a_metric_that_a_callback_listed_later_records_is_seen_in_the_same_epoch():
@@ -123,7 +123,7 @@ def test_patience_goes_on_where_it_was_and_is_no_fresh_one(tmp_path):
     resumed = create_trainer(record, EarlyStoppingCallback(3, watch_metric="wanted"))
     resumed.train(DATA, 6, resume_from=tmp_path / "4")
     assert record.epochs == [5]
-    assert re.search(r"\b3 epochs.* best .*\b1$", resumed.stop_reason)
+    assert re.search(r"\b3 evaluations.* best .*\b1$", resumed.stop_reason)
 
 
 def test_an_exhausted_patience_stops_a_resumed_run_before_its_first_update(tmp_path):

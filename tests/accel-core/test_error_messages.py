@@ -553,7 +553,7 @@ CASES = [
     Case(
         "scheduler_step_every",
         lambda p: p.train(scheduler_step_every="step"),
-        ("scheduler_step_every is 'step'", "['update', 'epoch']"),
+        ("scheduler_step_every is 'step'", "['update', 'epoch', 'evaluation']"),
     ),
     Case(
         "scheduler_metric",

@@ -118,7 +118,7 @@ EPOCH = f"""
         {STEP} {UPDATE}         # and the one that is left
     TRAIN_EPOCH_END train_epoch_end
     {EVALUATION}
-    TRAINING_RUN_EPOCH_END training_run_epoch_end
+    evaluation_end TRAINING_RUN_EPOCH_END training_run_epoch_end
 """
 STEPPED = functools.partial(torch.optim.lr_scheduler.StepLR, step_size=1)
 TRAINING = {
@@ -228,7 +228,7 @@ def test_a_limit_in_the_middle_of_an_epoch() -> None:
     assert trainer.story == in_words(f"""
         init_end {PREPARATION} TRAIN_EPOCH_START train_epoch_start
         {STEP} {STEP} {UPDATE}
-        TRAIN_EPOCH_END train_epoch_end {EVALUATION} TRAINING_RUN_EPOCH_END training_run_epoch_end
+        TRAIN_EPOCH_END train_epoch_end {EVALUATION} evaluation_end TRAINING_RUN_EPOCH_END training_run_epoch_end
         TRAINING_RUN_END training_run_end run_close
     """)
 
@@ -242,8 +242,8 @@ def test_an_evaluation_in_the_middle_of_an_epoch() -> None:
     before_event = UPDATE.replace("optimizer_step_end", "")
     assert trainer.story == in_words(f"""
         init_end {PREPARATION} TRAIN_EPOCH_START train_epoch_start
-        {STEP} {STEP} {before_event} {EVALUATION} optimizer_step_end {STEP} {UPDATE}
-        TRAIN_EPOCH_END train_epoch_end {EVALUATION} TRAINING_RUN_EPOCH_END training_run_epoch_end
+        {STEP} {STEP} {before_event} {EVALUATION} evaluation_end optimizer_step_end {STEP} {UPDATE}
+        TRAIN_EPOCH_END train_epoch_end {EVALUATION} evaluation_end TRAINING_RUN_EPOCH_END training_run_epoch_end
         TRAINING_RUN_END training_run_end run_close
     """)
 
@@ -285,6 +285,7 @@ def test_what_the_events_are_told() -> None:
         "on_eval_step_start": {"batch"},
         "on_eval_step_end": {"batch", "batch_output"},
         "on_eval_epoch_end": {"is_intermediate", "metric_prefix"},
+        "on_evaluation_end": {"is_intermediate", "metric_prefix"},
     }
     assert heard["on_train_step_end"]["step"] == 2
     assert set(heard["on_train_step_end"]["batch_output"]) == {"loss", "model_outputs", "batch_size"}

@@ -212,6 +212,17 @@ def evaluate_with_collective_forward(num_samples, batch_size):
     return measured, predicted
 
 
+def evaluate_named(batch_size):
+    """Sets of 61, 13 and 1 samples together, and each for itself."""
+    sets = {"": make_data(61), "short": make_data(13), "single": make_data(1)}
+    trainer = Trainer(make_model(), nn.CrossEntropyLoss(), None, [])
+    together = trainer.evaluate(sets, per_device_batch_size=batch_size)
+    alone = [
+        trainer.evaluate(data, per_device_batch_size=batch_size)["evaluation_loss"] for data in sets.values()
+    ]
+    return together, alone
+
+
 def evaluate_frozen(batch_size):
     model = make_model().requires_grad_(False)
     trainer = Trainer(model, nn.CrossEntropyLoss(), torch.optim.SGD(model.parameters(), lr=0.1), [])
@@ -273,6 +284,7 @@ CASES = {
     **{f"gather {n} {kind}": partial(gather, n, kind) for n, kind in GATHERED},
     **{f"collective {n}": partial(evaluate_with_collective_forward, n) for n in SIZES},
     "gather at the end": gather_at_the_end,
+    "named": evaluate_named,
     "frozen": evaluate_frozen,
     "strange buffers": evaluate_with_strange_buffers,
     "compiled": evaluate_compiled,
@@ -352,6 +364,14 @@ def test_gather_at_the_end_joins_different_shapes(outcome):
         assert result["rows"].tolist() == rows
         assert result["scalars"].tolist() == list(range(outcome.processes))
         assert "Pass padding_value" in result["error"]
+
+
+def test_named_sets_equal_separate_evaluations(outcome):
+    names = ["evaluation_loss", "short_evaluation_loss", "single_evaluation_loss"]
+    for together, alone in outcome.of("named"):
+        assert list(together) == names
+        assert list(together.values()) == alone
+        assert_equal(together, outcome.alone("named")[0])
 
 
 @pytest.mark.parametrize("case", ["frozen", "strange buffers", "compiled"])

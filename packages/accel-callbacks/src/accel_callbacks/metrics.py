@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,8 @@ from accel_core.extending import (
     all_gather_object,
     check_callable,
     check_choice,
+    named_sets,
+    prefix_of,
     preview,
     run_on_main,
 )
@@ -141,6 +144,15 @@ class MetricsCallback(TrainerCallback):
                     "of it per epoch. Give one of them a prefix, or pass its metrics as a dict with other "
                     "names."
                 )
+
+        sets = [prefix_of(name) for name in named_sets(trainer.eval_dataset)]
+        by_set = Counter(f"{prefix}{name}" for prefix in sets for name in self._names())
+        name, number = by_set.most_common(1)[0] if by_set else ("", 0)
+        if number > 1:
+            raise ConfigurationError(
+                f"Two evaluation sets record {name!r}, so the run history would have two values of it per "
+                "evaluation. Give the metric or the set another name."
+            )
 
     def _names(self) -> set[str]:
         """Return the names that the metrics are recorded as, if they are known before computing."""

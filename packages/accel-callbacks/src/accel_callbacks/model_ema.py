@@ -18,7 +18,6 @@ from accel_core.extending import (
     check_path,
     notify,
     plain,
-    preserving_random_state,
     preview,
     run_on_main,
     with_names_of,
@@ -112,6 +111,8 @@ class ModelEmaCallback(TrainerCallback):
         if self.save_path is not None:
             check_export_path(trainer, self, self.save_path)
         self._begin(trainer)
+        if self._is_evaluated(trainer):
+            self.watched.begin(trainer)
         if trainer.run_progress.stage == 1:
             self.best_metric = None
             self.best_metric_epoch = None
@@ -134,14 +135,21 @@ class ModelEmaCallback(TrainerCallback):
         get_ema_multi_avg_fn(self.calculate_decay(self.num_updates))(averages, values, self.num_updates)
         self.num_updates += 1
 
-    def on_training_run_epoch_end(self, trainer: Trainer) -> None:
-        """Evaluate the average, and export it if it is the best so far."""
-        if not self._is_evaluated(trainer):
-            return
-        # Else the next epoch of training would draw other random numbers than without this callback.
-        with preserving_random_state(trainer.device):
+    def on_evaluation_end(self, trainer: Trainer, is_intermediate: bool, metric_prefix: str) -> None:
+        """Evaluate the average after each epoch in which the model is, and before the first update.
+
+        An export by a metric that is recorded in mid-epoch follows it.
+        """
+        if self._is_evaluated(trainer) and not is_intermediate:
             trainer.run_eval_epoch(metric_prefix="ema_model_eval", model=self.ema_model)
-        value = self.watched.value_of_epoch(trainer)
+        self._export_if_best(trainer, self.watched.new_value_in_mid_epoch(trainer))
+
+    def on_training_run_epoch_end(self, trainer: Trainer) -> None:
+        """Export the average if it is the best so far."""
+        if self._is_evaluated(trainer):
+            self._export_if_best(trainer, self.watched.new_value_of_epoch(trainer))
+
+    def _export_if_best(self, trainer: Trainer, value: float | None) -> None:
         if (
             value is not None
             and self.watched.is_better(value, self.best_metric)
@@ -189,6 +197,7 @@ class ModelEmaCallback(TrainerCallback):
         # States of earlier versions do not know what was exported.
         exported = state.get("exported")
         self._exported = None if exported is None else cast(Exported, dict(exported))
+        self.watched.load_state_dict(state)
         # Only the main process has saved the parameters.
         model = cast(nn.Module, self.ema_model)
         own = model.state_dict()
@@ -213,6 +222,7 @@ class ModelEmaCallback(TrainerCallback):
             "best_metric": self.best_metric,
             "best_metric_epoch": self.best_metric_epoch,
             "exported": None if self._exported is None else dict(self._exported),
+            **self.watched.state_dict(),
             "ema_model": with_plain_names(state),
         }
 

@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 
 
 class SaveBestModelCallback(TrainerCallback):
-    """Export the model with `save_checkpoint` after each epoch in which a metric was better than ever before.
+    """Export the model with `save_checkpoint` whenever a metric was better than ever before.
+
+    It looks at each evaluation that records the metric, in mid-epoch too, and at the end of each epoch.
 
     The export also holds the value, under the name of the metric, and its run and update. At the end of
     the run, or after an agreed stop, the best weights are loaded into the model, but not if a signal ends
@@ -95,7 +97,7 @@ class SaveBestModelCallback(TrainerCallback):
 
     def on_training_run_start(self, trainer: Trainer) -> None:
         """Forget the run before."""
-        self.watched.check_will_be_recorded(trainer)
+        self.watched.begin(trainer)
         check_export_path(trainer, self, self.save_path)
         if self.reset_on_train and trainer.run_progress.stage == 1:
             self.exported = []
@@ -108,7 +110,13 @@ class SaveBestModelCallback(TrainerCallback):
 
     def on_training_run_epoch_end(self, trainer: Trainer) -> None:
         """Export the model if the value of this epoch is among the best so far."""
-        value = self.watched.value_of_epoch(trainer)
+        self._look(trainer, self.watched.new_value_of_epoch(trainer))
+
+    def on_evaluation_end(self, trainer: Trainer, is_intermediate: bool, metric_prefix: str) -> None:
+        """Export the model if the value of an evaluation in mid-epoch is among the best so far."""
+        self._look(trainer, self.watched.new_value_in_mid_epoch(trainer))
+
+    def _look(self, trainer: Trainer, value: float | None) -> None:
         if value is None or not self.watched.is_better(value, None):
             return
         rank = sum(1 for exported in self.exported if not self.watched.is_better(value, exported["value"]))
@@ -165,6 +173,7 @@ class SaveBestModelCallback(TrainerCallback):
         return {
             "exported": [dict(each) for each in self.exported],
             "best_metric_epoch": self.best_metric_epoch,
+            **self.watched.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -174,6 +183,7 @@ class SaveBestModelCallback(TrainerCallback):
         old = [] if value is None else [{"run_id": None, "update": None, "value": value}]
         self.exported = [cast(Exported, dict(each)) for each in state.get("exported", old)]
         self.best_metric_epoch = state["best_metric_epoch"]
+        self.watched.load_state_dict(state)
 
     def _arrange(self, path: Path, rank: int, dropped: list[Exported]) -> None:
         """Give the new best its name, and the one before it that of its update.

@@ -173,7 +173,7 @@ class SaveTrainingStateCallback(TrainerCallback):
         """Save if it is due."""
         if self.keep_best is not None:
             # Raises in the first epoch if there is no such metric, not when the disk is full of states.
-            self.watched.value_of_epoch(trainer)
+            self.watched.new_value_of_epoch(trainer)
         is_due = self.periodic.is_due_after_epoch(trainer) or self._has_value(trainer)
         if self._is_time(trainer, is_due):
             self.save(trainer)

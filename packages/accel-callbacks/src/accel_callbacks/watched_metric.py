@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from accel_core import ConfigurationError
 from accel_core.extending import did_you_mean
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class WatchedMetric:
-    """Reads the value of one metric at the end of each epoch, and compares it with others."""
+    """Reads the newest value of one metric after each evaluation and epoch, and compares it with others."""
 
     def __init__(self, owner: str, name: str, greater_is_better: bool) -> None:
         """Hold the name.
@@ -31,34 +31,91 @@ class WatchedMetric:
         self.owner = owner
         self.name = name
         self.greater_is_better = greater_is_better
+        self.values_seen: int | None = None
+        """Values in the run history that were looked at; None if the state of an earlier version lacks it."""
 
-    def check_will_be_recorded(self, trainer: Trainer) -> None:
-        """Raise if the loss of evaluations is watched, but the run has no evaluation data.
+    def begin(self, trainer: Trainer) -> None:
+        """Look only at what is recorded from now on, and raise if that will never be.
 
         Call it in `on_training_run_start`, before an epoch is spent.
         """
+        self.check_will_be_recorded(trainer)
+        self.values_seen = len(self._values(trainer))
+
+    def check_will_be_recorded(self, trainer: Trainer) -> None:
+        """Raise if the loss of evaluations is watched, but the run has no such evaluation set."""
         # Other names are not known before they are recorded: callbacks and the user's own steps choose them.
         if self.name == "eval_loss_epoch" and trainer.eval_dataloader is None:
             raise ConfigurationError(
                 f"{self.owner} watches 'eval_loss_epoch', but train got no eval_dataset, so it would never "
                 "be recorded. Pass an eval_dataset, or watch_metric='train_loss_epoch'."
             )
+        sets = list(trainer.eval_dataloaders)
+        if self.name == "eval_loss_epoch" and "" not in sets:
+            raise ConfigurationError(
+                f"{self.owner} watches 'eval_loss_epoch', but the evaluation sets are called {sets}, so it "
+                f"would never be recorded. Pass watch_metric='{sets[0]}_eval_loss_epoch'."
+            )
 
-    def value_of_epoch(self, trainer: Trainer) -> float | None:
-        """Return the newest value, or None if it was not recorded in the current epoch.
+    def new_value(self, trainer: Trainer) -> float | None:
+        """Return the newest value, or None if it was looked at before or is not of the current epoch."""
+        values = self._values(trainer)
+        seen = self._seen_before(trainer, values)
+        self.values_seen = len(values)
+        return values[-1] if len(values) > seen else None
+
+    def new_value_in_mid_epoch(self, trainer: Trainer) -> float | None:
+        """Return what `new_value` does, but None after an evaluation that belongs to the end of an epoch.
+
+        Call it in `on_evaluation_end`. Who watches acts on those others in `on_training_run_epoch_end`, where
+        the epoch is counted and its scheduler has stepped.
+        """
+        return None if trainer.run_progress.train_epoch_completed else self.new_value(trainer)
+
+    def new_value_of_epoch(self, trainer: Trainer) -> float | None:
+        """Return what `new_value` does. Call it in `on_training_run_epoch_end`.
 
         Raises:
-            ConfigurationError: the run history has no such metric at all.
+            ConfigurationError: the run history has no such metric at all, though the epoch was evaluated.
         """
+        names = sorted(trainer.run_history.get_metric_names())
+        if self.name not in names and self._should_be_there(trainer):
+            raise ConfigurationError(
+                f"{self.owner} watches {self.name!r}, but the run history has only "
+                f"{names}.{did_you_mean(self.name, names)}"
+            )
+        return self.new_value(trainer)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a training state has to hold."""
+        return {"values_seen": self.values_seen}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state`, which in earlier versions had nothing of this."""
+        self.values_seen = state.get("values_seen")
+
+    def _values(self, trainer: Trainer) -> list[float]:
         history = trainer.run_history
-        for record in reversed(history.get_records()):
-            if record["name"] == self.name:
-                return record["value"] if record["epoch"] == history.current_epoch else None
-        names = sorted(history.get_metric_names())
-        raise ConfigurationError(
-            f"{self.owner} watches {self.name!r}, but the run history has only "
-            f"{names}.{did_you_mean(self.name, names)}"
-        )
+        return history.get_metric_values(self.name) if self.name in history.get_metric_names() else []
+
+    def _seen_before(self, trainer: Trainer, values: list[float]) -> int:
+        if self.values_seen is None:
+            # Earlier versions looked once, at the end of each epoch.
+            records = trainer.run_history.get_records()
+            current = trainer.run_history.current_epoch
+            return sum(1 for record in records if record["name"] == self.name and record["epoch"] < current)
+        # A metric that was deleted from the history begins anew.
+        return self.values_seen if self.values_seen <= len(values) else 0
+
+    def _should_be_there(self, trainer: Trainer) -> bool:
+        if not trainer.eval_dataloaders:
+            return True
+        # In mid-epoch the first evaluation may be due only in a later epoch, and so may that of an epoch.
+        if "intermediate_" in self.name:
+            return False
+        history = trainer.run_history
+        names = {r["name"] for r in history.get_records() if r["epoch"] == history.current_epoch}
+        return any(name.endswith("eval_loss_epoch") and "intermediate_" not in name for name in names)
 
     def is_better(self, value: float, best: float | None, by_more_than: float = 0.0) -> bool:
         """Whether `value` is better than `best`. None is worse than any number; nan is never better."""

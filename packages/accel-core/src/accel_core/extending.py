@@ -42,11 +42,14 @@ from .run.batch_output import unpack_batch as unpack_batch
 from .run.counted_samples import COUNTS_BY_DEFAULT as COUNTS_BY_DEFAULT
 from .run.counted_samples import create_batch_output as create_batch_output
 from .run.counted_samples import samples_of as samples_of
+from .run.evaluation_sets import named_sets as named_sets
+from .run.evaluation_sets import prefix_of as prefix_of
 from .run.loss_tracker import MeanTrackers as MeanTrackers
 from .run.modes import weights_to_export as weights_to_export
 from .run.placeholders import Placeholder as Placeholder
 from .run.run_history import MetricRecord as MetricRecord
 from .run.steps import Step as Step
+from .run.train_arguments import check_eval_dataset as check_eval_dataset
 from .run.trial import check_trial as check_trial
 from .run.trial import trial_of as trial_of
 from .run.update_groups import UpdateGroup as UpdateGroup

@@ -40,7 +40,7 @@ from .foreign_names import check_trainer_class, take_old_name
 from .processes.agreement import Agreement
 from .processes.collectives import gather_tensor
 from .processes.group import DataGroup, data_group
-from .run import entering, exports, loaders, modes, preparing, saved_state, trained_state
+from .run import entering, evaluations, exports, loaders, modes, preparing, saved_state, trained_state
 from .run.batch_output import unpack_batch
 from .run.counted_loss import count_targets
 from .run.counted_samples import create_batch_output, describe_counting
@@ -59,7 +59,7 @@ from .run.run_progress import RunProgress
 from .run.scheduling import build_scheduler
 from .run.stages import choose_start, skip_stage
 from .run.steps import Step, report_left_out
-from .run.train_arguments import EvaluationArguments
+from .run.train_arguments import EvaluationArguments, named_evaluations
 from .run.update_groups import WEIGHS_NOTHING, UpdateGroup, check_epoch, items_of, update_groups
 from .state.random import preserving_random_state
 
@@ -118,6 +118,8 @@ class Trainer:
         self.collate_fn: Callable[[list[Any]], Any] | None = None
         self.train_dataloader: ShardedDataLoader | None = None
         self.eval_dataloader: ShardedDataLoader | None = None
+        """That of the evaluation set named `""`, or else the first; `eval_dataloaders` has all."""
+        self.eval_dataloaders: dict[str, ShardedDataLoader] = {}
         self.seed = checks.check_seed(seed)
         self.is_seeded = False
         """Whether `seed` has seeded this process, which happens once."""
@@ -151,6 +153,8 @@ class Trainer:
             saved_state.restore_resume_point(self, run)
         if not run.has_reached_limit(progress):
             progress.reopen_epoch()
+        if run.evaluates_start(progress):
+            evaluations.evaluate_start(self, run)
         while not run.is_done(progress, self.stop_reason):
             if not progress.updates_completed_in_epoch:  # The state is from between two epochs.
                 saved_state.restore_resume_point(self, run)
@@ -159,8 +163,9 @@ class Trainer:
             saved_state.restore_resume_point(self, run)  # The state is from before its evaluation.
             if run.phase is Phase.CUT_SHORT or self.agreement.signal_number:  # A signal leaves no time.
                 break
-            if self.eval_dataloader is not None and not progress.eval_epoch_completed:
-                self.run_eval_epoch(self.eval_dataloader)
+            is_evaluated = bool(self.eval_dataloaders) and run.evaluates_epoch(progress, self.stop_reason)
+            if is_evaluated and not progress.eval_epoch_completed:
+                self.run_eval_epoch(evaluations.own_sets(self))
             self._complete_epoch(run)
         self.training_run_end()
         self.callbacks.on_training_run_end(self)
@@ -262,14 +267,15 @@ class Trainer:
         model: torch.nn.Module | None = None,
         dataloader: Any = None,
     ) -> None:
-        """Evaluate on `dataset`, or on the evaluation data of the run. Every process takes part.
+        """Evaluate on `dataset`, or on all evaluation sets of the run. Every process takes part.
 
         Sums are kept by process and added once at the end, so that no sample counts twice and none is left
-        out. In the middle of an epoch the random state is put back.
+        out. In a training run the random state is put back.
 
         Args:
-            dataset: data or a ready loader, as for a single process; the trainer shards it.
-            metric_prefix: begins the names of the losses that are recorded.
+            dataset: data or a ready loader, as for a single process, or several of them by name; the trainer
+                shards it.
+            metric_prefix: begins the names of the losses that are recorded, after the name of the set.
             is_intermediate: the evaluation happens between two updates of an epoch.
             model: is evaluated in place of the trainer's, such as an average of its weights.
             dataloader: the name of `dataset` in versions before 0.2; it goes with the next one.
@@ -277,18 +283,33 @@ class Trainer:
         run = self._run or outside_run("run_eval_epoch")
         dataset = take_old_name("run_eval_epoch", "dataset", dataset, "dataloader", dataloader)
         kind = EvaluationKind(metric_prefix, is_intermediate)
+        completes = kind.completes_epoch and self.run_progress.train_epoch_completed and model is None
+        sets = loaders.sets_to_evaluate(self, dataset)
+        with preparing.standing_in(self, model):
+            for number, (name, part) in enumerate(sets.items()):
+                if completes and number < self.run_progress.eval_sets_completed:
+                    continue
+                run.is_between_sets = is_intermediate and number + 1 < len(sets)
+                self._run_eval_set(run, part, kind.of_set(name), len(sets) if completes else None)
+        if is_intermediate and model is None:
+            evaluations.end_evaluation(self, run, kind)
+
+    def _run_eval_set(self, run: Run, dataset: Any, kind: EvaluationKind, num_sets: int | None) -> None:
+        """Evaluate on one set; `num_sets` belong to the evaluation of the epoch, or None if it is another."""
         logs = MeanTrackers(self.device)
-        preserving = preserving_random_state(self.device) if is_intermediate else contextlib.nullcontext()
-        event: dict[str, Any] = {"is_intermediate": is_intermediate, "metric_prefix": metric_prefix}
-        with preparing.standing_in(self, model), loaders.loader_to_evaluate(self, run, dataset) as loader:
+        # Training goes on as if nothing had been evaluated.
+        preserving = preserving_random_state(self.device) if run.arguments else contextlib.nullcontext()
+        event: dict[str, Any] = {"is_intermediate": kind.is_intermediate, "metric_prefix": kind.full_prefix}
+        with loaders.loader_to_evaluate(self, run, dataset, kind.set_name) as loader:
             with preserving, preparing.evaluating(self, run):
                 self.eval_epoch_start()
                 self.callbacks.on_eval_epoch_start(self, **event)
-                for step in run.eval_steps(loader, is_intermediate):
+                for step in run.eval_steps(loader, kind.is_intermediate):
                     self.run_eval_step(step, logs)
             report_left_out(loader)
             record_losses(self.run_history, kind, self.eval_loss, logs)
-            self.run_progress.eval_epoch_completed |= kind.completes_epoch
+            if num_sets is not None:
+                self.run_progress.complete_eval_set(num_sets)
             with self.run_history.added_prefix(kind.metric_prefix):
                 self.eval_epoch_end()
                 self.callbacks.on_eval_epoch_end(self, **event)
@@ -313,6 +334,8 @@ class Trainer:
     def _complete_epoch(self, run: Run) -> None:
         """Count the epoch if the data is through; a run may have reached its limit before."""
         self.run_progress.run_completed = self.run_progress.epoch_cut_by_limit
+        if self.run_progress.eval_epoch_completed:
+            evaluations.end_evaluation(self, run, EvaluationKind("eval"))
         if not self.run_progress.epoch_cut_by_limit:  # A higher limit lets a resumed run go on in it.
             if self.scheduler is not None and run.schedule.after_epoch:
                 self.scheduler_step()
@@ -396,7 +419,7 @@ class Trainer:
         if run.is_in_update:
             self.scheduler.step()
         else:
-            run.schedule.step_after_epoch(self.scheduler, self.run_history)
+            run.schedule.step_after_epoch(self.scheduler, self.run_history, self.run_progress)
 
     def optimizer_zero_grad(self) -> None:
         """Clear the gradients after an update."""
@@ -502,7 +525,9 @@ class Trainer:
         resume_from: str | Path | None = None,
         *,
         gradient_clip_norm: float | None = None,
-        eval_per_device_batch_size: int | None = None,
+        eval_per_device_batch_size: int | dict[str, int] | None = None,
+        eval_every_n_epochs: int = 1,
+        eval_at_start: bool = False,
         scheduler_step_every: str = "update",
         scheduler_metric: str = "eval_loss_epoch",
         seed_each_sample: bool = False,
@@ -513,7 +538,7 @@ class Trainer:
         Args:
             train_dataset: map-style or iterable data, or a ready `DataLoader`.
             num_epochs: passes over the data. This or `max_num_train_steps` is needed; the smaller wins.
-            eval_dataset: evaluated after each epoch.
+            eval_dataset: evaluated after each epoch; several by name, as `{"": main, "shifted": other}`.
             per_device_batch_size: samples in a step of one process.
             max_num_train_steps: limit in updates. Both limits count from the beginning of the call, in a
                 resumed run from that of the call that is resumed.
@@ -526,9 +551,13 @@ class Trainer:
             resume_from: a folder of `save_training_state`; None starts afresh. If its state is of a later
                 stage, this call does nothing; if it is of an earlier one, the call begins its own.
             gradient_clip_norm: largest L2 norm of all gradients together.
-            eval_per_device_batch_size: `per_device_batch_size` if None.
-            scheduler_step_every: `"update"` or `"epoch"`. A scheduler whose `step` needs a metric steps after
-                every epoch; one with `step_epoch` too steps after every update, and by it after every epoch.
+            eval_per_device_batch_size: `per_device_batch_size` if None. This and `eval_dataloader_kwargs`
+                may be given by the names of the evaluation sets.
+            eval_every_n_epochs: counted from the beginning of the run; the last epoch is always evaluated.
+            eval_at_start: evaluate before the first update too, with epoch and update 0 in the history.
+            scheduler_step_every: `"update"`, `"epoch"`, or `"evaluation"`, in mid-epoch too. A scheduler
+                whose `step` needs a metric steps after every epoch or evaluation that recorded it; one with
+                `step_epoch` too steps after every update, and by it after every epoch.
             scheduler_metric: the metric of the run history for a scheduler that needs one after an epoch.
             seed_each_sample: seed python, numpy and torch for each sample from (seed, order epoch, index);
                 the samples of every evaluation like those of the first epoch.
@@ -564,7 +593,7 @@ class Trainer:
     def evaluate(
         self,
         dataset: Any = None,
-        per_device_batch_size: int = 8,
+        per_device_batch_size: int | dict[str, int] = 8,
         dataloader_kwargs: dict[str, Any] | None = None,
         collate_fn: Callable[[list[Any]], Any] | None = None,
         *,
@@ -573,21 +602,22 @@ class Trainer:
         """Evaluate the model and return the metrics of this evaluation; they are added to the run history.
 
         Args:
-            dataset: like that of `train`, as `data_is_sharded`; None takes the evaluation data of the latest
-                run.
+            dataset: like `eval_dataset` of `train`, also by name, as `data_is_sharded`; None takes the
+                evaluation data of the latest run.
+            per_device_batch_size: of all sets, or by name, as `dataloader_kwargs`.
         """
         entering.check_can_run(self, "evaluate", "calculate_eval_batch_loss", Trainer)
         own_collate_fn = self.collate_fn if dataset is None and collate_fn is None else collate_fn
         data_is_sharded |= dataset is None and getattr(self.eval_dataloader, "data_is_sharded", False)
         dataset = self.eval_dataset if dataset is None else dataset
-        given = (dataset, per_device_batch_size, dataloader_kwargs, collate_fn, data_is_sharded)
-        arguments = EvaluationArguments(*given)
+        sizes, kwargs = per_device_batch_size, dataloader_kwargs
+        arguments = named_evaluations(dataset, sizes, kwargs, collate_fn, data_is_sharded)
         with preparing.running(self, Run(self.engine)) as run:
-            loader = preparing.begin_evaluation(self, run, self._training_run, arguments, own_collate_fn)
+            sets = preparing.begin_evaluation(self, run, self._training_run, arguments, own_collate_fn)
             num_records = len(self.run_history.get_records())
             self.evaluation_run_start()
             self.callbacks.on_evaluation_run_start(self)
-            self.run_eval_epoch(loader, metric_prefix="evaluation")
+            self.run_eval_epoch(sets[""] if list(sets) == [""] else sets, metric_prefix="evaluation")
             self.evaluation_run_end()
             self.callbacks.on_evaluation_run_end(self)
             records = self.run_history.get_records()[num_records:]
@@ -612,7 +642,8 @@ class Trainer:
         given = (dataset, per_device_batch_size, dataloader_kwargs, collate_fn, data_is_sharded)
         arguments = EvaluationArguments(*given)
         with preparing.running(self, Run(self.engine)) as run:
-            loader = preparing.begin_evaluation(self, run, self._training_run, arguments, collate_fn, False)
+            sets = {"": arguments}
+            loader = preparing.begin_evaluation(self, run, self._training_run, sets, collate_fn, False)[""]
             with preparing.evaluating(self, run):
                 outputs = collect_predictions(self.calculate_predictions, run, loader)
             report_left_out(loader)

@@ -16,6 +16,8 @@
             model in eval mode                     on_eval_epoch_start
             for each batch                         on_eval_step_start, on_eval_step_end
             loss recorded, back in train mode      on_eval_epoch_end
+            evaluated on all sets, in mid-epoch    on_evaluation_end
+              and before the first update too
             training and evaluation are done       on_training_run_epoch_end
         normal end or agreed stop                  on_training_run_end
         any exception                              on_exception
@@ -118,7 +120,7 @@ class TrainerCallback:
         Args:
             is_intermediate: the evaluation happens in the middle of an epoch of training.
             metric_prefix: `"eval"`, `"intermediate_eval"`, `"evaluation"` (of `evaluate`) or
-                `"ema_model_eval"`.
+                `"ema_model_eval"`, after the name of an evaluation set: `"shifted_eval"`.
         """
 
     def on_eval_step_start(self, trainer: Trainer, batch: Any) -> None:
@@ -133,6 +135,13 @@ class TrainerCallback:
         What is recorded here under a plain name, such as `accuracy`, gets the prefix of the evaluation:
         `evaluation_accuracy` by `evaluate`, `intermediate_accuracy` in mid-epoch, `ema_model_accuracy`; none
         after an epoch.
+        """
+
+    def on_evaluation_end(self, trainer: Trainer, is_intermediate: bool, metric_prefix: str) -> None:
+        """React between two updates when an evaluation of a training run is done, on all of its sets.
+
+        What is recorded here, such as metrics of averaged weights, belongs to this very evaluation: a
+        scheduler that follows it steps afterwards. At the end of an epoch comes `on_training_run_epoch_end`.
         """
 
     def on_training_run_epoch_end(self, trainer: Trainer) -> None:

@@ -113,10 +113,12 @@ def batch_limits(callbacks: Iterable[TrainerCallback]) -> list[LimitBatchesCallb
 def limit_loaders(
     callbacks: Iterable[TrainerCallback],
     train: ShardedDataLoader | None,
-    evaluation: ShardedDataLoader | None,
+    evaluations: Iterable[ShardedDataLoader],
 ) -> list[str]:
     """Limit the loaders of a run as `callbacks` and the environment ask for, and return messages about it."""
     limits = batch_limits(callbacks)
     for limit in limits:
-        limit.limit(train, evaluation)
+        limit.limit(train, None)
+        for evaluation in evaluations:
+            limit.limit(None, evaluation)
     return [str(limit) for limit in limits]

@@ -136,7 +136,8 @@ def check_can_run(method: str, is_running: bool, needs_loss: str | None) -> None
     if is_running:
         raise ConfigurationError(
             f"{method} was called inside a run of the same trainer, but one run must end before the next. "
-            f"Call {method} afterwards, or run_eval_epoch to evaluate in the middle of training."
+            f"Call {method} afterwards. To evaluate in the middle of training, call "
+            "run_eval_epoch(dataset, metric_prefix='other', is_intermediate=True)."
         )
     if needs_loss is not None:
         raise ConfigurationError(

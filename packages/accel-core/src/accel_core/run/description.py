@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader
 from ..callbacks.callback import TrainerCallback
 from ..callbacks.callback_list import EVENTS, CallbackList
 from ..callbacks.limit_batches import batch_limits
+from .evaluation_sets import label_of, named_sets
 from .run_config import TrainerRunConfig
 from .trainer_parts import TrainerParts
 
@@ -46,7 +47,10 @@ def describe_run(
     """
     model, optimizer, callbacks = trainer.model, trainer.optimizer, trainer.callbacks
     accelerator, engine = trainer.accelerator, trainer.engine
-    datasets = {"train_dataset": trainer.train_dataset, "eval_dataset": trainer.eval_dataset}
+    datasets = {"train_dataset": trainer.train_dataset}
+    datasets |= {
+        label_of("eval_dataset", name): each for name, each in named_sets(trainer.eval_dataset).items()
+    }
     parameters = list(model.parameters())
     trainable = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
     total = sum(parameter.numel() for parameter in parameters)

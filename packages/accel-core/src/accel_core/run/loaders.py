@@ -15,6 +15,7 @@ from ..data.shares import check_not_shares
 from ..data.waiting import WaitingReport
 from ..errors import ConfigurationError
 from ..notices import logger_of, notify
+from .evaluation_sets import check_named_sets, label_of, named_sets
 from .first_steps import report_evaluation_step
 from .run import Run
 from .run_config import check_same_on_all
@@ -36,17 +37,34 @@ def create_loaders(trainer: TrainerParts, run: Run, arguments: TrainArguments) -
     num_local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", run.engine.group.size))
     train_loader.waiting = WaitingReport(loader, loader is trainer.train_dataset, num_local_processes)
     trainer.train_dataloader = run.train_loader = train_loader
-    trainer.eval_dataloader = None
-    if trainer.eval_dataset is not None:
+    trainer.eval_dataloader, trainer.eval_dataloaders = None, {}
+    if arguments.eval_sets:
         report_evaluation_step(trainer)
-        loader = trainer.create_eval_dataloader(arguments.eval_batch_size, arguments.eval_dataloader_kwargs)
-        trainer.eval_dataloader = _shard(trainer, run, loader, seeds_samples, is_sharded)
-    for message in limit_loaders(trainer.callbacks, train_loader, trainer.eval_dataloader):
+    for name, given in arguments.eval_sets.items():
+        with _evaluating_on(trainer, given.dataset, trainer.collate_fn):
+            loader = trainer.create_eval_dataloader(given.batch_size, given.dataloader_kwargs)
+        trainer.eval_dataloaders[name] = _shard(trainer, run, loader, seeds_samples, is_sharded)
+    evaluations = trainer.eval_dataloaders
+    # The set without a name is the main one, wherever it stands.
+    trainer.eval_dataloader = evaluations.get("", next(iter(evaluations.values()), None))
+    for message in limit_loaders(trainer.callbacks, train_loader, evaluations.values()):
         notify(trainer, message, "loader")
-    loaders = {"train_dataset": train_loader, "eval_dataset": trainer.eval_dataloader}
-    check_same_on_all(arguments.as_keywords(), **loaders)
+    named = {label_of("eval_dataset", name): each for name, each in evaluations.items()}
+    loaders = {"train_dataset": train_loader, **named}
+    check_same_on_all(arguments.as_keywords(), list(evaluations), **loaders)
     check_not_shares(**loaders)
     return train_loader
+
+
+@contextlib.contextmanager
+def _evaluating_on(trainer: TrainerParts, dataset: Any, collate_fn: Any) -> Iterator[None]:
+    """Let `dataset` be the trainer's evaluation data, which `create_eval_dataloader` reads."""
+    before = (trainer.eval_dataset, trainer.collate_fn)
+    trainer.eval_dataset, trainer.collate_fn = dataset, collate_fn
+    try:
+        yield
+    finally:
+        trainer.eval_dataset, trainer.collate_fn = before
 
 
 def create_eval_loader(
@@ -56,42 +74,52 @@ def create_eval_loader(
 
     Every process takes part.
     """
-    before = (trainer.eval_dataset, trainer.collate_fn)
-    trainer.eval_dataset, trainer.collate_fn = arguments.dataset, collate_fn
-    try:
+    with _evaluating_on(trainer, arguments.dataset, collate_fn):
         loader = trainer.create_eval_dataloader(arguments.per_device_batch_size, arguments.dataloader_kwargs)
         loader = _shard(trainer, run, loader, data_is_sharded=arguments.data_is_sharded)
-    finally:
-        trainer.eval_dataset, trainer.collate_fn = before
-    for message in limit_loaders(trainer.callbacks, None, loader):
+    for message in limit_loaders(trainer.callbacks, None, [loader]):
         notify(trainer, message, "loader")
-    check_same_on_all({}, dataset=loader)
-    check_not_shares(dataset=loader)
+    label = label_of("dataset", arguments.set_name)
+    check_same_on_all({}, [arguments.set_name], **{label: loader})
+    check_not_shares(**{label: loader})
     return loader
 
 
+def sets_to_evaluate(trainer: TrainerParts, dataset: Any) -> dict[str, Any]:
+    """Return data or loaders by name: those that were given, or those of the run for None."""
+    if dataset is None:
+        if not trainer.eval_dataloaders:
+            raise ConfigurationError(
+                "eval_dataset is None, so there is nothing to evaluate on. Pass eval_dataset to train."
+            )
+        return dict(trainer.eval_dataloaders)
+    check_named_sets("dataset", dataset)
+    # The loop itself names its loader, as overrides of `run_eval_epoch` expect it.
+    return named_sets(dataset)
+
+
 @contextlib.contextmanager
-def loader_to_evaluate(trainer: TrainerParts, run: Run, dataset: Any) -> Iterator[ShardedDataLoader]:
-    """Give this process's loader of `dataset`, or that of the run for None.
+def loader_to_evaluate(
+    trainer: TrainerParts, run: Run, dataset: Any, name: str = ""
+) -> Iterator[ShardedDataLoader]:
+    """Give this process's loader of `dataset`, which may be one already.
 
     A loader that is made for this evaluation is closed afterwards. Every process takes part.
+
+    Args:
+        name: that of the evaluation set.
     """
-    dataset = trainer.eval_dataloader if dataset is None else dataset
-    if dataset is None:
-        raise ConfigurationError(
-            "eval_dataset is None, so there is nothing to evaluate on. Pass eval_dataset to train."
-        )
     if isinstance(dataset, ShardedDataLoader):
         yield dataset
         _announce_epoch_again(run, dataset)
         return
-    arguments = EvaluationArguments(dataset)
+    arguments = EvaluationArguments(dataset, set_name=name)
     if run.arguments is not None:
         of_run = run.arguments
-        batch_size, kwargs = of_run.eval_batch_size, of_run.eval_dataloader_kwargs
+        batch_size, kwargs = of_run.eval_batch_size, of_run.further_eval_kwargs
         # Those of the run may not fit a loader that makes its own batches.
         kwargs = None if is_ready_loader(dataset, kwargs) else kwargs
-        arguments = EvaluationArguments(dataset, batch_size, kwargs, None, of_run.data_is_sharded)
+        arguments = EvaluationArguments(dataset, batch_size, kwargs, None, of_run.data_is_sharded, name)
     loader = create_eval_loader(trainer, run, arguments, trainer.collate_fn)
     try:
         yield loader

@@ -121,6 +121,6 @@ def record_losses(
     run_history: RunHistory, kind: EvaluationKind, loss: LossTracker, logs: MeanTrackers
 ) -> None:
     """Record the mean loss and the means of what was logged. Every process takes part."""
-    run_history.update_metric(f"{kind.prefix}_loss{kind.suffix}", loss.reduce())
+    run_history.update_metric(f"{kind.full_prefix}_loss{kind.suffix}", loss.reduce())
     for name, value in logs.reduce().items():
-        run_history.update_metric(f"{kind.prefix}_{name}{kind.suffix}", value)
+        run_history.update_metric(f"{kind.full_prefix}_{name}{kind.suffix}", value)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -71,27 +71,30 @@ def begin_evaluation(
     trainer: TrainerParts,
     run: Run,
     training_run: Run | None,
-    arguments: EvaluationArguments,
+    arguments: Mapping[str, EvaluationArguments],
     collate_fn: Any,
     computes_loss: bool = True,
-) -> ShardedDataLoader:
+) -> dict[str, ShardedDataLoader]:
     """Build what an evaluation needs, and leave `training_run`, the latest one, as it is.
 
     Every process takes part.
 
     Args:
+        arguments: those of each evaluation set, by its name.
         computes_loss: it makes evaluation steps; False for predictions.
     """
     begin_run(trainer, run, None, keep_seed=training_run is not None)
-    loader = create_eval_loader(trainer, run, arguments, collate_fn)
+    loaders = {name: create_eval_loader(trainer, run, each, collate_fn) for name, each in arguments.items()}
     if training_run is None:
-        given = {"eval_dataloader_kwargs": arguments.dataloader_kwargs}
+        main = "" if "" in loaders else next(iter(loaders))
+        loader = loaders[main]
+        given = {"eval_dataloader_kwargs": arguments[main].dataloader_kwargs}
         seed = trainer.data_seed
         trainer.run_config = plan_run(given, None, loader, trainer.accelerator, run.engine.group, seed)  # type: ignore[misc]
     prepare_parts(trainer, run)
     if computes_loss:
         report_evaluation_step(trainer)
-    return loader
+    return loaders
 
 
 def begin_training(
@@ -122,7 +125,7 @@ def begin_training(
     trainer.optimizer = prepared.optimizer
     renew_step(prepared.optimizer)
     step_every, metric = arguments.scheduler_step_every, arguments.scheduler_metric
-    run.schedule = plan_schedule(trainer.scheduler, step_every, metric, trainer.eval_dataset is not None)
+    run.schedule = plan_schedule(trainer.scheduler, step_every, metric, arguments.eval_sets)
     loader = run.train_loader
     may_differ = loader is not None and loader.may_leave_out_batches
     may_differ |= counted_loss(trainer.loss_func) is not None
@@ -206,6 +209,7 @@ def _running(trainer: TrainerParts, run: Run) -> Iterator[Run]:
         if run.engine.further is not None:
             run.engine.further.release()
         run.rollback = None
+        run.is_between_sets = False
         trainer._run = None
         if run.engine.prepared is not prepared and run.engine.prepared is not None:
             model, optimizer = run.engine.prepared.user_model, run.engine.prepared.user_optimizer

@@ -88,6 +88,8 @@ class Run:
         """Some process may be without a batch in a step of the epoch begun."""
         self.loaders: list[ShardedDataLoader] = []
         """To be closed at the end."""
+        self.is_between_sets = False
+        """Some sets of an evaluation in mid-epoch are done, and others are not."""
         self.train_loader: ShardedDataLoader | None = None
         self.schedule = Schedule()
         self.resume_point: ResumePoint | None = None
@@ -181,6 +183,23 @@ class Run:
     def is_done(self, progress: RunProgress, stop_reason: str | None) -> bool:
         """Whether the loop ends here, by an agreed stop or by its own limit."""
         return stop_reason is not None or self.is_finished(progress)
+
+    def is_last_epoch(self, progress: RunProgress, stop_reason: str | None) -> bool:
+        """Whether no epoch comes after the one whose training is done."""
+        epochs = progress.epochs_completed + 1 - progress.epochs_before_stage
+        is_last = self.num_epochs is not None and epochs >= self.num_epochs
+        return is_last or progress.epoch_cut_by_limit or self.is_over(progress, stop_reason)
+
+    def evaluates_epoch(self, progress: RunProgress, stop_reason: str | None) -> bool:
+        """Whether the epoch whose training is done has an evaluation: every n-th has, and the last."""
+        is_due = self.arguments is None or progress.current_epoch % self.arguments.eval_every_n_epochs == 0
+        return is_due or self.is_last_epoch(progress, stop_reason)
+
+    def evaluates_start(self, progress: RunProgress) -> bool:
+        """Whether the evaluation before the first update of this call is wanted and not yet done."""
+        is_before_first = progress.updates_completed == progress.updates_before_stage
+        is_wanted = self.arguments is not None and self.arguments.eval_at_start
+        return is_wanted and is_before_first and not progress.start_evaluated
 
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[None]:

@@ -69,16 +69,25 @@ COUNTED_BY_ALL = (
     "gradient_accumulation_steps",
     "gradient_clip_value",
     "gradient_clip_norm",
+    "eval_every_n_epochs",
+    "eval_at_start",
 )
 """Arguments of `train` that have to be the same on all processes."""
 
 
-def check_same_on_all(arguments: Mapping[str, Any], **loaders: ShardedDataLoader | None) -> None:
+def check_same_on_all(
+    arguments: Mapping[str, Any], eval_sets: list[str], **loaders: ShardedDataLoader | None
+) -> None:
     """Raise on every process if the processes were given different data or numbers.
 
     They would wait for each other forever.
+
+    Args:
+        eval_sets: names of the evaluation sets, in their order.
     """
     own = {name: arguments.get(name) for name in COUNTED_BY_ALL}
+    # Before the loaders, so that whoever has another set raises for this reason.
+    own["The names of the evaluation sets"] = eval_sets
     for name, loader in loaders.items():
         own[f"The number of samples in {name}"] = getattr(loader, "num_samples", None)
         own[f"The batch size of {name}"] = getattr(loader, "batch_size", None)

@@ -32,6 +32,12 @@ class RunProgress:
     """The training of the current epoch is done and its loss recorded, the epoch itself not yet."""
     eval_epoch_completed: bool = False
     """The evaluation of the current epoch is done too."""
+    eval_sets_completed: int = 0
+    """Evaluation sets of the current epoch that are done while others are not."""
+    start_evaluated: bool = False
+    """The evaluation before the first update of the stage is done."""
+    scheduler_values_used: int = 0
+    """Values of its metric by which a scheduler that follows evaluations has stepped, or passed over."""
     epoch_cut_by_limit: bool = False
     """A limit of the run ended the training of the current epoch before all of its data was seen."""
     run_completed: bool = False
@@ -67,11 +73,19 @@ class RunProgress:
         self.order_epoch += 1
         self.updates_completed_in_epoch = self.steps_completed_in_epoch = self.samples_completed_in_epoch = 0
         self.train_epoch_completed = self.eval_epoch_completed = False
+        self.eval_sets_completed = 0
+
+    def complete_eval_set(self, num_sets: int) -> None:
+        """Count the evaluation of one of `num_sets` sets at the end of an epoch."""
+        self.eval_sets_completed += 1
+        if self.eval_sets_completed >= num_sets:
+            self.eval_epoch_completed, self.eval_sets_completed = True, 0
 
     def reopen_epoch(self) -> None:
         """Go on with an epoch that a limit had cut, now that the limit is higher."""
         if self.epoch_cut_by_limit:
             self.train_epoch_completed = self.eval_epoch_completed = False
+            self.eval_sets_completed = 0
             self.epoch_cut_by_limit = self.run_completed = False
 
     def begin_run(self) -> RunProgress:

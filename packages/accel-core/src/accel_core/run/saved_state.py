@@ -70,6 +70,11 @@ def save_run(trainer: TrainerParts, run: Run | None, output_dir: Any, values: di
             "save_training_state was called in the middle of an update, but gradients are not part of the "
             "state. Call it in on_optimizer_step_end or later."
         )
+    if run.is_between_sets:
+        raise ConfigurationError(
+            "save_training_state was called between two sets of an evaluation in mid-epoch, from where no "
+            "run could go on. Call it in on_optimizer_step_end or on_evaluation_end."
+        )
     path = check_path("output_dir", output_dir, "Pass the name of a folder.").absolute()
     engine = run.engine
     state = create_run_state(trainer)

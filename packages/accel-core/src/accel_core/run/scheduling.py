@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+from collections.abc import Collection
 from typing import Any
 
 from ..errors import AccelError, ConfigurationError
 from ..text import preview
 from .run_history import RunHistory
+from .run_progress import RunProgress
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,16 +21,43 @@ class Schedule:
     after_epoch: bool = False
     has_step_epoch: bool = False
     """It has a method `step_epoch` for the end of an epoch, besides its `step`."""
+    after_evaluation: bool = False
+    """It steps at the end of evaluations of the run, in mid-epoch too."""
     metric: str | None = None
-    """Name of the metric that the step at the end of an epoch needs."""
+    """Name of the metric that the step at the end of an epoch, or of an evaluation, needs."""
 
-    def step_after_epoch(self, scheduler: Any, run_history: RunHistory) -> None:
-        """Step at the end of an epoch, by the newest value of the metric if one is needed."""
+    def step_after_epoch(self, scheduler: Any, run_history: RunHistory, progress: RunProgress) -> None:
+        """Step at the end of an epoch or an evaluation, by the newest value of the metric if one is needed.
+
+        Nothing happens if the epoch, or this very evaluation, has not recorded it.
+        """
         step = scheduler.step_epoch if self.has_step_epoch else scheduler.step
         if self.metric is None:
             step()
-        else:
-            step(run_history.get_latest_metric(self.metric))
+            return
+        value = self._new_value(run_history, progress)
+        if value is not None:
+            step(value)
+
+    def _new_value(self, run_history: RunHistory, progress: RunProgress) -> float | None:
+        name = str(self.metric)
+        if name not in run_history.get_metric_names():
+            # Some metrics are not there before the first evaluation of their kind.
+            if self.after_evaluation or not progress.eval_epoch_completed:
+                return None
+            # This raises, and names the metrics that there are.
+            return run_history.get_latest_metric(name)
+        newest = next(record for record in reversed(run_history.get_records()) if record["name"] == name)
+        if newest["epoch"] != run_history.current_epoch:
+            return None
+        if self.after_evaluation:
+            number = len(run_history.get_metric_values(name))
+            is_new = (
+                number > progress.scheduler_values_used and newest["update"] == run_history.current_update
+            )
+            progress.scheduler_values_used = number
+            return newest["value"] if is_new else None
+        return newest["value"]
 
 
 def build_scheduler(create_scheduler_fn: Any, optimizer: Any) -> Any:
@@ -60,19 +89,24 @@ def build_scheduler(create_scheduler_fn: Any, optimizer: Any) -> Any:
     return scheduler
 
 
-def plan_schedule(scheduler: Any, step_every: str, metric: str, has_evaluation: bool) -> Schedule:
+def plan_schedule(scheduler: Any, step_every: str, metric: str, eval_sets: Collection[str]) -> Schedule:
     """Return when `scheduler` steps.
 
     Args:
-        step_every: `"update"` or `"epoch"`, as `train` was told.
+        step_every: `"update"`, `"epoch"` or `"evaluation"`, as `train` was told.
         metric: the metric of the run history for a scheduler that needs one.
-        has_evaluation: the run has evaluation data.
+        eval_sets: names of the evaluation sets of the run.
 
     Raises:
         ConfigurationError: its step needs what there will not be.
     """
     if scheduler is None:
         return Schedule()
+    if step_every == "evaluation" and not eval_sets:
+        raise ConfigurationError(
+            "scheduler_step_every is 'evaluation', but eval_dataset is None, so the scheduler would never "
+            "step. Pass eval_dataset, or scheduler_step_every='epoch'."
+        )
     step_epoch = getattr(scheduler, "step_epoch", None)
     needed = _first_needed_argument(step_epoch or scheduler.step)
     if needed == "epoch":
@@ -81,16 +115,23 @@ def plan_schedule(scheduler: Any, step_every: str, metric: str, has_evaluation: 
             "those of timm do. Pass create_scheduler_fn=accel_integrations.timm_adapter.timm_scheduler_fn("
             f"{type(scheduler).__name__}, ...)."
         )
-    if needed and metric == "eval_loss_epoch" and not has_evaluation:
+    if needed and metric == "eval_loss_epoch" and eval_sets and "" not in eval_sets:
+        raise ConfigurationError(
+            f"scheduler_metric is 'eval_loss_epoch', but the evaluation sets are called {list(eval_sets)}, "
+            f"so it would never be recorded. Pass scheduler_metric='{next(iter(eval_sets))}_eval_loss_epoch'."
+        )
+    if needed and metric == "eval_loss_epoch" and not eval_sets:
         raise ConfigurationError(
             f"scheduler_metric is 'eval_loss_epoch', which {type(scheduler).__name__} needs in every epoch, "
             "but eval_dataset is None. Pass eval_dataset, or scheduler_metric='train_loss_epoch'."
         )
     has_both = step_epoch is not None
+    by_evaluation = step_every == "evaluation"
     is_by_epoch = bool(needed) or step_every == "epoch"
     return Schedule(
-        after_update=has_both or not is_by_epoch,
-        after_epoch=has_both or is_by_epoch,
+        after_update=has_both or not (is_by_epoch or by_evaluation),
+        after_epoch=(has_both or is_by_epoch) and not by_evaluation,
+        after_evaluation=by_evaluation,
         has_step_epoch=has_both,
         metric=metric if needed else None,
     )

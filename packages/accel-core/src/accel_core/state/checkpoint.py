@@ -29,6 +29,7 @@ import torch
 from ..__about__ import __version__
 from . import files
 from .digests import digest_of_file
+from .former_states import complete_progress
 from .safetensors_file import DTYPES
 from .state_values import find_wrong_value
 
@@ -74,6 +75,9 @@ class ProgressState(TypedDict):
     samples_completed_in_epoch: int
     train_epoch_completed: bool
     eval_epoch_completed: bool
+    eval_sets_completed: int
+    start_evaluated: bool
+    scheduler_values_used: int
     epoch_cut_by_limit: bool
     run_completed: bool
     stage: int
@@ -206,7 +210,7 @@ def _read_state_file(path: Path, was_state: bool) -> TrainerState | NoState:
     # States of the first versions do not name the order of the data: there was one only. Nor have they
     # attributes.
     state = {"order_version": 1, "attributes": None, **content} if isinstance(content, dict) else {}
-    _add_stage(state)
+    complete_progress(state)
     version = state.get("format_version")
     if version not in (None, *range(1, FORMAT_VERSION + 1)) or isinstance(version, bool):
         return NoState(
@@ -256,6 +260,8 @@ ORDER: tuple[str, ...] = (
     "epochs_completed",
     "train_epoch_completed",
     "eval_epoch_completed",
+    "eval_sets_completed",
+    "start_evaluated",
     "run_completed",
 )
 """What tells which of two states of a run is the newer one, the first difference first."""
@@ -279,12 +285,3 @@ def run_id_in(path: Path) -> str | None:
         return None
     found = content.get("run_id") if isinstance(content, dict) else None
     return found if isinstance(found, str) else None
-
-
-def _add_stage(state: dict[str, Any]) -> None:
-    """Add what the first states lack: every call of `train` was a run, and began at the first order."""
-    progress = state.get("run_progress")
-    counters = {"stage": 1, "stage_skipped": False, "epochs_before_stage": 0, "updates_before_stage": 0}
-    # A state that has some of them is a later one that was damaged.
-    if isinstance(progress, dict) and not progress.keys() & {*counters, "order_epoch"}:
-        state["run_progress"] = {**progress, **counters, "order_epoch": progress.get("epochs_completed")}
