@@ -57,6 +57,9 @@ class Run:
     background: Any = None
     """The `BackgroundSaves` that are to write what is saved at this moment, if any are."""
 
+    is_between_sets = False
+    """Some sets of an evaluation in mid-epoch are done, and others are not."""
+
     def __init__(
         self,
         engine: Engine,
@@ -88,8 +91,6 @@ class Run:
         """Some process may be without a batch in a step of the epoch begun."""
         self.loaders: list[ShardedDataLoader] = []
         """To be closed at the end."""
-        self.is_between_sets = False
-        """Some sets of an evaluation in mid-epoch are done, and others are not."""
         self.train_loader: ShardedDataLoader | None = None
         self.schedule = Schedule()
         self.resume_point: ResumePoint | None = None

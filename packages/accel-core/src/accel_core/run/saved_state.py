@@ -65,16 +65,7 @@ def save_run(trainer: TrainerParts, run: Run | None, output_dir: Any, values: di
             "save_training_state was called before training, so there is no run to resume. Use "
             "save_checkpoint for the model."
         )
-    if run.is_in_update:
-        raise ConfigurationError(
-            "save_training_state was called in the middle of an update, but gradients are not part of the "
-            "state. Call it in on_optimizer_step_end or later."
-        )
-    if run.is_between_sets:
-        raise ConfigurationError(
-            "save_training_state was called between two sets of an evaluation in mid-epoch, from where no "
-            "run could go on. Call it in on_optimizer_step_end or on_evaluation_end."
-        )
+    _check_position(run)
     path = check_path("output_dir", output_dir, "Pass the name of a folder.").absolute()
     engine = run.engine
     state = create_run_state(trainer)
@@ -116,6 +107,20 @@ def _tell_saved(trainer: TrainerParts, run: Run, path: Path, progress: dict[str,
         run.known_states[path] = progress
         trainer.callbacks.on_checkpoint_saved(trainer, path=path)  # type: ignore[arg-type]
     trainer.last_checkpoint = path
+
+
+def _check_position(run: Run) -> None:
+    """Raise where a run stands from where it could not go on."""
+    if run.is_in_update:
+        raise ConfigurationError(
+            "save_training_state was called in the middle of an update, but gradients are not part of the "
+            "state. Call it in on_optimizer_step_end or later."
+        )
+    if run.is_between_sets:
+        raise ConfigurationError(
+            "save_training_state was called between two sets of an evaluation in mid-epoch, from where no "
+            "run could go on. Call it in on_optimizer_step_end or on_evaluation_end."
+        )
 
 
 def create_run_state(trainer: TrainerParts) -> RunState:
