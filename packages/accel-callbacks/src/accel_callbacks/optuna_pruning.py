@@ -75,7 +75,7 @@ class OptunaPruningCallback(TrainerCallback):
 
     def on_training_run_epoch_end(self, trainer: Trainer) -> None:
         """Report the value of the epoch. Raises `ConfigurationError` if there is no such metric at all."""
-        self.watched.value_of_epoch(trainer)
+        self.watched.new_value_of_epoch(trainer)
         self._report(trainer)
 
     def on_training_run_end(self, trainer: Trainer) -> None:
