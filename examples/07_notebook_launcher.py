@@ -24,23 +24,40 @@ NUM_PROCESSES = 2
 
 def train_digits(num_epochs: int) -> None:
     digits = load_digits()
-    data = TensorDataset(torch.tensor(digits.data, dtype=torch.float32) / 16, torch.tensor(digits.target))
-    train_data, test_data = random_split(data, [0.85, 0.15], generator=torch.Generator().manual_seed(0))
+    data = TensorDataset(
+        torch.tensor(digits.data, dtype=torch.float32) / 16,
+        torch.tensor(digits.target),
+    )
+    train_data, test_data = random_split(
+        data, [0.85, 0.15], generator=torch.Generator().manual_seed(0)
+    )
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 10))
-    trainer = Trainer(model, nn.CrossEntropyLoss(), torch.optim.AdamW(model.parameters(), lr=2e-3), seed=0)
+    trainer = Trainer(
+        model,
+        nn.CrossEntropyLoss(),
+        torch.optim.AdamW(model.parameters(), lr=2e-3),
+        seed=0,
+    )
     trainer.train(train_data, num_epochs=num_epochs, per_device_batch_size=16)
-    predictions = trainer.predict(test_data, per_device_batch_size=16).argmax(dim=1)
+    predictions = trainer.predict(test_data, per_device_batch_size=16).argmax(
+        dim=1
+    )
     hits = predictions == torch.stack([target for _, target in test_data])
     trainer.print(
-        f"Test accuracy of {trainer.accelerator.num_processes} processes: {hits.double().mean():.2%}"
+        f"Test accuracy of {trainer.accelerator.num_processes} processes: "
+        f"{hits.double().mean():.2%}"
     )
 
 
 if __name__ == "__main__":
     if torch.cuda.device_count() < NUM_PROCESSES:
-        # Else the processes would not see each other, and each would train alone.
+        # Else the processes would not see each other, and each would train
+        # alone.
         os.environ["ACCELERATE_USE_CPU"] = "true"
-    # Over this port the processes find each other; a second notebook on the same machine needs another one.
+    # Over this port the processes find each other; a second notebook on the
+    # same machine needs another one.
     port = os.environ.get("MASTER_PORT", "29500")
-    notebook_launcher(train_digits, args=(4,), num_processes=NUM_PROCESSES, use_port=port)
+    notebook_launcher(
+        train_digits, args=(4,), num_processes=NUM_PROCESSES, use_port=port
+    )

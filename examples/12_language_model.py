@@ -38,17 +38,33 @@ NOT_COUNTED = -100
 
 def paragraphs():
     """Return 1,400 paragraphs to learn from and the others, each a line."""
-    texts = {" ".join(paragraph.split()) for topic in topics.values() for paragraph in topic.split("\n\n")}
-    chosen = sorted(text for text in texts if len(text) >= 40 and text[-1] in ".:")
+    texts = {
+        " ".join(paragraph.split())
+        for topic in topics.values()
+        for paragraph in topic.split("\n\n")
+    }
+    chosen = sorted(
+        text for text in texts if len(text) >= 40 and text[-1] in ".:"
+    )
     random.Random(0).shuffle(chosen)
     return chosen[:-150], chosen[-150:]
 
 
 def collate(samples):
-    """Make a batch of paragraphs: all but the last token of each, and what follows each token."""
+    """Make a batch of paragraphs: all but the last token of each, and what
+    follows each token.
+    """
     return (
-        pad_sequence([sample[:-1] for sample in samples], batch_first=True, padding_value=END),
-        pad_sequence([sample[1:] for sample in samples], batch_first=True, padding_value=NOT_COUNTED),
+        pad_sequence(
+            [sample[:-1] for sample in samples],
+            batch_first=True,
+            padding_value=END,
+        ),
+        pad_sequence(
+            [sample[1:] for sample in samples],
+            batch_first=True,
+            padding_value=NOT_COUNTED,
+        ),
     )
 
 
@@ -60,15 +76,21 @@ class LanguageModel(nn.Module):
         layer = nn.TransformerEncoderLayer(
             width, 4, 2 * width, dropout=0.1, batch_first=True, norm_first=True
         )
-        self.layers = nn.TransformerEncoder(layer, 2, nn.LayerNorm(width), enable_nested_tensor=False)
+        self.layers = nn.TransformerEncoder(
+            layer, 2, nn.LayerNorm(width), enable_nested_tensor=False
+        )
         nn.init.normal_(self.tokens.weight, std=0.02)
         nn.init.normal_(self.positions.weight, std=0.02)
 
     def forward(self, inputs):
-        """Return logits (batch, tokens, vocabulary) of what follows each token of `inputs` (batch, tokens)."""
+        """Return logits (batch, tokens, vocabulary) of what follows each token
+        of `inputs` (batch, tokens).
+        """
         length = inputs.shape[1]
         hidden = self.tokens(inputs) + self.positions.weight[:length]
-        mask = nn.Transformer.generate_square_subsequent_mask(length, device=inputs.device)
+        mask = nn.Transformer.generate_square_subsequent_mask(
+            length, device=inputs.device
+        )
         return self.layers(hidden, mask, is_causal=True) @ self.tokens.weight.T
 
 
@@ -77,7 +99,11 @@ class LanguageTrainer(Trainer):
         inputs, targets = batch
         logits = self.model(inputs)
         return {
-            "loss": F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=NOT_COUNTED),
+            "loss": F.cross_entropy(
+                logits.flatten(0, 1),
+                targets.flatten(),
+                ignore_index=NOT_COUNTED,
+            ),
             "model_outputs": logits,
             "batch_size": len(inputs),
             "num_items_in_batch": (targets != NOT_COUNTED).sum(),
@@ -95,7 +121,12 @@ def main():
 
     train_texts, eval_texts = paragraphs()
     tokenizer = ByteLevelBPETokenizer()
-    tokenizer.train_from_iterator(train_texts, vocab_size=1000, special_tokens=["<end>"], show_progress=False)
+    tokenizer.train_from_iterator(
+        train_texts,
+        vocab_size=1000,
+        special_tokens=["<end>"],
+        show_progress=False,
+    )
     train_data, eval_data = (
         [
             torch.tensor([END, *encoded.ids, END][: MAX_TOKENS + 1])
@@ -107,7 +138,11 @@ def main():
     torch.manual_seed(0)
     model = LanguageModel(tokenizer.get_vocab_size(), args.width)
     trainer = LanguageTrainer(
-        model, None, torch.optim.AdamW(model.parameters(), lr=3e-3), callbacks=DEFAULT_CALLBACKS, seed=0
+        model,
+        None,
+        torch.optim.AdamW(model.parameters(), lr=3e-3),
+        callbacks=DEFAULT_CALLBACKS,
+        seed=0,
     )
     trainer.train(
         train_data,
@@ -123,7 +158,12 @@ def main():
     for beginning in ("The", "If the", "A class"):
         tokens = sample(trainer.get_model(), tokenizer.encode(beginning).ids)
         trainer.print(
-            textwrap.fill(tokenizer.decode(tokens), 100, initial_indent="  ", subsequent_indent="  ")
+            textwrap.fill(
+                tokenizer.decode(tokens),
+                100,
+                initial_indent="  ",
+                subsequent_indent="  ",
+            )
         )
     trainer.print(
         "Perplexity of the frequencies: "
@@ -139,8 +179,14 @@ def sample(model, beginning, temperature=0.6):
     generator = torch.Generator().manual_seed(0)
     tokens = [END, *beginning]
     while len(tokens) < MAX_TOKENS:
-        logits = model(torch.tensor([tokens], device=model.tokens.weight.device))[0, -1].cpu()
-        following = int(torch.multinomial((logits / temperature).softmax(0), 1, generator=generator))
+        logits = model(
+            torch.tensor([tokens], device=model.tokens.weight.device)
+        )[0, -1].cpu()
+        following = int(
+            torch.multinomial(
+                (logits / temperature).softmax(0), 1, generator=generator
+            )
+        )
         if following == END:
             break
         tokens.append(following)
@@ -148,10 +194,21 @@ def sample(model, beginning, temperature=0.6):
 
 
 def unigram_perplexity(train_data, eval_data, vocabulary_size):
-    """The perplexity of a model that knows only how frequent each token is. One is added to each count, as some are new."""
-    counts = torch.cat([tokens[1:] for tokens in train_data]).bincount(minlength=vocabulary_size) + 1
+    """The perplexity of a model that knows only how frequent each token is. One
+    is added to each count, as some are new.
+    """
+    counts = (
+        torch.cat([tokens[1:] for tokens in train_data]).bincount(
+            minlength=vocabulary_size
+        )
+        + 1
+    )
     log_probabilities = (counts / counts.sum()).log()
-    return math.exp(-log_probabilities[torch.cat([tokens[1:] for tokens in eval_data])].mean())
+    return math.exp(
+        -log_probabilities[
+            torch.cat([tokens[1:] for tokens in eval_data])
+        ].mean()
+    )
 
 
 if __name__ == "__main__":

@@ -23,7 +23,10 @@ from torch.nn import functional as F
 from torch.optim.lr_scheduler import OneCycleLR
 from torchmetrics.detection import MeanAveragePrecision
 from torchvision.models.detection import FasterRCNN
-from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.faster_rcnn import (
+    FastRCNNPredictor,
+    TwoMLPHead,
+)
 from torchvision.models.detection.rpn import AnchorGenerator
 from torchvision.ops import MultiScaleRoIAlign, nms
 
@@ -35,9 +38,10 @@ MAX_LR = 4e-3
 
 
 def digit_scenes(num_scenes, first, last, seed):
-    """Return scenes of up to ten of the digits from `first` to `last`, each as an image (1, 96, 96) and its target.
+    """Return scenes of up to ten digits from `first` to `last`, with targets.
 
-    A target has `boxes` (digits, 4), in pixels, and their `labels` (digits,), from 1 to 10: 0 is the
+    An image is (1, 96, 96). A target has `boxes` (digits, 4), in pixels,
+    and their `labels` (digits,), from 1 to 10: 0 is the
     background.
     """
     data = load_digits()
@@ -62,7 +66,10 @@ def digit_scenes(num_scenes, first, last, seed):
             )[0]
             boxes.append([x, y, x + size, y + size])
             chosen.append(index)
-        return scene, {"boxes": torch.tensor(boxes, dtype=torch.float32), "labels": labels[chosen]}
+        return scene, {
+            "boxes": torch.tensor(boxes, dtype=torch.float32),
+            "labels": labels[chosen],
+        }
 
     return [draw_scene() for _ in range(num_scenes)]
 
@@ -73,7 +80,9 @@ def collate_as_lists(samples):
 
 
 class Precision(MeanAveragePrecision):
-    """Mean average precision alone, without the seventeen numbers that come with it."""
+    """Mean average precision alone, without the seventeen numbers that come
+    with it.
+    """
 
     def compute(self):
         results = super().compute()
@@ -84,32 +93,59 @@ class DetectionTrainer(Trainer):
     def calculate_train_batch_loss(self, batch):
         images, targets = batch
         losses = self.model(images, targets)
-        return {"loss": sum(losses.values()), "model_outputs": None, "batch_size": len(images), "log": losses}
+        return {
+            "loss": sum(losses.values()),
+            "model_outputs": None,
+            "batch_size": len(images),
+            "log": losses,
+        }
 
     def calculate_eval_batch_loss(self, batch):
-        """Torchvision's detectors return detections in eval mode, and losses in train mode: both are wanted here."""
+        """Torchvision's detectors return detections in eval mode, and losses in
+        train mode: both are wanted here.
+        """
         images, targets = batch
         detections = self.model(images)
         self.model.train()
         losses = self.model(images, targets)
         self.model.eval()
-        return {"loss": sum(losses.values()), "model_outputs": detections, "batch_size": len(images)}
+        return {
+            "loss": sum(losses.values()),
+            "model_outputs": detections,
+            "batch_size": len(images),
+        }
 
 
 def create_detector():
     channels = 64
     backbone = nn.Sequential(
-        *(nn.Conv2d(3, 32, 3, stride=2, padding=1), nn.GroupNorm(8, 32), nn.ReLU()),
-        *(nn.Conv2d(32, channels, 3, stride=2, padding=1), nn.GroupNorm(8, channels), nn.ReLU()),
-        *(nn.Conv2d(channels, channels, 3, padding=1), nn.GroupNorm(8, channels), nn.ReLU()),
+        *(
+            nn.Conv2d(3, 32, 3, stride=2, padding=1),
+            nn.GroupNorm(8, 32),
+            nn.ReLU(),
+        ),
+        *(
+            nn.Conv2d(32, channels, 3, stride=2, padding=1),
+            nn.GroupNorm(8, channels),
+            nn.ReLU(),
+        ),
+        *(
+            nn.Conv2d(channels, channels, 3, padding=1),
+            nn.GroupNorm(8, channels),
+            nn.ReLU(),
+        ),
     )
     backbone.out_channels = channels
     return FasterRCNN(
         backbone,
         min_size=SCENE_SIZE,
         max_size=SCENE_SIZE,
-        rpn_anchor_generator=AnchorGenerator(sizes=((16, 22, 28),), aspect_ratios=((1.0,),)),
-        box_roi_pool=MultiScaleRoIAlign(featmap_names=["0"], output_size=6, sampling_ratio=2),
+        rpn_anchor_generator=AnchorGenerator(
+            sizes=((16, 22, 28),), aspect_ratios=((1.0,),)
+        ),
+        box_roi_pool=MultiScaleRoIAlign(
+            featmap_names=["0"], output_size=6, sampling_ratio=2
+        ),
         box_head=TwoMLPHead(channels * 6 * 6, 128),
         box_predictor=FastRCNNPredictor(128, num_classes=11),
         rpn_batch_size_per_image=64,
@@ -132,7 +168,9 @@ def main():
     model = create_detector()
     mean_average_precision = MetricsCallback(
         {"": Precision(iou_type="bbox")},
-        update=lambda metric, batch, batch_output: metric.update(batch_output["model_outputs"], batch[1]),
+        update=lambda metric, batch, batch_output: metric.update(
+            batch_output["model_outputs"], batch[1]
+        ),
     )
     trainer = DetectionTrainer(
         model,
@@ -148,15 +186,23 @@ def main():
         eval_dataset=eval_scenes,
         per_device_batch_size=4,
         create_scheduler_fn=partial(
-            OneCycleLR, max_lr=MAX_LR, total_steps=TrainerPlaceholderValues.NUM_UPDATE_STEPS
+            OneCycleLR,
+            max_lr=MAX_LR,
+            total_steps=TrainerPlaceholderValues.NUM_UPDATE_STEPS,
         ),
         collate_fn=collate_as_lists,
     )
-    trainer.print(f"mAP at an overlap of 0.5: {history.get_latest_metric('map_50'):.2f}")
+    trainer.print(
+        f"mAP at an overlap of 0.5: {history.get_latest_metric('map_50'):.2f}"
+    )
 
     detections = trainer.predict(eval_scenes[:6], collate_fn=collate_as_lists)
     if trainer.is_main_process:
-        draw([scene for scene, _ in eval_scenes[:6]], detections, Path("outputs/13_object_detection"))
+        draw(
+            [scene for scene, _ in eval_scenes[:6]],
+            detections,
+            Path("outputs/13_object_detection"),
+        )
 
 
 def draw(scenes, detections, folder):
@@ -171,14 +217,23 @@ def draw(scenes, detections, folder):
         chosen = nms(found["boxes"], found["scores"], 0.3)
         chosen = chosen[found["scores"][chosen] > 0.3]
         for (left, top, right, bottom), label in zip(
-            found["boxes"][chosen].tolist(), found["labels"][chosen], strict=True
+            found["boxes"][chosen].tolist(),
+            found["labels"][chosen],
+            strict=True,
         ):
             ax.add_patch(
                 plt.Rectangle(
-                    (left, top), right - left, bottom - top, fill=False, color="orange", linewidth=2
+                    (left, top),
+                    right - left,
+                    bottom - top,
+                    fill=False,
+                    color="orange",
+                    linewidth=2,
                 )
             )
-            ax.text(left, top - 1, str(int(label) - 1), color="orange", fontsize=14)
+            ax.text(
+                left, top - 1, str(int(label) - 1), color="orange", fontsize=14
+            )
     figure.savefig(folder / "detections.png", dpi=100)
     print(f"Picture in {folder}")
 

@@ -29,14 +29,23 @@ NOISE_SIZE = 32
 
 
 class AdversarialTrainer(Trainer):
-    def __init__(self, generator, discriminator, optimizer, discriminator_optimizer, **kwargs):
+    def __init__(
+        self,
+        generator,
+        discriminator,
+        optimizer,
+        discriminator_optimizer,
+        **kwargs,
+    ):
         super().__init__(generator, None, optimizer, **kwargs)
         self.discriminator = discriminator
         self.discriminator_optimizer = discriminator_optimizer
 
     def calculate_train_batch_loss(self, batch):
         (real,) = batch
-        generated = self.model(torch.randn(len(real), NOISE_SIZE, device=self.device))
+        generated = self.model(
+            torch.randn(len(real), NOISE_SIZE, device=self.device)
+        )
         discriminator_loss = self.update_discriminator(real, generated.detach())
         return {
             "loss": F.softplus(-self.discriminator(generated)).mean(),
@@ -46,7 +55,9 @@ class AdversarialTrainer(Trainer):
         }
 
     def update_discriminator(self, real, generated):
-        is_real, is_generated = self.discriminator(torch.cat([real, generated])).chunk(2)
+        is_real, is_generated = self.discriminator(
+            torch.cat([real, generated])
+        ).chunk(2)
         loss = F.softplus(-is_real).mean() + F.softplus(is_generated).mean()
         self.backward_step(loss)
         self.step_optimizer(self.discriminator_optimizer)
@@ -65,7 +76,9 @@ def images_and_labels(use_mnist):
 
 def main():
     parser = argparse.ArgumentParser()
-    parser.add_argument("--mnist", action="store_true", help="28x28 images instead of 8x8")
+    parser.add_argument(
+        "--mnist", action="store_true", help="28x28 images instead of 8x8"
+    )
     parser.add_argument("--epochs", type=int, default=150)
     args = parser.parse_args()
 
@@ -93,7 +106,9 @@ def main():
         generator,
         discriminator,
         torch.optim.Adam(generator.parameters(), lr=5e-4, betas=(0.5, 0.99)),
-        torch.optim.Adam(discriminator.parameters(), lr=5e-4, betas=(0.5, 0.99)),
+        torch.optim.Adam(
+            discriminator.parameters(), lr=5e-4, betas=(0.5, 0.99)
+        ),
         callbacks=DEFAULT_CALLBACKS,
         seed=0,
     )
@@ -103,7 +118,9 @@ def main():
         per_device_batch_size=64 // trainer.accelerator.num_processes,
     )
 
-    noise = torch.randn(500, NOISE_SIZE, generator=torch.Generator().manual_seed(0))
+    noise = torch.randn(
+        500, NOISE_SIZE, generator=torch.Generator().manual_seed(0)
+    )
     generated = trainer.predict(TensorDataset(noise), per_device_batch_size=100)
     nearest = KNeighborsClassifier(1).fit(images[:num_real], labels[:num_real])
     distances = {
@@ -111,10 +128,14 @@ def main():
         for name, x in (("generated", generated), ("real", images[num_real:]))
     }
     trainer.print(
-        f"Distance to the nearest digit: generated {distances['generated']:.2f}, held out "
+        f"Distance to the nearest digit: generated "
+        f"{distances['generated']:.2f}, held out "
         f"{distances['real']:.2f}"
     )
-    trainer.print(f"Digits among the generated: {sorted(set(nearest.predict(generated).tolist()))}")
+    trainer.print(
+        f"Digits among the generated: "
+        f"{sorted(set(nearest.predict(generated).tolist()))}"
+    )
     if trainer.is_main_process:
         draw(generated[:40], Path("outputs/14_two_optimizers"))
 
@@ -128,7 +149,9 @@ def draw(generated, folder):
     for image, ax in zip(generated, axes.flat, strict=True):
         ax.imshow(image.reshape(side, side), cmap="gray_r")
         ax.axis("off")
-    figure.savefig(folder / "generated_digits.png", dpi=100, bbox_inches="tight")
+    figure.savefig(
+        folder / "generated_digits.png", dpi=100, bbox_inches="tight"
+    )
     print(f"Picture in {folder}")
 
 

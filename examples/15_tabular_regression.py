@@ -25,7 +25,12 @@ from sklearn.model_selection import KFold, train_test_split
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from accel_callbacks import EarlyStoppingCallback, SaveBestModelCallback, find_learning_rate, plot_history
+from accel_callbacks import (
+    EarlyStoppingCallback,
+    SaveBestModelCallback,
+    find_learning_rate,
+    plot_history,
+)
 from accel_core import Trainer
 
 FOLDER = Path("outputs/15_tabular_regression")
@@ -34,21 +39,33 @@ ORIGINS = ("USA", "Europe", "Japan")
 
 
 def cars():
-    """Return features (cars, 9), with a column for each origin, and miles per gallon (cars, 1)."""
+    """Return features (cars, 9), with a column for each origin, and miles per
+    gallon (cars, 1).
+    """
     table, miles_per_gallon = autompg_data()
     # The column after the origin is empty: it held the names.
     numbers, origin = table[:, :6], table[:, 6]
-    features = np.column_stack([numbers, *(origin == number for number in range(1, len(ORIGINS) + 1))])
+    features = np.column_stack(
+        [numbers, *(origin == number for number in range(1, len(ORIGINS) + 1))]
+    )
     return features, miles_per_gallon[:, None]
 
 
 def create_trainer(num_features, learning_rate, callbacks=()):
     torch.manual_seed(0)
     model = nn.Sequential(
-        nn.Linear(num_features, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 1)
+        nn.Linear(num_features, 64),
+        nn.ReLU(),
+        nn.Linear(64, 64),
+        nn.ReLU(),
+        nn.Linear(64, 1),
     )
     return Trainer(
-        model, nn.MSELoss(), torch.optim.AdamW(model.parameters(), lr=learning_rate), callbacks, seed=0
+        model,
+        nn.MSELoss(),
+        torch.optim.AdamW(model.parameters(), lr=learning_rate),
+        callbacks,
+        seed=0,
     )
 
 
@@ -58,49 +75,83 @@ def main():
     args = parser.parse_args()
 
     features, targets = cars()
-    predictions, linear_predictions = np.empty_like(targets), np.empty_like(targets)
-    for fold, (seen, unseen) in enumerate(KFold(5, shuffle=True, random_state=0).split(features)):
+    predictions, linear_predictions = (
+        np.empty_like(targets),
+        np.empty_like(targets),
+    )
+    for fold, (seen, unseen) in enumerate(
+        KFold(5, shuffle=True, random_state=0).split(features)
+    ):
         linear_predictions[unseen] = (
-            LinearRegression().fit(features[seen], targets[seen]).predict(features[unseen])
+            LinearRegression()
+            .fit(features[seen], targets[seen])
+            .predict(features[unseen])
         )
 
-        train, evaluation = train_test_split(seen, test_size=0.2, random_state=0)
-        # Mean and deviation are those of the rows that are trained on: nothing is known of the others.
+        train, evaluation = train_test_split(
+            seen, test_size=0.2, random_state=0
+        )
+        # Mean and deviation are those of the rows that are trained on: nothing
+        # is known of the others.
         mean, deviation = targets[train].mean(), targets[train].std()
         inputs = torch.tensor(
-            (features - features[train].mean(0)) / features[train].std(0), dtype=torch.float32
+            (features - features[train].mean(0)) / features[train].std(0),
+            dtype=torch.float32,
         )
-        outputs = torch.tensor((targets - mean) / deviation, dtype=torch.float32)
-        train_data, eval_data = (TensorDataset(inputs[rows], outputs[rows]) for rows in (train, evaluation))
+        outputs = torch.tensor(
+            (targets - mean) / deviation, dtype=torch.float32
+        )
+        train_data, eval_data = (
+            TensorDataset(inputs[rows], outputs[rows])
+            for rows in (train, evaluation)
+        )
 
         if fold == 0:
             tested = create_trainer(features.shape[1], learning_rate=1e-3)
-            found = find_learning_rate(tested, train_data, BATCH_SIZE, min_lr=1e-5, max_lr=1.0)
+            found = find_learning_rate(
+                tested, train_data, BATCH_SIZE, min_lr=1e-5, max_lr=1.0
+            )
             found.plot(FOLDER / "learning_rate.png")
             tested.print(f"Suggested learning rate: {found.suggestion:.2g}")
         trainer = create_trainer(
             features.shape[1],
             found.suggestion,
             callbacks=(
-                EarlyStoppingCallback(early_stopping_patience=15, early_stopping_threshold=0),
+                EarlyStoppingCallback(
+                    early_stopping_patience=15, early_stopping_threshold=0
+                ),
                 SaveBestModelCallback(FOLDER / f"best_model_{fold}.pt"),
             ),
         )
         history = trainer.train(
-            train_data, num_epochs=args.epochs, eval_dataset=eval_data, per_device_batch_size=BATCH_SIZE
+            train_data,
+            num_epochs=args.epochs,
+            eval_dataset=eval_data,
+            per_device_batch_size=BATCH_SIZE,
         )
         if fold == 0:
             plot_history(history, FOLDER / "history.png")
         trainer.print(
-            f"Network {fold}: {trainer.run_progress.epochs_completed} epochs; {trainer.stop_reason}"
+            f"Network {fold}: {trainer.run_progress.epochs_completed} "
+            f"epochs; {trainer.stop_reason}"
         )
         # The best model was loaded when training ended.
-        predictions[unseen] = trainer.predict(TensorDataset(inputs[unseen])).numpy() * deviation + mean
+        predictions[unseen] = (
+            trainer.predict(TensorDataset(inputs[unseen])).numpy() * deviation
+            + mean
+        )
 
-    explained, linearly = r2_score(targets, predictions), r2_score(targets, linear_predictions)
-    trainer.print(f"R^2 on unseen cars: {explained:.3f}, by linear regression {linearly:.3f}")
+    explained, linearly = (
+        r2_score(targets, predictions),
+        r2_score(targets, linear_predictions),
+    )
     trainer.print(
-        f"Off by {np.abs(predictions - targets).mean():.2f} miles per gallon on average. Pictures in {FOLDER}"
+        f"R^2 on unseen cars: {explained:.3f}, by linear regression "
+        f"{linearly:.3f}"
+    )
+    trainer.print(
+        f"Off by {np.abs(predictions - targets).mean():.2f} miles per "
+        f"gallon on average. Pictures in {FOLDER}"
     )
 
 

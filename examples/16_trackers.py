@@ -36,7 +36,9 @@ HOW_TO_LOOK = {
 
 def read_tensorboard(folder):
     """Return the values of each name as pairs of update and value."""
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.backend.event_processing.event_accumulator import (
+        EventAccumulator,
+    )
 
     events = EventAccumulator(str(folder)).Reload()
     return {
@@ -53,15 +55,25 @@ def main():
 
     torch.manual_seed(0)
     images, labels = load_digits(return_X_y=True)
-    data = TensorDataset(torch.tensor(images, dtype=torch.float32) / 16, torch.tensor(labels))
-    train_data, eval_data = random_split(data, [0.8, 0.2], generator=torch.Generator().manual_seed(0))
+    data = TensorDataset(
+        torch.tensor(images, dtype=torch.float32) / 16, torch.tensor(labels)
+    )
+    train_data, eval_data = random_split(
+        data, [0.8, 0.2], generator=torch.Generator().manual_seed(0)
+    )
     model = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 10))
     trainer = Trainer(
         model,
         nn.functional.cross_entropy,
         torch.optim.AdamW(model.parameters(), lr=3e-3),
         callbacks=(
-            MetricsCallback({"accuracy": MulticlassAccuracy(num_classes=10, average="micro")}),
+            MetricsCallback(
+                {
+                    "accuracy": MulticlassAccuracy(
+                        num_classes=10, average="micro"
+                    )
+                }
+            ),
             TrackerCallback(
                 args.tracker,
                 PROJECT,
@@ -74,7 +86,10 @@ def main():
         seed=0,
     )
     history = trainer.train(
-        train_data, num_epochs=args.epochs, eval_dataset=eval_data, per_device_batch_size=32
+        train_data,
+        num_epochs=args.epochs,
+        eval_dataset=eval_data,
+        per_device_batch_size=32,
     )
 
     if args.tracker in HOW_TO_LOOK:
@@ -82,9 +97,18 @@ def main():
     if args.tracker == "tensorboard" and trainer.is_main_process:
         tracked = read_tensorboard(FOLDER / PROJECT / trainer.run_id)
         for name, values in sorted(tracked.items()):
-            print(f"{name:20}{len(values):4} values, the last at update {values[-1][0]}: {values[-1][1]:.4g}")
-        of_tracker, of_history = tracked["accuracy"][-1][1], history.get_latest_metric("accuracy")
-        print(f"Accuracy in the tracker: {of_tracker:.2%}, in the run history: {of_history:.2%}")
+            print(
+                f"{name:20}{len(values):4} values, the last at update "
+                f"{values[-1][0]}: {values[-1][1]:.4g}"
+            )
+        of_tracker, of_history = (
+            tracked["accuracy"][-1][1],
+            history.get_latest_metric("accuracy"),
+        )
+        print(
+            f"Accuracy in the tracker: {of_tracker:.2%}, in the run "
+            f"history: {of_history:.2%}"
+        )
 
 
 if __name__ == "__main__":

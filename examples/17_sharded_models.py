@@ -32,7 +32,11 @@ from torch import nn
 from torch.utils.data import TensorDataset
 from torchmetrics.classification import MulticlassAccuracy
 
-from accel_callbacks import DEFAULT_CALLBACKS, MetricsCallback, SaveTrainingStateCallback
+from accel_callbacks import (
+    DEFAULT_CALLBACKS,
+    MetricsCallback,
+    SaveTrainingStateCallback,
+)
 from accel_core import Trainer, latest_checkpoint
 
 OUTPUT = Path("outputs/17_sharded_models")
@@ -41,7 +45,9 @@ GRADIENT_ACCUMULATION_STEPS = 2
 
 
 def create_model():
-    """Return a model whose inner layers have a million weights each: fsdp2.yaml makes a shard of what is as large."""
+    """Return a model whose inner layers have a million weights each: fsdp2.yaml
+    makes a shard of what is as large.
+    """
     torch.manual_seed(0)
     return nn.Sequential(
         nn.Linear(64, 1024),
@@ -54,11 +60,18 @@ def create_model():
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--epochs", type=int, default=4)
-    parser.add_argument("--resume", action="store_true", help="go on from the newest training state")
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on from the newest training state",
+    )
     args = parser.parse_args()
 
     digits = load_digits()
-    images, labels = torch.tensor(digits.data, dtype=torch.float32) / 16, torch.tensor(digits.target)
+    images, labels = (
+        torch.tensor(digits.data, dtype=torch.float32) / 16,
+        torch.tensor(digits.target),
+    )
     train_data, test_data = (
         TensorDataset(images[:1397], labels[:1397]),
         TensorDataset(images[1397:], labels[1397:]),
@@ -69,7 +82,13 @@ def main():
         nn.CrossEntropyLoss(),
         torch.optim.AdamW(model.parameters(), lr=1e-3),
         callbacks=(
-            MetricsCallback({"accuracy": MulticlassAccuracy(num_classes=10, average="micro")}),
+            MetricsCallback(
+                {
+                    "accuracy": MulticlassAccuracy(
+                        num_classes=10, average="micro"
+                    )
+                }
+            ),
             SaveTrainingStateCallback(OUTPUT / "checkpoints", keep_last=1),
             *DEFAULT_CALLBACKS,
         ),
@@ -77,24 +96,34 @@ def main():
     )
     if not args.resume and trainer.is_main_process:
         shutil.rmtree(OUTPUT / "checkpoints", ignore_errors=True)
-    # The files of these engines can execute code when they are read, so they have to be trusted: these are
-    # our own.
+    # The files of these engines can execute code when they are read, so they
+    # have to be trusted: these are our own.
     trainer.trust_engine_files = True
     num_processes = trainer.accelerator.num_processes
-    trainer.print(f"Processes: {num_processes}, engine: {trainer.accelerator.distributed_type.value}")
+    trainer.print(
+        f"Processes: {num_processes}, engine: "
+        f"{trainer.accelerator.distributed_type.value}"
+    )
     trainer.train(
         train_data,
         num_epochs=args.epochs,
         eval_dataset=test_data,
-        per_device_batch_size=GLOBAL_BATCH_SIZE // GRADIENT_ACCUMULATION_STEPS // num_processes,
+        per_device_batch_size=GLOBAL_BATCH_SIZE
+        // GRADIENT_ACCUMULATION_STEPS
+        // num_processes,
         gradient_accumulation_steps=GRADIENT_ACCUMULATION_STEPS,
         gradient_clip_norm=1.0,
-        resume_from=latest_checkpoint(OUTPUT / "checkpoints") if args.resume else None,
+        resume_from=latest_checkpoint(OUTPUT / "checkpoints")
+        if args.resume
+        else None,
     )
     # All processes take part, as each holds a part of the weights.
     trainer.save_checkpoint(OUTPUT / "model.safetensors")
 
-    trainer.print(f"Test accuracy: {trainer.run_history.get_latest_metric('accuracy'):.2%}")
+    trainer.print(
+        f"Test accuracy: "
+        f"{trainer.run_history.get_latest_metric('accuracy'):.2%}"
+    )
     if trainer.is_main_process:
         exported = create_model()
         exported.load_state_dict(load_file(OUTPUT / "model.safetensors"))

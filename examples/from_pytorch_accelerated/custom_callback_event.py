@@ -13,12 +13,22 @@ from torch.utils.data import random_split
 from accel_callbacks import (
     ProgressBarCallback,
 )  # was: from pytorch_accelerated.callbacks, as those of the next line
-from accel_core import LogMetricsCallback, TerminateOnNaNCallback, Trainer, TrainerCallback
+from accel_core import (
+    LogMetricsCallback,
+    TerminateOnNaNCallback,
+    Trainer,
+    TrainerCallback,
+)
 
 
 class VerifyBatchCallback(TrainerCallback):
     def verify_train_batch(self, trainer, xb, yb):
-        assert xb.shape == (trainer.run_config.train_per_device_batch_size, 1, 28, 28)
+        assert xb.shape == (
+            trainer.run_config.train_per_device_batch_size,
+            1,
+            28,
+            28,
+        )
         assert yb.shape[0] == trainer.run_config.train_per_device_batch_size
 
 
@@ -37,7 +47,12 @@ def main():
         model,
         loss_func=nn.CrossEntropyLoss(),
         optimizer=optim.SGD(model.parameters(), lr=0.05, momentum=0.9),
-        callbacks=(VerifyBatchCallback, TerminateOnNaNCallback, ProgressBarCallback, LogMetricsCallback),
+        callbacks=(
+            VerifyBatchCallback,
+            TerminateOnNaNCallback,
+            ProgressBarCallback,
+            LogMetricsCallback,
+        ),
     )
 
     trainer.train(

@@ -24,18 +24,33 @@ from timm.scheduler import CosineLRScheduler
 from torch.utils.data import random_split
 from torchmetrics import Accuracy
 
-from accel_callbacks import DEFAULT_CALLBACKS, MetricsCallback, ModelEmaCallback, SaveBestModelCallback
+from accel_callbacks import (
+    DEFAULT_CALLBACKS,
+    MetricsCallback,
+    ModelEmaCallback,
+    SaveBestModelCallback,
+)
 from accel_core import TrainerPlaceholderValues
 from accel_integrations.timm_adapter import TimmTrainer, timm_scheduler_fn
 
 
-def main(lr=4e-3, batch_size=64, num_epochs=5, smoothing=0.1, mixup=0.2, cutmix=1.0, bce_target_thresh=0.2):
+def main(
+    lr=4e-3,
+    batch_size=64,
+    num_epochs=5,
+    smoothing=0.1,
+    mixup=0.2,
+    cutmix=1.0,
+    bce_target_thresh=0.2,
+):
     train_dataset, eval_dataset = random_split(load_mnist(), [4000, 1000])
     model = timm.create_model("test_resnet", num_classes=10, in_chans=1)
 
     trainer = TimmTrainer(
         model=model,
-        optimizer=timm.optim.create_optimizer_v2(model, opt="lookahead_AdamW", lr=lr, weight_decay=0.01),
+        optimizer=timm.optim.create_optimizer_v2(
+            model, opt="lookahead_AdamW", lr=lr, weight_decay=0.01
+        ),
         num_classes=10,
         mixup_alpha=mixup,
         cutmix_alpha=cutmix,
@@ -43,10 +58,14 @@ def main(lr=4e-3, batch_size=64, num_epochs=5, smoothing=0.1, mixup=0.2, cutmix=
         binary_targets=True,
         binary_target_threshold=bce_target_thresh,
         callbacks=[
-            MetricsCallback({"accuracy": Accuracy(task="multiclass", num_classes=10)}),
+            MetricsCallback(
+                {"accuracy": Accuracy(task="multiclass", num_classes=10)}
+            ),
             ModelEmaCallback(decay=0.98),
             *DEFAULT_CALLBACKS,
-            SaveBestModelCallback(watch_metric="accuracy", greater_is_better=True),
+            SaveBestModelCallback(
+                watch_metric="accuracy", greater_is_better=True
+            ),
         ],
     )
 

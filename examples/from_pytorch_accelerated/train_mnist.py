@@ -13,7 +13,9 @@ from accel_core import Trainer  # was: from pytorch_accelerated import Trainer
 
 
 def main():
-    train_dataset, validation_dataset, test_dataset = random_split(load_mnist(), [4000, 500, 500])
+    train_dataset, validation_dataset, test_dataset = random_split(
+        load_mnist(), [4000, 500, 500]
+    )
     model = MNISTModel()
 
     trainer = Trainer(

@@ -24,9 +24,15 @@ class ClassificationMetricsCallback(TrainerCallback):
     def __init__(self, num_classes):
         self.metrics = MetricCollection(
             {
-                "accuracy": Accuracy(task="multiclass", num_classes=num_classes),
-                "precision": Precision(task="multiclass", num_classes=num_classes, average="macro"),
-                "recall": Recall(task="multiclass", num_classes=num_classes, average="macro"),
+                "accuracy": Accuracy(
+                    task="multiclass", num_classes=num_classes
+                ),
+                "precision": Precision(
+                    task="multiclass", num_classes=num_classes, average="macro"
+                ),
+                "recall": Recall(
+                    task="multiclass", num_classes=num_classes, average="macro"
+                ),
             }
         )
 
@@ -40,25 +46,34 @@ class ClassificationMetricsCallback(TrainerCallback):
         self._move_to_device(trainer)
 
     def on_eval_step_end(self, trainer, batch, batch_output, **kwargs):
-        self.metrics.update(batch_output["model_outputs"].argmax(dim=-1), batch[1])
+        self.metrics.update(
+            batch_output["model_outputs"].argmax(dim=-1), batch[1]
+        )
 
     def on_eval_epoch_end(self, trainer, **kwargs):
         metrics = self.metrics.compute()
         trainer.run_history.update_metric("accuracy", metrics["accuracy"].cpu())
-        trainer.run_history.update_metric("precision", metrics["precision"].cpu())
+        trainer.run_history.update_metric(
+            "precision", metrics["precision"].cpu()
+        )
         trainer.run_history.update_metric("recall", metrics["recall"].cpu())
         self.metrics.reset()
 
 
 def main():
-    train_dataset, validation_dataset, test_dataset = random_split(load_mnist(), [4000, 500, 500])
+    train_dataset, validation_dataset, test_dataset = random_split(
+        load_mnist(), [4000, 500, 500]
+    )
     model = MNISTModel()
 
     trainer = Trainer(
         model,
         loss_func=nn.CrossEntropyLoss(),
         optimizer=optim.SGD(model.parameters(), lr=0.05, momentum=0.9),
-        callbacks=(ClassificationMetricsCallback(num_classes=10), *DEFAULT_CALLBACKS),
+        callbacks=(
+            ClassificationMetricsCallback(num_classes=10),
+            *DEFAULT_CALLBACKS,
+        ),
     )
 
     trainer.train(

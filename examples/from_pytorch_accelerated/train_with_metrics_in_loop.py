@@ -19,15 +19,23 @@ class TrainerWithMetrics(Trainer):
         super().__init__(*args, **kwargs)
         self.metrics = MetricCollection(
             {
-                "accuracy": Accuracy(task="multiclass", num_classes=num_classes),
-                "precision": Precision(task="multiclass", num_classes=num_classes, average="macro"),
-                "recall": Recall(task="multiclass", num_classes=num_classes, average="macro"),
+                "accuracy": Accuracy(
+                    task="multiclass", num_classes=num_classes
+                ),
+                "precision": Precision(
+                    task="multiclass", num_classes=num_classes, average="macro"
+                ),
+                "recall": Recall(
+                    task="multiclass", num_classes=num_classes, average="macro"
+                ),
             }
         )
 
     def calculate_eval_batch_loss(self, batch):
         batch_output = super().calculate_eval_batch_loss(batch)
-        self.metrics.update(batch_output["model_outputs"].argmax(dim=-1), batch[1])
+        self.metrics.update(
+            batch_output["model_outputs"].argmax(dim=-1), batch[1]
+        )
         return batch_output
 
     def eval_epoch_end(self):
@@ -39,7 +47,9 @@ class TrainerWithMetrics(Trainer):
 
 
 def main():
-    train_dataset, validation_dataset, test_dataset = random_split(load_mnist(), [4000, 500, 500])
+    train_dataset, validation_dataset, test_dataset = random_split(
+        load_mnist(), [4000, 500, 500]
+    )
     model = MNISTModel()
 
     trainer = TrainerWithMetrics(

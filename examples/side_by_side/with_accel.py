@@ -1,4 +1,7 @@
-"""Digits with accel: a one-cycle schedule, accuracy after each epoch, the best weights at the end."""
+"""Digits with accel.
+
+A one-cycle schedule, accuracy after each epoch, the best weights at the end.
+"""
 
 from functools import partial
 
@@ -8,7 +11,11 @@ from torch import nn
 from torch.optim.lr_scheduler import OneCycleLR
 from torchmetrics.classification import MulticlassAccuracy
 
-from accel_callbacks import DEFAULT_CALLBACKS, MetricsCallback, SaveBestModelCallback
+from accel_callbacks import (
+    DEFAULT_CALLBACKS,
+    MetricsCallback,
+    SaveBestModelCallback,
+)
 from accel_core import Trainer, TrainerPlaceholderValues
 
 train_data, eval_data = load_data()
@@ -18,8 +25,12 @@ trainer = Trainer(
     nn.CrossEntropyLoss(),
     torch.optim.AdamW(model.parameters()),
     callbacks=(
-        MetricsCallback({"accuracy": MulticlassAccuracy(num_classes=10, average="micro")}),
-        SaveBestModelCallback("best_digits.pt", watch_metric="accuracy", greater_is_better=True),
+        MetricsCallback(
+            {"accuracy": MulticlassAccuracy(num_classes=10, average="micro")}
+        ),
+        SaveBestModelCallback(
+            "best_digits.pt", watch_metric="accuracy", greater_is_better=True
+        ),
         *DEFAULT_CALLBACKS,
     ),
     seed=0,
@@ -30,7 +41,9 @@ trainer.train(
     eval_dataset=eval_data,
     per_device_batch_size=BATCH_SIZE,
     create_scheduler_fn=partial(
-        OneCycleLR, max_lr=MAX_LR, total_steps=TrainerPlaceholderValues.NUM_UPDATE_STEPS
+        OneCycleLR,
+        max_lr=MAX_LR,
+        total_steps=TrainerPlaceholderValues.NUM_UPDATE_STEPS,
     ),
 )
 print(f"Accuracy: {trainer.evaluate()['evaluation_accuracy']:.3f}")

@@ -1,4 +1,7 @@
-"""Digits with Lightning: a one-cycle schedule, accuracy after each epoch, the best weights at the end."""
+"""Digits with Lightning.
+
+A one-cycle schedule, accuracy after each epoch, the best weights at the end.
+"""
 
 import lightning as L
 import torch
@@ -20,7 +23,9 @@ class DigitsModule(L.LightningModule):
     def training_step(self, batch, batch_idx):
         images, labels = batch
         loss = self.loss_func(self.model(images), labels)
-        self.log("train_loss", loss, on_step=False, on_epoch=True, prog_bar=True)
+        self.log(
+            "train_loss", loss, on_step=False, on_epoch=True, prog_bar=True
+        )
         return loss
 
     def validation_step(self, batch, batch_idx):
@@ -32,17 +37,30 @@ class DigitsModule(L.LightningModule):
 
     def configure_optimizers(self):
         optimizer = torch.optim.AdamW(self.parameters())
-        scheduler = OneCycleLR(optimizer, max_lr=MAX_LR, total_steps=self.trainer.estimated_stepping_batches)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        scheduler = OneCycleLR(
+            optimizer,
+            max_lr=MAX_LR,
+            total_steps=self.trainer.estimated_stepping_batches,
+        )
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }
 
 
 L.seed_everything(0)
 train_data, eval_data = load_data()
 train_loader = DataLoader(train_data, batch_size=BATCH_SIZE, shuffle=True)
 eval_loader = DataLoader(eval_data, batch_size=BATCH_SIZE)
-best = ModelCheckpoint(dirpath="outputs/lightning", monitor="accuracy", mode="max")
-trainer = L.Trainer(max_epochs=NUM_EPOCHS, callbacks=[best], logger=False, accelerator="cpu")
+best = ModelCheckpoint(
+    dirpath="outputs/lightning", monitor="accuracy", mode="max"
+)
+trainer = L.Trainer(
+    max_epochs=NUM_EPOCHS, callbacks=[best], logger=False, accelerator="cpu"
+)
 module = DigitsModule()
 trainer.fit(module, train_loader, eval_loader)
-metrics = trainer.validate(module, eval_loader, ckpt_path="best", weights_only=True)
+metrics = trainer.validate(
+    module, eval_loader, ckpt_path="best", weights_only=True
+)
 print(f"Accuracy: {metrics[0]['accuracy']:.3f}")

@@ -1,4 +1,7 @@
-"""Digits with the Trainer of transformers: a cosine schedule, accuracy after each epoch, the best weights at the end."""
+"""Digits with the Trainer of transformers.
+
+A cosine schedule, accuracy after each epoch, the best weights at the end.
+"""
 
 from digits import BATCH_SIZE, MAX_LR, NUM_EPOCHS, create_model, load_data
 from torch import nn
@@ -12,7 +15,10 @@ class ModelWithLoss(nn.Module):
 
     def forward(self, images, labels):
         logits = self.model(images)
-        return {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
+        return {
+            "loss": nn.functional.cross_entropy(logits, labels),
+            "logits": logits,
+        }
 
 
 def as_dicts(data):
@@ -20,7 +26,11 @@ def as_dicts(data):
 
 
 def compute_metrics(predictions):
-    return {"accuracy": (predictions.predictions.argmax(-1) == predictions.label_ids).mean()}
+    return {
+        "accuracy": (
+            predictions.predictions.argmax(-1) == predictions.label_ids
+        ).mean()
+    }
 
 
 train_data, eval_data = load_data()

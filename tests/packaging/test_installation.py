@@ -88,7 +88,7 @@ MATRIX = {
     "accel-core[transformers]": (CORE, TRANSFORMERS),
     "accel-callbacks[torchmetrics]": (CALLBACKS, TORCHMETRICS),
     "accel-callbacks[matplotlib]": (CALLBACKS, MATPLOTLIB),
-    "accel-callbacks[trackers]": (CALLBACKS, TRACKERS),
+    "accel-callbacks[tensorboard]": (CALLBACKS, TRACKERS),
     "accel-integrations": (SCHEDULERS,),
 }
 EVERYTHING = (CORE, CALLBACKS, TORCHMETRICS, MATPLOTLIB, TRACKERS, SCHEDULERS, TIMM, TRANSFORMERS)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _OTHER_NAMES = {"comet": "comet_ml"}
 """Names of trackers that differ from those of Accelerate."""
-_PACKAGES = {"tensorboard": '"accel-callbacks[trackers]"', "comet_ml": "comet-ml"}
+_PACKAGES = {"tensorboard": '"accel-callbacks[tensorboard]"', "comet_ml": "comet-ml"}
 """Packages to install that are not named like their trackers."""
 _KEEP_CONFIG = ("tensorboard", "mlflow")
 """Trackers that show the configuration twice, or refuse a changed one, in a run that goes on."""

@@ -134,7 +134,8 @@ class StatefulSchedulerBase(SchedulerBase, ABC):
             super().__init__(optimizer, param_group_field="weight_decay")
 
         def get_updated_values(self, num_updates):
-            return [base * 0.5 ** (num_updates // self.every_n_updates) for base in self.base_values]
+            factor = 0.5 ** (num_updates // self.every_n_updates)
+            return [base * factor for base in self.base_values]
     ```
     """
 

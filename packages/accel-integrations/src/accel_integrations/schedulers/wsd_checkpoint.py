@@ -29,9 +29,16 @@ class WSDCheckpointCallback(TrainerCallback):
     ready for use. To continue:
 
     ```python
-    create_scheduler_fn = WSDLrScheduler.create_scheduler_fn(is_continuation_from_checkpoint=True)
+    create_scheduler_fn = WSDLrScheduler.create_scheduler_fn(
+        is_continuation_from_checkpoint=True
+    )
     folder = "checkpoints/checkpoint_900_wsd_pre_decay"
-    trainer.train(dataset, num_epochs=20, create_scheduler_fn=create_scheduler_fn, resume_from=folder)
+    trainer.train(
+        dataset,
+        num_epochs=20,
+        create_scheduler_fn=create_scheduler_fn,
+        resume_from=folder,
+    )
     ```
     """
 

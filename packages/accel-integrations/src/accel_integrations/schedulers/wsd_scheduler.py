@@ -56,8 +56,15 @@ class WSDLrScheduler(StatefulSchedulerBase):
     longer:
 
     ```python
-    create_scheduler_fn = WSDLrScheduler.create_scheduler_fn(is_continuation_from_checkpoint=True)
-    trainer.train(dataset, num_epochs=20, resume_from=folder, create_scheduler_fn=create_scheduler_fn)
+    create_scheduler_fn = WSDLrScheduler.create_scheduler_fn(
+        is_continuation_from_checkpoint=True
+    )
+    trainer.train(
+        dataset,
+        num_epochs=20,
+        resume_from=folder,
+        create_scheduler_fn=create_scheduler_fn,
+    )
     ```
 
     Totals count from the beginning of the first run, as in every resumed run. Loading the state begins a

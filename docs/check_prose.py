@@ -1,0 +1,168 @@
+"""Check the prose of README, site and changelogs: `python docs/check_prose.py [PAGE...]`.
+
+Sentences are short and have few commas, words are those of the field, and cells of tables are brief. Each message names the place,
+what is wrong and what to write. Pages that are still to be rewritten are listed in prose_to_rewrite.txt: a page that passes has to
+leave the list, and no page may join it.
+"""
+
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import markdown_it
+
+REPOSITORY = Path(__file__).parents[1]
+TO_REWRITE = Path(__file__).with_name("prose_to_rewrite.txt")
+MAX_WORDS, MAX_COMMAS, MAX_WORDS_OF_A_CELL = 25, 4, 16
+# What stands in a pattern on the left reads like a translation; on the right stands what a reader expects.
+WORDS = {
+    r"without a word": "silently",
+    r"to the (?:last )?bits?": "bit-identical",
+    r"says so": "raises ConfigurationError, or warns",
+    r"(?:is|are) refused": "name the actor: `train` raises ConfigurationError",
+    r"that never was": "that was never interrupted",
+    r"as long as you like|whenever you like": "at any time",
+    r"(?:the )?one that one": "a loop written by hand",
+    r"goes? on (?:with|after|from|to|in)": "continues",
+    r"belongs? into": "belongs in",
+    r"safe point": "after the current update",
+    r"an update is that": "an update equals",
+    r"what it is that": "what",
+    r"dealt out|deal out|shared? out": "assigned round-robin, or sharded",
+    r"idle steps?": "padding step",
+    r"told apart": "distinguished",
+    r"behind your back": "never changes global state",
+    r"comes? by": "reaches",
+    r"by hand-written": "of a hand-written",
+    r"of one's own|of your own": "your own",
+    r"from nothing": "from scratch",
+    r"weighs? (?:nothing|what)": "has weight zero, is weighted by",
+    r"the direct way|the long way": "bypasses Accelerate, goes through Accelerate",
+    r"in peace": "cleanly",
+    r"anew": "again, from the start",
+    r"thankful": "builds on",
+    r"(?:a|the) stream": "iterable dataset",
+    r"whoever": "anyone who, any process that",
+    r"hitherto|thereby|therein|thereof|whereof": "a plain word",
+}
+PATTERN = re.compile(
+    "|".join(
+        rf"(?P<w{number}>\b(?:{left})\b)" for number, left in enumerate(WORDS)
+    ),
+    re.I,
+)
+
+
+def pieces(text: str) -> Iterator[tuple[int, str, str]]:
+    """The prose of a page as (line, kind, text): paragraphs, headings and cells, with code as one word and no links."""
+    parser = markdown_it.MarkdownIt("commonmark").enable("table")
+    line, kind = 1, "text"
+    for token in parser.parse(
+        re.sub(r"^!!!.*$|^=== .*$", "", text, flags=re.MULTILINE)
+    ):
+        if token.map:
+            line = token.map[0] + 1
+        if token.type in ("td_open", "th_open"):
+            kind = "cell"
+        elif token.type in ("paragraph_open", "heading_open"):
+            kind = "text"
+        if token.type != "inline":
+            continue
+        words = []
+        for child in token.children or []:
+            if child.type == "code_inline":
+                words.append("CODE")
+            elif child.type in ("softbreak", "hardbreak"):
+                words.append(" ")
+            elif child.type == "text":
+                words.append(child.content)
+        yield line, kind, "".join(words)
+
+
+def sentences(text: str) -> list[str]:
+    """Sentences end in . ! ? or : before a space, or in a semicolon."""
+    return [
+        part
+        for part in re.split(r"(?<=[.!?:;])[)\"]?\s+", text)
+        if part.strip()
+    ]
+
+
+def problems_of(text: str) -> Iterator[tuple[int, str]]:
+    """Each thing to mend, as (line, message)."""
+    for line, kind, piece in pieces(text):
+        for match in PATTERN.finditer(piece):
+            better = list(WORDS.values())[int(match.lastgroup[1:])]
+            yield (
+                line,
+                f"{match.group()!r}: write {better!r}, or say it another way",
+            )
+        if (
+            kind == "cell"
+            and (words := len(piece.split())) > MAX_WORDS_OF_A_CELL
+        ):
+            yield (
+                line,
+                f"a cell of {words} words: at most {MAX_WORDS_OF_A_CELL}; move the rest below the table: {piece[:60]}…",
+            )
+        for sentence in sentences(piece):
+            words = len(re.findall(r"[\w'/-]*[A-Za-z][\w'/-]*", sentence))
+            if words > MAX_WORDS:
+                yield (
+                    line,
+                    f"{words} words: at most {MAX_WORDS} a sentence, make two of it: {sentence[:60]}…",
+                )
+            elif sentence.count(",") > MAX_COMMAS:
+                commas = sentence.count(",")
+                yield (
+                    line,
+                    f"{commas} commas: at most {MAX_COMMAS} a sentence, make a list of it: {sentence[:60]}…",
+                )
+
+
+def main(names: list[str]) -> int:
+    """Print the problems of the pages, all if none is named; return how many that are."""
+    to_rewrite = (
+        set(TO_REWRITE.read_text("utf-8").split())
+        if TO_REWRITE.exists()
+        else set()
+    )
+    found = [
+        REPOSITORY / "README.md",
+        REPOSITORY / "CONTRIBUTING.md",
+        REPOSITORY / "SECURITY.md",
+    ]
+    found += [
+        *REPOSITORY.glob("docs/**/*.md"),
+        *REPOSITORY.glob("packages/*/README.md"),
+    ]
+    pages = [Path(name).resolve() for name in names] or sorted(found)
+    count = 0
+    for page in pages:
+        name = (
+            page.relative_to(REPOSITORY).as_posix()
+            if page.is_relative_to(REPOSITORY)
+            else str(page)
+        )
+        problems = list(problems_of(page.read_text(encoding="utf-8")))
+        if not names and name in to_rewrite:
+            if not problems:
+                print(
+                    f"{name} passes: remove it from {TO_REWRITE.name}, so that it stays good."
+                )
+                count += 1
+            continue
+        for line, message in problems:
+            print(f"{name}:{line}: {message}")
+        count += len(problems)
+    for name in sorted(
+        to_rewrite - {page.relative_to(REPOSITORY).as_posix() for page in found}
+    ):
+        print(f"{name} is no page: remove it from {TO_REWRITE.name}.")
+        count += 1
+    return count
+
+
+if __name__ == "__main__":
+    sys.exit(1 if main(sys.argv[1:]) else 0)

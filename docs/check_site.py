@@ -1,0 +1,100 @@
+"""Check the built site: `python docs/check_site.py site`, as `hatch run docs` does after building.
+
+Every public name is in the reference, and the search finds what people look for. Needs no torch.
+"""
+
+import json
+import re
+import sys
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+PUBLIC_API = Path(__file__).parents[1] / "tests" / "public_api.txt"
+SEARCHES = (
+    "num_workers",
+    "mixed precision",
+    "torch.compile",
+    "out of memory",
+    "tensorboard",
+)
+
+
+def public_names(listing: str) -> Iterator[str]:
+    """The dotted names of tests/public_api.txt: of modules' functions, classes and values, and of their members."""
+    module = owner = ""
+    for line in listing.splitlines():
+        if line.startswith("# "):
+            module = line[2:]
+        elif module and line.startswith("    "):
+            member = re.match(r"\w+", line.strip())
+            # The line of a constructor bears the name of its class.
+            if member and member.group() != owner:
+                yield f"{module}.{owner}.{member.group()}"
+        elif module and line:
+            owner = re.sub(r"^class ", "", line)
+            owner = re.match(r"\w+", owner).group()
+            yield f"{module}.{owner}"
+
+
+def names_in_inventory(content: bytes) -> set[str]:
+    """The names of an objects.inv, whose four lines of header are followed by compressed ones."""
+    body = content.split(b"\n", 4)[4]
+    return {
+        line.split(" ", 1)[0]
+        for line in zlib.decompress(body).decode("utf-8").splitlines()
+    }
+
+
+def missing_names(listing: str, inventory: bytes) -> list[str]:
+    """Public names that the reference lacks."""
+    found = names_in_inventory(inventory)
+    return [name for name in public_names(listing) if name not in found]
+
+
+def missing_searches(
+    index: dict, searches: tuple[str, ...] = SEARCHES
+) -> list[str]:
+    """Searches for which no section of the site has all words. Words are cut and trimmed as the site's own search does."""
+    separator = re.compile(index["config"]["separator"])
+
+    def words(text: str) -> set[str]:
+        plain = re.sub(r"<[^>]+>", " ", text)
+        trimmed = (
+            re.sub(r"^\W+|\W+$", "", word)
+            for word in separator.split(plain.lower())
+        )
+        return {word for word in trimmed if word}
+
+    sections = [
+        words(f"{section['title']} {section['text']}")
+        for section in index["docs"]
+    ]
+    return [
+        search
+        for search in searches
+        if not any(words(search) <= section for section in sections)
+    ]
+
+
+def main(site: Path) -> int:
+    """Print what is missing, and return how many that are."""
+    names = missing_names(
+        PUBLIC_API.read_text("utf-8"), (site / "objects.inv").read_bytes()
+    )
+    for name in names:
+        print(
+            f"{name} is public but has no entry: add `::: {name}` to a page of docs/api, and the page to mkdocs.yml."
+        )
+    searches = missing_searches(
+        json.loads((site / "search" / "search_index.json").read_text("utf-8"))
+    )
+    for search in searches:
+        print(
+            f"The search for {search!r} finds nothing: use these words in one section of a page."
+        )
+    return len(names) + len(searches)
+
+
+if __name__ == "__main__":
+    sys.exit(1 if main(Path(sys.argv[1])) else 0)
