@@ -17,8 +17,13 @@ from accel_callbacks import OptunaPruningCallback
 from accel_core import Trainer
 
 digits = load_digits()
-data = TensorDataset(torch.tensor(digits.data / 16, dtype=torch.float32), torch.tensor(digits.target))
-train_data, eval_data = random_split(data, [0.8, 0.2], generator=torch.Generator().manual_seed(1))
+data = TensorDataset(
+    torch.tensor(digits.data / 16, dtype=torch.float32),
+    torch.tensor(digits.target),
+)
+train_data, eval_data = random_split(
+    data, [0.8, 0.2], generator=torch.Generator().manual_seed(1)
+)
 
 
 def objective(trial):
@@ -33,7 +38,12 @@ def objective(trial):
         callbacks=[OptunaPruningCallback(trial)],
         seed=0,
     )
-    history = trainer.train(train_data, num_epochs=4, eval_dataset=eval_data, per_device_batch_size=32)
+    history = trainer.train(
+        train_data,
+        num_epochs=4,
+        eval_dataset=eval_data,
+        per_device_batch_size=32,
+    )
     return history.get_latest_metric("eval_loss_epoch")
 
 
@@ -53,9 +63,15 @@ def main():
     finished = [trial for trial in study.trials if trial.state.is_finished()]
     study.optimize(objective, n_trials=max(arguments.trials - len(finished), 0))
     finished = [trial for trial in study.trials if trial.state.is_finished()]
-    pruned = [trial for trial in finished if trial.state == optuna.trial.TrialState.PRUNED]
+    pruned = [
+        trial
+        for trial in finished
+        if trial.state == optuna.trial.TrialState.PRUNED
+    ]
     print(f"{len(finished)} trials, {len(pruned)} of them pruned")
-    print(f"The best has the loss {study.best_value:.3f} with {study.best_params}")
+    print(
+        f"The best has the loss {study.best_value:.3f} with {study.best_params}"
+    )
 
 
 if __name__ == "__main__":
