@@ -20,6 +20,8 @@ class MaxTimeCallback(TrainerCallback):
     evaluation and saving.
     """
 
+    runs_in_replay = False
+
     def __init__(self, minutes: float) -> None:
         """Hold the limit.
 

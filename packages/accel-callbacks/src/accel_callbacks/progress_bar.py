@@ -34,6 +34,8 @@ class ProgressBarCallback(TrainerCallback):
     If all processes stop early, the last line has the reason.
     """
 
+    runs_in_replay = False
+
     reads_batches = False
     order = 10
     """After callbacks that put values of their own beside the loss."""

@@ -39,6 +39,7 @@ class SaveBestModelCallback(TrainerCallback):
     at its first best value.
     """
 
+    runs_in_replay = False
     order = 900
     """After all that record metrics, and before the training state is saved, which holds the best value."""
 

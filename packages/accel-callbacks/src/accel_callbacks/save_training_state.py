@@ -51,6 +51,7 @@ class SaveTrainingStateCallback(TrainerCallback):
     Parameters that are not finite are never saved: the callback warns, and earlier states stay.
     """
 
+    runs_in_replay = False
     order = 1000
     """After all others, so that the saved state holds what they did after the same update."""
 

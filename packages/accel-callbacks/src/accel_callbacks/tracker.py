@@ -40,6 +40,7 @@ class TrackerCallback(TrainerCallback):
     `init_kwargs` let them continue one.
     """
 
+    runs_in_replay = False
     order = 850
     """After callbacks that record metrics, and before the state is saved, which holds what was sent."""
 

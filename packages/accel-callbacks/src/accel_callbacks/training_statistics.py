@@ -32,6 +32,7 @@ class TrainingStatisticsCallback(TrainerCallback):
     update at which it went on.
     """
 
+    runs_in_replay = False
     order = 700
     """Before callbacks that send the history elsewhere or save it."""
 

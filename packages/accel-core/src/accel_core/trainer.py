@@ -21,7 +21,7 @@ import contextlib
 import functools
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
@@ -48,6 +48,7 @@ from .run.description import describe_briefly, describe_run
 from .run.epochs import start_train_epoch
 from .run.evaluation_kind import EvaluationKind
 from .run.first_steps import check_first_output, check_first_update
+from .run.launches import note_launch
 from .run.loss_tracker import LossTracker, MeanTrackers, record_losses
 from .run.padding import run_padding_step
 from .run.placeholders import resolve_placeholders
@@ -62,6 +63,9 @@ from .run.steps import Step, report_left_out
 from .run.train_arguments import EvaluationArguments, named_evaluations
 from .run.update_groups import WEIGHS_NOTHING, UpdateGroup, check_epoch, items_of, update_groups
 from .state.random import preserving_random_state
+
+if TYPE_CHECKING:
+    from .replay.result import ReplayResult
 
 
 class Trainer:
@@ -580,6 +584,7 @@ class Trainer:
             self.train_dataset, self.eval_dataset, self.collate_fn = train_dataset, eval_dataset, collate_fn
             self.create_scheduler_fn = create_scheduler_fn
             preparing.begin_training(self, run, arguments, start.state, Trainer)
+            note_launch(self, run, start)  # Before the events, in which a state may be saved.
             self.training_run_start()
             self.callbacks.on_training_run_start(self)
             trained_state.find_made_at_start(run)
@@ -648,6 +653,34 @@ class Trainer:
                 outputs = collect_predictions(self.calculate_predictions, run, loader)
             report_left_out(loader)
             return join_over_processes(outputs, run.engine.group, self.prediction_padding, data_is_sharded)
+
+    def replay(
+        self,
+        train_dataset: Any,
+        num_epochs: int | None = None,
+        *,
+        update: int,
+        folder: str | Path,
+        callbacks: Iterable[TrainerCallback | type[TrainerCallback]] = (),
+        layers: bool = False,
+        **arguments: Any,
+    ) -> ReplayResult:
+        """Train a copy up to a past update, bit-equal, and stop before its parameters change.
+
+        It begins with the nearest state before, or as the run began. Nothing is written or changed. One
+        process replays what several did; of more than two, up to rounding. Raises `CheckpointError` without
+        such a state, and `ConfigurationError` if an argument is not that of the run.
+
+        Args:
+            update: its number, from 1, over all stages. Other arguments are those of `train`.
+            folder: of the run's training states.
+            callbacks: further ones. Copies of the trainer's own take part if they have `runs_in_replay`.
+            layers: keep what each layer returns in the update.
+        """
+        from .replay.replaying import replay_update
+
+        given = {"train_dataset": train_dataset, "num_epochs": num_epochs, **arguments}
+        return replay_update(self, Trainer, update, folder, given, callbacks, layers)
 
     def load_training_state(self, input_dir: str | Path) -> dict[str, Any]:
         """Restore what `save_training_state` saved; return its `checkpoint_kwargs`. Every process takes part.

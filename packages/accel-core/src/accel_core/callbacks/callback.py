@@ -54,6 +54,11 @@ class TrainerCallback:
 
     reads_batches: ClassVar[bool] = True
     """Whether its events of steps may look at more of a batch than the loss does, such as a sample number."""
+    runs_in_replay: ClassVar[bool] = True
+    """Whether `Trainer.replay` calls a copy of it, with its state, so that the replay is exact.
+
+    False for what only saves, exports, logs, draws or stops by the clock.
+    """
     order: ClassVar[int] = 0
     """Callbacks are called by this number, and those with the same number as they are listed.
 

@@ -28,6 +28,8 @@ class LogMetricsCallback(TrainerCallback):
     Override `log_metrics` to send all metrics elsewhere.
     """
 
+    runs_in_replay = False
+
     # After callbacks that record metrics, and before those that read them to stop or save.
     order: ClassVar[int] = 50
 

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 class PrintProgressCallback(TrainerCallback):
     """Print on the main process which epoch begins and how the run ended."""
 
+    runs_in_replay = False
+
     def on_train_epoch_start(self, trainer: Trainer) -> None:
         """Print which epoch begins."""
         num_epochs, progress = trainer.run_config.num_epochs, trainer.run_progress

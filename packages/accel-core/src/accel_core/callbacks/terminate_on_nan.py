@@ -21,6 +21,8 @@ class TerminateOnNaNCallback(TrainerCallback):
     two steps later, or when the epoch ends.
     """
 
+    runs_in_replay = False
+
     reads_batches = False
 
     def on_training_run_start(self, trainer: Trainer) -> None:

@@ -161,6 +161,14 @@ class ShardedBatchSampler(Sampler[Any]):
                 batch = batch.tolist()
             yield batch if self.convert is None else self.convert(batch, self.epoch)
 
+    def batches_with_samples(self) -> Iterator[list[Any]]:
+        """Yield the indices of this process for each global step, from the position on; maybe none."""
+        items = self.items
+        for _, _, part in self._steps():
+            batch = items[part]
+            batch = batch.tolist() if isinstance(batch, np.ndarray) else list(batch)
+            yield batch if self.batch_size is not None else list(itertools.chain.from_iterable(batch))
+
     def _firsts(self) -> range:
         """Return the first item of each global step, from the position on."""
         num_items = len(self.items)

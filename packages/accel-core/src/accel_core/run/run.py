@@ -111,6 +111,9 @@ class Run:
         self.known_states = known_states or {}
         """Training states that this run has saved or begun from, in any stage, and their progress."""
         self.history_lines = HistoryLines()
+        self.beginning: dict[str, Any] = {}
+        self.launches: list[dict[str, Any]] = []
+        """How each call of `train` has read the data, as `beginning` made by `launches.py`."""
 
     @property
     def prepared(self) -> Prepared:

@@ -128,6 +128,7 @@ def create_run_state(trainer: TrainerParts) -> RunState:
     config = trainer.run_config
     loader = trainer.train_dataloader
     progress = trainer.run_progress.state_dict()
+    run = trainer._training_run
     return {
         "run_id": str(trainer.run_id),
         "run_progress": progress,
@@ -145,6 +146,8 @@ def create_run_state(trainer: TrainerParts) -> RunState:
         },
         "callbacks": list(trainer.callbacks.state_dict()),
         "attributes": names_of(trainer.engine.trained),
+        "beginning": {} if run is None else run.beginning,
+        "launches": [] if run is None else run.launches,
     }
 
 

@@ -23,6 +23,7 @@ from ..state.checkpoint import STATE_FILE, TrainerState
 from ..state.folder import open_training_state
 from .checked_state import check_state
 from .history_lines import read_history
+from .run import Run
 from .run_progress import RunProgress
 from .train_arguments import TrainArguments
 from .trainer_parts import TrainerParts
@@ -40,6 +41,8 @@ class Start:
     """Its content if this call resumes it or is skipped; None if the call begins a stage of its own."""
     known_states: dict[Path, dict[str, Any]] = dataclasses.field(default_factory=dict)
     """Training states that earlier stages of this very run have saved or begun from, with their progress."""
+    run_before: Run | None = None
+    """The latest run of this trainer, whose stage comes before this one; None if there is none."""
 
     @property
     def is_skipped(self) -> bool:
@@ -66,7 +69,8 @@ def choose_start(trainer: TrainerParts, arguments: TrainArguments) -> Start:
     is_later_stage = goes_on(trainer, arguments)
     stage = progress.stage + 1 if is_later_stage else 1
     # What this run has begun from or saved is of an earlier stage, and may have been removed since.
-    known = dict(trainer._training_run.known_states) if trainer._training_run and is_later_stage else {}
+    run_before = trainer._training_run if is_later_stage else None
+    known = {} if run_before is None else dict(run_before.known_states)
 
     def open_chosen() -> tuple[str | Path | None, TrainerState | None]:
         chosen = arguments.resume_from
@@ -83,12 +87,12 @@ def choose_start(trainer: TrainerParts, arguments: TrainArguments) -> Start:
                 f"stage later than stage {progress.stage}, whose weights the model therefore does not have. "
                 "Pass the same resume_from to all calls of train."
             )
-        return Start(stage, known_states=known)
+        return Start(stage, known_states=known, run_before=run_before)
     if state["run_progress"]["stage"] >= stage:
         check_state(trainer, Path(folder), state)
         return Start(stage, Path(folder), state)
     _check_holds_stage_before(trainer, folder, state, stage)
-    return Start(stage, known_states=known)
+    return Start(stage, known_states=known, run_before=run_before)
 
 
 def _check_holds_stage_before(

@@ -64,7 +64,11 @@ def check_trial(
 
 @contextlib.contextmanager
 def trial_of(
-    trainer: Any, dataset: Any, callback: TrainerCallback, mixin: type[Any] | None = None
+    trainer: Any,
+    dataset: Any,
+    callback: TrainerCallback,
+    mixin: type[Any] | None = None,
+    memo: dict[int, Any] | None = None,
 ) -> Iterator[Any]:
     """Give a copy of `trainer` that has copies of all its modules and optimizers, and `callback` alone.
 
@@ -75,6 +79,7 @@ def trial_of(
     Args:
         dataset: what the copy will be trained on.
         mixin: a class derived from `Trainer`, whose methods come before those of the trainer's own class.
+        memo: takes what was copied, as `copy.deepcopy` knows it.
     """
     accelerator = trainer.accelerator
     # Preparing the copy adds to these lists, which would keep it alive.
@@ -83,7 +88,7 @@ def trial_of(
     # The loss scale of float16 adapts to every update, those of the copy too.
     scale = None if accelerator.scaler is None else copy.deepcopy(accelerator.scaler.state_dict())
     with preserving_random_state(trainer.device), _keep_position(dataset):
-        trial = _copy_trainer(trainer)
+        trial = _copy_trainer(trainer, {} if memo is None else memo)
         if mixin is not None:
             own_class = type(trial)
             # The mixin comes first, and its `super()` finds the methods of the trainer's own class.
@@ -101,11 +106,14 @@ def trial_of(
                 accelerator.scaler.load_state_dict(scale)
 
 
-def _copy_trainer(trainer: Any) -> Any:
-    """Copy the trainer, its modules and optimizers, those of a subclass too, and share the rest."""
+def _copy_trainer(trainer: Any, memo: dict[int, Any]) -> Any:
+    """Copy the trainer, its modules and optimizers, those of a subclass too, and share the rest.
+
+    Args:
+        memo: one for all, so that the copied optimizers hold the parameters of the copied modules.
+    """
     trial = copy.copy(trainer)
-    # One memo for all, so that the copied optimizers hold the parameters of the copied modules.
-    memo: dict[int, Any] = {}
+    memo[id(trainer)] = trial
     try:
         for name, value in vars(trainer).items():
             if isinstance(value, torch.nn.Module):

@@ -46,6 +46,8 @@ class SinceVersion2(TypedDict, total=False):
 
     metrics: dict[str, float]  # recorded at this very update, by name
     digests: dict[str, str]  # SHA-256 of every other file, by its path within the folder
+    beginning: dict[str, Any]  # what the run began with, as `run/launches.py` makes it
+    launches: list[dict[str, Any]]  # how each call of `train` of this run has read the data
 
 
 class RunState(SinceVersion2):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -117,13 +117,17 @@ def _compare_launches(saved: TrainerState, now: RunState, keeps_schedule: bool) 
     ):
         if before[key] != after[key]:
             yield f"The run goes on with {after[key]} instead of {before[key]} {what}."
+    yield from versions_changed(before["versions"], after["versions"])
+
+
+def versions_changed(before: Mapping[str, str], after: Mapping[str, str]) -> list[str]:
+    """Return a sentence that names the libraries whose versions differ, if any do."""
     changed = [
-        f"{name} {before['versions'][name]} → {version}"
-        for name, version in after["versions"].items()
-        if before["versions"].get(name) != version
+        f"{name} {before.get(name)} → {version}"
+        for name, version in after.items()
+        if before.get(name) != version
     ]
-    if changed:
-        yield f"Versions have changed, so the last bits may differ: {', '.join(changed)}."
+    return [f"Versions have changed, so the last bits may differ: {', '.join(changed)}."] if changed else []
 
 
 def _compare_parts(

@@ -42,6 +42,7 @@ class WSDCheckpointCallback(TrainerCallback):
     ```
     """
 
+    runs_in_replay = False
     order = 1000
     """After all others, so that the saved state holds what they did after the same update."""
 
