@@ -661,9 +661,7 @@ class Trainer:
         *,
         update: int,
         folder: str | Path,
-        callbacks: Iterable[TrainerCallback | type[TrainerCallback]] = (),
-        layers: bool = False,
-        **arguments: Any,
+        **given: Any,
     ) -> ReplayResult:
         """Train a copy up to a past update, bit-equal, and stop before its parameters change.
 
@@ -672,15 +670,15 @@ class Trainer:
         such a state, and `ConfigurationError` if an argument is not that of the run.
 
         Args:
-            update: its number, from 1, over all stages. Other arguments are those of `train`.
+            update: its number, from 1, over all stages.
             folder: of the run's training states.
-            callbacks: further ones. Copies of the trainer's own take part if they have `runs_in_replay`.
-            layers: keep what each layer returns in the update.
+            given: what `train` was given; `callbacks`, further ones that look; `layers=True` keeps what each
+                layer returns. Copies of the trainer's own callbacks take part if they have `runs_in_replay`.
         """
         from .replay.replaying import replay_update
 
-        given = {"train_dataset": train_dataset, "num_epochs": num_epochs, **arguments}
-        return replay_update(self, Trainer, update, folder, given, callbacks, layers)
+        given = {"train_dataset": train_dataset, "num_epochs": num_epochs, **given}
+        return replay_update(self, Trainer, update, folder, **given)
 
     def load_training_state(self, input_dir: str | Path) -> dict[str, Any]:
         """Restore what `save_training_state` saved; return its `checkpoint_kwargs`. Every process takes part.

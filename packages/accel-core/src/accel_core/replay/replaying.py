@@ -65,17 +65,17 @@ def replay_update(
     base: type,
     update: int,
     folder: str | Path,
-    given: Mapping[str, Any],
     callbacks: Iterable[Any] = (),
     layers: bool = False,
+    **given: Any,
 ) -> ReplayResult:
     """Do what `Trainer.replay` promises.
 
     Args:
         base: `Trainer`, by which is known whether its steps are overridden.
-        given: the arguments of `train`, by name.
         callbacks: further ones, for this replay alone.
         layers: keep what each layer has returned.
+        given: the arguments of `train`.
     """
     check_can_run(trainer, "replay", "calculate_train_batch_loss", base)
     _check(trainer, given)

@@ -24,25 +24,24 @@ def note_launch(trainer: TrainerParts, run: Run, start: Start) -> None:
     if start.state is not None:
         run.beginning = start.state.get("beginning", {})
         # A state of an older version knows of none, so what was seen before it is not known.
-        run.launches = [*start.state.get("launches", [])]
+        run.launches = start.state.get("launches", [])
     elif before is not None:
-        run.beginning, run.launches = before.beginning, [*before.launches]
+        run.beginning, run.launches = before.beginning, before.launches
     else:
         run.beginning = describe_beginning(trainer, run)
     # The counters of a state are restored later.
     progress = trainer.run_progress.state_dict() if start.state is None else start.state["run_progress"]
     config = trainer.run_config
-    run.launches.append(
-        {
-            "stage": progress["stage"],
-            "updates_completed": progress["updates_completed"],
-            "order_epoch": progress["order_epoch"],
-            "samples_completed_in_epoch": progress["samples_completed_in_epoch"],
-            "num_processes": config.num_processes,
-            "gradient_accumulation_steps": config.gradient_accumulation_steps,
-            "order": record_order(run.loader_to_train),
-        }
-    )
+    launch = {
+        "stage": progress["stage"],
+        "updates_completed": progress["updates_completed"],
+        "order_epoch": progress["order_epoch"],
+        "samples_completed_in_epoch": progress["samples_completed_in_epoch"],
+        "num_processes": config.num_processes,
+        "gradient_accumulation_steps": config.gradient_accumulation_steps,
+        "order": record_order(run.loader_to_train),
+    }
+    run.launches = [*run.launches, launch]
 
 
 def describe_beginning(trainer: TrainerParts, run: Run) -> dict[str, Any]:

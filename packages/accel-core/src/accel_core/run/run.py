@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import enum
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NoReturn
 
 import torch
@@ -56,6 +57,10 @@ class Run:
 
     background: Any = None
     """The `BackgroundSaves` that are to write what is saved at this moment, if any are."""
+    beginning: Mapping[str, Any] = MappingProxyType({})
+    """What the run began with: digests, and the order of the data. Empty if that is not known."""
+    launches: Sequence[dict[str, Any]] = ()
+    """How each call of `train` of this run has read the data, up to this one."""
 
     is_between_sets = False
     """Some sets of an evaluation in mid-epoch are done, and others are not."""
@@ -111,9 +116,6 @@ class Run:
         self.known_states = known_states or {}
         """Training states that this run has saved or begun from, in any stage, and their progress."""
         self.history_lines = HistoryLines()
-        self.beginning: dict[str, Any] = {}
-        self.launches: list[dict[str, Any]] = []
-        """How each call of `train` has read the data, as `beginning` made by `launches.py`."""
 
     @property
     def prepared(self) -> Prepared:

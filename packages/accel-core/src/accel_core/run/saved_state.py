@@ -146,8 +146,8 @@ def create_run_state(trainer: TrainerParts) -> RunState:
         },
         "callbacks": list(trainer.callbacks.state_dict()),
         "attributes": names_of(trainer.engine.trained),
-        "beginning": {} if run is None else run.beginning,
-        "launches": [] if run is None else run.launches,
+        "beginning": {} if run is None else dict(run.beginning),
+        "launches": [] if run is None else list(run.launches),
     }
 
 
