@@ -29,6 +29,7 @@ MIN_COMMENTS_IN_100_LINES_OF_CODE = 4
 
 LEVELS_OF_CORE = (
     ("trainer", "extending", "verify"),
+    ("proving",),
     ("replay",),
     ("run",),
     ("callbacks", "engines"),

@@ -11,8 +11,7 @@
 A *step* is forward and backward of one batch on one process. An *update* changes the parameters once, after
 up to `gradient_accumulation_steps` steps on each process. Everything that counts or limits counts updates.
 
-What is not the loop is called in one line and lives in a room of its own: `run` (what a call asked for and
-where it stands), `data`, `engines`, `state`, `callbacks`, `processes`.
+What is not the loop is called in one line and lives in a room of its own, such as `run`, `data`, `engines`.
 """
 
 from __future__ import annotations
@@ -21,11 +20,12 @@ import contextlib
 import functools
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 
+from . import proving
 from .callbacks.callback import TrainerCallback
 from .callbacks.callback_list import CallbackList
 from .callbacks.defaults import DEFAULT_CALLBACKS
@@ -48,7 +48,6 @@ from .run.description import describe_briefly, describe_run
 from .run.epochs import start_train_epoch
 from .run.evaluation_kind import EvaluationKind
 from .run.first_steps import check_first_output, check_first_update
-from .run.launches import note_launch
 from .run.loss_tracker import LossTracker, MeanTrackers, record_losses
 from .run.padding import run_padding_step
 from .run.placeholders import resolve_placeholders
@@ -64,9 +63,6 @@ from .run.train_arguments import EvaluationArguments, named_evaluations
 from .run.update_groups import WEIGHS_NOTHING, UpdateGroup, check_epoch, items_of, update_groups
 from .state.random import preserving_random_state
 
-if TYPE_CHECKING:
-    from .replay.result import ReplayResult
-
 
 class Trainer:
     """Trains and evaluates a model in a loop that you customise by overriding and by callbacks."""
@@ -79,6 +75,7 @@ class Trainer:
     """Allows loading sharded states of FSDP and DeepSpeed, which those unpickle: code in them would run."""
     load_partial_states: bool = False
     """Loads of a state or an export what fits the model by name and shape, and prints what was left."""
+    replay = proving.replay
 
     def __init__(
         self,
@@ -397,8 +394,7 @@ class Trainer:
 
     def optimizer_step(self) -> None:
         """Change the parameters."""
-        run = self._run or outside_run("optimizer_step")
-        run.engine.optimizer.step()
+        (self._run or outside_run("optimizer_step")).engine.optimizer.step()
 
     def step_optimizer(
         self,
@@ -427,8 +423,7 @@ class Trainer:
 
     def optimizer_zero_grad(self) -> None:
         """Clear the gradients after an update."""
-        run = self._run or outside_run("optimizer_zero_grad")
-        run.engine.zero_grad()
+        (self._run or outside_run("optimizer_zero_grad")).engine.zero_grad()
 
     def training_run_start(self) -> None:
         """Act when all is prepared; does nothing."""
@@ -583,8 +578,7 @@ class Trainer:
             self._training_run = run
             self.train_dataset, self.eval_dataset, self.collate_fn = train_dataset, eval_dataset, collate_fn
             self.create_scheduler_fn = create_scheduler_fn
-            preparing.begin_training(self, run, arguments, start.state, Trainer)
-            note_launch(self, run, start)  # Before the events, in which a state may be saved.
+            preparing.begin_training(self, run, arguments, start, Trainer)
             self.training_run_start()
             self.callbacks.on_training_run_start(self)
             trained_state.find_made_at_start(run)
@@ -653,32 +647,6 @@ class Trainer:
                 outputs = collect_predictions(self.calculate_predictions, run, loader)
             report_left_out(loader)
             return join_over_processes(outputs, run.engine.group, self.prediction_padding, data_is_sharded)
-
-    def replay(
-        self,
-        train_dataset: Any,
-        num_epochs: int | None = None,
-        *,
-        update: int,
-        folder: str | Path,
-        **given: Any,
-    ) -> ReplayResult:
-        """Train a copy up to a past update, bit-equal, and stop before its parameters change.
-
-        It begins with the nearest state before, or as the run began. Nothing is written or changed. One
-        process replays what several did; of more than two, up to rounding. Raises `CheckpointError` without
-        such a state, and `ConfigurationError` if an argument is not that of the run.
-
-        Args:
-            update: its number, from 1, over all stages.
-            folder: of the run's training states.
-            given: what `train` was given; `callbacks`, further ones that look; `layers=True` keeps what each
-                layer returns. Copies of the trainer's own callbacks take part if they have `runs_in_replay`.
-        """
-        from .replay.replaying import replay_update
-
-        given = {"train_dataset": train_dataset, "num_epochs": num_epochs, **given}
-        return replay_update(self, Trainer, update, folder, **given)
 
     def load_training_state(self, input_dir: str | Path) -> dict[str, Any]:
         """Restore what `save_training_state` saved; return its `checkpoint_kwargs`. Every process takes part.

@@ -62,7 +62,6 @@ class ReplayingInTurn(Replaying, InTurn):
 
 def replay_update(
     trainer: Any,
-    base: type,
     update: int,
     folder: str | Path,
     callbacks: Iterable[Any] = (),
@@ -72,12 +71,11 @@ def replay_update(
     """Do what `Trainer.replay` promises.
 
     Args:
-        base: `Trainer`, by which is known whether its steps are overridden.
         callbacks: further ones, for this replay alone.
         layers: keep what each layer has returned.
         given: the arguments of `train`.
     """
-    check_can_run(trainer, "replay", "calculate_train_batch_loss", base)
+    check_can_run(trainer, "replay")
     _check(trainer, given)
     start = choose_replay_start(folder, update)
     recorder = Recorder(start.update, layers)

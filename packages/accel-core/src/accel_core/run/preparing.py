@@ -23,6 +23,7 @@ from .batch_output import add_way_out
 from .counted_loss import counted_loss
 from .ending import tell_launcher, tell_of_interrupt
 from .first_steps import report_evaluation_step
+from .launches import note_launch
 from .loaders import create_eval_loader, create_loaders
 from .loss_tracker import LossTracker, MeanTrackers
 from .modes import begin_train_mode
@@ -32,7 +33,7 @@ from .run import Run
 from .run_config import plan_run
 from .schedule_fit import check_fit
 from .scheduling import plan_schedule
-from .stages import begin_counting, goes_on
+from .stages import Start, begin_counting, goes_on
 from .train_arguments import EvaluationArguments, TrainArguments
 from .trainer_parts import TrainerParts
 from .update_groups import ItemTotals
@@ -98,14 +99,15 @@ def begin_evaluation(
 
 
 def begin_training(
-    trainer: TrainerParts, run: Run, arguments: TrainArguments, state: TrainerState | None, base: type
+    trainer: TrainerParts, run: Run, arguments: TrainArguments, start: Start, base: type
 ) -> None:
     """Build everything that a training run needs; what takes long comes last. Every process takes part.
 
     Args:
-        state: what the run goes on from, or None.
+        start: what the run goes on from.
         base: `Trainer`, by which is known what the trainer's class overrides.
     """
+    state = start.state
     # A run has one order of the data, whatever was seeded between two of its stages.
     begin_run(trainer, run, state, keep_seed=state is None and goes_on(trainer, arguments))
     create_loaders(trainer, run, arguments)
@@ -136,6 +138,8 @@ def begin_training(
     begin_counting(trainer, arguments, state)
     if state is None:
         check_fit(trainer, run)
+    # Before the events, in which a state may be saved.
+    note_launch(trainer, run, start)
 
 
 @contextlib.contextmanager

@@ -1,0 +1,44 @@
+"""The methods of `Trainer` that prove what a run did. What they need is imported when they are called."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .replay.result import ReplayResult
+
+
+def replay(
+    self: Any,
+    train_dataset: Any,
+    num_epochs: int | None = None,
+    *,
+    update: int,
+    folder: str | Path,
+    callbacks: Any = (),
+    layers: bool = False,
+    **arguments: Any,
+) -> ReplayResult:
+    """Train a copy of the trainer up to a past update, bit-equal, and stop before the parameters change.
+
+    It begins with the nearest complete training state before, or with the trainer's own weights if the run
+    began with them. Nothing is written; the trainer and all random numbers stay as they are. One process
+    replays what several did; of more than two, up to rounding, which `messages` of the result says.
+
+    Args:
+        train_dataset: as `num_epochs` and all further arguments, what `train` was given.
+        update: its number, counted from 1 over all stages of the run.
+        folder: in which the run has saved its training states.
+        callbacks: further ones, for the replay alone, which see the steps of all processes. Of the trainer's
+            own, copies take part whose class has `runs_in_replay`.
+        layers: keep what each layer returns in the update.
+
+    Raises:
+        CheckpointError: the folder has no state to begin with.
+        ConfigurationError: an argument is not that of the run, or a part of the trainer cannot be copied.
+    """
+    from .replay.replaying import replay_update
+
+    given = {"train_dataset": train_dataset, "num_epochs": num_epochs, **arguments}
+    return replay_update(self, update, folder, callbacks, layers, **given)
