@@ -15,6 +15,10 @@ SEARCHES = (
     "num_workers",
     "mixed precision",
     "torch.compile",
+    "validation set",
+    "gradient checkpointing",
+    "inference",
+    "glossary",
     "out of memory",
     "tensorboard",
 )
