@@ -15,6 +15,7 @@ from accel_core.extending import (
     OtherRunError,
     bytes_to_copy,
     check_choice,
+    check_is_shared,
     check_path,
     check_whole_number,
     notify,
@@ -84,7 +85,8 @@ class SaveTrainingStateCallback(TrainerCallback):
         """Hold when to save and what to keep.
 
         Args:
-            save_dir: folder for the states of one run; several machines have to share its disk.
+            save_dir: folder for the states of one run, on the disk of the main process. If an engine shards
+                the model, several machines have to share the disk.
             save_at_end: save at the end of the run and at an agreed stop. A signal saves in any case.
             keep_last: number of the newest states that stay; None keeps all, unless `keep_best` is given.
             keep_best: number of states with the best values of `watch_metric` that stay besides the newest.
@@ -137,6 +139,8 @@ class SaveTrainingStateCallback(TrainerCallback):
             self.watched.check_will_be_recorded(trainer)
         if self._background is not None:
             self._background.start(trainer)
+        if trainer.engine.shards_parameters:
+            check_is_shared(self.save_dir, trainer.is_main_process)
         self._known = KnownStates(self.save_dir)
         aside = run_on_main(lambda: self._open_folder(str(trainer.run_id)), trainer.is_main_process)
         if aside is not None:

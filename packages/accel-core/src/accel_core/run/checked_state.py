@@ -15,6 +15,7 @@ from ..state import files
 from ..state.checkpoint import TrainerState, find_mismatch
 from ..state.folder import open_training_state
 from ..state.housekeeping import set_damaged_aside
+from .machines import sees
 from .trainer_parts import TrainerParts
 
 
@@ -49,10 +50,15 @@ def check_state(trainer: TrainerParts, folder: Path, state: TrainerState) -> Non
         CheckpointError: a file is damaged. The main process has renamed the state by then, so that a
             script that is started again goes on from the one before.
     """
-    group = trainer.engine.group
     names = sorted(state.get("digests", {}))
+    group = trainer.engine.group
+    # On machines with a disk each only some have it. The main process has read its JSON already.
+    readers = [
+        index for index, found in enumerate(all_gather_object(group.is_main or sees(folder, state))) if found
+    ]
+    own = names[readers.index(group.process_index) :: len(readers)] if group.process_index in readers else []
     with files.raising_checkpoint_error(folder, "could not be read"):
-        flaw = find_mismatch(folder, state, names[group.process_index :: group.num_processes])
+        flaw = find_mismatch(folder, state, own)
     flaw = next(filter(None, all_gather_object(flaw)), None)
     if flaw is not None:
         aside = run_on_main(lambda: _try_to_set_aside(folder), trainer.is_main_process)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from ..engines.weights import (
 )
 from ..errors import ConfigurationError
 from ..notices import logger_of, notify
-from ..processes.collectives import all_gather_object, gather_on_main
+from ..processes.collectives import all_gather_object, gather_on_main, run_on_main
 from ..state import files
 from ..state.checkpoint import (
     ATTRIBUTES_FILE,
@@ -30,6 +31,7 @@ from ..state.save import save_folder
 from .checked_state import open_state, setting_damage_aside
 from .choose_load import choose_load
 from .history_lines import metrics_of_update, split_state
+from .machines import handed_out
 from .modes import loading_weights, weights_to_train
 from .prepared_parts import prepare_parts
 from .preparing import begin_run
@@ -193,7 +195,9 @@ def load_run(trainer: TrainerParts, run: Run, path: str | Path) -> dict[str, Any
     """Restore a training state, and return the values that were saved with it. Every process takes part."""
     folder, state = open_state(trainer, path)
     with setting_damage_aside(trainer, folder):
-        values: dict[str, Any] = files.read_object(folder / "extra.pt", dict)
+        values: dict[str, Any] = run_on_main(
+            lambda: files.read_object(folder / "extra.pt", dict), trainer.is_main_process
+        )
         begin_run(trainer, run, state)
         prepare_parts(trainer, run)
         restore_objects(trainer, run, folder, state)
@@ -215,6 +219,14 @@ def begin_resuming(
 
 def restore_objects(trainer: TrainerParts, run: Run, folder: Path, state: TrainerState) -> None:
     """Restore model, optimizer, scheduler, progress and history; what the loop itself changes comes later."""
+    with handed_out(folder, state, trainer.is_main_process) as readable:
+        _restore_from(trainer, run, readable, state)
+    run.known_states = {folder.absolute(): dict(state["run_progress"])}
+    if run.resume_point is not None:
+        run.resume_point = dataclasses.replace(run.resume_point, folder=folder)
+
+
+def _restore_from(trainer: TrainerParts, run: Run, folder: Path, state: TrainerState) -> None:
     load = choose_load(trainer, folder) or trainer.load_model_state
     attributes = read_state(folder, state, run.engine.trained)
     if attributes is None and (names := names_of(run.engine.trained)):
@@ -222,7 +234,6 @@ def restore_objects(trainer: TrainerParts, run: Run, folder: Path, state: Traine
             trainer, f"'{folder}' is of a version that did not save {names}: they stay as they are.", "resume"
         )
     trainer.run_id = state["run_id"]
-    run.known_states = {folder.absolute(): dict(state["run_progress"])}
     saved_processes = state["launched"]["num_processes"]
     run.engine.check_files(folder, saved_processes, trainer.trust_engine_files)
     point = read_resume_point(folder, run.engine.group, saved_processes)

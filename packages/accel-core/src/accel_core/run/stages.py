@@ -130,7 +130,8 @@ def skip_stage(trainer: TrainerParts, arguments: TrainArguments, start: Start) -
     trainer.run_progress = RunProgress(stage=start.stage, stage_skipped=True)
     trainer.run_id = state["run_id"]
     trainer.eval_dataset, trainer.collate_fn = arguments.eval_dataset, arguments.collate_fn
-    load_history(trainer, folder, state)
+    content = run_on_main(lambda: read_history(folder, state), trainer.is_main_process)
+    load_history(trainer, folder, state, content)
     history = trainer.run_history
     records = [
         record for record in history.to_records() if record["epoch"] <= progress["epochs_before_stage"]
@@ -163,10 +164,16 @@ def begin_counting(trainer: TrainerParts, arguments: TrainArguments, state: Trai
             trainer.run_history.reset()
 
 
-def load_history(trainer: TrainerParts, folder: Path, state: TrainerState) -> None:
-    """Replace the history by that of a training state."""
+def load_history(
+    trainer: TrainerParts, folder: Path, state: TrainerState, content: dict[str, Any] | None = None
+) -> None:
+    """Replace the history by that of a training state.
+
+    Args:
+        content: of the history, if it is read already.
+    """
     with files.reading(folder / STATE_FILE):
         history = trainer.run_history
-        history.load_state_dict(read_history(folder, state))
+        history.load_state_dict(read_history(folder, state) if content is None else content)
         if not (isinstance(history.current_epoch, int) and isinstance(history.current_update, int)):
             raise ValueError(f"the history is at the epoch {history.current_epoch!r:.60}, which is no number")
