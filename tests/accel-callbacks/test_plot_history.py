@@ -211,3 +211,66 @@ assert "matplotlib.pyplot" not in sys.modules
     command = [sys.executable, "-c", script, str(tmp_path / "history.svg")]
     finished = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert finished.returncode == 0, finished.stderr
+
+
+def with_sets(*names, epochs=4):
+    history = build_history(epochs, accuracy=lambda epoch: 0.2 * epoch)
+    for epoch in range(1, epochs + 1):
+        history.current_epoch, history.current_update = epoch, 20 * epoch
+        for name in names:
+            history.update_metric(f"{name}_eval_loss_epoch", 3 / epoch)
+            history.update_metric(f"{name}_accuracy", 0.1 * epoch)
+    return history
+
+
+def test_each_evaluation_set_has_a_line_beside_the_others(tmp_path):
+    shown = panels(plot_history(with_sets("shifted", "noisy_images"), tmp_path / "sets.svg"))
+    assert list(shown) == ["Loss", "Accuracy", "Learning rate"]
+    for name in ("Loss", "Accuracy"):
+        of_sets = lines(shown[name])
+        assert {"evaluation on shifted", "evaluation on noisy images"} <= set(of_sets)
+        assert len({line.get_color() for line in of_sets.values()}) == len(of_sets)
+    assert lines(shown["Accuracy"])["evaluation on shifted"].get_ydata() == pytest.approx(
+        [0.1, 0.2, 0.3, 0.4]
+    )
+    assert (tmp_path / "sets.svg").read_text().startswith("<?xml")
+
+
+def test_runs_are_compared_on_one_axis_each_in_its_colour():
+    runs = {"small": build_history(3), "large": build_history(5)}
+    shown = panels(plot_history(runs))
+    assert list(shown) == ["Loss", "Learning rate"]
+    assert texts(shown["Learning rate"]) == ["small", "large"]
+    colours = {text: line.get_color() for text, line in lines(shown["Learning rate"]).items()}
+    assert len(set(colours.values())) == 2
+    for label, line in lines(shown["Loss"]).items():
+        assert line.get_color() == colours[label.partition(",")[0]]
+    for run, epochs in (("small", 3), ("large", 5)):
+        assert any(text.startswith(f"{run}, evaluation, lowest") for text in texts(shown["Loss"]))
+        assert len(lines(shown["Loss"])[f"{run}, training"].get_xdata()) == epochs
+    assert texts(panels(plot_history(list(runs.values())))["Learning rate"]) == ["run 1", "run 2"]
+
+
+def test_a_full_legend_covers_no_curve():
+    axes = panels(plot_history({name: build_history(4) for name in "abc"}))["Loss"]
+    legend = axes.get_legend().get_window_extent()
+    for line in lines(axes).values():
+        points = axes.transData.transform(list(zip(line.get_xdata(), line.get_ydata(), strict=True)))
+        assert not any(legend.contains(*point) for point in points)
+
+
+def test_later_stages_go_on_at_their_epochs():
+    history = build_history(2)
+    history.current_epoch, history.current_update = 3, 60
+    history.update_metric("train_loss_epoch", 0.1)
+    line = lines(panels(plot_history(history))["Loss"])["training"]
+    assert list(line.get_xdata()) == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [([], "empty"), ([3], "has 3"), ({"b": InMemoryRunHistory()}, "history b has no values")],
+)
+def test_what_is_no_history_is_refused(given, message):
+    with pytest.raises(ConfigurationError, match=message):
+        plot_history(given)

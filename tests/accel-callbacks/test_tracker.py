@@ -8,6 +8,7 @@ import json
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,9 @@ class Store:
             tags = events.Tags()["scalars"]
             values = {tag: {event.step: event.value for event in events.Scalars(tag)} for tag in tags}
             (parameters,) = folder.glob("*/hparams.yml")
-            runs[folder.name] = (
+            day, clock, run_id = folder.name.split("_")
+            time.strptime(f"{day} {clock}", "%Y-%m-%d %H-%M-%S")
+            runs[run_id] = (
                 values,
                 dict(line.split(": ", 1) for line in parameters.read_text().splitlines()),
             )
@@ -246,7 +249,7 @@ def test_arguments_for_the_tracker_itself_win(tmp_path: Path) -> None:
         "tensorboard", "project", logging_dir=folder, init_kwargs={"filename_suffix": ".mine"}
     )
     trainer = train(callback)
-    assert list((folder / "project" / str(trainer.run_id)).glob("*.mine"))
+    assert list((folder / "project").glob(f"*_{trainer.run_id}/*.mine"))
 
 
 def test_a_tracker_of_ones_own_goes_the_same_way(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,10 @@ _PACKAGES = {"tensorboard": '"accel-callbacks[tensorboard]"', "comet_ml": "comet
 """Packages to install that are not named like their trackers."""
 _KEEP_CONFIG = ("tensorboard", "mlflow")
 """Trackers that show the configuration twice, or refuse a changed one, in a run that goes on."""
+
+
+_NAMED_BY_RUN = "(run id)"
+"""Stands for the folder of a run that a former version has begun."""
 
 
 class TrackerCallback(TrainerCallback):
@@ -82,6 +87,8 @@ class TrackerCallback(TrainerCallback):
         self.tracker: Any = None
         """Accelerate's tracker, while it is open on this process."""
         self._tracker_run_id: str | None = None
+        self._folder: str | None = None
+        """Name of the folder of tensorboard; a resumed run keeps it."""
         self._is_continued = False
         self._num_records_sent = 0
         self._num_processes = 1
@@ -99,6 +106,7 @@ class TrackerCallback(TrainerCallback):
         self._is_continued = trainer.run_progress.stage > 1
         if not self._is_continued:
             self._tracker_run_id = None
+            self._folder = None
 
     def on_evaluation_run_start(self, trainer: Trainer) -> None:
         """Send what is recorded from now on."""
@@ -150,6 +158,7 @@ class TrackerCallback(TrainerCallback):
             "num_processes": self._num_processes,
             "sums": list(self._sums),
             "tracker_run_id": self._tracker_run_id,
+            "folder": self._folder,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -157,6 +166,8 @@ class TrackerCallback(TrainerCallback):
         self._is_continued = True
         self._num_records_sent = state["num_records_sent"]
         self._tracker_run_id = state["tracker_run_id"]
+        # States of former versions have none: their folder is named by the run.
+        self._folder = state.get("folder", _NAMED_BY_RUN)
         # The losses of an epoch begun are kept by process, so with another number of them the sums begin
         # anew.
         if state["num_processes"] == self._num_processes:
@@ -179,7 +190,10 @@ class TrackerCallback(TrainerCallback):
         folder = self.logging_dir or trainer.accelerator.logging_dir or "runs"
         if self.name == "tensorboard":
             # It knows no runs, only folders.
-            project = str(Path(project) / (trainer.run_id or "evaluation"))
+            if self._folder == _NAMED_BY_RUN:
+                self._folder = trainer.run_id
+            self._folder = self._folder or self._readable_folder(trainer)
+            project = str(Path(project) / self._folder)
         # Trackers without a folder of their own do not take the argument.
         directory = [str(folder)] if tracker_class.requires_logging_directory else []
         tracker = tracker_class(project, *directory, **{**arguments, **self.init_kwargs})
@@ -190,6 +204,12 @@ class TrackerCallback(TrainerCallback):
         if not (self._is_continued and self.name in _KEEP_CONFIG):
             tracker.store_init_configuration(flatten({**trainer.run_config.to_dict(), **self.config}))
         self._is_continued = True
+
+    def _readable_folder(self, trainer: Trainer) -> str:
+        """Return day and time with the run's own name, so that folders sort by age."""
+        if trainer.run_id is None:
+            return "evaluation"
+        return f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_{trainer.run_id}"
 
     def _arguments(self, trainer: Trainer) -> dict[str, Any]:
         """Return the arguments that name a run, and find it again, for trackers that can continue one."""
