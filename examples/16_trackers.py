@@ -95,7 +95,9 @@ def main():
     if args.tracker in HOW_TO_LOOK:
         trainer.print(f"Look at it with: {HOW_TO_LOOK[args.tracker]}")
     if args.tracker == "tensorboard" and trainer.is_main_process:
-        tracked = read_tensorboard(next((FOLDER / PROJECT).glob(f"*_{trainer.run_id}")))
+        tracked = read_tensorboard(
+            next((FOLDER / PROJECT).glob(f"*_{trainer.run_id}"))
+        )
         for name, values in sorted(tracked.items()):
             print(
                 f"{name:20}{len(values):4} values, the last at update "

@@ -24,6 +24,7 @@ class HistoryFileCallback(TrainerCallback):
     `history.1.jsonl`, or the next number that is free.
     """
 
+    runs_in_replay = False
     order = 950
     """After all that record, and before what saves a state: the file never knows less than the state."""
 

@@ -23,6 +23,7 @@ class OptunaPruningCallback(TrainerCallback):
     `train` raises `optuna.TrialPruned` on every process. What is tried and what is pruned is Optuna's choice.
     """
 
+    runs_in_replay = False
     order = 810
     """After all that record metrics, wherever they are listed."""
     argument_sources: ClassVar[dict[str, str]] = {"watch_metric": "watched.name"}

@@ -28,6 +28,7 @@ class ProfileCallback(TrainerCallback):
     The ranges are set only while the profile is taken, so that other steps pay nothing.
     """
 
+    runs_in_replay = False
     order = 2000
     """After all others, so that an update is profiled with all that belongs to it."""
 
