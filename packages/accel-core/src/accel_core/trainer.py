@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,18 +40,27 @@ from .foreign_names import check_trainer_class, take_old_name
 from .processes.agreement import Agreement
 from .processes.collectives import gather_tensor
 from .processes.group import DataGroup, data_group
-from .run import entering, evaluations, exports, loaders, modes, preparing, saved_state, trained_state
+from .run import (
+    entering,
+    evaluations,
+    exports,
+    loaders,
+    modes,
+    predicting,
+    preparing,
+    saved_state,
+    trained_state,
+)
 from .run.batch_output import unpack_batch
 from .run.counted_loss import count_targets
 from .run.counted_samples import create_batch_output, describe_counting
 from .run.description import describe_briefly, describe_run
-from .run.epochs import start_train_epoch
+from .run.epochs import complete_epoch, start_train_epoch
 from .run.evaluation_kind import EvaluationKind
 from .run.first_steps import check_first_output, check_first_update
 from .run.loss_tracker import LossTracker, MeanTrackers, record_losses
 from .run.padding import run_padding_step
 from .run.placeholders import resolve_placeholders
-from .run.predictions import collect_predictions, join_over_processes
 from .run.run import Phase, Run, outside_run, require_training
 from .run.run_config import TrainerRunConfig, plan_run
 from .run.run_history import InMemoryRunHistory, RunHistory
@@ -59,7 +68,7 @@ from .run.run_progress import RunProgress
 from .run.scheduling import build_scheduler
 from .run.stages import choose_start, skip_stage
 from .run.steps import Step, report_left_out
-from .run.train_arguments import EvaluationArguments, named_evaluations
+from .run.train_arguments import EvaluationArguments
 from .run.update_groups import WEIGHS_NOTHING, UpdateGroup, check_epoch, items_of, update_groups
 from .state.random import preserving_random_state
 
@@ -167,7 +176,7 @@ class Trainer:
             is_evaluated = bool(self.eval_dataloaders) and run.evaluates_epoch(progress, self.stop_reason)
             if is_evaluated and not progress.eval_epoch_completed:
                 self.run_eval_epoch(evaluations.own_sets(self))
-            self._complete_epoch(run)
+            complete_epoch(self, run)
         self.training_run_end()
         self.callbacks.on_training_run_end(self)
         self.agreement.collect(blocking=True)  # A signal may have come since.
@@ -331,19 +340,6 @@ class Trainer:
         if "log" in output:
             logs.update(output["log"], items_of(output))
         self.callbacks.on_eval_step_end(self, batch=step.batch, batch_output=output)
-
-    def _complete_epoch(self, run: Run) -> None:
-        """Count the epoch if the data is through; a run may have reached its limit before."""
-        self.run_progress.run_completed = self.run_progress.epoch_cut_by_limit
-        if self.run_progress.eval_epoch_completed:
-            evaluations.end_evaluation(self, run, EvaluationKind("eval"))
-        if not self.run_progress.epoch_cut_by_limit:  # A higher limit lets a resumed run go on in it.
-            if self.scheduler is not None and run.schedule.after_epoch:
-                self.scheduler_step()
-            self.run_progress.complete_epoch()
-        self.training_run_epoch_end()
-        self.callbacks.on_training_run_epoch_end(self)
-        self.agreement.collect(blocking=True)  # A stop asked for in the event holds before the next epoch.
 
     # ------------------------------------------------------------------ what you may override
 
@@ -606,21 +602,8 @@ class Trainer:
             per_device_batch_size: of all sets, or by name, as `dataloader_kwargs`.
         """
         entering.check_can_run(self, "evaluate", "calculate_eval_batch_loss", Trainer)
-        own_collate_fn = self.collate_fn if dataset is None and collate_fn is None else collate_fn
-        data_is_sharded |= dataset is None and getattr(self.eval_dataloader, "data_is_sharded", False)
-        dataset = self.eval_dataset if dataset is None else dataset
-        sizes, kwargs = per_device_batch_size, dataloader_kwargs
-        arguments = named_evaluations(dataset, sizes, kwargs, collate_fn, data_is_sharded)
-        with preparing.running(self, Run(self.engine)) as run:
-            sets = preparing.begin_evaluation(self, run, self._training_run, arguments, own_collate_fn)
-            num_records = len(self.run_history.get_records())
-            self.evaluation_run_start()
-            self.callbacks.on_evaluation_run_start(self)
-            self.run_eval_epoch(sets[""] if list(sets) == [""] else sets, metric_prefix="evaluation")
-            self.evaluation_run_end()
-            self.callbacks.on_evaluation_run_end(self)
-            records = self.run_history.get_records()[num_records:]
-        return {record["name"]: record["value"] for record in records}
+        given = (dataset, per_device_batch_size, dataloader_kwargs, collate_fn, data_is_sharded)
+        return evaluations.evaluate(self, *given)
 
     def predict(
         self,
@@ -630,23 +613,38 @@ class Trainer:
         collate_fn: Callable[[list[Any]], Any] | None = None,
         *,
         data_is_sharded: bool = False,
+        on: str = "all",
+        outputs: Callable[[Any], Any] | None = None,
     ) -> Any:
-        """Return the outputs of `calculate_predictions` for the whole data set, on the CPU, on every process.
+        """Return the outputs of `calculate_predictions` for the whole data set, on the CPU.
 
         They are in the order of the data, of the processes with `data_is_sharded`, and like those of one
         batch: tensors are joined on the first dimension, lists of mappings or plain values have one item a
         sample.
+
+        Args:
+            on: `"all"`, or `"main"` to join them on the main process only, and return None on the others.
+            outputs: what is kept of the outputs of a batch, such as `lambda logits: logits.argmax(1)`.
         """
         entering.check_can_run(self, "predict")
         given = (dataset, per_device_batch_size, dataloader_kwargs, collate_fn, data_is_sharded)
-        arguments = EvaluationArguments(*given)
-        with preparing.running(self, Run(self.engine)) as run:
-            sets = {"": arguments}
-            loader = preparing.begin_evaluation(self, run, self._training_run, sets, collate_fn, False)[""]
-            with preparing.evaluating(self, run):
-                outputs = collect_predictions(self.calculate_predictions, run, loader)
-            report_left_out(loader)
-            return join_over_processes(outputs, run.engine.group, self.prediction_padding, data_is_sharded)
+        return predicting.predict(self, EvaluationArguments(*given), on, outputs)
+
+    def iterate_predictions(
+        self,
+        dataset: Any,
+        per_device_batch_size: int = 8,
+        dataloader_kwargs: dict[str, Any] | None = None,
+        collate_fn: Callable[[list[Any]], Any] | None = None,
+    ) -> Iterator[tuple[torch.Tensor, Any]]:
+        """Yield the places of samples in the data and their outputs, a batch of this process at a time.
+
+        The outputs are on the CPU, and nothing is gathered: a process has its own share, in the order of the
+        data. Every process takes part when the loop begins. On several processes the data needs a length.
+        """
+        entering.check_can_run(self, "iterate_predictions")
+        arguments = EvaluationArguments(dataset, per_device_batch_size, dataloader_kwargs, collate_fn)
+        return predicting.iterate(self, arguments)
 
     def load_training_state(self, input_dir: str | Path) -> dict[str, Any]:
         """Restore what `save_training_state` saved; return its `checkpoint_kwargs`. Every process takes part.

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from . import preparing
 from .evaluation_kind import EvaluationKind
 from .run import Run
+from .train_arguments import named_evaluations
 from .trainer_parts import TrainerParts
 
 
@@ -38,3 +40,28 @@ def end_evaluation(trainer: TrainerParts, run: Run, kind: EvaluationKind) -> Non
     is_stepped = run.schedule.after_evaluation and not trainer.run_progress.epoch_cut_by_limit
     if trainer.scheduler is not None and is_stepped:
         trainer.scheduler_step()
+
+
+def evaluate(
+    trainer: TrainerParts,
+    dataset: Any,
+    batch_size: Any,
+    dataloader_kwargs: Any,
+    collate_fn: Any,
+    data_is_sharded: bool,
+) -> dict[str, float]:
+    """Return what `Trainer.evaluate` promises. Every process takes part."""
+    own_collate_fn = trainer.collate_fn if dataset is None and collate_fn is None else collate_fn
+    data_is_sharded |= dataset is None and getattr(trainer.eval_dataloader, "data_is_sharded", False)
+    dataset = trainer.eval_dataset if dataset is None else dataset
+    arguments = named_evaluations(dataset, batch_size, dataloader_kwargs, collate_fn, data_is_sharded)
+    with preparing.running(trainer, Run(trainer.engine)) as run:
+        sets = preparing.begin_evaluation(trainer, run, trainer._training_run, arguments, own_collate_fn)
+        num_records = len(trainer.run_history.get_records())
+        trainer.evaluation_run_start()
+        trainer.callbacks.on_evaluation_run_start(trainer)  # type: ignore[arg-type]
+        trainer.run_eval_epoch(sets[""] if list(sets) == [""] else sets, metric_prefix="evaluation")
+        trainer.evaluation_run_end()
+        trainer.callbacks.on_evaluation_run_end(trainer)  # type: ignore[arg-type]
+        records = trainer.run_history.get_records()[num_records:]
+    return {record["name"]: record["value"] for record in records}

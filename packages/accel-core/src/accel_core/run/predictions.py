@@ -67,6 +67,11 @@ def join_over_processes(
     """
     # Processes that read the same batches have the same outputs.
     by_process = [outputs] if group.is_single else all_gather_object(outputs)
+    return join(by_process, padding_value, own_shares)
+
+
+def join(by_process: list[list[list[Any]]], padding_value: float | None, own_shares: bool) -> Any:
+    """Join the batches of all processes that were gathered, as `join_over_processes` does."""
     # A process may have fewer batches than others, or none.
     longest = max(map(len, by_process))
     steps = [part[step] for step in range(longest) for part in by_process if step < len(part)]
