@@ -21,6 +21,8 @@ from .run.run_config import TrainerRunConfig as TrainerRunConfig
 from .run.run_history import InMemoryRunHistory as InMemoryRunHistory
 from .run.run_history import RunHistory as RunHistory
 from .run.run_progress import RunProgress as RunProgress
+from .run.seen_samples import samples_of as samples_of
+from .run.seen_samples import updates_of as updates_of
 from .state.folder import best_checkpoint as best_checkpoint
 from .state.folder import latest_checkpoint as latest_checkpoint
 from .state.verifying import verify_checkpoint as verify_checkpoint
