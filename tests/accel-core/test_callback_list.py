@@ -10,7 +10,7 @@ import torch
 
 from accel_core import CallbackList, ConfigurationError, Trainer, TrainerCallback
 from accel_core.callbacks.callback_list import EVENTS
-from accel_core.foreign_names import FOREIGN_EVENTS
+from accel_core.foreign_names import FOREIGN_EVENTS, FOREIGN_HOOKS
 from tiny import tiny_data, tiny_trainer
 
 
@@ -104,6 +104,17 @@ def test_every_name_of_another_library_leads_to_something_that_exists() -> None:
     for foreign, ours in FOREIGN_EVENTS.items():
         assert foreign not in EVENTS
         assert hasattr(TrainerCallback, ours.partition(",")[0]), ours
+
+
+@pytest.mark.parametrize("name", sorted(FOREIGN_HOOKS))
+def test_a_hook_of_another_library_is_refused_unless_the_callback_hears_an_event(name: str) -> None:
+    ours = FOREIGN_HOOKS[name]
+    assert ours in EVENTS
+    hook = {name: lambda self: None}
+    with pytest.raises(ConfigurationError, match=rf"Ported\.{name} .*Override {ours} "):
+        CallbackList([type("Ported", (TrainerCallback,), hook)], None)
+    heard = hook | {"on_init_end": lambda self, trainer: None}
+    assert len(CallbackList([type("Helped", (TrainerCallback,), heard)], None).callback_list) == 1
 
 
 def test_an_event_that_cannot_take_its_arguments_is_refused() -> None:

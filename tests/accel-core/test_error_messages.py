@@ -31,7 +31,7 @@ from accel_core import (
     TrainerCallback,
     TrainerPlaceholderValues,
 )
-from accel_core.foreign_names import FOREIGN_METHODS
+from accel_core.foreign_names import FOREIGN_METHODS, FOREIGN_STEPS
 
 SIZE = 10
 INPUTS = torch.randn(SIZE, 4, generator=torch.Generator().manual_seed(0))
@@ -1024,3 +1024,16 @@ def test_a_method_that_only_pytorch_accelerated_calls_is_refused_with_the_one_to
         ConfigurationError, match=rf"PortedTrainer\.{name} .*Override {FOREIGN_METHODS[name]} "
     ):
         ported(torch.nn.Linear(1, 1), torch.nn.functional.mse_loss, None)
+
+
+@pytest.mark.parametrize("name", sorted(FOREIGN_STEPS))
+def test_a_method_that_another_library_calls_is_refused_unless_it_helps_one_of_ours(name):
+    ours = FOREIGN_STEPS[name]
+    assert not hasattr(Trainer, name)
+    assert hasattr(Trainer, ours)
+    parts = torch.nn.Linear(1, 1), torch.nn.functional.mse_loss, None
+    ported = type("PortedTrainer", (Trainer,), {name: lambda self, *args: None})
+    with pytest.raises(ConfigurationError, match=rf"PortedTrainer\.{name} .*Override {ours} "):
+        ported(*parts)
+    helped = type("HelpedTrainer", (Trainer,), {name: lambda self: None, ours: lambda self, batch: None})
+    assert helped(*parts).optimizer is None

@@ -53,6 +53,49 @@ FOREIGN_METHODS = {
 """Methods of pytorch-accelerated's `Trainer` that its users override."""
 
 
+FOREIGN_STEPS = {
+    "training_step": "calculate_train_batch_loss",
+    "validation_step": "calculate_eval_batch_loss",
+    "predict_step": "calculate_predictions",
+    "compute_loss": "calculate_train_batch_loss",
+    "one_batch": "run_train_step",
+    "train_step": "calculate_train_batch_loss",
+    "test_step": "calculate_eval_batch_loss",
+}
+"""Methods of Lightning, transformers, fastai and Keras. They may also be helpers of accel's method."""
+
+
+FOREIGN_HOOKS = {
+    "setup": "on_training_run_start",
+    "teardown": "on_training_run_end",
+    "before_fit": "on_training_run_start",
+    "after_fit": "on_training_run_end",
+    "before_epoch": "on_train_epoch_start",
+    "after_epoch": "on_training_run_epoch_end",
+    "before_batch": "on_train_step_start",
+    "after_batch": "on_train_step_end",
+    "after_loss": "on_train_step_end",
+    "before_step": "on_optimizer_step_start",
+    "after_step": "on_optimizer_step_end",
+    "before_validate": "on_eval_epoch_start",
+    "after_validate": "on_eval_epoch_end",
+}
+"""Methods of callbacks of fastai and Lightning. They may also be helpers of an event of accel."""
+
+
+def check_callback_class(callback_class: type, base: type) -> None:
+    """Raise if a callback has a hook of another library and no event of accel, so nothing is called."""
+    own = {name for parent in callback_class.__mro__ if not issubclass(base, parent) for name in vars(parent)}
+    if any(name.startswith("on_") for name in own):
+        return
+    for name, here in FOREIGN_HOOKS.items():
+        if name in own:
+            raise ConfigurationError(
+                f"{callback_class.__name__}.{name} is a hook of another library, which accel never calls. "
+                f"Override {here} instead; docs/coming_from_other_libraries.md has more names."
+            )
+
+
 def check_trainer_class(trainer_class: type) -> None:
     """Raise if a subclass of `Trainer` has a method that another library calls and this one does not."""
     for name, here in FOREIGN_METHODS.items():
@@ -61,6 +104,15 @@ def check_trainer_class(trainer_class: type) -> None:
             raise ConfigurationError(
                 f"{trainer_class.__name__}.{name} is a method that pytorch-accelerated calls, but accel "
                 f"never does. Override {here} instead; docs/migration.md has all names."
+            )
+    for name, here in FOREIGN_STEPS.items():
+        # If the user overrides accel's method too, the other may be a helper that it calls.
+        users = [cls for cls in trainer_class.__mro__ if not cls.__module__.startswith("accel_")]
+        is_overridden = any(here in vars(cls) for cls in users)
+        if hasattr(trainer_class, name) and not is_overridden:
+            raise ConfigurationError(
+                f"{trainer_class.__name__}.{name} is a method that another library calls, but accel never "
+                f"does. Override {here} instead; docs/coming_from_other_libraries.md has more names."
             )
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from ..errors import ConfigurationError
-from ..foreign_names import FOREIGN_EVENTS
+from ..foreign_names import FOREIGN_EVENTS, check_callback_class
 from ..text import did_you_mean
 from .callback import TrainerCallback
 
@@ -194,6 +194,7 @@ def _create_callback(callback: Any) -> TrainerCallback:
             f"{_name(callback)}.order is {callback.order!r}, but must be a number. Use 0 for the place in "
             "the list, or more to be called later: those that save have 900 and above."
         )
+    check_callback_class(type(callback), TrainerCallback)
     # A misspelt event would otherwise never fire, and nobody would notice.
     for name in dir(type(callback)):
         if name.startswith("on_") and callable(getattr(callback, name)):
