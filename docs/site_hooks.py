@@ -26,7 +26,19 @@ def read_about() -> dict[str, str]:
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Set the version, and the address of site and repository once a release has one."""
+    """Set the pages of examples, the version, and the address of site and repository once a release has one."""
+    pages = [
+        {
+            example.stem[3:]
+            .replace("_", " ")
+            .capitalize(): f"examples/{example.stem}.md"
+        }
+        for example in sorted(EXAMPLES.glob("[0-9]*.py"))
+    ]
+    place = next(
+        index for index, entry in enumerate(config.nav) if "Reference" in entry
+    )
+    config.nav.insert(place, {"Examples": pages})
     about = read_about()
     config.extra["version_of_site"] = about["__version__"]
     config.copyright = f"accel {about['__version__']}, Apache-2.0"
