@@ -99,11 +99,11 @@ def load_into(target: Any, path: Path, state: Any = None) -> None:
         state: what was read from the file, if it was read already.
     """
     state = files.read_object(path) if state is None else state
-    if isinstance(target, torch.optim.Optimizer):
-        state = parts_of_optimizer(target, state)
     groups = getattr(target, "param_groups", [])
     needed = [target.defaults.keys() & group.keys() for group in groups]
     try:
+        if isinstance(target, torch.optim.Optimizer):
+            state = parts_of_optimizer(target, state)
         target.load_state_dict(state)
         # Torch takes over the groups of another class of optimizer, which would fail at the first step.
         for names, group in zip(needed, getattr(target, "param_groups", []), strict=True):
