@@ -128,7 +128,7 @@ def readme(folder: Path) -> None:
     """The script of the README while it runs: what the terminal shows in the middle of an epoch."""
     (folder / "train.py").write_text(python_blocks(REPOSITORY / "README.md")[0])
     typescript = run([sys.executable, "train.py"], folder)
-    middle = typescript.index("%|", typescript.index("Epoch 4/") + 200)
+    middle = typescript.index("█", typescript.index("Epoch 4/"))
     shown = typescript[: typescript.index("\r", middle)]
     (PICTURES / "running.svg").unlink(missing_ok=True)
     terminal_picture(
