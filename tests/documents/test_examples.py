@@ -79,3 +79,12 @@ def test_a_run_that_was_killed_ends_with_the_same_weights(tmp_path: Path) -> Non
         process.kill()
     resumed = run("05_resume_exactly.py", "--epochs", "4", "--save-dir", str(folder))
     assert resumed.splitlines()[-1] == whole.splitlines()[-1]
+
+
+def test_the_best_model_of_an_evaluation_in_mid_epoch_is_loaded() -> None:
+    output = run("18_evaluation.py")
+    best, last = map(int, re.search(r"Best update: (\d+) of (\d+)", output).groups())  # type: ignore[union-attr]
+    assert 0 < best <= last
+    assert best % 10 == 0
+    clean, noisy = map(float, re.findall(r"Accuracy on \w+ images: ([\d.]+)%", output))
+    assert clean > noisy > 50
