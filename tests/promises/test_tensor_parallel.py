@@ -16,7 +16,7 @@ from torch import nn
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.utils.data import TensorDataset
 
-from accel_callbacks import MetricsCallback
+from accel_callbacks import MetricsCallback, ModelEmaCallback
 from accel_core import ConfigurationError, Trainer, TrainerCallback
 from accel_core.processes.collectives import all_gather_object
 from accel_core.state.files import read_tensors
@@ -157,6 +157,12 @@ def load_export(batch_size):
     }
 
 
+def average(batch_size):
+    path = shared_folder() / "ema.safetensors"
+    train(batch_size, callbacks=[ModelEmaCallback(decay=0.5, save_path=path)])
+    return read_tensors(path)
+
+
 class StopOnLast(TrainerCallback):
     def on_optimizer_step_end(self, trainer):
         accelerator = trainer.accelerator
@@ -249,6 +255,7 @@ EQUAL = {
     "predictions": predict,
     "batches": read_batches,
     "export": load_export,
+    "average": average,
     "transformers": train_transformers,
 }
 CASES = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import numbers
 import warnings
 from pathlib import Path
@@ -26,6 +27,7 @@ from accel_core.extending import (
 
 from .export_path import Exported, check_export_path, why_not_own
 from .model_copy import copy_model, remove_patches
+from .sharded_average import ShardedAverage, is_fractional
 from .watched_metric import WatchedMetric
 
 if TYPE_CHECKING:
@@ -87,7 +89,8 @@ class ModelEmaCallback(TrainerCallback):
         self.save_path = None if save_path is None else check_path("save_path", save_path, way_out)
         self.watched = WatchedMetric(type(self).__name__, watch_metric, greater_is_better)
         self.ema_model: nn.Module | None = None
-        """The averaged model, unwrapped, in eval mode and without gradients; None before the first run."""
+        """The averaged model, unwrapped, in eval mode and without gradients; None before the first run, and
+        with FSDP2 and tensor parallelism, where each process averages the parts that it holds."""
         self.num_updates = 0
         """Updates that are in the average."""
         self.best_metric: float | None = None
@@ -96,6 +99,7 @@ class ModelEmaCallback(TrainerCallback):
         self._exported: Exported | None = None
         self._is_main_process = True
         self._loaded_state: dict[str, Any] | None = None
+        self._sharded: ShardedAverage | None = None
 
     def calculate_decay(self, num_updates: int) -> float:
         """Return the part of the average that the next update keeps, when `num_updates` are in it."""
@@ -103,10 +107,10 @@ class ModelEmaCallback(TrainerCallback):
 
     def on_training_run_start(self, trainer: Trainer) -> None:
         """Begin with the weights of the model, in a later stage too, which keeps the best value."""
-        if trainer.engine.shards_parameters:
+        if trainer.engine.shards_parameters and not ShardedAverage.is_possible(trainer.model):
             raise ConfigurationError(
-                f"ModelEmaCallback was given a model that {trainer.engine.name} has "
-                "spread over the processes, but it averages whole models only. Use DDP, or leave it out."
+                f"ModelEmaCallback was given a model that {trainer.engine.name} has spread over the "
+                "processes in a way that it cannot average. Use DDP or FSDP2, or leave it out."
             )
         if self.save_path is not None:
             check_export_path(trainer, self, self.save_path)
@@ -141,7 +145,8 @@ class ModelEmaCallback(TrainerCallback):
         An export by a metric that is recorded in mid-epoch follows it.
         """
         if self._is_evaluated(trainer) and not is_intermediate:
-            trainer.run_eval_epoch(metric_prefix="ema_model_eval", model=self.ema_model)
+            with self._averaged() as model:
+                trainer.run_eval_epoch(metric_prefix="ema_model_eval", model=model)
         self._export_if_best(trainer, self.watched.new_value_in_mid_epoch(trainer))
 
     def on_training_run_epoch_end(self, trainer: Trainer) -> None:
@@ -199,6 +204,9 @@ class ModelEmaCallback(TrainerCallback):
         self._exported = None if exported is None else cast(Exported, dict(exported))
         self.watched.load_state_dict(state)
         # Only the main process has saved the parameters.
+        if self._sharded is not None:
+            self._sharded.load(state["ema_model"])
+            return
         model = cast(nn.Module, self.ema_model)
         own = model.state_dict()
         averages = with_names_of(own, state["ema_model"])
@@ -210,11 +218,14 @@ class ModelEmaCallback(TrainerCallback):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the averages and the best value; the main process's part holds the parameters."""
-        if self.ema_model is None:
+        if self._sharded is not None:
+            state = self._sharded.state(self._is_main_process)
+        elif self.ema_model is None:
             return {}
-        # The parameters of all processes are equal, so one copy is enough; buffers may differ.
-        state = self.ema_model.state_dict()
-        if not self._is_main_process:
+        else:
+            # The parameters of all processes are equal, so one copy is enough; buffers may differ.
+            state = self.ema_model.state_dict()
+        if self.ema_model is not None and not self._is_main_process:
             parameters = dict(self.ema_model.named_parameters(remove_duplicate=False))
             state = {name: value for name, value in state.items() if name not in parameters}
         return {
@@ -231,20 +242,25 @@ class ModelEmaCallback(TrainerCallback):
         self._loaded_state = state
 
     def _begin(self, trainer: Trainer) -> None:
-        model = trainer.get_model(keep_torch_compile=False)
-        self.ema_model = copy_model(model, "ModelEmaCallback")
-        self.ema_model.requires_grad_(False).eval()
         self.num_updates = 0
         self._is_main_process = trainer.is_main_process
+        model = trainer.get_model(keep_torch_compile=False)
+        self._sharded = ShardedAverage(model) if trainer.engine.shards_parameters else None
+        if self._sharded is not None:
+            self._averages, self._values = self._sharded.averages, self._sharded.values
+            self._buffers = self._sharded.buffers
+            return
+        self.ema_model = copy_model(model, "ModelEmaCallback")
+        self.ema_model.requires_grad_(False).eval()
         pairs = zip(self.ema_model.parameters(), model.parameters(), strict=True)
         # Whole numbers are quantised weights, which no optimizer changes.
-        changing = [(average, value) for average, value in pairs if _is_fractional(average)]
+        changing = [(average, value) for average, value in pairs if is_fractional(average)]
         self._averages = [average for average, _ in changing]
         self._values = [value for _, value in changing]
         modules = zip(self.ema_model.modules(), model.modules(), strict=True)
         # With the modules that hold them, since a forward pass may replace a buffer by another tensor.
         self._buffers = [
-            (averaged_module, module, name, _is_fractional(buffer) and bool(torch.isfinite(buffer).all()))
+            (averaged_module, module, name, is_fractional(buffer) and bool(torch.isfinite(buffer).all()))
             for averaged_module, module in modules
             for name, buffer in module.named_buffers(recurse=False)
         ]
@@ -255,6 +271,11 @@ class ModelEmaCallback(TrainerCallback):
                 AccelWarning,
             )
 
+    def _averaged(self) -> contextlib.AbstractContextManager[nn.Module | None]:
+        """Return a context that gives the model with the averages."""
+        sharded = self._sharded
+        return contextlib.nullcontext(self.ema_model) if sharded is None else sharded.standing_in()
+
     def _is_evaluated(self, trainer: Trainer) -> bool:
         return self.evaluate_during_training and trainer.eval_dataloader is not None
 
@@ -264,9 +285,10 @@ class ModelEmaCallback(TrainerCallback):
             return True
         content = {} if value is None else {self.watched.name: value}
         try:
-            trainer.save_checkpoint(
-                self.save_path, content, save_optimizer=False, save_scheduler=False, model=self.ema_model
-            )
+            with self._averaged() as model:
+                trainer.save_checkpoint(
+                    self.save_path, content, save_optimizer=False, save_scheduler=False, model=model
+                )
         except NotFiniteError as error:
             # The export before is intact, and training itself may still be fine.
             warnings.warn(str(error), AccelWarning)
@@ -283,11 +305,6 @@ def _check_decay(decay: Any) -> float:
             "about the last thousand updates."
         )
     return float(number)
-
-
-def _is_fractional(tensor: torch.Tensor) -> bool:
-    """Whether tensors of this dtype can be averaged: those of floating-point and of complex numbers."""
-    return tensor.is_floating_point() or tensor.is_complex()
 
 
 def _fits(own: Any, value: Any) -> bool:

@@ -21,6 +21,11 @@ from .engines.engine import Engine as Engine
 from .engines.modes import allow_train_mode as allow_train_mode
 from .engines.modes import keep_in_eval_mode as keep_in_eval_mode
 from .engines.modes import stays_in_eval_mode as stays_in_eval_mode
+from .engines.parts import is_dtensor as is_dtensor
+from .engines.parts import join_parts as join_parts
+from .engines.parts import local_shard as local_shard
+from .engines.parts import part_of as part_of
+from .engines.parts import reshard as reshard
 from .engines.weights import check_finite as check_finite
 from .engines.weights import is_frozen as is_frozen
 from .errors import NotFiniteError as NotFiniteError

@@ -14,7 +14,7 @@ from ..errors import CheckpointError, ConfigurationError
 from ..processes.group import DataGroup
 from .ddp import DDP
 from .engine import CreateState, LoadState, StepWeight
-from .parts import check_whole
+from .parts import check_whole, clip_norm
 from .single import choose_zero_grad
 from .trained import Trained, clear_gradients, parameters_of
 from .weights import share_buffers
@@ -100,10 +100,9 @@ class Sharded(DDP):
         """Gather the parameters of all processes."""
         share_buffers(model)
         # Outside of a run the model is the user's own, which DeepSpeed keeps inside of what can gather it.
-        wrappers = (
-            wrapper for wrapper in self.accelerator._models if getattr(wrapper, "module", None) is model
-        )
-        return self.accelerator.get_state_dict(next(wrappers, model))  # type: ignore[no-any-return]
+        wrapper = None if self.prepared is None else self.prepared.model
+        is_inside = getattr(wrapper, "module", None) is model
+        return self.accelerator.get_state_dict(wrapper if is_inside else model)  # type: ignore[no-any-return]
 
     def load_full_weights(self, load: LoadState) -> LoadState:
         """Return a function that hands each process its part."""
@@ -121,8 +120,13 @@ class Sharded(DDP):
 
     @property
     def write_own_files(self) -> Callable[[Path], None] | None:
-        """Accelerate's `save_state`."""
-        return self.accelerator.save_state  # type: ignore[no-any-return]
+        """Accelerate's `save_state`, of what this engine has prepared."""
+        return self._save_shards
+
+    def _save_shards(self, folder: Path) -> None:
+        # Other trainers may share the accelerator.
+        with self._parts().patches.applied():
+            self.accelerator.save_state(folder)
 
     def load_files(self, folder: Path, scheduler: Any, load: LoadState) -> None:
         """Let Accelerate load the shards, then load the rest."""
@@ -159,6 +163,36 @@ class FSDP2(FSDP):
 
     name = "FSDP2"
 
+    def check_model(self, model: torch.nn.Module, optimizer: Any) -> None:
+        """Refuse weights that two layers share, if each layer is sharded by its size."""
+        super().check_model(model, optimizer)
+        plugin: Any = self.accelerator.state.fsdp_plugin
+        # Accelerate binds its arguments when it has prepared a first model.
+        policy = getattr(plugin.auto_wrap_policy, "func", plugin.auto_wrap_policy)
+        if getattr(policy, "__name__", "") != "size_based_auto_wrap_policy":
+            return
+        for tied in _tied_names(model):
+            layers = [model.get_submodule(name) for name in {name.rpartition(".")[0] for name in tied}]
+            sizes = [sum(each.numel() for each in layer.parameters()) for layer in layers]
+            # What one layer holds twice is sharded once, and small layers are sharded with what is around.
+            if len(layers) > 1 and max(sizes) > (plugin.min_num_params or 0):
+                raise ConfigurationError(
+                    f"The parameters {tied} are one tensor that several layers share, but the "
+                    "auto_wrap_policy 'size_based_wrap' shards each layer by itself, which torch refuses. "
+                    "Use auto_wrap_policy='transformer_based_wrap' with the class of the repeated layer, or "
+                    "'no_wrap', which shard the shared tensor with the whole model."
+                )
+
+    def bind(self, optimizer: Any) -> None:
+        """Clip without Accelerate, which compares the parameters with those of all models that it knows."""
+        super().bind(optimizer)
+        self.clip_norm = self._clip_norm
+
+    def _clip_norm(self, parameters: Iterable[torch.Tensor], max_norm: float) -> None:
+        if self.accelerator.scaler is not None:
+            self.accelerator.unscale_gradients()
+        clip_norm(parameters, max_norm)
+
 
 class HSDP(FSDP2):
     """Runs the steps of groups of processes that hold a copy of the model together, in parts.
@@ -167,3 +201,11 @@ class HSDP(FSDP2):
     """
 
     name = "HSDP"
+
+
+def _tied_names(model: torch.nn.Module) -> list[list[str]]:
+    """Return the names of each tensor that has several in the model."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    return [tied for tied in names.values() if len(tied) > 1]

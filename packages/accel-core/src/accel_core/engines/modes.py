@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from .engine import Engine
-from .parts import local_shard
+from .parts import local_shard, reshard
 from .weights import share_buffers
 
 _STAYS_IN_EVAL = "stays_in_eval_mode"
@@ -207,5 +207,7 @@ def evaluation_mode(
             module.eval()
             yield module
     finally:
+        if engine.shards_parameters:
+            reshard(module)
         for part, training in modes:
             part.training = training

@@ -101,6 +101,17 @@ def clip_value(parameters: Iterable[torch.Tensor], largest: float) -> None:
             local_shard(parameter.grad).clamp_(-largest, largest)
 
 
+def reshard(module: torch.nn.Module) -> None:
+    """Let FSDP2 give whole parameters back, which it keeps after a forward pass that no backward follows.
+
+    Till then the model has other parameters than its optimizer, and would not see a change of the latter.
+    """
+    for part in module.modules():
+        give_back = getattr(part, "reshard", None)
+        if callable(give_back) and callable(getattr(part, "unshard", None)):
+            give_back()
+
+
 def whole(value: Any, is_kept: bool) -> Any:
     """Return a state with whole tensors in place of those in parts. Every process takes part.
 
@@ -116,6 +127,22 @@ def whole(value: Any, is_kept: bool) -> Any:
     if isinstance(value, (list, tuple)) and not hasattr(value, "_fields"):
         return type(value)(whole(item, is_kept) for item in value)
     return value
+
+
+def join_parts(like: Any, part: torch.Tensor, is_kept: bool) -> Any:
+    """Return the whole of which each process holds a `part`, laid out as `like`. Every process takes part.
+
+    Args:
+        is_kept: whether this process needs it, as for `whole`.
+    """
+    if not is_dtensor(like):
+        return part.detach().cpu() if is_kept else part
+    from torch.distributed.tensor import DTensor
+
+    laid_out = DTensor.from_local(
+        part, like.device_mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride()
+    )
+    return whole(laid_out, is_kept)
 
 
 def part_of(own: Any, value: Any) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -18,17 +20,20 @@ class Patches:
     models of all of them alive.
     """
 
-    def __init__(self, model: torch.nn.Module, accelerator: Accelerator, leaves_all: bool = False) -> None:
+    def __init__(self, model: torch.nn.Module, accelerator: Accelerator, leaves_model: bool = False) -> None:
         """Remember model and accelerator as they are, before the model is prepared.
 
         Args:
-            leaves_all: the engine needs what it has prepared outside of a run too.
+            leaves_model: the engine needs what it has set on the model outside of a run too.
         """
         inner = getattr(model, "_orig_mod", model)
         modules = [model] if inner is model else [model, inner]
         known = (accelerator._models, accelerator._optimizers, accelerator._schedulers)
-        self._attributes: list[dict[str, Any]] = [] if leaves_all else [vars(module) for module in modules]
-        self._known: tuple[list[Any], ...] = () if leaves_all else known
+        self._attributes: list[dict[str, Any]] = [] if leaves_model else [vars(module) for module in modules]
+        self._known: tuple[list[Any], ...] = known
+        self._accelerator: Any = accelerator
+        self._deepspeed: Any = None
+        """What the accelerator's `backward` calls with DeepSpeed, of which it knows one."""
         self._own = self._read()
         self._prepared = self._own
         self._before = [list(values) for values in self._known]
@@ -41,6 +46,7 @@ class Patches:
             self._are_on = False
             self._prepared = self._read()
             self._write(self._own)
+            self._deepspeed = getattr(self._accelerator, "deepspeed_engine_wrapped", None)
             for number, values in enumerate(self._known):
                 before = {id(value) for value in self._before[number]}
                 self._added[number] = [value for value in values if id(value) not in before]
@@ -52,9 +58,22 @@ class Patches:
         if not self._are_on:
             self._are_on = True
             self._write(self._prepared)
+            if self._deepspeed is not None:
+                self._accelerator.deepspeed_engine_wrapped = self._deepspeed
             self._before = [list(values) for values in self._known]
             for values, added in zip(self._known, self._added, strict=True):
                 values += added
+
+    @contextlib.contextmanager
+    def applied(self) -> Iterator[None]:
+        """Put on what is within, and leave it as it was."""
+        were_on = self._are_on
+        self.put_on()
+        try:
+            yield
+        finally:
+            if not were_on:
+                self.take_off()
 
     def fit(self) -> bool:
         """Whether the model is as it was when they were taken off: they know nothing of a newer `forward`."""

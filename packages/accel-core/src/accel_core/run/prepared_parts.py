@@ -43,7 +43,8 @@ def prepare_parts(trainer: TrainerParts, run: Run, per_device_batch_size: int = 
     if engine.prepared is None or not engine.prepared.is_of(trainer.model, trainer.optimizer):
         trainer.callbacks.on_prepare_start(trainer)  # type: ignore[arg-type]
         user_parts = (trainer.model, trainer.optimizer)
-        patches = Patches(trainer.model, trainer.accelerator, engine.shards_parameters)
+        leaves_model = engine.shards_parameters and not engine.gathers_files
+        patches = Patches(trainer.model, trainer.accelerator, leaves_model)
         engine.check_trained(modules_of_optimizer(trainer), ())
         engine.check_model(trainer.model, trainer.optimizer)
         try:

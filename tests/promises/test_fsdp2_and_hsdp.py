@@ -1,0 +1,221 @@
+"""FSDP2 on two processes and HSDP on two times two: equal to one process, resumed, and several trainers at once.
+
+Accelerate refuses both on a CPU, so its state is set by hand (`tests/layouts.py`). What FSDP2 shares with
+DeepSpeed is in `test_engines_that_shard.py`.
+"""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator, DistributedType
+from torch import nn
+from torch.utils.data import TensorDataset
+
+from accel_callbacks import ModelEmaCallback
+from accel_core import ConfigurationError, Trainer
+from accel_core.state.files import read_tensors
+from case_runner import Outcome, compare, run_as_script, shared_folder
+from layouts import fsdp2
+from tiny import SaveAt
+
+pytestmark = pytest.mark.slow
+LAYOUTS = {2: "FSDP2", 4: "HSDP"}
+
+
+def make_data(num_samples=37):
+    generator = torch.Generator().manual_seed(num_samples)
+    inputs = torch.randn(num_samples, 5, generator=generator)
+    return TensorDataset(inputs, torch.randint(0, 3, (num_samples,), generator=generator))
+
+
+def make_trainer(callbacks=(), accelerator=None, lr=0.05, seed=3):
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 3))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr)
+    trainer = Trainer(model, nn.CrossEntropyLoss(), optimizer, callbacks, seed=7, accelerator=accelerator)
+    trainer.trust_engine_files = True
+    return trainer
+
+
+def run(trainer, batch_size, num_epochs=2, **kwargs):
+    kwargs = {"eval_dataset": make_data(13), "gradient_clip_norm": 0.5, **kwargs}
+    trainer.train(make_data(), num_epochs, per_device_batch_size=batch_size, **kwargs)
+    return trainer
+
+
+def outcome_of(trainer):
+    path = shared_folder() / "model.safetensors"
+    trainer.save_checkpoint(path)
+    history = {f"{r['name']} {r['update']}": r["value"] for r in trainer.run_history.to_records()}
+    return {"weights": read_tensors(path), "history": history}
+
+
+def train(batch_size):
+    return outcome_of(run(make_trainer(), batch_size, gradient_accumulation_steps=2))
+
+
+def batch_of(batch_size):
+    """The share of this process in batches of 24."""
+    return 24 // Accelerator().num_processes
+
+
+def save_and_resume(batch_size):
+    """The state stays where a launch on more processes finds it."""
+    is_alone = Accelerator().num_processes == 1
+    folder = shared_folder() if is_alone else Path(sys.argv[3])
+    whole = run(make_trainer([SaveAt(3, folder / "state")]), batch_of(batch_size), 3)
+    rest = run(make_trainer(seed=4), batch_of(batch_size), 3, resume_from=folder / "state")
+    return outcome_of(whole), outcome_of(rest)
+
+
+def resume_other(batch_size):
+    """The state of another number of processes, if this launch was given one."""
+    if Accelerator().num_processes == 1 or len(sys.argv) < 5:
+        return None
+    return outcome_of(run(make_trainer(seed=4), batch_of(0), 3, resume_from=Path(sys.argv[4]) / "state"))
+
+
+def two_trainers(batch_size):
+    """One accelerator: they train by turns, and each state holds its own model."""
+    accelerator, folder = Accelerator(), shared_folder()
+    one = make_trainer([SaveAt(2, folder / "one")], accelerator)
+    other = make_trainer([SaveAt(2, folder / "other")], accelerator, lr=0.01, seed=5)
+    for trainer in (one, other):
+        run(trainer, batch_size, 1)
+    run(one, batch_size, 1, reset_run_history=False)
+    resumed = run(make_trainer((), accelerator, lr=0.01, seed=6), batch_size, 1, resume_from=folder / "other")
+    measured = [trainer.evaluate(make_data(13)) for trainer in (one, other)]
+    return outcome_of(one), outcome_of(other), outcome_of(resumed), measured
+
+
+def export_after_evaluation(batch_size):
+    path = shared_folder() / "model.pt"
+    run(make_trainer(), batch_size).save_checkpoint(path, save_optimizer=False)
+    return sorted(torch.load(path, weights_only=True))
+
+
+def average(batch_size):
+    """Each process averages the parts that it holds; the average is evaluated, exported, saved and restored."""
+    is_alone = Accelerator().num_processes == 1
+    folder = shared_folder() if is_alone else Path(sys.argv[3])
+    path = folder / "ema.safetensors"
+    kwargs = {"decay": 0.5, "warmup": False}
+    whole, rest = (ModelEmaCallback(save_path=path, **kwargs) for _ in range(2))
+    first = run(make_trainer([whole, SaveAt(3, folder / "averaged")]), batch_of(batch_size), 3)
+    exported = read_tensors(path)
+    second = run(make_trainer([rest], seed=4), batch_of(batch_size), 3, resume_from=folder / "averaged")
+    # The main process has the whole averages.
+    averages = [dict(callback.state_dict()["ema_model"]) for callback in (whole, rest)]
+    return outcome_of(first), averages[0], exported, outcome_of(second), averages[1]
+
+
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.middle, self.last = nn.Linear(5, 5), nn.Linear(5, 5), nn.Linear(5, 5)
+        self.last.weight = self.first.weight
+
+    def forward(self, inputs):
+        return self.last(self.middle(self.first(inputs)))
+
+
+def refuse_tied(batch_size):
+    trainer = make_trainer()
+    trainer.model = Tied()
+    trainer.optimizer = torch.optim.AdamW(trainer.model.parameters())
+    try:
+        run(trainer, batch_size)
+    except ConfigurationError as error:
+        assert trainer.run_progress.updates_completed == 0
+        return str(error)
+    return "trained"
+
+
+def describe(batch_size):
+    return make_trainer().describe()
+
+
+EQUAL = {"training": train, "two trainers": two_trainers}
+CASES = {
+    **EQUAL,
+    "average": average,
+    "export": export_after_evaluation,
+    "resume": save_and_resume,
+    "resume from others": resume_other,
+    "tied": refuse_tied,
+    "describe": describe,
+}
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory) -> dict[int, Outcome]:
+    found, earlier = {}, []
+    for processes in LAYOUTS:
+        folder = tmp_path_factory.mktemp("state")
+        arguments = [folder, *earlier]
+        found[processes] = compare(
+            CASES, __file__, processes, tmp_path_factory.mktemp("cases"), args=arguments
+        )
+        earlier = [folder]
+    return found
+
+
+@pytest.fixture(params=LAYOUTS, ids=LAYOUTS.get)
+def outcome(request, outcomes):
+    return outcomes[request.param]
+
+
+def assert_equal(actual, expected):
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("case", EQUAL)
+def test_it_equals_one_process(outcome, case):
+    for result in outcome.of(case):
+        assert_equal(result, outcome.alone(case))
+
+
+def test_a_resumed_run_has_the_same_bits(outcome):
+    for whole, rest in outcome.of("resume"):
+        torch.testing.assert_close(rest, whole, rtol=0, atol=0)
+
+
+def test_an_export_after_an_evaluation_holds_the_model_alone(outcome):
+    for keys in outcome.of("export"):
+        assert keys == outcome.alone("export")
+
+
+def test_averages_equal_those_of_one_process_and_go_on_to_the_bit(outcome):
+    for first, averages, _, second, averages_of_rest in outcome.of("average"):
+        torch.testing.assert_close((second, averages_of_rest), (first, averages), rtol=0, atol=0)
+    first, averages, exported, _, _ = outcome.of("average")[0]
+    assert_equal((first, averages, exported), outcome.alone("average")[:3])
+
+
+def test_a_state_of_two_processes_goes_on_on_four(outcomes):
+    whole = outcomes[2].of("resume")[0][0]
+    for result in outcomes[4].of("resume from others"):
+        assert_equal(result, whole)
+
+
+def test_weights_that_layers_share_are_refused_under_a_policy_of_sizes(outcome):
+    for told in outcome.of("tied"):
+        assert "['first.weight', 'last.weight']" in told
+        assert "'transformer_based_wrap'" in told
+
+
+def test_describe_names_the_layout(outcome):
+    for text in outcome.of("describe"):
+        assert f"processes: {outcome.processes}, layout: {LAYOUTS[outcome.processes]}" in text
+
+
+if __name__ == "__main__":
+    run_as_script(
+        CASES,
+        # Torch and Accelerate warn of their own calls of each other.
+        ignore=".*",
+        create_accelerator=lambda: fsdp2(replicas=2 if sys.argv[1] == "4" else 1),
+        distributed_type=DistributedType.FSDP,
+    )
