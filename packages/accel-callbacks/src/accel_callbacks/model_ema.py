@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import numbers
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
@@ -18,13 +17,12 @@ from accel_core.extending import (
     broadcast_tensors,
     check_path,
     notify,
-    plain,
-    preview,
     run_on_main,
     with_names_of,
     with_plain_names,
 )
 
+from .ema_decay import check_decay
 from .export_path import Exported, check_export_path, why_not_own
 from .model_copy import copy_model, remove_patches
 from .sharded_average import ShardedAverage, is_fractional
@@ -82,7 +80,7 @@ class ModelEmaCallback(TrainerCallback):
         Raises:
             ConfigurationError: an argument cannot be used.
         """
-        self.decay = _check_decay(decay)
+        self.decay = check_decay(decay)
         self.warmup = warmup
         self.evaluate_during_training = evaluate_during_training
         way_out = "Pass the name of a file, or None to export nothing."
@@ -294,17 +292,6 @@ class ModelEmaCallback(TrainerCallback):
             warnings.warn(str(error), AccelWarning)
             return False
         return True
-
-
-def _check_decay(decay: Any) -> float:
-    number = plain(decay)
-    is_number = isinstance(number, numbers.Real) and not isinstance(number, bool)
-    if not (is_number and 0 <= float(number) < 1):
-        raise ConfigurationError(
-            f"decay is {preview(decay)}, but must be a number from 0 to below 1. Use 0.999 to average over "
-            "about the last thousand updates."
-        )
-    return float(number)
 
 
 def _fits(own: Any, value: Any) -> bool:
