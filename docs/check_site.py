@@ -19,6 +19,8 @@ SEARCHES = (
     "gradient checkpointing",
     "inference",
     "glossary",
+    "s3://",
+    "replay",
     "out of memory",
     "tensorboard",
 )
