@@ -68,6 +68,7 @@ def test_callbacks_are_called_in_the_order_of_the_table_however_they_are_listed(
     arguments: dict[str, tuple[Any, ...]] = {
         "UnfreezeCallback": ({2: 0},),
         "TrackerCallback": ("tensorboard", "any"),
+        "StepBasedEvaluationCallback": (5,),
         "ProfileCallback": ("profile",),
         "OptunaPruningCallback": (None,),
     }
