@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from launching import launch
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 pytestmark = pytest.mark.slow
@@ -114,3 +116,9 @@ def test_a_tracker_holds_what_the_history_holds(run):
     assert (
         number_after("Accuracy in the tracker:", output) == number_after("in the run history:", output) >= 93
     )
+
+
+def test_halves_find_each_other_equally_well_on_two_processes(run):
+    alone = run("18_contrastive_pairs.py")
+    assert number_after("among the five nearest:", alone) >= 70
+    assert launch(EXAMPLES / "18_contrastive_pairs.py").stdout == alone

@@ -39,6 +39,7 @@ from .errors import RunInterrupted
 from .foreign_names import check_trainer_class, take_old_name
 from .processes.agreement import Agreement
 from .processes.collectives import gather_tensor
+from .processes.gather_with_grad import gather_with_grad
 from .processes.group import DataGroup, data_group
 from .run import (
     entering,
@@ -775,14 +776,16 @@ class Trainer:
     def gather(self, tensor: torch.Tensor, padding_value: float | None = None) -> torch.Tensor:
         """Join the tensors of `data_group` on the first dimension, of any size. Every process takes part.
 
-        Inside a step it raises `ConfigurationError` if a process may have no batch there, and never answer.
-
-        Args:
-            padding_value: fills up other dimensions where they differ.
+        Inside a step it raises `ConfigurationError` if a process may have no batch there, or for a tensor that
+        would lose its gradient. `padding_value` fills up other dimensions where they differ.
         """
         if self._run is not None:
-            self._run.check_gather()
+            self._run.check_gather(tensor)
         return gather_tensor(tensor, padding_value, self.engine.group)
+
+    def gather_with_grad(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Join `(rows, ...)` of `data_group` with gradients, which backward sums: for contrastive losses."""
+        return gather_with_grad(tensor, self.engine.group, self._run and self._run.check_collective)
 
     def get_model(self, keep_torch_compile: bool = True) -> torch.nn.Module:
         """Return the model without what was wrapped around it."""

@@ -16,7 +16,7 @@ from .averaging import average_gradients, broadcast_together, check_equal_parame
 from .buckets import settle_buckets
 from .carried_word import CarriedWord
 from .engine import Context, Prepared, StepWeight
-from .single import SingleProcess
+from .single import SingleProcess, no_context
 from .trained import Trained
 from .weights import is_frozen
 
@@ -31,7 +31,6 @@ class DDP(SingleProcess):
     def __init__(self, accelerator: Accelerator, group: DataGroup) -> None:
         super().__init__(accelerator, group)
         if not group.is_single:
-            self.synchronize = self._synchronize_in_last_step
             self.word = CarriedWord(accelerator, group.index)
         self._trainable: list[bool] = []
         """Which parameters had gradients when the model was wrapped: those that DDP averages."""
@@ -58,6 +57,7 @@ class DDP(SingleProcess):
         super().keep(prepared)
         if self.word is not None:
             self.word.attach(find_ddp(prepared.model))
+        self._choose_synchronize(prepared.model)
         self._trainable = _trainable_of(prepared.model)
         self._broadcast.clear()
 
@@ -134,6 +134,7 @@ class DDP(SingleProcess):
             prepared.model = self._wrap_anew(prepared.model)
             if self.trained is not None:
                 self.trained.model = prepared.model
+            self._choose_synchronize(prepared.model)
             self._trainable = trainable
             self._settle_buckets()
         return prepared.model
@@ -153,6 +154,15 @@ class DDP(SingleProcess):
         """Return the module inside: the wrapper would wait for a process that has no batch."""
         wrapper = find_ddp(model)
         return model if wrapper is None else wrapper.module
+
+    def _choose_synchronize(self, model: torch.nn.Module) -> None:
+        """Reduce gradients in the last step of an update, or in each one where DDP knows no other way."""
+        wrapper = find_ddp(model)
+        # With static_graph DDP counts on a reduction in each backward pass, and fails after one without it.
+        # The mean of the sums so far leaves what was averaged before as it is, so the gradients are the same.
+        is_static = wrapper is not None and wrapper.static_graph
+        reduces_late = not self.group.is_single and not is_static
+        self.synchronize = self._synchronize_in_last_step if reduces_late else no_context
 
     def _synchronize_in_last_step(self, model: torch.nn.Module, is_last: bool) -> Context:
         return _NOTHING if is_last else self.accelerator.no_sync(model)

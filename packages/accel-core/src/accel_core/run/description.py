@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader
 from ..callbacks.callback import TrainerCallback
 from ..callbacks.callback_list import EVENTS, CallbackList
 from ..callbacks.limit_batches import batch_limits
+from ..processes.lost import collective_timeout
 from .evaluation_sets import label_of, named_sets
 from .run_config import TrainerRunConfig
 from .trainer_parts import TrainerParts
@@ -65,6 +66,12 @@ def describe_run(
         lines.append(
             f"data: {engine.group.processes_per_copy} processes hold a copy of the model and read the same "
             f"batches; {engine.group.size} such groups share the data"
+        )
+    timeout = collective_timeout(accelerator.device)
+    if timeout is not None:
+        lines.append(
+            f"waiting: a process gives up on the others after {timeout.total_seconds() / 60:g} minutes, by "
+            "InitProcessGroupKwargs(timeout=...) of accelerate"
         )
     if engine.steps_in_backward:
         lines.append(

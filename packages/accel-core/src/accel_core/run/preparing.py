@@ -24,10 +24,12 @@ from .counted_loss import counted_loss
 from .ending import tell_launcher, tell_of_interrupt
 from .first_steps import report_evaluation_step
 from .launches import note_launch
+from .leaving import report_leaving
 from .loaders import create_eval_loader, create_loaders
 from .loss_tracker import LossTracker, MeanTrackers
 from .modes import begin_train_mode
 from .prepared_parts import check_engine, prepare_parts
+from .refused_collectives import refusing_collectives
 from .rollback import Rollback, TrainingRollback
 from .run import Run
 from .run_config import plan_run
@@ -197,8 +199,10 @@ def _running(trainer: TrainerParts, run: Run) -> Iterator[Run]:
         run.rollback = TrainingRollback(trainer.run_history, trainer.device, vars(trainer))
     trainer._run = run
     try:
-        yield run
+        with refusing_collectives(trainer.accelerator, run):
+            yield run
     except BaseException as error:
+        report_leaving(error, run, trainer.run_progress, trainer.device)
         _close_after(error, trainer, optimizer)
         tell_of_interrupt(trainer, run, error)
         tell_launcher(trainer, run, error)

@@ -225,15 +225,29 @@ class Run:
         self.lacks_batches = loader.may_lack_batches
         return eval_steps(loader, keep_padding=self.engine.has_collective_forward)
 
-    def check_gather(self) -> None:
-        """Raise if a process may be without a batch in the step that goes on, and would never answer."""
+    def check_gather(self, tensor: torch.Tensor) -> None:
+        """Raise if a process might never answer, or if a loss would lose its gradient without a word."""
+        self.check_collective("gather")
+        if self.phase is Phase.IN_STEPS and tensor.requires_grad and torch.is_grad_enabled():
+            raise ConfigurationError(
+                "gather was called inside a training step with a tensor that requires a gradient, but what "
+                "it returns has none. Call gather_with_grad(tensor) for a loss, and gather(tensor.detach()) "
+                "for a metric."
+            )
+
+    def check_collective(self, call: str) -> None:
+        """Raise if a process may be without a batch in the step that goes on, and would never answer.
+
+        Args:
+            call: what was called, for the message.
+        """
         if self.lacks_batches and self.phase in _WITHOUT_GATHER:
             num_processes = self.engine.group.size
             missing = (
                 f"process {num_processes - 1} of {num_processes} has no batch there and would never answer"
             )
             where = _WITHOUT_GATHER[self.phase].format(missing=missing)
-            raise ConfigurationError(f"gather was called inside {where}")
+            raise ConfigurationError(f"{call} was called inside {where}")
 
     def close(self) -> None:
         """End the workers of all loaders."""
