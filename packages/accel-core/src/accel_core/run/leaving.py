@@ -19,11 +19,12 @@ def report_leaving(error: BaseException, run: Run, progress: RunProgress, device
     group = run.engine.group
     if group.is_only_process:
         return
+    who = f"Process {group.process_index} of {group.num_processes}"
     where = f"{run.phase.value}, after {progress.updates_completed} updates"
     if isinstance(error, SystemExit):
         # A launcher takes status 0 for success and goes on waiting for the others, so this is the only trace.
         sys.stderr.write(
-            f"Process {group.process_index} of {group.num_processes} leaves the run by sys.exit({error.code!r}), {where}. "
+            f"{who} leaves the run by sys.exit({error.code!r}), {where}. "
             "The others wait for it, and fail. Call trainer.request_stop(reason), which ends all of them "
             "after the same update.\n"
         )
@@ -31,7 +32,7 @@ def report_leaving(error: BaseException, run: Run, progress: RunProgress, device
         return
     if is_unanswered(error):
         error.add_note(
-            f"Process {group.process_index} of {group.num_processes} waited, {where}, in {waiting_call(error)}. Another "
+            f"{who} waited, {where}, in {waiting_call(error)}. Another "
             f"process has ended, hangs, or did not make the same call. {_ways_out(device)}"
         )
 
