@@ -785,7 +785,7 @@ class Trainer:
 
     def gather_with_grad(self, tensor: torch.Tensor) -> torch.Tensor:
         """Join `(rows, ...)` of `data_group` with gradients, which backward sums: for contrastive losses."""
-        return gather_with_grad(tensor, self.engine.group, self._run and self._run.check_collective)
+        return gather_with_grad(tensor, self.engine.group, self._run.check_collective if self._run else None)
 
     def get_model(self, keep_torch_compile: bool = True) -> torch.nn.Module:
         """Return the model without what was wrapped around it."""
