@@ -776,8 +776,8 @@ class Trainer:
     def gather(self, tensor: torch.Tensor, padding_value: float | None = None) -> torch.Tensor:
         """Join the tensors of `data_group` on the first dimension, of any size. Every process takes part.
 
-        Inside a step it raises `ConfigurationError` if a process may have no batch there, or for a tensor that
-        would lose its gradient. `padding_value` fills up other dimensions where they differ.
+        Inside a step it raises `ConfigurationError` if a process may have no batch there, or for a tensor
+        that would lose its gradient. `padding_value` fills up other dimensions where they differ.
         """
         if self._run is not None:
             self._run.check_gather(tensor)
