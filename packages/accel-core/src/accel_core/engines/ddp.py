@@ -16,7 +16,7 @@ from .averaging import average_gradients, broadcast_together, check_equal_parame
 from .buckets import settle_buckets
 from .carried_word import CarriedWord
 from .engine import Context, Prepared, StepWeight
-from .single import SingleProcess, no_context
+from .single import SingleProcess, _no_context
 from .trained import Trained
 from .weights import is_frozen
 
@@ -162,7 +162,7 @@ class DDP(SingleProcess):
         # The mean of the sums so far leaves what was averaged before as it is, so the gradients are the same.
         is_static = wrapper is not None and wrapper.static_graph
         reduces_late = not self.group.is_single and not is_static
-        self.synchronize = self._synchronize_in_last_step if reduces_late else no_context
+        self.synchronize = self._synchronize_in_last_step if reduces_late else _no_context
 
     def _synchronize_in_last_step(self, model: torch.nn.Module, is_last: bool) -> Context:
         return _NOTHING if is_last else self.accelerator.no_sync(model)

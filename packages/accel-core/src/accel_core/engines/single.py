@@ -58,7 +58,7 @@ class SingleProcess:
         self.backward: Callable[[torch.Tensor], None] = torch.Tensor.backward
         self.zero_grad: Callable[[], None] = _do_nothing
         self.clip_norm: Callable[..., Any] = torch.nn.utils.clip_grad_norm_
-        self.synchronize: Callable[[torch.nn.Module, bool], Context] = no_context
+        self.synchronize: Callable[[torch.nn.Module, bool], Context] = _no_context
 
     # ---------------------------------------------------------------- before a run
 
@@ -292,8 +292,7 @@ def _call_both(first: Callable[[], Any], second: Callable[[], Any]) -> None:
     second()
 
 
-def no_context(model: torch.nn.Module, is_last: bool) -> Context:
-    """Return a context that does nothing, for a step of any kind."""
+def _no_context(model: torch.nn.Module, is_last: bool) -> Context:
     return _NOTHING
 
 
