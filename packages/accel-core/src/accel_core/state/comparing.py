@@ -1,0 +1,184 @@
+"""Whether two runs are equal, and where they part: from the digests of their states, by bisection."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..checks.values import check_path
+from ..errors import CheckpointError
+from .checkpoint import NoState, TrainerState, examine, read_model_state
+from .digests import digest_of_file
+from .folder import complete_checkpoints
+
+_WEIGHTS = ("model.safetensors", "engine/")
+_ROUNDING = 1000
+"""Multiples of the precision of a type up to which a difference may be rounding."""
+
+Replay = Callable[[int], Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class RunComparison:
+    """Holds where two runs part. Its text is "equal" if they do not."""
+
+    first_difference: int | None
+    """The update that differs first; without replays that of the first state that differs. None if equal."""
+    last_equal: int | None
+    """The newest update after which both have the same weights, as far as is known."""
+    differing: list[str]
+    """Names of what differs there: parameters, buffers; with replays "batch", "loss" and layers too."""
+    is_rounding: bool = False
+    """All that differs is equal up to rounding."""
+    num_replays: int = 0
+    """Pairs of replays that were made."""
+
+    def __str__(self) -> str:
+        if self.first_difference is None:
+            return "equal"
+        last = "no common state" if self.last_equal is None else f"update {self.last_equal}"
+        rounding = ", up to rounding" if self.is_rounding else ""
+        return (
+            f"equal up to {last}, differ from update {self.first_difference} on{rounding}: {self.differing}"
+        )
+
+
+def compare_runs(a: str | Path, b: str | Path, replay: tuple[Replay, Replay] | None = None) -> RunComparison:
+    """Return where two runs part, by the weights in their states.
+
+    States of the same update are compared, by bisection: runs that have parted are taken to stay apart. A
+    state that only one of them has is passed over.
+
+    Args:
+        a: a training state, or the folder of a run.
+        b: the same of the other run.
+        replay: two functions from an update to what `Trainer.replay` returns, of each run. With them the very
+            update is found, in at most log2 of the updates between two states, and one more to look at it.
+
+    Raises:
+        CheckpointError: there are no states of the same update.
+    """
+    ours, theirs = _states_of("a", a), _states_of("b", b)
+    common = sorted(ours.keys() & theirs.keys())
+    if not common:
+        raise CheckpointError(
+            f"'{a}' has states after the updates {sorted(ours)}, '{b}' after {sorted(theirs)}: none in "
+            "common, so nothing can be compared. Save both runs after the same updates."
+        )
+    low, high = 0, len(common)
+    while low < high:
+        middle = (low + high) // 2
+        if _are_equal(ours[common[middle]], theirs[common[middle]]):
+            low = middle + 1
+        else:
+            high = middle
+    last_equal = common[low - 1] if low else None
+    if low == len(common):
+        return RunComparison(None, last_equal, [])
+    first = common[low]
+    differing, is_rounding = differing_names(
+        read_model_state(ours[first][0]), read_model_state(theirs[first][0])
+    )
+    if replay is None:
+        return RunComparison(first, last_equal, differing, is_rounding)
+    return _search(replay, last_equal, first, differing, is_rounding)
+
+
+def _states_of(name: str, path: Any) -> dict[int, tuple[Path, TrainerState]]:
+    folder = check_path(name, path, "Pass a training state, or the folder of a run.")
+    state = examine(Path(folder))
+    states = complete_checkpoints(folder) if isinstance(state, NoState) else {Path(folder): state}
+    if not states:
+        raise CheckpointError(f"{name} is '{path}', which holds no complete training state.")
+    return {each["run_progress"]["updates_completed"]: (found, each) for found, each in states.items()}
+
+
+def _are_equal(one: tuple[Path, TrainerState], other: tuple[Path, TrainerState]) -> bool:
+    """Whether the weights are the same to the bit.
+
+    A file of weights names its run, so that those of two runs have other digests, and are read.
+    """
+    if _digests_of(*one) == _digests_of(*other):
+        return True
+    files_of_engine = [name for name in one[1]["files"] if name.startswith("engine/")]
+    if files_of_engine:
+        return False
+    return not differing_names(read_model_state(one[0]), read_model_state(other[0]))[0]
+
+
+def _digests_of(folder: Path, state: TrainerState) -> dict[str, str]:
+    known = state.get("digests", {})
+    names = [name for name in state["files"] if name.startswith(_WEIGHTS)]
+    return {name: known.get(name) or digest_of_file(folder / name) for name in names}
+
+
+def differing_names(one: Mapping[str, Any], other: Mapping[str, Any]) -> tuple[list[str], bool]:
+    """Return the names of the tensors that differ, and whether all of them are equal up to rounding."""
+    names = [name for name in {**one, **other} if not _is_same(one.get(name), other.get(name))]
+    return names, bool(names) and all(_is_close(one.get(name), other.get(name)) for name in names)
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
+        if one.shape != other.shape or one.dtype != other.dtype:
+            return False
+        # NaN is equal to itself here.
+        return bool(torch.equal(one, other) or torch.allclose(one, other, rtol=0, atol=0, equal_nan=True))
+    if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
+        return len(one) == len(other) and all(map(_is_same, one, other))
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(_is_same(one[key], other[key]) for key in one)
+    return bool(one == other)
+
+
+def _is_close(one: Any, other: Any) -> bool:
+    if not (isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor)):
+        return False
+    if one.shape != other.shape or one.dtype != other.dtype or not one.is_floating_point():
+        return False
+    largest = one.abs().max().clamp(min=torch.finfo(one.dtype).tiny)
+    return bool((one - other).abs().max() <= _ROUNDING * torch.finfo(one.dtype).eps * largest)
+
+
+def _search(
+    replay: tuple[Replay, Replay], last_equal: int | None, first: int, differing: list[str], is_rounding: bool
+) -> RunComparison:
+    """Find the update between two states, by replays."""
+    low, high, number = (last_equal or 0) + 1, first, 0
+    looked_at: dict[int, tuple[list[str], bool]] = {}
+    while low < high:
+        middle = (low + high + 1) // 2
+        one, other = (function(middle) for function in replay)
+        number += 1
+        names, is_close = differing_names(one.weights, other.weights)
+        if names:
+            # Some update before has made them so.
+            high, differing, is_rounding = middle - 1, names, is_close
+            continue
+        looked_at[middle] = _differences_in_hand(one, other)
+        low = middle
+        if looked_at[middle][0]:
+            high = middle
+    if low not in looked_at:
+        one, other = (function(low) for function in replay)
+        number += 1
+        looked_at[low] = _differences_in_hand(one, other)
+    names, is_close = looked_at[low]
+    # With the same in hand, the step of the optimizer has made the weights differ.
+    names, is_close = (names, is_close) if names else (differing, is_rounding)
+    return RunComparison(low, low - 1, names, is_close, number)
+
+
+def _differences_in_hand(one: Any, other: Any) -> tuple[list[str], bool]:
+    """Return what differs of two results of a replay, in the order in which an update makes it."""
+    names = [name for name in ("indices", "batch") if not _is_same(getattr(one, name), getattr(other, name))]
+    layers = [name for name in one.layers if not _is_same(one.layers[name], other.layers.get(name))]
+    gradients, is_close = differing_names(one.gradients, other.gradients)
+    names += [*layers, *(["loss"] if one.loss != other.loss else []), *gradients]
+    if one.learning_rates != other.learning_rates:
+        return [*names, "learning_rates"], False
+    return list(dict.fromkeys(names)), is_close and names == gradients

@@ -1,0 +1,81 @@
+"""Two runs are compared by their states, and with replays down to the update."""
+
+import math
+
+import pytest
+import torch
+from torch.utils.data import TensorDataset
+
+from accel_core import CheckpointError, Trainer, TrainerCallback, compare_runs, samples_of
+from replaying import saving
+from tiny import tiny_data, tiny_trainer
+
+EVERY = 8
+
+
+class Planting(TrainerCallback):
+    """Changes something at one update or from it on."""
+
+    def __init__(self, update, what):
+        self.update, self.what = update, what
+
+    def on_optimizer_step_start(self, trainer: Trainer) -> None:
+        due = trainer.run_progress.updates_completed + 1
+        if self.what == "rate" and due >= self.update:
+            trainer.optimizer.param_groups[0]["lr"] = 0.05
+
+    def on_optimizer_step_end(self, trainer: Trainer) -> None:
+        if self.what == "weight" and trainer.run_progress.updates_completed == self.update:
+            with torch.no_grad():
+                trainer.model[0].weight[0, 0] += 0.5
+
+
+def run(folder, data=None, callbacks=(), replayed=None):
+    trainer = tiny_trainer(callbacks=callbacks if replayed else [*callbacks, saving(folder, EVERY)])
+    given = {"num_epochs": 6, "per_device_batch_size": 4}
+    data = tiny_data() if data is None else data
+    if replayed:
+        return trainer.replay(data, update=replayed, folder=folder, **given)
+    trainer.train(data, **given)
+    return folder
+
+
+def test_equal_runs_are_equal(tmp_path):
+    a, b = run(tmp_path / "a"), run(tmp_path / "b")
+    assert str(compare_runs(a, b)) == "equal"
+
+
+@pytest.mark.parametrize("what", ["rate", "weight"])
+@pytest.mark.parametrize("update", [1, 21, 37, 48])
+def test_a_planted_difference_is_found_at_its_update(tmp_path, what, update):
+    planting = [Planting(update, what)]
+    a, b = run(tmp_path / "a"), run(tmp_path / "b", callbacks=planting)
+    found = compare_runs(a, b)
+    assert found.last_equal == ((update - 1) // EVERY * EVERY or None)
+    assert found.first_difference == -(-update // EVERY) * EVERY
+    replays = (lambda n: run(a, replayed=n), lambda n: run(b, callbacks=planting, replayed=n))
+    found = compare_runs(a, b, replays)
+    assert found.first_difference == update
+    assert found.num_replays <= math.log2(EVERY) + 1
+    assert ("learning_rates" in found.differing) == (what == "rate")
+    assert not found.is_rounding
+
+
+def test_another_sample_is_found_in_its_batch(tmp_path):
+    inputs, targets = (tensor.clone() for tensor in tiny_data().tensors)
+    a = run(tmp_path / "a")
+    inputs[samples_of(a, 5)[0], 0] += 1
+    # Each sample comes once in an epoch of ten updates.
+    other = TensorDataset(inputs, targets)
+    b = run(tmp_path / "b", other)
+    found = compare_runs(a, b, (lambda n: run(a, replayed=n), lambda n: run(b, other, replayed=n)))
+    assert found.first_difference == 5
+    assert found.differing[:2] == ["batch", "loss"]
+
+
+def test_runs_without_common_states_are_refused(tmp_path):
+    a = run(tmp_path / "a")
+    with pytest.raises(CheckpointError, match="none in common"):
+        compare_runs(a / "update_00000008", a / "update_00000016")
+    with pytest.raises(CheckpointError, match="holds no complete training state"):
+        compare_runs(a, tmp_path / "b")
