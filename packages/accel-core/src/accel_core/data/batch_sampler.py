@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,31 @@ from torch.utils.data import BatchSampler, Sampler
 
 from ..processes.group import DataGroup
 from .order import EpochOrder, shard_of
+
+
+class StepPlan(Sequence[tuple[int, int]]):
+    """The sizes of equal steps and of the last one, of all processes and of this one.
+
+    It takes the same memory for any number of steps.
+    """
+
+    def __init__(self, num_steps: int, full: tuple[int, int], last: tuple[int, int]) -> None:
+        self.num_steps = num_steps
+        self.full = full
+        self.last = last
+
+    def __len__(self) -> int:
+        return self.num_steps
+
+    def __getitem__(self, step: Any) -> Any:
+        steps = range(self.num_steps)[step]
+        if isinstance(steps, range):
+            return [self.last if each == self.num_steps - 1 else self.full for each in steps]
+        return self.last if steps == self.num_steps - 1 else self.full
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        # Without a call of Python in each step.
+        return itertools.chain(itertools.repeat(self.full, self.num_steps - 1), [self.last])
 
 
 class ShardedBatchSampler(Sampler[Any]):
@@ -94,17 +119,19 @@ class ShardedBatchSampler(Sampler[Any]):
             skipped += len(batch)
         return len(self._items)
 
-    def plan(self) -> Iterator[tuple[int, int]]:
-        """Yield the samples of all processes and of this one for each global step of the epoch."""
-        latest = (0, 0)
-        for first, stop, part in self._steps():
-            if self.batch_size is None:
-                yield sum(map(len, self.items[first:stop])), sum(map(len, self.items[part]))
-                continue
-            sizes = (stop - first, part.stop - part.start)
-            # One pair for all equal steps: a long plan stays small.
-            latest = latest if latest == sizes else sizes
-            yield latest
+    def plan(self) -> Sequence[tuple[int, int]]:
+        """Return the samples of all processes and of this one for each global step of the epoch."""
+        if self.batch_size is None:
+            return [
+                (sum(map(len, self.items[first:stop])), sum(map(len, self.items[part])))
+                for first, stop, part in self._steps()
+            ]
+        firsts = self._firsts()
+        if not firsts:
+            return []
+        sizes = (self.step_size, min(self.step_size, len(self.items) - firsts[-1]))
+        full, last = ((size, len(range(size)[shard_of(size, self.group)])) for size in sizes)
+        return StepPlan(len(firsts), full, last)
 
     @property
     def last_step_lacks_batches(self) -> bool:
@@ -155,10 +182,14 @@ class ShardedBatchSampler(Sampler[Any]):
             has_batch = True
             batch = items[part] if self.batch_size is not None else items[part.start]
             if self.in_tensors:
+                if type(batch) is range:
+                    batch = np.arange(batch.start, batch.stop)
                 batch = torch.as_tensor(batch, dtype=torch.int64, device="cpu")
             elif isinstance(batch, (np.ndarray, torch.Tensor)):
                 # Data sets expect the numbers of python, as torch's own samplers give them.
                 batch = batch.tolist()
+            elif type(batch) is range:
+                batch = list(batch)
             yield batch if self.convert is None else self.convert(batch, self.epoch)
 
     def batches_with_samples(self) -> Iterator[list[Any]]:

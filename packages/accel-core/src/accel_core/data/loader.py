@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -172,14 +172,14 @@ class ShardedDataLoader:
         if self._told & other._told:
             announce_epoch(self.loader, self._epoch)
 
-    def plan(self) -> list[tuple[int, int]] | None:
+    def plan(self) -> Sequence[tuple[int, int]] | None:
         """Return the samples on all processes and on this one for each step of the epoch begun.
 
         None if that is not known.
         """
         plan = self.source.plan()
         # An epoch without a step has no loss to record.
-        if plan == []:
+        if plan is not None and not plan:
             self.check_not_empty()
         return plan
 

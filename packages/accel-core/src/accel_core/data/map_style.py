@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -97,12 +97,12 @@ class MapStyleSource:
         self.sampler.max_steps = max_steps
         self.sampler.begin_epoch(epoch, position)
 
-    def plan(self) -> list[tuple[int, int]] | None:
+    def plan(self) -> Sequence[tuple[int, int]] | None:
         """Return the samples on all processes and on this one for each step of the epoch begun.
 
         None if a live sampler gives the order.
         """
-        return None if self.sampler.is_live else list(self.sampler.plan())
+        return None if self.sampler.is_live else self.sampler.plan()
 
     def read(self, log: Callable[[str], object]) -> Iterator[Any]:
         """Return torch's own iterator, so that a step costs no call more."""

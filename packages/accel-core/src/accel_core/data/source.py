@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import itertools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 from torch.utils.data import DataLoader
@@ -74,7 +74,7 @@ class Source(Protocol):
         read.
         """
 
-    def plan(self) -> list[tuple[int, int]] | None:
+    def plan(self) -> Sequence[tuple[int, int]] | None:
         """Return the samples on all processes and on this one for each step of the epoch begun.
 
         Returns None if `is_sized` is false: the processes then ask each other before every step.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from time import perf_counter
 from typing import Any, NamedTuple
 
@@ -29,7 +29,10 @@ class Step(NamedTuple):
 
 
 def planned_steps(
-    loader: ShardedDataLoader, plan: list[tuple[int, int]], steps_of_update: int, keep_padding: bool = True
+    loader: ShardedDataLoader,
+    plan: Sequence[tuple[int, int]],
+    steps_of_update: int,
+    keep_padding: bool = True,
 ) -> Iterator[Step]:
     """Yield all steps of the epoch begun.
 
