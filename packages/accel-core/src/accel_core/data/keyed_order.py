@@ -21,7 +21,7 @@ _Words = np.ndarray[Any, np.dtype[np.uint64]]
 
 ROUNDS = 10
 """Six fail tests of pairs and steps in small domains. Even, so that both halves are back in their places."""
-FEWEST_BITS = 8
+FEWEST_BITS = 6
 """A network of fewer bits is too small to mix them."""
 BLOCK = 2**14
 """Places computed at once: enough that a step costs no more than a slice."""
@@ -39,7 +39,9 @@ class KeyedOrder:
         bits = max((length - 1).bit_length(), FEWEST_BITS)
         # Halves of unequal width bound the domain by twice the length.
         self._low, self._high = bits // 2, bits - bits // 2
-        self._keys = [np.uint64(_mix_number(key + number * _GAMMA)) for number in range(1, ROUNDS + 1)]
+        # The length too, or one more sample would leave nearly all others in their places.
+        base = key ^ _mix_number(length)
+        self._keys = [np.uint64(_mix_number(base + number * _GAMMA)) for number in range(1, ROUNDS + 1)]
         self._number = -1
         self._block: Indices = np.empty(0, np.int64)
 

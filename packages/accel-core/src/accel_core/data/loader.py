@@ -167,6 +167,11 @@ class ShardedDataLoader:
         self._told = announce_epoch(self.loader, self._epoch)
         self.source.begin_epoch(self._epoch, position, max_steps)
 
+    def use_order(self, version: int) -> None:
+        """Read map-style data in the order of a `version` of accel's: a run keeps that of its beginning."""
+        if isinstance(self.source, MapStyleSource):
+            self.source.sampler.order.version = version
+
     def announce_epoch_after(self, other: ShardedDataLoader) -> None:
         """Tell the data its epoch once more if it shares parts with `other`, which were told another one."""
         if self._told & other._told:

@@ -10,6 +10,7 @@ import torch
 from torch.utils.data import RandomSampler, SequentialSampler
 
 from ..errors import CheckpointError
+from .keyed_order import KeyedOrder
 from .loader import ShardedDataLoader
 from .map_style import MapStyleSource
 from .order import ORDER_VERSION, EpochOrder
@@ -29,7 +30,7 @@ def record_order(loader: ShardedDataLoader) -> dict[str, Any]:
     if batch_size is None or order.is_users:
         return {"unknown": f"the order is the business of {kind.__name__}, which the state does not hold"}
     record = {
-        "version": ORDER_VERSION,
+        "version": order.version,
         "sampler": kind.__name__,
         "num_samples": len(order),
         "batch_size": batch_size,
@@ -45,16 +46,16 @@ def record_order(loader: ShardedDataLoader) -> dict[str, Any]:
     return {"unknown": f"{kind.__name__} draws from values of its own, which the state does not hold"}
 
 
-def order_of_epoch(record: Mapping[str, Any], seed: int, order_epoch: int) -> np.ndarray[Any, Any]:
-    """Return the indices of an epoch in their order, int64.
+def order_of_epoch(record: Mapping[str, Any], seed: int, order_epoch: int) -> Any:
+    """Return the indices of an epoch in their order: an int64 array, or a `KeyedOrder`, sliced like one.
 
     Raises:
-        CheckpointError: the order was another version's.
+        CheckpointError: the order is of a version that is not known yet.
     """
-    if record["version"] != ORDER_VERSION:
+    if record["version"] > ORDER_VERSION:
         raise CheckpointError(
-            f"The data was in version {record['version']} of the order, but this accel has version "
-            f"{ORDER_VERSION}. Use the version of accel that wrote the state."
+            f"The data was in version {record['version']} of the order, but this accel knows the versions "
+            f"up to {ORDER_VERSION}. Use the version of accel that wrote the state."
         )
     sampler: Any
     if record["sampler"] == "SequentialSampler":
@@ -64,10 +65,17 @@ def order_of_epoch(record: Mapping[str, Any], seed: int, order_epoch: int) -> np
         number = None if record["num_samples"] == record["data"] else record["num_samples"]
         sampler = RandomSampler(range(record["data"]), record["replacement"], number)
     epoch = 0 if record["repeats_first_epoch"] else order_epoch
-    order = EpochOrder(sampler, seed, is_shared=False).of_epoch(epoch)
+    epoch_order = EpochOrder(sampler, seed, is_shared=False)
+    epoch_order.version = record["version"]
+    order = epoch_order.of_epoch(epoch)
+    if isinstance(order, KeyedOrder):
+        return order
     return order.numpy() if isinstance(order, torch.Tensor) else np.asarray(order, dtype=np.int64)
 
 
 def places_of(record: Mapping[str, Any], seed: int, order_epoch: int, sample: int) -> np.ndarray[Any, Any]:
     """Return where `sample` stands in the order of an epoch: the inverse of `order_of_epoch`."""
-    return np.flatnonzero(order_of_epoch(record, seed, order_epoch) == sample)
+    order = order_of_epoch(record, seed, order_epoch)
+    if isinstance(order, KeyedOrder):
+        return order.places_of([sample] if sample < len(order) else [])
+    return np.flatnonzero(order == sample)

@@ -146,6 +146,7 @@ def _shard(
     sharded = ShardedDataLoader(
         loader, trainer.data_seed, trainer.device, group, seed_each_sample, data_is_sharded
     )
+    sharded.use_order(run.order_version)
     sharded.log = functools.partial(notify, trainer, room="loader")
     run.loaders.append(sharded)
     logger_of("loader").debug(

@@ -35,7 +35,7 @@ from .run import Run
 from .run_config import plan_run
 from .schedule_fit import check_fit
 from .scheduling import plan_schedule
-from .stages import Start, begin_counting, goes_on
+from .stages import Start, begin_counting, goes_on, order_version_of
 from .train_arguments import EvaluationArguments, TrainArguments
 from .trainer_parts import TrainerParts
 from .update_groups import ItemTotals
@@ -112,6 +112,7 @@ def begin_training(
     state = start.state
     # A run has one order of the data, whatever was seeded between two of its stages.
     begin_run(trainer, run, state, keep_seed=state is None and goes_on(trainer, arguments))
+    run.order_version = order_version_of(start)
     create_loaders(trainer, run, arguments)
     # A cached property, which may be set.
     trainer.run_config = trainer.create_run_config(**arguments.as_keywords())  # type: ignore[misc]

@@ -13,6 +13,7 @@ import torch
 
 from ..checks.values import check_positive
 from ..data.loader import ShardedDataLoader
+from ..data.order import ORDER_VERSION
 from ..engines.engine import Engine, Prepared
 from ..engines.modes import TrainingModes
 from ..engines.trained import clear_gradients, parameters_of
@@ -113,6 +114,8 @@ class Run:
         self.training_modes = TrainingModes()
         self.unchecked_steps = {"calculate_train_batch_loss", "calculate_eval_batch_loss"}
         """Methods whose first output is still to be checked."""
+        self.order_version = ORDER_VERSION
+        """Of the function from seed and epoch to the order of the samples; a resumed run keeps its own."""
         self.known_states = known_states or {}
         """Training states that this run has saved or begun from, in any stage, and their progress."""
         self.history_lines = HistoryLines()

@@ -137,7 +137,7 @@ def create_run_state(trainer: TrainerParts) -> RunState:
         "run_history": split_state(trainer.run_history)[0],
         "metrics": metrics_of_update(trainer.run_history, progress["updates_completed"]),
         "seed": trainer.data_seed,
-        "order_version": ORDER_VERSION,
+        "order_version": ORDER_VERSION if run is None else run.order_version,
         "num_samples": None if loader is None else loader.num_samples,
         "launched": {
             "num_processes": trainer.engine.group.size,

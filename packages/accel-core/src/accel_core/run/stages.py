@@ -15,7 +15,8 @@ import secrets
 from pathlib import Path
 from typing import Any
 
-from ..errors import ConfigurationError
+from ..data.order import ORDER_VERSION
+from ..errors import CheckpointError, ConfigurationError
 from ..notices import notify
 from ..processes.collectives import broadcast_object, run_on_main
 from ..state import files
@@ -142,6 +143,23 @@ def skip_stage(trainer: TrainerParts, arguments: TrainArguments, start: Start) -
     # The history stands where the stage before it ended.
     history.current_epoch = progress["epochs_before_stage"]
     history.current_update = progress["updates_before_stage"]
+
+
+def order_version_of(start: Start) -> int:
+    """Return the version of the order in which the run reads its data, from its beginning to its end.
+
+    Raises:
+        CheckpointError: the state is of a version that this accel does not know yet.
+    """
+    if start.state is None:
+        return ORDER_VERSION if start.run_before is None else start.run_before.order_version
+    version = start.state["order_version"]
+    if not 1 <= version <= ORDER_VERSION:
+        raise CheckpointError(
+            f"'{start.folder}' was saved with version {version} of the order of the data, but this accel "
+            f"knows the versions up to {ORDER_VERSION}. Use the version of accel that wrote it."
+        )
+    return version
 
 
 def begin_counting(trainer: TrainerParts, arguments: TrainArguments, state: TrainerState | None) -> None:

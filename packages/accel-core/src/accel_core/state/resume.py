@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypedDict
 
-from ..errors import CheckpointError, ConfigurationError
+from ..errors import ConfigurationError
 from ..processes.group import DataGroup
 from . import files
 from .checkpoint import RunState, TrainerState, process_file
@@ -72,7 +72,6 @@ def compare(saved: TrainerState, now: RunState, callbacks: Iterable[str], has_sc
     """Return messages about what differs between the saved run and the one that goes on with `callbacks`.
 
     Raises:
-        CheckpointError: the data of the saved run was in an order that this version does not know.
         ConfigurationError: the position in the data means nothing for the data of this run.
     """
     return [
@@ -83,11 +82,6 @@ def compare(saved: TrainerState, now: RunState, callbacks: Iterable[str], has_sc
 
 
 def _compare_data(saved: TrainerState, now: RunState) -> Iterator[str]:
-    if saved["order_version"] != now["order_version"]:
-        raise CheckpointError(
-            f"The state was saved with version {saved['order_version']} of the order of the data, but this "
-            f"accel has version {now['order_version']}. Use the version of accel that wrote it."
-        )
     if saved["num_samples"] == now["num_samples"]:
         return
     position = saved["run_progress"]["samples_completed_in_epoch"]
