@@ -66,6 +66,9 @@ class Run:
     is_between_sets = False
     """Some sets of an evaluation in mid-epoch are done, and others are not."""
 
+    order_version = ORDER_VERSION
+    """Of the function from seed and epoch to the order of the samples; a resumed run keeps its own."""
+
     def __init__(
         self,
         engine: Engine,
@@ -114,8 +117,6 @@ class Run:
         self.training_modes = TrainingModes()
         self.unchecked_steps = {"calculate_train_batch_loss", "calculate_eval_batch_loss"}
         """Methods whose first output is still to be checked."""
-        self.order_version = ORDER_VERSION
-        """Of the function from seed and epoch to the order of the samples; a resumed run keeps its own."""
         self.known_states = known_states or {}
         """Training states that this run has saved or begun from, in any stage, and their progress."""
         self.history_lines = HistoryLines()
