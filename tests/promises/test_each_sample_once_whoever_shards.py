@@ -75,6 +75,23 @@ def part() -> Subset[Any]:
     return Subset(WHOLE, range(rank, SIZE, world))
 
 
+class UnevenBatches:
+    """A batch sampler of the user's own."""
+
+    def __init__(self, size: int) -> None:
+        self.batches = [range(size)[first : first + 1 + first % 3] for first in (0, 1, 3, 4, 6)]
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return map(list, iter(self.batches))
+
+
+def batches_of_part() -> DataLoader[Any]:
+    return DataLoader(part(), batch_sampler=UnevenBatches(len(part())))  # type: ignore[arg-type]
+
+
 def uneven() -> range:
     """All on the last process but two samples."""
     rank, world = place()
@@ -181,7 +198,7 @@ CASES: dict[str, Callable[[int], Any]] = {
     "with workers": lambda size: seen_by_all(OwnPart(), train_dataloader_kwargs={"num_workers": 2}),
     "evaluated": lambda size: [evaluated(make()) for make in (part, lambda: OwnPart(uneven()))],
     "predicted": lambda size: predicted(part()),
-    "resumed": lambda size: [resumed(part), resumed(OwnPart)],
+    "resumed": lambda size: [resumed(part), resumed(OwnPart), resumed(batches_of_part)],
     "refused subset": lambda size: error_of(Subset(WHOLE, range(place()[0], 20, place()[1]))),
     "refused inner subset": lambda size: error_of(
         Subset(Subset(WHOLE, range(place()[0], 20, place()[1])), range(5))

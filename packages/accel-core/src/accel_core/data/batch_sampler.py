@@ -81,6 +81,8 @@ class ShardedBatchSampler(Sampler[Any]):
         self._start = 0
         self.is_live = group.is_only_process and order.is_users
         """The sampler is iterated while the epoch goes on, as torch does: it may look at what happens."""
+        self.counts_batches = False
+        """The position counts ready batches: of a share nobody knows the samples of the others."""
         self.live_sizes: deque[int] = deque()
         """Samples of the batches that a live sampler has given and the loop has not taken yet."""
 
@@ -112,6 +114,8 @@ class ShardedBatchSampler(Sampler[Any]):
 
     def _batch_at(self, position: int) -> int:
         """Return the number of the ready batch that begins at the sample `position`, or after it."""
+        if self.counts_batches:
+            return min(position, len(self._items))
         skipped = 0
         for number, batch in enumerate(self._items):
             if skipped >= position:
@@ -152,10 +156,11 @@ class ShardedBatchSampler(Sampler[Any]):
             batches: Iterator[list[Any]] = iter(lambda: list(itertools.islice(items, size)), [])
         else:
             # Copied, since many a batch sampler gives one list again and again.
-            batches = self._after_position(map(list, items))
-        most = self.max_steps
-        if most is not None:
-            most = max(most - -(-self._position // self.step_size), 0)
+            # The limit counts from the beginning of the epoch, in batches of any size.
+            batches = self._after_position(map(list, itertools.islice(items, self.max_steps)))
+        most = None
+        if self.max_steps is not None and size is not None:
+            most = max(self.max_steps - -(-self._position // self.step_size), 0)
         for batch in itertools.islice(batches, most):
             if self.drop_last and size is not None and len(batch) < size:
                 return
@@ -168,7 +173,7 @@ class ShardedBatchSampler(Sampler[Any]):
         for batch in batches:
             if skipped >= self._position:
                 yield batch
-            skipped += len(batch)
+            skipped += 1 if self.counts_batches else len(batch)
 
     def _planned_batches(self) -> Iterator[Any]:
         has_batch = False

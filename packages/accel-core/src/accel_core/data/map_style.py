@@ -124,6 +124,10 @@ class MapStyleSource:
             "may come twice or not at all."
         ]
 
+    def count_batches(self) -> None:
+        """Take positions for numbers of batches if a batch sampler of the user's own makes them."""
+        self.sampler.counts_batches = self.sampler.batch_size is None
+
     def close(self) -> None:
         """End the workers."""
         self.workers.end()

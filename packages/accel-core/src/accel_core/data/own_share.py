@@ -7,6 +7,7 @@ from typing import Any
 
 from ..processes.collectives import all_gather_object
 from ..processes.group import DataGroup
+from .map_style import MapStyleSource
 from .source import Source
 
 
@@ -26,6 +27,9 @@ class OwnShareSource:
             own: built for a group of this process alone.
         """
         self.own = own
+        if isinstance(own, MapStyleSource):
+            # A step is a batch of each process, whose samples the others do not count.
+            own.count_batches()
         self.group = group
         shares = all_gather_object((own.num_samples, own.num_steps)) if not group.is_single else []
         self._lengths = shares or [(own.num_samples, own.num_steps)]
