@@ -24,6 +24,7 @@ from .model_freezer import ModelFreezer as ModelFreezer
 from .optuna_pruning import OptunaPruningCallback as OptunaPruningCallback
 from .periodic import Periodic as Periodic
 from .plot_history import plot_history as plot_history
+from .prediction_metrics import PredictionMetricsCallback as PredictionMetricsCallback
 from .profile import ProfileCallback as ProfileCallback
 from .progress_bar import ProgressBarCallback as ProgressBarCallback
 from .save_best_model import SaveBestModelCallback as SaveBestModelCallback

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from accel_core import ConfigurationError, TrainerCallback
+from accel_core import ConfigurationError
 from accel_core.extending import (
     all_gather_object,
     check_callable,
     check_choice,
-    named_sets,
-    prefix_of,
     preview,
     run_on_main,
 )
+
+from .recorded_names import RecordsMetrics
 
 if TYPE_CHECKING:
     from accel_core import Trainer
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
 Update = Callable[[Any, Any, Mapping[str, Any]], None]
 
 
-class MetricsCallback(TrainerCallback):
+class MetricsCallback(RecordsMetrics):
     """Record metrics of each evaluation, of training, or of both, exactly on any number of processes.
 
     A metric `accuracy` is recorded as `accuracy` for the evaluations of a training run, `train_accuracy`
@@ -130,32 +129,8 @@ class MetricsCallback(TrainerCallback):
                 if name in state["metrics"]:
                     _set_states(metric, [state["metrics"][name]])
 
-    def _check_names(self, trainer: Trainer) -> None:
-        """Raise if another callback records a metric of the same name: it would have two values per epoch."""
-        for other in trainer.callbacks:
-            shared = (
-                self._names() & other._names()
-                if isinstance(other, MetricsCallback) and other is not self
-                else set()
-            )
-            if shared:
-                raise ConfigurationError(
-                    f"Two MetricsCallbacks record {min(shared)!r}, so the run history would have two values "
-                    "of it per epoch. Give one of them a prefix, or pass its metrics as a dict with other "
-                    "names."
-                )
-
-        sets = [prefix_of(name) for name in named_sets(trainer.eval_dataset)]
-        by_set = Counter(f"{prefix}{name}" for prefix in sets for name in self._names())
-        name, number = by_set.most_common(1)[0] if by_set else ("", 0)
-        if number > 1:
-            raise ConfigurationError(
-                f"Two evaluation sets record {name!r}, so the run history would have two values of it per "
-                "evaluation. Give the metric or the set another name."
-            )
-
-    def _names(self) -> set[str]:
-        """Return the names that the metrics are recorded as, if they are known before computing."""
+    def _recorded_names(self) -> set[str]:
+        """Return the names that the metrics are recorded as, without those of evaluation sets."""
         return {
             f"{start}{self.prefix}" + f"{name}_{key}".strip("_")
             for start, metrics in (("train_", self._train_metrics), ("", self._eval_metrics))
@@ -223,18 +198,27 @@ def _by_name(metrics: Any) -> dict[str, Any]:
 
 
 def _update_with_outputs_and_targets(metric: Any, batch: Any, batch_output: Mapping[str, Any]) -> None:
+    way_out = (
+        "update=lambda metric, batch, batch_output: "
+        "metric.update(batch_output['model_outputs'], batch['labels'])"
+    )
+    metric.update(*outputs_and_targets(batch, batch_output, "update", way_out))
+
+
+def outputs_and_targets(
+    batch: Any, batch_output: Mapping[str, Any], argument: str, way_out: str
+) -> tuple[Any, Any]:
+    """Return what metrics compare if their user does not choose by `argument`, as `way_out` shows."""
     outputs = batch_output["model_outputs"]
     # As the default loss step unpacks a batch, or as models of transformers name its entries.
     if isinstance(batch, (tuple, list)) and len(batch) > 1:
-        metric.update(outputs, batch[1])
-    elif isinstance(batch, Mapping) and "labels" in batch:
-        metric.update(getattr(outputs, "logits", outputs), batch["labels"])
-    else:
-        raise ConfigurationError(
-            f"A batch is a {type(batch).__name__}, but without update the metrics are given batch[1] as "
-            "targets. Pass, for example, update=lambda metric, batch, batch_output: "
-            "metric.update(batch_output['model_outputs'], batch['labels'])."
-        )
+        return outputs, batch[1]
+    if isinstance(batch, Mapping) and "labels" in batch:
+        return getattr(outputs, "logits", outputs), batch["labels"]
+    raise ConfigurationError(
+        f"A batch is a {type(batch).__name__}, but without {argument} the metrics are given batch[1] as "
+        f"targets. Pass, for example, {way_out}."
+    )
 
 
 def _reset(metrics: dict[str, Any]) -> None:

@@ -34,6 +34,7 @@ from .notices import notify as notify
 from .processes.agreement import Agreement as Agreement
 from .processes.collectives import all_gather_object as all_gather_object
 from .processes.collectives import broadcast_tensors as broadcast_tensors
+from .processes.collectives import gather_on_main as gather_on_main
 from .processes.collectives import is_distributed as is_distributed
 from .processes.collectives import run_on_main as run_on_main
 from .processes.collectives import sum_over_processes as sum_over_processes
@@ -53,6 +54,7 @@ from .run.loss_tracker import MeanTrackers as MeanTrackers
 from .run.machines import check_is_shared as check_is_shared
 from .run.modes import weights_to_export as weights_to_export
 from .run.placeholders import Placeholder as Placeholder
+from .run.predictions import to_cpu as to_cpu
 from .run.run_history import MetricRecord as MetricRecord
 from .run.steps import Step as Step
 from .run.train_arguments import check_eval_dataset as check_eval_dataset
