@@ -2,9 +2,10 @@
 
     python examples/18_evaluation.py
 
-Trains one long epoch on handwritten digits. Every ten updates it evaluates on clean images and on noisy
-ones, and exports the model whenever the loss on the noisy images was the best so far. Prints the best update,
-and the accuracies of the exported model on both sets.
+Trains one long epoch on handwritten digits. Every ten updates it evaluates on
+clean images and on noisy ones, and exports the model whenever the loss on the
+noisy images was the best so far. Prints the best update, and the accuracies of
+the exported model on both sets.
 """
 
 import tempfile
@@ -25,7 +26,7 @@ from accel_core import Trainer
 
 
 def create_data() -> tuple[ConcatDataset, dict[str, TensorDataset]]:
-    """Return what is trained on, four times in one epoch, and the two evaluation sets by name."""
+    """Return training data, four times in one epoch, and two evaluation sets."""
     images, labels = map(torch.tensor, load_digits(return_X_y=True))
     images = images.float() / 16
     noisy = images + 0.3 * torch.randn(
@@ -63,9 +64,8 @@ def main() -> None:
             per_device_batch_size=32,
             eval_at_start=True,
         )
-        print(
-            f"Best update: {best.exported[0]['update']} of {trainer.run_progress.updates_completed}"
-        )
+        updates = trainer.run_progress.updates_completed
+        print(f"Best update: {best.exported[0]['update']} of {updates}")
         results = trainer.evaluate(eval_sets, per_device_batch_size=128)
     print(f"Accuracy on clean images: {results['evaluation_accuracy']:.1%}")
     print(

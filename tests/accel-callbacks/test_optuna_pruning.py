@@ -11,7 +11,7 @@ from accel_core import ConfigurationError, Trainer, TrainerCallback
 from launching import launch, start, wait_until
 from tiny import EvaluateInMidEpoch, RecordWanted, tiny_data, tiny_trainer
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "18_search_with_optuna.py"
+EXAMPLE = Path(__file__).parents[2] / "examples" / "20_search_with_optuna.py"
 
 
 @pytest.fixture

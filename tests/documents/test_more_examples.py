@@ -119,6 +119,6 @@ def test_a_tracker_holds_what_the_history_holds(run):
 
 
 def test_halves_find_each_other_equally_well_on_two_processes(run):
-    alone = run("18_contrastive_pairs.py")
+    alone = run("19_contrastive_pairs.py")
     assert number_after("among the five nearest:", alone) >= 70
-    assert launch(EXAMPLES / "18_contrastive_pairs.py").stdout == alone
+    assert launch(EXAMPLES / "19_contrastive_pairs.py").stdout == alone

@@ -1,13 +1,21 @@
-"""A contrastive loss (CLIP) over the pairs of all processes, with the same weights on one process and on two.
+"""A contrastive loss (CLIP) over the pairs of all processes.
 
-    python examples/18_contrastive_pairs.py                                               one process
-    ACCELERATE_USE_CPU=true accelerate launch --config_file examples/configs/two_cpu_processes.yaml \
-        examples/18_contrastive_pairs.py                                                  two, on a CPU
+On one process:
 
-A digit is cut into its upper and its lower half, and two encoders learn which halves belong together: each
-pair is compared with all others of the global batch, so the embeddings of all processes are needed, with
-gradients (`gather_with_grad`). Prints the loss, and for how many of 271 test images the lower half is among the
-five nearest of all: the same lines, on one process and on two.
+    python examples/19_contrastive_pairs.py
+
+On two, on a CPU:
+
+    export ACCELERATE_USE_CPU=true
+    accelerate launch --config_file examples/configs/two_cpu_processes.yaml \
+        examples/19_contrastive_pairs.py
+
+A digit is cut into its upper and its lower half, and two encoders learn which
+halves belong together: each pair is compared with all others of the global
+batch, so the embeddings of all processes are needed, with gradients
+(`gather_with_grad`). Prints the loss, and for how many of 271 test images the
+lower half is among the five nearest of all: the same lines, on one process and
+on two.
 
 Source: Radford et al. 2021, arXiv:2103.00020, figure 3.
 """
@@ -44,7 +52,10 @@ class HalvesEncoder(nn.Module):
 
 
 def clip_loss(embeddings: torch.Tensor) -> torch.Tensor:
-    """Cross entropy of each half against all halves of the other kind; from shape (samples, 2, 32)."""
+    """Cross entropy of each half against all halves of the other kind.
+
+    Takes the shape (samples, 2, 32).
+    """
     upper, lower = embeddings.unbind(dim=1)
     similarity = INVERSE_TEMPERATURE * upper @ lower.T
     own_pair = torch.arange(len(upper), device=upper.device)
@@ -57,7 +68,8 @@ def clip_loss(embeddings: torch.Tensor) -> torch.Tensor:
 class ContrastiveTrainer(Trainer):
     def calculate_train_batch_loss(self, batch):
         embeddings = self.model(*batch)
-        # Each process computes the loss of the whole global batch. Each of them adds its own gradients of it.
+        # Each process computes the loss of the whole global batch. Each of
+        # them adds its own gradients of it.
         loss = clip_loss(self.gather_with_grad(embeddings))
         return {
             "loss": loss,
@@ -94,15 +106,14 @@ def main() -> None:
         num_epochs=20,
         per_device_batch_size=GLOBAL_BATCH_SIZE // trainer.data_group.size,
     )
-    trainer.print(
-        f"Training loss: {trainer.run_history.get_latest_metric('train_loss_epoch'):.3f}"
-    )
+    loss = trainer.run_history.get_latest_metric("train_loss_epoch")
+    trainer.print(f"Training loss: {loss:.3f}")
 
     upper, lower = trainer.predict(test_data).unbind(dim=1)
     nearest = (upper @ lower.T).topk(5, dim=1).indices
     found = (nearest == torch.arange(len(upper))[:, None]).any(dim=1)
     trainer.print(
-        f"Lower halves found among the five nearest: {found.double().mean():.1%}"
+        f"Lower halves among the five nearest: {found.double().mean():.1%}"
     )
 
 

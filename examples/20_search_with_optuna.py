@@ -1,8 +1,11 @@
-"""Search for a learning rate and a width with Optuna: six trials, of which bad ones end early.
+"""Search for a learning rate and a width with Optuna.
 
-    python 18_search_with_optuna.py
+Of the six trials bad ones end early.
 
-The study is in a file of sqlite. If the script is killed, start it again: it makes the trials that are left.
+    python 20_search_with_optuna.py
+
+The study is in a file of sqlite. If the script is killed, start it again: it
+makes the trials that are left.
 """
 
 import argparse
