@@ -424,6 +424,44 @@ class TestSignals:
         assert caught.value.checkpoint == tmp_path / "update_00000003"
         assert signal.getsignal(signal.SIGUSR1) is before
 
+    def test_one_while_an_error_ends_the_run_stops_the_next_run_and_the_error_is_raised(self, tmp_path):
+        class Failing(TrainerCallback):
+            order = 850
+
+            def on_optimizer_step_end(self, trainer):
+                raise ValueError("mine")
+
+            def on_run_close(self, trainer):
+                os.kill(os.getpid(), signal.SIGUSR1)
+
+        before = signal.getsignal(signal.SIGUSR1)
+        with pytest.raises(ValueError, match="mine") as caught:
+            train(tmp_path / "failed", 1, [Failing()])
+        assert any("SIGUSR1 was received too" in note for note in caught.value.__notes__)
+        assert signal.getsignal(signal.SIGUSR1) is before
+        with pytest.raises(RunInterrupted) as interrupted:
+            train(tmp_path / "retried", 2)
+        assert interrupted.value.signal_number == signal.SIGUSR1
+        assert interrupted.value.checkpoint.name < "update_00000006"
+        # It is heeded once.
+        assert train(tmp_path / "again", 1).run_progress.updates_completed == 3
+
+    def test_one_while_an_error_ends_the_run_reaches_a_handler_of_the_programs_own(self, tmp_path):
+        class Failing(TrainerCallback):
+            def on_optimizer_step_end(self, trainer):
+                os.kill(os.getpid(), signal.SIGUSR1)
+                raise ValueError("mine")
+
+        heard = []
+        before = signal.signal(signal.SIGUSR1, lambda number, frame: heard.append(number))
+        try:
+            with pytest.raises(ValueError, match="mine"):
+                train(tmp_path / "failed", 1, [Failing()])
+        finally:
+            signal.signal(signal.SIGUSR1, before)
+        assert heard == [signal.SIGUSR1]
+        assert train(tmp_path / "again", 1).run_progress.updates_completed == 3
+
     def test_one_in_an_evaluation_of_the_run_lets_it_finish_and_save(self, tmp_path):
         class Once(TrainerCallback):
             done = False

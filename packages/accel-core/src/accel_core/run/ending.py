@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import sys
 import time
 import traceback
@@ -13,6 +14,7 @@ from types import TracebackType
 from typing import Any
 
 from ..notices import logger_of
+from ..processes.agreement import Agreement
 from ..screen import columns_of, wrap
 from .run import Run
 from .trainer_parts import TrainerParts
@@ -43,6 +45,34 @@ def sentence_of_interrupt(trainer: TrainerParts, run: Run) -> str:
     saved = "No state was saved." if newest is None else f"No state was saved; the newest is {newest}."
     way_out = 'SaveTrainingStateCallback(save_on_signals=("SIGTERM", "SIGINT")) saves on Ctrl-C.'
     return f"{where} {saved} {way_out}"
+
+
+_signals_to_heed: list[int] = []
+"""Signals that would have ended the process, but came to a run that an error ended."""
+
+
+def pass_on_signal(number: int, error: BaseException | None) -> None:
+    """Keep a signal that was to stop a run from being lost where `error` ends the run first.
+
+    A handler of the program's own gets it now. Else the next run of this process stops for it, since ending the
+    process here would take the error away from a script that handles it.
+    """
+    if not number or not isinstance(error, Exception):
+        return
+    name = signal.Signals(number).name
+    error.add_note(f"{name} was received too: a run that this process still begins stops at once.")
+    if callable(signal.getsignal(number)):
+        signal.raise_signal(number)
+    else:
+        _signals_to_heed.append(number)
+
+
+def heed_earlier_signals(agreement: Agreement) -> None:
+    """Let a run stop at its first safe point if a signal came while an error ended the run before."""
+    while _signals_to_heed:
+        number = _signals_to_heed.pop()
+        name = signal.Signals(number).name
+        agreement.flag_stop(f"the signal {name} was received as an error ended the run before", number)
 
 
 def tell_launcher(trainer: TrainerParts, run: Run, error: BaseException) -> None:

@@ -21,7 +21,7 @@ from ..state.checkpoint import TrainerState
 from ..state.random import capture_random_state, restore_random_state, seed_process
 from .batch_output import add_way_out
 from .counted_loss import counted_loss
-from .ending import tell_launcher, tell_of_interrupt
+from .ending import heed_earlier_signals, pass_on_signal, tell_launcher, tell_of_interrupt
 from .first_steps import report_evaluation_step
 from .launches import note_launch
 from .leaving import report_leaving
@@ -118,6 +118,7 @@ def begin_training(
     trainer.run_config = trainer.create_run_config(**arguments.as_keywords())  # type: ignore[misc]
     check_engine(trainer, run, arguments, base)
     trainer.agreement = Agreement(trainer.device, run.engine.word)
+    heed_earlier_signals(trainer.agreement)
     prepared = prepare_parts(trainer, run, arguments.per_device_batch_size)
     begin_train_mode(trainer, run)
     run.engine.set_clipping(arguments.gradient_clip_norm)
@@ -175,6 +176,7 @@ class running:  # noqa: N801  # A context manager is named like a function.
     """Let `run` go on. Afterwards close everything, and give the user's own model and optimizer back."""
 
     def __init__(self, trainer: TrainerParts, run: Run) -> None:
+        self._trainer, self._agreement_before = trainer, trainer.agreement
         self._context = _running(trainer, run)
 
     def __enter__(self) -> Run:
@@ -187,6 +189,10 @@ class running:  # noqa: N801  # A context manager is named like a function.
             # What is behind the caller's line is of no use to whoever has pressed Ctrl-C.
             if isinstance(error, KeyboardInterrupt):
                 error.__traceback__ = None
+            # Only now, when the handlers are back that were there before; and only what came to this run.
+            agreement = self._trainer.agreement
+            if agreement is not self._agreement_before:
+                pass_on_signal(agreement.signal_received, error)
 
 
 @contextlib.contextmanager
