@@ -54,8 +54,8 @@ _signals_to_heed: list[int] = []
 def pass_on_signal(number: int, error: BaseException | None) -> None:
     """Keep a signal that was to stop a run from being lost where `error` ends the run first.
 
-    A handler of the program's own gets it now. Else the next run of this process stops for it, since ending the
-    process here would take the error away from a script that handles it.
+    A handler of the program's own gets it now. Else the next run of this process stops for it, since ending
+    the process here would take the error away from a script that handles it.
     """
     if not number or not isinstance(error, Exception):
         return
