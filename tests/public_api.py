@@ -11,6 +11,7 @@ from typing import Any
 LIST = Path(__file__).with_suffix(".txt")
 MODULES = (
     "accel_core",
+    "accel_core.testing",
     "accel_callbacks",
     "accel_integrations.samplers",
     "accel_integrations.schedulers",

@@ -28,7 +28,7 @@ MAX_FILES_BESIDE_THE_ROOMS = 12
 MIN_COMMENTS_IN_100_LINES_OF_CODE = 4
 
 LEVELS_OF_CORE = (
-    ("trainer", "extending", "verify"),
+    ("trainer", "extending", "verify", "compare", "testing"),
     ("proving",),
     ("replay",),
     ("run",),

@@ -1,6 +1,8 @@
 """Two runs are compared by their states, and with replays down to the update."""
 
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -79,3 +81,19 @@ def test_runs_without_common_states_are_refused(tmp_path):
         compare_runs(a / "update_00000008", a / "update_00000016")
     with pytest.raises(CheckpointError, match="holds no complete training state"):
         compare_runs(a, tmp_path / "b")
+
+
+def test_the_command_tells_where_runs_part(tmp_path):
+    a, b = run(tmp_path / "a"), run(tmp_path / "b", callbacks=[Planting(21, "rate")])
+
+    def compared(*paths):
+        command = [sys.executable, "-m", "accel_core.compare", *paths]
+        finished = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        return finished.returncode, finished.stdout + finished.stderr
+
+    assert compared(a, a) == (0, "equal\n")
+    status, text = compared(a, b)
+    assert status == 1 and "equal up to update 16, differ from update 24" in text
+    status, text = compared(a, tmp_path / "none")
+    assert status == 2 and "none" in text
+    assert compared(a) == (2, "Usage: python -m accel_core.compare A B\n")

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import sys
 
-from .errors import AccelError
-from .state.verifying import verify_checkpoint
+from ..errors import AccelError
+from ..state.verifying import verify_checkpoint
 
 
 def main(arguments: list[str]) -> int:
