@@ -17,7 +17,7 @@ def main(arguments: list[str]) -> int:
         sys.stderr.write("Usage: python -m accel_core.compare A B\n")
         return 2
     try:
-        found = compare_runs(*arguments)
+        found = compare_runs(arguments[0], arguments[1])
     except AccelError as error:
         sys.stderr.write(f"{error}\n")
         return 2

@@ -43,7 +43,9 @@ def assert_processes_agree(script: str | Path, num_processes: int = 2, *, timeou
         ConfigurationError: `num_processes` is less than 2, or the script is not there.
     """
     if check_whole_number("num_processes", num_processes, "Pass 2 or more.") < 2:
-        raise ConfigurationError(f"num_processes is {num_processes}, but one agrees with itself. Pass 2 or more.")
+        raise ConfigurationError(
+            f"num_processes is {num_processes}, but one agrees with itself. Pass 2 or more."
+        )
     with tempfile.TemporaryDirectory(prefix="accel-testing-") as name:
         folder = Path(name)
         path = Path(script) if str(script).endswith(".py") else folder / "script.py"
@@ -92,7 +94,7 @@ def _launch(script: list[str], num_processes: int, folder: Path, timeout: float)
         what = (
             f"failed with exit status {status}"
             if status is not None
-            else f"did not end within {timeout:g} seconds: one may wait for a collective that another never enters"
+            else f"did not end within {timeout:g} seconds: one may wait for what another never does"
         )
         raise AssertionError("\n".join([f"The {num_processes} processes {what}.", *lines]))
 

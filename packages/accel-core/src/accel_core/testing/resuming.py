@@ -150,7 +150,7 @@ def _holders(
 
 
 def _names_of_accel(cls: type) -> frozenset[str]:
-    """Return what classes of accel keep in an object: what they do not save, such as throughput, is no state."""
+    """Return what classes of accel keep in an object: what they do not save is no state of the run."""
     bases = [base for base in cls.__mro__ if base.__module__.partition(".")[0] in _PACKAGES]
     names = {name for base in bases for name in vars(base)}
     # A name in an overridden method counts too.
@@ -192,7 +192,9 @@ def content_of(value: Any, depth: int = 0) -> Any:
 def _raise_if_not_repeatable(plain: _Recorder, saving: _Recorder, clocks: set[tuple[str, str]]) -> None:
     for update, facts in plain.seen.items():
         names = [
-            name for (owner, name), digest in facts.items() if not owner and (owner, name) in clocks
+            name
+            for (owner, name), digest in facts.items()
+            if not owner and (owner, name) in clocks
             if saving.seen.get(update, {}).get((owner, name)) != digest
         ]
         if names:
