@@ -218,3 +218,21 @@ def test_processes_that_agree_pass_and_others_are_named():
 def test_a_process_that_fails_is_told_with_its_error():
     with pytest.raises(AssertionError, match=r"(?s)failed with exit status.*the planted error"):
         assert_processes_agree("raise ValueError('the planted error')", 2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("script", "told"),
+    [
+        ("raise SystemExit(0)", r"\[0, 1\] left the script before its end"),
+        ("model = None", "has no trainer among its global names"),
+    ],
+)
+def test_a_script_that_proves_nothing_is_no_success(script, told):
+    with pytest.raises(AssertionError, match=told):
+        assert_processes_agree(script, 2)
+
+
+def test_processes_that_do_not_end_are_ended():
+    with pytest.raises(AssertionError, match="did not end within 1 seconds"):
+        assert_processes_agree("import time\ntime.sleep(600)", 2, timeout=1)
