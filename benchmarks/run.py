@@ -50,7 +50,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    only = [*WORKLOADS, "start", "long", "saves"]
+    only = [*WORKLOADS, "start", "long", "saves", "reading"]
     parser.add_argument("--only", action="append", choices=only, help="measure this; may be repeated")
     parser.add_argument("--rounds", type=int, default=15, help="pairs of chunks for each figure")
     parser.add_argument("--others", action="store_true", help="measure the other libraries too")
@@ -94,6 +94,8 @@ def measure_ours(figures: dict[str, Any], wanted: list[str], rounds: int) -> Non
             keep(figures, "long", "accel", _run([sys.executable, str(HERE / "long_run.py"), "100000"]))
         elif name == "saves":
             keep(figures, "saves", "accel", _run([sys.executable, str(HERE / "saves.py"), "500", "1000"]))
+        elif name == "reading":
+            keep(figures, "reading", "accel", _run([sys.executable, str(HERE / "reading.py"), "512", "2000"]))
         elif name == "start":
             for loop in ("accelerate", "accel"):
                 keep(figures, "start", loop, measure_start(loop, sys.executable))
@@ -190,6 +192,10 @@ def print_tables(figures: dict[str, Any]) -> None:
         print("\n| a save of 500 MB, and of a small model in a folder of many | target | |\n|---|---|---|")
         for name, value in figures["saves"]["accel"].items():
             _row(name, SAVE_TARGETS.get(name, ""), f"{value:.1f}")
+    if "reading" in figures:
+        print("\n| JPEG files, and texts in batches by chance and by length | |\n|---|---|")
+        for name, value in figures["reading"]["accel"].items():
+            _row(name, f"{value:,.0f}")
     print(
         "\n| over the hand-written loop | "
         f"{' | '.join(f'{name} (target {value})' for name, value in START_TARGETS.items())} |"
