@@ -75,6 +75,24 @@ def part() -> Subset[Any]:
     return Subset(WHOLE, range(rank, SIZE, world))
 
 
+class CutByHand(Dataset[Any]):
+    """Map-style data of equal parts, which only workers may read."""
+
+    def __init__(self, is_cut: bool = True) -> None:
+        rank, world = place() if is_cut else (0, 1)
+        self.names = [
+            f"/machine_{place()[0]}/{index}.png" for index in range(SIZE)[rank::world][: SIZE // world]
+        ]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> Any:
+        assert get_worker_info() is not None
+        value = torch.tensor([float(self.names[index].rpartition("/")[2].removesuffix(".png"))])
+        return value, value
+
+
 class UnevenBatches:
     """A batch sampler of the user's own."""
 
@@ -210,6 +228,14 @@ CASES: dict[str, Callable[[int], Any]] = {
     "warned batches": lambda size: warning_of(Batches(OwnPart())),
     "refused batches": lambda size: error_of(Batches(Subset(WHOLE, range(place()[0], 20, place()[1])))),
     "warned with workers": lambda size: warning_of(DataLoader(OwnPart(), batch_size=2, num_workers=1)),
+    "cut by hand": lambda size: [
+        warning_of(TensorDataset(*(X[place()[0] :: place()[1]][: SIZE // place()[1]],) * 2)),
+        warning_of(DataLoader(CutByHand(), batch_size=2, num_workers=1)),
+    ],
+    "whole sets": lambda size: [
+        warning_of(WHOLE),
+        warning_of(DataLoader(CutByHand(is_cut=False), batch_size=2, num_workers=1)),
+    ],
     "whole streams": lambda size: [
         seen_by_all(data, is_sharded=False)
         for data in (Shuffling(), DataLoader(Shuffling(), batch_size=4, num_workers=1), Batches(WHOLE))
@@ -269,6 +295,17 @@ def test_what_seems_to_be_a_share_is_warned_about_on_every_process(outcome: Any,
     for message in outcome.of(case):
         assert "first item" in message and "data_is_sharded=True" in message and "whole data" in message
     assert outcome.alone(case) == ""
+
+
+def test_a_set_that_is_cut_by_hand_is_warned_about_on_every_process(outcome: Any) -> None:
+    for message in [each for messages in outcome.of("cut by hand") for each in messages]:
+        assert (
+            "first entries differ" in message
+            and "data_is_sharded=True" in message
+            and "whole data" in message
+        )
+    assert outcome.alone("cut by hand") == ["", ""]
+    assert all(messages == ["", ""] for messages in outcome.of("whole sets"))
 
 
 def test_streams_that_shuffle_are_whole_on_every_process_also_in_workers(outcome: Any) -> None:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import warnings
+from collections.abc import Iterator
+from pathlib import PurePath
 from typing import Any
 
+import numpy as np
+import torch
 from torch.utils.data import Subset, SubsetRandomSampler
 
 from ..errors import AccelWarning, ConfigurationError
@@ -32,22 +37,67 @@ def check_samplers_cover_data(loader: Any) -> None:
 def check_not_shares(**loaders: Any) -> None:
     """Raise on every process if data is a part of its process: its subsets have other indices on each.
 
+    Where a data set holds other first entries on each, that is likely but not certain: an `AccelWarning`.
     Every process takes part.
     """
     own = {
-        name: _traits_of(loader)
+        name: (_traits_of(loader), list(_first_entries_of(loader)))
         for name, loader in loaders.items()
         if loader is not None and not loader.data_is_sharded and not loader.group.is_single
     }
     by_process = all_gather_object(own) if own else []
     for name in own:
-        given = [traits[name] for traits in by_process]
+        given = [each[name][0] for each in by_process]
         if any(traits != given[0] for traits in given):
             kind = name_of_data(loaders[name].dataset)
             raise ConfigurationError(
                 f"{name} is a {kind} with other samples on each of the {len(given)} processes: it is a share "
                 f"already, of which accel would take a share again. {WAYS_OUT}"
             )
+        if any(each[name][1] != own[name][1] for each in by_process):
+            warnings.warn(
+                f"{name} is a {name_of_data(loaders[name].dataset)} that holds other data on the processes: "
+                "its first entries differ. It seems to be a share already, of which accel takes a share "
+                f"again: most samples are never seen. {WAYS_OUT}",
+                AccelWarning,
+                stacklevel=2,
+            )
+
+
+def _first_entries_of(loader: Any) -> Iterator[tuple[str, Any]]:
+    """Yield what stands first in the attributes that have an entry a sample.
+
+    Nothing is read by index from the data set itself: that may open a file that workers are to open.
+    """
+    for part in parts_of(loader.loader):
+        if isinstance(part, Subset) or not (hasattr(part, "__getitem__") and hasattr(part, "__len__")):
+            continue
+        try:
+            length = len(part)
+        except Exception:
+            # Whatever a part raises that does not know its length.
+            continue
+        for name, value in getattr(part, "__dict__", {}).items():
+            # Such as the tensors of a TensorDataset.
+            held = value if isinstance(value, tuple) and len(value) != length else (value,)
+            for each in held:
+                is_column = isinstance(each, (list, tuple, np.ndarray, torch.Tensor))
+                if length and is_column and getattr(each, "ndim", 1) and len(each) == length:
+                    yield name, _comparable(each[0])
+
+
+def _comparable(entry: Any) -> Any:
+    """Return a value that is equal on two processes if `entry` is, or None for what is no plain data."""
+    if isinstance(entry, (str, PurePath)):
+        # Machines may keep the same files in folders of their own.
+        return os.path.basename(entry)
+    if isinstance(entry, (bool, int, float, bytes)):
+        return repr(entry)
+    is_array = isinstance(entry, (np.ndarray, np.number)) and entry.dtype != object
+    is_read_at_once = isinstance(entry, torch.Tensor) and entry.device.type == "cpu"
+    if is_array or (is_read_at_once and entry.layout is torch.strided):
+        return digest_of(entry)
+    return [_comparable(each) for each in entry] if isinstance(entry, (list, tuple)) else None
 
 
 def _traits_of(loader: Any) -> list[Any]:
