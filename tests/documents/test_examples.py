@@ -32,7 +32,7 @@ def test_digits_are_recognised_with_at_least_96_percent_and_the_results_are_wher
     tmp_path: Path,
 ) -> None:
     output = run("01_train_digits.py", "--output", str(tmp_path / "digits"))
-    assert re.search("'accuracy'.* 4 epochs", output)
+    assert re.search("'accuracy'.* 4 evaluations", output)
     assert test_accuracy(output) >= 96
     folder = Path(output.strip().splitlines()[-1].rpartition(" are in ")[2])
     assert folder == tmp_path / "digits"
