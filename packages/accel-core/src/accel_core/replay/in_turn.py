@@ -150,16 +150,16 @@ def _loader_of(trainer: Any, loader: ShardedDataLoader, group: DataGroup) -> Sha
 def _eval_steps(
     trainer: Any, own_steps: Any, loader: ShardedDataLoader, is_intermediate: bool = False
 ) -> Iterator[Any]:
-    """Yield the steps of an evaluation on all processes, each read and made with its own random state."""
+    """Yield the steps of an evaluation on all processes, each read and made with its own random state.
+
+    As in the run, an evaluation leaves the random states as they were.
+    """
     yield from own_steps(loader, is_intermediate)
     own_random = capture_random_state(trainer.device)
     for index, other in enumerate(trainer.replaying.others, start=1):
         restore_random_state(other.random, trainer.device)
         group = DataGroup(loader.group.size, index)
         yield from own_steps(_loader_of(trainer, loader, group), is_intermediate)
-        # In mid-epoch the random state is put back.
-        if not is_intermediate:
-            other.random = capture_random_state(trainer.device)
     restore_random_state(own_random, trainer.device)
 
 
