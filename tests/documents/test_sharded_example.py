@@ -48,5 +48,5 @@ def test_two_processes_stop_resume_and_export_what_one_trains_at_once(tmp_path: 
     half = launch(ON_TWO, processes=2, args=[together, EXAMPLE, "--epochs", "2"], timeout=150).stdout
     assert "Processes: 2, engine: MULTI_CPU" in half
     resumed = launch(ON_TWO, processes=2, args=[together, EXAMPLE, "--resume"], timeout=150).stdout
-    assert resumed.count("train_loss_epoch") == 2
+    assert resumed.count("train loss") == 2
     assert figures(resumed) == pytest.approx((by_trainer, by_export), abs=0.5)
