@@ -27,11 +27,14 @@ class DDP(SingleProcess):
     """Runs the steps of several processes with a copy of the model each."""
 
     name = "DDP"
+    wraps_by_ddp = True
+    """DDP itself reduces the gradients; engines that begin here may do it otherwise."""
 
     def __init__(self, accelerator: Accelerator, group: DataGroup) -> None:
         super().__init__(accelerator, group)
         if not group.is_single:
-            self.word = CarriedWord(accelerator, group.index)
+            self.synchronize = self._synchronize_in_last_step
+            self.word = CarriedWord(accelerator, group.index) if self.wraps_by_ddp else None
         self._trainable: list[bool] = []
         """Which parameters had gradients when the model was wrapped: those that DDP averages."""
         self._beside: list[torch.Tensor] = []
@@ -158,11 +161,12 @@ class DDP(SingleProcess):
     def _choose_synchronize(self, model: torch.nn.Module) -> None:
         """Reduce gradients in the last step of an update, or in each one where DDP knows no other way."""
         wrapper = find_ddp(model)
+        # Engines that shard have no such wrapper, and a way of their own.
+        if wrapper is None or self.group.is_single:
+            return
         # With static_graph DDP counts on a reduction in each backward pass, and fails after one without it.
         # The mean of the sums so far leaves what was averaged before as it is, so the gradients are the same.
-        is_static = wrapper is not None and wrapper.static_graph
-        reduces_late = not self.group.is_single and not is_static
-        self.synchronize = self._synchronize_in_last_step if reduces_late else _no_context
+        self.synchronize = _no_context if wrapper.static_graph else self._synchronize_in_last_step
 
     def _synchronize_in_last_step(self, model: torch.nn.Module, is_last: bool) -> Context:
         return _NOTHING if is_last else self.accelerator.no_sync(model)
@@ -172,6 +176,7 @@ class XLA(DDP):
     """Runs the steps of processes on XLA devices, where Accelerate marks the steps."""
 
     name = "XLA"
+    wraps_by_ddp = False
 
     def __init__(self, accelerator: Accelerator, group: DataGroup) -> None:
         super().__init__(accelerator, group)

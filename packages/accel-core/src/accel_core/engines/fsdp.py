@@ -26,6 +26,8 @@ class Sharded(DDP):
     shards_parameters = True
     exports_optimizer = False
 
+    wraps_by_ddp = False
+
     def __init__(self, accelerator: Accelerator, group: DataGroup) -> None:
         super().__init__(accelerator, group)
         self.has_collective_forward = not group.is_single
