@@ -34,12 +34,17 @@ def run_page(page: Path, folder: Path) -> str | None:
             contextlib.redirect_stderr(io.StringIO()),
         ):
             warnings.simplefilter("error")
+            # By torchdata 0.11, in the constructor of its loader.
+            warnings.filterwarnings("ignore", "'set_vital' is deprecated")
             for block in BLOCK.finditer(text):
                 lines_before = text.count("\n", 0, block.start(1))
                 exec(compile("\n" * lines_before + block.group(1), page, "exec"), names)
     except BaseException:
         return traceback.format_exc()
     finally:
+        # Settings of torch for the whole process, which a page may show.
+        torch.use_deterministic_algorithms(False)
+        torch.set_float32_matmul_precision("highest")
         AcceleratorState._reset_state(reset_partial_state=True)
         GradientState._reset_state()
     return None
@@ -47,6 +52,8 @@ def run_page(page: Path, folder: Path) -> str | None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    # Compiling takes minutes, and changes nothing about what a page shows.
+    torch.compiler.set_stance("force_eager")
     results = {
         name: run_page(Path(name), Path(sys.argv[1]) / str(number))
         for number, name in enumerate(sys.argv[2:])

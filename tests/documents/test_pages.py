@@ -94,6 +94,29 @@ def test_links_lead_somewhere(page: str) -> None:
         assert (DOCS / name).exists() or (REPOSITORY / name).exists(), name
 
 
+def test_tests_that_a_page_names_exist() -> None:
+    """A promise that is proved by a test, and messages that were reworded, must not leave the page behind."""
+    existing = {str(path.relative_to(REPOSITORY)) for path in REPOSITORY.glob("tests/**/*.py")}
+    names = {Path(name).name for name in existing}
+    for page, path in PAGES.items():
+        text = path.read_text(encoding="utf-8")
+        assert set(re.findall(r"`(tests/[\w/-]+\.py)`", text)) <= existing, page
+        assert set(re.findall(r"`(test_\w+\.py)`", text)) <= names, page
+
+
+def test_messages_that_troubleshooting_quotes_are_those_of_the_code() -> None:
+    text = (DOCS / "troubleshooting.md").read_text(encoding="utf-8")
+    sources = "".join(path.read_text("utf-8") for path in REPOSITORY.glob("packages/*/src/**/*.py"))
+    # Literals that follow each other are one text.
+    sources = re.sub(r'"\s+f?"', "", sources)
+    # Quoted in a table, or at the beginning of a paragraph before a colon.
+    quoted = re.findall(r"^\| `([^`]+)` \|", text, re.M) + re.findall(r"^(?:- )?`([^`]+)`:", text, re.M)
+    # The value stands in it.
+    quoted = [message.replace("is nan", "is {loss}") for message in quoted]
+    assert len(quoted) > 15
+    assert [message for message in quoted if message not in sources] == []
+
+
 @pytest.mark.parametrize("page", [name for name in PAGES if name.startswith("packages/")])
 def test_pages_that_leave_the_repository_have_no_links_into_it(page: str) -> None:
     """PyPI shows the README of a package without the files beside it."""
