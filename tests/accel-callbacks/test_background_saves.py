@@ -144,7 +144,7 @@ def test_a_writer_that_fails_ends_the_run_at_the_next_safe_point(monkeypatch, tm
     trainer = create_trainer(background(tmp_path, 5, save_at_end=False))
     with pytest.raises(CheckpointError, match=r"update_00000005' in the background.*OSError: no space left"):
         train(trainer, resume_from=latest_checkpoint(tmp_path))
-    assert [path.name for path in tmp_path.iterdir()] == ["update_00000003"]
+    assert [path.name for path in tmp_path.glob("update_*")] == ["update_00000003"]
     assert 5 < trainer.run_progress.updates_completed < 12
 
 
@@ -192,7 +192,7 @@ def test_a_stop_by_a_signal_saves_after_the_save_on_its_way(monkeypatch, tmp_pat
     with pytest.raises(RunInterrupted) as stopped:
         train(trainer)
     assert stopped.value.checkpoint == latest_checkpoint(tmp_path)
-    assert [path.name for path in sorted(tmp_path.iterdir())] == ["update_00000003", "update_00000005"]
+    assert [path.name for path in sorted(tmp_path.glob("update_*"))] == ["update_00000003", "update_00000005"]
 
 
 def test_what_cannot_be_saved_is_refused_at_the_safe_point(tmp_path):
@@ -214,10 +214,10 @@ def test_rotation_comes_after_the_new_state_stands(monkeypatch, tmp_path):
 
     class Look(TrainerCallback):
         def on_checkpoint_saved(self, trainer, path):
-            there.append(sorted(each.name for each in tmp_path.iterdir()))
+            there.append(sorted(each.name for each in tmp_path.glob("update_*")))
 
     train(create_trainer(background(tmp_path, 4, keep_last=1), Look()))
-    assert [path.name for path in tmp_path.iterdir()] == ["update_00000012"]
+    assert [path.name for path in tmp_path.glob("update_*")] == ["update_00000012"]
     assert there[1] == ["update_00000004", "update_00000008"]
 
 
@@ -350,7 +350,7 @@ TWO = """
         assert not list(folder.glob("*"))
         print("raised on", trainer.accelerator.process_index)
         sys.exit()
-    for path in folder.iterdir():
+    for path in folder.glob("update_*"):
         for index in range(2):
             state = files.read_object(path / f"process_{index:05d}.pt")
             assert state["callbacks"]["Watch"] == {"index": index}, state["callbacks"]

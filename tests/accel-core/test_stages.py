@@ -218,7 +218,7 @@ def test_a_saver_refuses_the_folder_of_the_run_before_before_the_first_update(tm
     assert torch.equal(weights_of(trainer), weights)
     trainer.train(tiny_data(16), num_epochs=1, reset_run_history=False)  # The way out that was named.
     assert trainer.run_progress.updates_completed == 4
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["update_00000002", "update_00000004"]
+    assert sorted(path.name for path in tmp_path.glob("update_*")) == ["update_00000002", "update_00000004"]
 
 
 # ---------------------------------------------------------------------- stages and resume_from

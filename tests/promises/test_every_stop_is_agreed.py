@@ -195,7 +195,7 @@ def receive_signal(batch_size, event, update, times=1):
 
     folder = shared_folder()
     result = train(batch_size, Listener(event, update, send), [SaveTrainingStateCallback(save_dir=folder)])
-    return {**result, "saved": sorted(os.listdir(folder))}
+    return {**result, "saved": sorted(path.name for path in folder.glob("update_*"))}
 
 
 SIGNALLED = {"in an update": ("on_train_step_end", 7), "in an evaluation": ("on_eval_step_end", 10)}

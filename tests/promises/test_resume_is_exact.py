@@ -161,7 +161,7 @@ def kill_and_compare(process, uninterrupted, tmp_path, kills_wanted, ways, **set
             process, settings_of(folder, workers, accumulation, **settings), KILLS_OF_A_JOB
         )
         assert_same(torch.load(folder / "result.pt"), uninterrupted(workers, accumulation))
-        assert len(list((folder / "states").iterdir())) <= 2, "what crashes left was not removed"
+        assert len(list((folder / "states").iterdir())) <= 3, "what crashes left was not removed"
     print(f"{sum(kills.values())} kills: {dict(kills)}")
     return kills
 

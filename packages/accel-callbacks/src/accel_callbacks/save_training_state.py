@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from accel_core import AccelWarning, CheckpointError, TrainerCallback
 from accel_core.extending import (
@@ -23,6 +23,7 @@ from accel_core.extending import (
     remove_leftovers,
     run_on_main,
     set_other_runs_aside,
+    write_card,
 )
 
 from .periodic import Periodic
@@ -40,7 +41,7 @@ MOST_FAILURES = 5
 class SaveTrainingStateCallback(TrainerCallback):
     """Save the training state in folders named `update_00001200` inside `save_dir`.
 
-    `latest_checkpoint` finds the newest.
+    `latest_checkpoint` finds the newest. `run_card.json` beside them says what is needed to repeat the run.
 
     After a signal on any process, all of them finish the update, save and close, and `train` raises
     `RunInterrupted`. A second signal ends the process at once. Under a launcher, which forwards the signals
@@ -123,6 +124,10 @@ class SaveTrainingStateCallback(TrainerCallback):
         """Saves that have failed since the last one that has not."""
         self._retry_at = 0
         """The update after which a failed save is tried again."""
+        self._has_card = False
+        """The run card was written by this call of `train`."""
+        self._is_card_old = False
+        """States were saved since the run card was written."""
         self._stop_saved_at: int | None = None
         self._is_end_saved = False
 
@@ -149,6 +154,7 @@ class SaveTrainingStateCallback(TrainerCallback):
             )
         self.periodic.start(trainer, self)
         self._failures = 0
+        self._has_card = self._is_card_old = False
         self._stop_saved_at = None
         self._is_end_saved = False
         self.signals.listen(trainer)
@@ -210,8 +216,11 @@ class SaveTrainingStateCallback(TrainerCallback):
             self._background.close(trainer)
 
     def on_run_close(self, trainer: Trainer) -> None:
-        """Give the signal handlers back."""
+        """Give the signal handlers back, and write the run card with all states."""
         self.signals.close()
+        if self._is_card_old:
+            self._write_card(trainer)
+            self._is_card_old = False
 
     def save(self, trainer: Trainer, is_last: bool = False) -> None:
         """Save now, between updates, and remove what need not be kept. Every process takes part.
@@ -266,6 +275,11 @@ class SaveTrainingStateCallback(TrainerCallback):
             # What a crash has left in the middle of a save that no later save repeats.
             remove_leftovers(self.save_dir)
             self._remove_old_states(str(trainer.run_id))
+            # The cost of a save does not grow with their number, so the card is written once more at the end.
+            if not self._has_card:
+                self._write_card(trainer)
+            self._has_card = True
+            self._is_card_old = True
 
     def _count_failure(self, trainer: Trainer, error: CheckpointError, is_last: bool) -> None:
         """Raise, or let the save be tried again. The error is the same on every process."""
@@ -326,3 +340,15 @@ class SaveTrainingStateCallback(TrainerCallback):
         states = self._known.of_run(run_id)
         for path in states_to_remove(states, self.keep_last, self.keep_best, self.watched):
             remove_checkpoint(path)
+
+    def _write_card(self, trainer: Trainer) -> None:
+        """Write what is needed to repeat the run beside its states. The main process calls it."""
+
+        def find_states() -> dict[str, dict[str, Any]]:
+            self._known.refresh()
+            return {
+                path.name: {"update": facts.progress["updates_completed"], "digest": facts.digest}
+                for path, facts in self._known.of_run(str(trainer.run_id)).items()
+            }
+
+        write_card(trainer, self.save_dir, find_states)

@@ -45,6 +45,7 @@ from .run.batch_output import UnclearBatchSize as UnclearBatchSize
 from .run.batch_output import call_loss as call_loss
 from .run.batch_output import num_samples_in as num_samples_in
 from .run.batch_output import unpack_batch as unpack_batch
+from .run.card import write_card as write_card
 from .run.counted_samples import COUNTS_BY_DEFAULT as COUNTS_BY_DEFAULT
 from .run.counted_samples import create_batch_output as create_batch_output
 from .run.counted_samples import samples_of as samples_of

@@ -42,3 +42,22 @@ def replay(
 
     given = {"train_dataset": train_dataset, "num_epochs": num_epochs, **arguments}
     return replay_update(self, update, folder, callbacks, layers, **given)
+
+
+def run_card(self: Any) -> dict[str, Any]:
+    """Return what the latest training run was made of, and what is needed to repeat it, ready for JSON.
+
+    Versions, hardware, settings of torch, the trainer's parts, the arguments of `train`, length and digest
+    of the first samples of each data set, seed and order, digests of how the run began, how each call of
+    `train` has gone on and how often it was interrupted, the latest metrics, and the training states with
+    digests. `to_repeat` says it in sentences. `SaveTrainingStateCallback` writes the same as
+    `run_card.json`, and `compare_runs` reads that.
+
+    The first samples are read once a run, on each process that asks, with random numbers of their own.
+
+    Raises:
+        ConfigurationError: `train` was not called yet.
+    """
+    from .run.card import create_card
+
+    return create_card(self)

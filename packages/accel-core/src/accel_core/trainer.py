@@ -86,6 +86,7 @@ class Trainer:
     load_partial_states: bool = False
     """Loads of a state or an export what fits the model by name and shape, and prints what was left."""
     replay = proving.replay
+    run_card = proving.run_card
 
     def __init__(
         self,
@@ -791,8 +792,7 @@ class Trainer:
         """Return the model without what was wrapped around it."""
         return unwrap_model(self.accelerator, self.model, keep_torch_compile)
 
-    def __repr__(self) -> str:
-        return describe_briefly(self)
+    __repr__ = describe_briefly
 
     def describe(self) -> str:
         """Return what will happen or has happened: data, updates, precision, processes, callbacks."""

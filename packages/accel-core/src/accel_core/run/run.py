@@ -62,6 +62,8 @@ class Run:
     """What the run began with: digests, and the order of the data. Empty if that is not known."""
     launches: Sequence[dict[str, Any]] = ()
     """How each call of `train` of this run has read the data, up to this one."""
+    data_facts: dict[str, Any] | None = None
+    """What the run card tells of the data, once it was asked for."""
 
     is_between_sets = False
     """Some sets of an evaluation in mid-epoch are done, and others are not."""

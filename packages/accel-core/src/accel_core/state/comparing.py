@@ -1,4 +1,4 @@
-"""Whether two runs are equal, and where they part: from the digests of their states, by bisection."""
+"""Whether two runs are equal, and where they part: from their states, by bisection."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ import torch
 
 from ..checks.values import check_path
 from ..errors import CheckpointError
-from .checkpoint import NoState, TrainerState, examine, read_model_state
+from .cards import differences_of_cards
+from .checkpoint import NoState, TrainerState, examine
 from .digests import digest_of_file
 from .folder import complete_checkpoints
+from .trained_values import ENGINE_FILES, FILES_OF_TRAINED, read_trained_values
 
-_WEIGHTS = ("model.safetensors", "engine/")
 _ROUNDING = 1000
 """Multiples of the precision of a type up to which a difference may be rounding."""
 
@@ -31,27 +32,32 @@ class RunComparison:
     last_equal: int | None
     """The newest update after which both have the same weights, as far as is known."""
     differing: list[str]
-    """Names of what differs there: parameters, buffers; with replays "batch", "loss" and layers too."""
+    """Names of what differs there: parameters, buffers, values of optimizers and of modules beside the model;
+    with replays "batch", "loss" and layers too."""
     is_rounding: bool = False
     """All that differs is equal up to rounding."""
     num_replays: int = 0
     """Pairs of replays that were made."""
+    cards: dict[str, tuple[Any, Any]] = dataclasses.field(default_factory=dict)
+    """What the run cards say differently, such as `versions.torch`: the values of both runs."""
 
     def __str__(self) -> str:
         if self.first_difference is None:
             return "equal"
         last = "no common state" if self.last_equal is None else f"update {self.last_equal}"
         rounding = ", up to rounding" if self.is_rounding else ""
-        return (
+        text = (
             f"equal up to {last}, differ from update {self.first_difference} on{rounding}: {self.differing}"
         )
+        causes = [f"{name} is {ours!r} and {theirs!r}" for name, (ours, theirs) in self.cards.items()]
+        return "; ".join([text, *(["by their run cards " + ", ".join(causes)] if causes else [])])
 
 
 def compare_runs(a: str | Path, b: str | Path, replay: tuple[Replay, Replay] | None = None) -> RunComparison:
-    """Return where two runs part, by the weights in their states.
+    """Return where two runs part, by the weights and optimizers in their states.
 
     States of the same update are compared, by bisection: runs that have parted are taken to stay apart. A
-    state that only one of them has is passed over.
+    state that only one of them has is passed over. What their run cards say differently stands beside it.
 
     Args:
         a: a training state, or the folder of a run.
@@ -69,6 +75,7 @@ def compare_runs(a: str | Path, b: str | Path, replay: tuple[Replay, Replay] | N
             f"'{a}' has states after the updates {sorted(ours)}, '{b}' after {sorted(theirs)}: none in "
             "common, so nothing can be compared. Save both runs after the same updates."
         )
+    cards = differences_of_cards(Path(a), Path(b))
     low, high = 0, len(common)
     while low < high:
         middle = (low + high) // 2
@@ -78,14 +85,13 @@ def compare_runs(a: str | Path, b: str | Path, replay: tuple[Replay, Replay] | N
             high = middle
     last_equal = common[low - 1] if low else None
     if low == len(common):
-        return RunComparison(None, last_equal, [])
+        return RunComparison(None, last_equal, [], cards=cards)
     first = common[low]
-    differing, is_rounding = differing_names(
-        read_model_state(ours[first][0]), read_model_state(theirs[first][0])
-    )
+    differing, is_rounding = _differing_values(ours[first], theirs[first])
     if replay is None:
-        return RunComparison(first, last_equal, differing, is_rounding)
-    return _search(replay, last_equal, first, differing, is_rounding)
+        return RunComparison(first, last_equal, differing, is_rounding, cards=cards)
+    found = _search(replay, last_equal, first, differing, is_rounding)
+    return dataclasses.replace(found, cards=cards)
 
 
 def _states_of(name: str, path: Any) -> dict[int, tuple[Path, TrainerState]]:
@@ -98,22 +104,37 @@ def _states_of(name: str, path: Any) -> dict[int, tuple[Path, TrainerState]]:
 
 
 def _are_equal(one: tuple[Path, TrainerState], other: tuple[Path, TrainerState]) -> bool:
-    """Whether the weights are the same to the bit.
+    """Whether weights and optimizers are the same to the bit.
 
     A file of weights names its run, so that those of two runs have other digests, and are read.
     """
     if _digests_of(*one) == _digests_of(*other):
         return True
-    files_of_engine = [name for name in one[1]["files"] if name.startswith("engine/")]
-    if files_of_engine:
+    if any(name.startswith(ENGINE_FILES) for name in one[1]["files"]):
         return False
-    return not differing_names(read_model_state(one[0]), read_model_state(other[0]))[0]
+    return not _differing_values(one, other)[0]
 
 
 def _digests_of(folder: Path, state: TrainerState) -> dict[str, str]:
     known = state.get("digests", {})
-    names = [name for name in state["files"] if name.startswith(_WEIGHTS)]
+    names = [name for name in state["files"] if name.startswith((*FILES_OF_TRAINED, ENGINE_FILES))]
     return {name: known.get(name) or digest_of_file(folder / name) for name in names}
+
+
+def _differing_values(
+    one: tuple[Path, TrainerState], other: tuple[Path, TrainerState]
+) -> tuple[list[str], bool]:
+    """Return what differs in two states. What only one of them keeps of an optimizer does not count.
+
+    A newer torch may keep further settings in the groups of an optimizer.
+    """
+    ours, theirs = read_trained_values(*one), read_trained_values(*other)
+    common = ours.beside.keys() & theirs.beside.keys()
+    names = [name for name in ours.beside if name in common]
+    return differing_names(
+        {**ours.weights, **{name: ours.beside[name] for name in names}},
+        {**theirs.weights, **{name: theirs.beside[name] for name in names}},
+    )
 
 
 def differing_names(one: Mapping[str, Any], other: Mapping[str, Any]) -> tuple[list[str], bool]:

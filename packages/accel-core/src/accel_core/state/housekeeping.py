@@ -57,7 +57,8 @@ class KnownStates:
         listing = examine_entries(self.folder, entries - self._entries)
         listing.report()
         for path, state in listing.complete.items():
-            self.states[path] = Facts(state["run_id"], dict(state["run_progress"]), metrics_of(state))
+            progress, digest = dict(state["run_progress"]), dict(state).get("sha256")
+            self.states[path] = Facts(state["run_id"], progress, metrics_of(state), digest)
         self._entries = entries
 
     def check(self, run_id: str, updates_completed: int | None = None) -> None:
@@ -92,11 +93,13 @@ def _age(states: dict[Path, Facts], path: Path) -> tuple[object, ...]:
 
 
 class Facts(NamedTuple):
-    """What a folder is kept or removed by."""
+    """What a folder is kept or removed by, and what tells it from others."""
 
     run_id: str
     progress: dict[str, Any]
     metrics: dict[str, float]
+    digest: Any
+    """Of trainer_state.json, which has those of all other files; None in states of older versions."""
 
 
 def check_folder_of_run(save_dir: str | Path, run_id: str, updates_completed: int | None = None) -> None:
