@@ -37,7 +37,7 @@ from accel_core import (
 )
 from accel_core.engines.parts import local_shard
 from accel_core.state.files import read_tensors
-from case_runner import compare, run_as_script, shared_folder
+from case_runner import assert_equal, compare, run_as_script, shared_folder
 from tiny import ONE_CYCLE, EvaluateInMidEpoch, SaveAt, Stream
 
 ROOT = Path(__file__).parents[2]
@@ -368,10 +368,6 @@ def engine(request):
 @pytest.fixture(scope="module")
 def outcome(engine, tmp_path_factory):
     return launched(engine, tmp_path_factory.mktemp("cases"))
-
-
-def assert_equal(actual, expected):
-    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("case", EQUAL)

@@ -16,7 +16,7 @@ from torch.utils.data import TensorDataset
 from accel_callbacks import ModelEmaCallback
 from accel_core import ConfigurationError, Trainer
 from accel_core.state.files import read_tensors
-from case_runner import Outcome, compare, run_as_script, shared_folder
+from case_runner import Outcome, assert_equal, compare, run_as_script, shared_folder
 from layouts import fsdp2
 from tiny import SaveAt
 
@@ -165,10 +165,6 @@ def outcomes(tmp_path_factory) -> dict[int, Outcome]:
 @pytest.fixture(params=LAYOUTS, ids=LAYOUTS.get)
 def outcome(request, outcomes):
     return outcomes[request.param]
-
-
-def assert_equal(actual, expected):
-    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("case", EQUAL)

@@ -104,9 +104,10 @@ class Agreement:
         if blocking:
             # The process group may have been made after this object.
             self._is_single_process = not is_distributed()
-            self._collect_all()
-        elif self._is_single_process:
+        if self._is_single_process:
             self.agreed, self.flagged = self.flagged, {}
+        elif blocking:
+            self._collect_all()
         elif self._is_carried:
             self._collect_carried()
         else:
@@ -137,9 +138,6 @@ class Agreement:
 
     def _collect_all(self) -> None:
         """Collect all that was flagged until now, on any process."""
-        if self._is_single_process:
-            self.agreed, self.flagged = self.flagged, {}
-            return
         self.agreed = {}
         if self._is_carried and self._word is not None:
             self._word.forget()  # What it told is still flagged.
