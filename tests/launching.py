@@ -252,7 +252,7 @@ def _command(script: Path, processes: int, args: Sequence[object], max_restarts:
         str(processes),
     ]
     launcher += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    return [*launcher, "--main_process_ip", "127.0.0.1", "--main_process_port", str(_free_port()), *arguments]
+    return [*launcher, "--main_process_ip", "127.0.0.1", "--main_process_port", str(free_port()), *arguments]
 
 
 def _environment(launch_id: str, env: Mapping[str, str] | None, restarts: bool) -> dict[str, str]:
@@ -270,7 +270,8 @@ def _environment(launch_id: str, env: Mapping[str, str] | None, restarts: bool) 
     return {**inherited, **defaults, **(env or {}), _LAUNCH_ID: launch_id}
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of this machine that nobody listens on at the moment."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port: int = listener.getsockname()[1]

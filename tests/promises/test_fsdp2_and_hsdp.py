@@ -5,6 +5,7 @@ DeepSpeed is in `test_engines_that_shard.py`.
 """
 
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -111,6 +112,150 @@ def average(batch_size):
     return outcome_of(first), averages[0], exported, outcome_of(second), averages[1]
 
 
+class Scaled(nn.Module):
+    """A loss with a parameter, and a buffer that differs between processes."""
+
+    def __init__(self, num_outputs=3):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(num_outputs))
+        self.register_buffer("mean", torch.zeros(()))
+
+    def forward(self, outputs, targets):
+        if torch.is_grad_enabled():
+            self.mean = outputs.detach().mean()
+        return nn.functional.cross_entropy(outputs * self.scale, targets)
+
+
+class Beside(Trainer):
+    """A second model and a temperature are among the attributes, and trained by the one optimizer."""
+
+    def calculate_train_batch_loss(self, batch):
+        inputs, targets = batch
+        outputs = (self.model(inputs) + self.second(inputs)) * self.temperature
+        return {"loss": self.loss_func(outputs, targets), "model_outputs": outputs, "batch_size": len(inputs)}
+
+
+def make_beside(callbacks=(), seed=3):
+    # Each process draws its own: those of the main process count.
+    torch.manual_seed(seed + Accelerator().process_index)
+    second, temperature = nn.Linear(5, 3), nn.Parameter(torch.rand(()))
+    torch.manual_seed(seed)
+    model, loss_func = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 3)), Scaled()
+    groups = [
+        {"params": [temperature, *model[0].parameters()]},
+        {"params": loss_func.parameters(), "lr": 0.01},
+        {"params": [*model[2].parameters(), *second.parameters()]},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=0.05)
+    trainer = Beside(model, loss_func, optimizer, callbacks, seed=7)
+    trainer.second, trainer.temperature = second, temperature
+    trainer.trust_engine_files = True
+    return trainer
+
+
+def outcome_beside(trainer):
+    path = shared_folder() / "model.pt"
+    trainer.save_checkpoint(path, save_optimizer=False)
+    content = torch.load(path, weights_only=True)
+    rates = [group["lr"] for group in trainer.optimizer.param_groups]
+    sizes = [len(group["params"]) for group in trainer.optimizer.param_groups]
+    modules = content["modules_state_dict"]
+    # Of its own batch, which is another one on one process.
+    means = [modules["loss_func"].pop("mean"), trainer.loss_func.mean] if "loss_func" in modules else []
+    return {**outcome_of(trainer), "modules": modules, "groups": (rates, sizes)}, means
+
+
+HALVED = partial(torch.optim.lr_scheduler.StepLR, step_size=3, gamma=0.5)
+IN_THREE_EPOCHS = {"create_scheduler_fn": HALVED, "num_epochs": 3}
+
+
+def train_beside(batch_size):
+    kwargs = {"gradient_accumulation_steps": 2, "create_scheduler_fn": HALVED}
+    outcome, means = outcome_beside(run(make_beside(), batch_size, **kwargs))
+    # Buffers beside the model are the main process's, as those of the model.
+    assert torch.equal(*means)
+    return outcome
+
+
+def resume_beside(batch_size):
+    folder = Path(sys.argv[3]) / "beside"
+    whole = run(make_beside([SaveAt(4, folder)]), batch_of(batch_size), **IN_THREE_EPOCHS)
+    rest = run(make_beside(seed=4), batch_of(batch_size), resume_from=folder, **IN_THREE_EPOCHS)
+    return outcome_beside(whole), outcome_beside(rest)
+
+
+def resume_beside_from_other(batch_size):
+    if len(sys.argv) < 5:
+        return None
+    folder = Path(sys.argv[4]) / "beside"
+    return outcome_beside(run(make_beside(seed=4), batch_of(0), resume_from=folder, **IN_THREE_EPOCHS))
+
+
+class Adversarial(Trainer):
+    """The second model has an optimizer of its own, which steps inside the step."""
+
+    def calculate_train_batch_loss(self, batch):
+        inputs, targets = batch
+        outputs = self.model(inputs)
+        second_loss = nn.functional.cross_entropy(self.second(outputs.detach()), targets)
+        second_loss.backward()
+        self.step_optimizer(self.second_optimizer, gradient_clip_norm=1.0)
+        loss = self.loss_func(outputs, targets) - 0.1 * self.second(outputs).logsumexp(1).mean()
+        return {"loss": loss, "model_outputs": outputs, "batch_size": len(inputs)}
+
+
+def make_adversarial(callbacks=(), seed=3):
+    trainer = make_trainer(callbacks, seed=seed)
+    trainer.__class__ = Adversarial
+    trainer.second = nn.Linear(3, 3)
+    trainer.second_optimizer = torch.optim.Adam(trainer.second.parameters(), lr=0.02)
+    return trainer
+
+
+def train_two_models(batch_size):
+    folder = shared_folder()
+    whole = run(make_adversarial([SaveAt(3, folder / "state")]), batch_size)
+    rest = run(make_adversarial(seed=4), batch_size, resume_from=folder / "state")
+    return outcome_beside(whole), outcome_beside(rest)
+
+
+def refuse_beside(batch_size):
+    """Who holds what has been exchanged would keep its first value; torch mixes no parts with plain tensors."""
+
+    def shared(trainer):
+        trainer.loss_func = Scaled()
+        trainer.loss_func.scale = trainer.model[2].bias
+
+    def other_optimizer(trainer):
+        trainer.second_optimizer = torch.optim.SGD(trainer.model[2].parameters(), lr=0.1)
+
+    def attribute(trainer):
+        trainer.bias = trainer.model[2].bias
+
+    def fast(trainer):
+        trainer.loss_func = Scaled()
+        held = [*trainer.model.parameters(), *trainer.loss_func.parameters()]
+        trainer.optimizer = torch.optim.SGD(held, lr=0.1, foreach=True)
+
+    def half(trainer):
+        trainer.loss_func = Scaled()
+        held = [*trainer.model.parameters(), *trainer.loss_func.parameters()]
+        trainer.optimizer = torch.optim.SGD(held, lr=0.1)
+        trainer.accelerator.scaler = torch.amp.GradScaler("cpu")
+
+    told = {}
+    for case in (shared, other_optimizer, attribute, fast, half):
+        trainer = make_trainer()
+        case(trainer)
+        try:
+            run(trainer, batch_size)
+        except ConfigurationError as error:
+            told[case.__name__] = str(error)
+        trainer.accelerator.scaler = None
+        assert trainer.run_progress.updates_completed == 0, case
+    return told
+
+
 class Tied(nn.Module):
     def __init__(self):
         super().__init__()
@@ -137,9 +282,13 @@ def describe(batch_size):
     return make_trainer().describe()
 
 
-EQUAL = {"training": train, "two trainers": two_trainers}
+EQUAL = {"training": train, "two trainers": two_trainers, "beside": train_beside}
 CASES = {
     **EQUAL,
+    "beside resumed": resume_beside,
+    "beside resumed from others": resume_beside_from_other,
+    "two models": train_two_models,
+    "refused": refuse_beside,
     "average": average,
     "export": export_after_evaluation,
     "resume": save_and_resume,
@@ -176,6 +325,40 @@ def test_it_equals_one_process(outcome, case):
 def test_a_resumed_run_has_the_same_bits(outcome):
     for whole, rest in outcome.of("resume"):
         torch.testing.assert_close(rest, whole, rtol=0, atol=0)
+
+
+def test_what_is_beside_the_model_is_resumed_to_the_bit(outcome):
+    for whole, rest in outcome.of("beside resumed"):
+        torch.testing.assert_close(rest, whole, rtol=0, atol=0)
+        rates, sizes = whole[0]["groups"]
+        assert rates[1] == pytest.approx(rates[0] / 5) and sizes == [3, 1, 4]
+
+
+def test_what_is_beside_the_model_goes_on_on_another_number_of_processes(outcomes):
+    whole, _ = outcomes[2].of("beside resumed")[0][0]
+    for rest, _ in outcomes[4].of("beside resumed from others"):
+        assert_equal(rest, whole)
+
+
+def test_a_second_model_with_an_optimizer_of_its_own_equals_one_process_and_goes_on_to_the_bit(outcome):
+    for whole, rest in outcome.of("two models"):
+        torch.testing.assert_close(rest, whole, rtol=0, atol=0)
+        assert_equal(whole, outcome.alone("two models")[0])
+
+
+@pytest.mark.parametrize(
+    ("case", "named", "way_out"),
+    [
+        ("shared", "trainer.loss_func holds", "read from trainer.model in each step"),
+        ("other_optimizer", "trainer.second_optimizer holds", "trainer.optimizer alone"),
+        ("attribute", "trainer.bias holds", "use DDP"),
+        ("fast", "foreach=True", "Leave foreach out"),
+        ("half", "trainer.loss_func is trained beside", "bf16"),
+    ],
+)
+def test_what_would_not_be_trained_is_refused_before_the_first_update(outcome, case, named, way_out):
+    for told in outcome.of("refused"):
+        assert named in told[case] and way_out in told[case]
 
 
 def test_an_export_after_an_evaluation_holds_the_model_alone(outcome):

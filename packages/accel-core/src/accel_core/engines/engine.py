@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -127,6 +127,12 @@ class Engine(Protocol):
         Args:
             modules: names of attributes of the trainer of which its optimizer holds a parameter.
             optimizers: names of its further optimizers.
+        """
+
+    def check_attributes(self, attributes: Mapping[str, Any]) -> None:
+        """Raise `ConfigurationError` if preparing has left an attribute of the trainer behind.
+
+        No communication.
         """
 
     def train_beside(self, trained: Trained, step_weight: StepWeight, stepped: list[Any]) -> None:

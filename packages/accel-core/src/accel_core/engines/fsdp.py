@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,12 @@ from accelerate import Accelerator
 
 from ..errors import CheckpointError, ConfigurationError
 from ..processes.group import DataGroup
+from .beside import TrainsBeside
+from .clearing import choose_zero_grad
 from .ddp import DDP
 from .engine import CreateState, LoadState, StepWeight
+from .exchanged import Exchanged
 from .parts import check_whole, clip_norm
-from .single import choose_zero_grad
 from .trained import Trained, clear_gradients, parameters_of
 from .weights import share_buffers
 
@@ -31,6 +33,7 @@ class Sharded(DDP):
     def __init__(self, accelerator: Accelerator, group: DataGroup) -> None:
         super().__init__(accelerator, group)
         self.has_collective_forward = not group.is_single
+        self._exchanged = Exchanged()
 
     def check(self, overridden: list[str], clip_value: Any, clip_norm: Any, has_plan: bool) -> None:
         """Refuse to clip single elements."""
@@ -44,6 +47,7 @@ class Sharded(DDP):
         """Refuse a model that the user has sharded; a run before may have sharded it by this engine."""
         if not getattr(model, "_is_accelerate_prepared", False):
             check_whole(model.named_parameters(), self.name)
+            self._exchanged.remember(model)
 
     def check_trained(self, modules: Iterable[str], optimizers: Iterable[str]) -> None:
         """Refuse parameters beside the model, and further optimizers."""
@@ -57,6 +61,10 @@ class Sharded(DDP):
                 f"trainer.{name} is a further optimizer, but {self.name} trains by one. Use DDP, or wrap it "
                 "yourself: override prepare and call accelerator.prepare there."
             )
+
+    def check_attributes(self, attributes: Mapping[str, Any]) -> None:
+        """Refuse attributes with a parameter that preparing has exchanged."""
+        self._exchanged.check(attributes, self.name)
 
     def train_beside(self, trained: Trained, step_weight: StepWeight, stepped: list[Any]) -> None:
         """Train what is in the model only: the engine has exchanged what the optimizer holds."""
@@ -160,7 +168,7 @@ class FSDP(Sharded):
     name = "FSDP"
 
 
-class FSDP2(FSDP):
+class FSDP2(TrainsBeside, FSDP):
     """Runs the steps of several processes that hold a part of each parameter, by `fully_shard`."""
 
     name = "FSDP2"

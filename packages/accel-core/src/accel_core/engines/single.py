@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,13 @@ from ..processes.group import DataGroup
 from ..state.checkpoint import model_files, read_model_state
 from ..state.weight_names import with_plain_names
 from .carried_word import CarriedWord
+from .clearing import call_both, choose_zero_grad
 from .engine import Context, CreateState, LoadState, Prepared, StepWeight
 from .further_optimizers import FurtherOptimizers
 from .partial_loading import parameters_held
 from .parts import check_whole, local_shard
 from .second_order import needs_second_order, second_order_backward
-from .trained import Trained, clear_gradients, parameters_of
+from .trained import Trained, parameters_of
 from .weights import (
     is_frozen,
     load_into,
@@ -109,7 +110,7 @@ class SingleProcess:
             self.optimizer, [] if self.trained is None else self.trained.cleared
         )
         if self.accelerator.scaler is not None and self.trained is not None and self.trained.optimizers:
-            self.zero_grad = functools.partial(_call_both, self.zero_grad, self._further().back_off)
+            self.zero_grad = functools.partial(call_both, self.zero_grad, self._further().back_off)
         clips_whole_tensors = bypasses and not self.shards_parameters
         self.clip_norm = (
             torch.nn.utils.clip_grad_norm_ if clips_whole_tensors else self.accelerator.clip_grad_norm_
@@ -117,6 +118,9 @@ class SingleProcess:
 
     def check_trained(self, modules: Iterable[str], optimizers: Iterable[str]) -> None:
         """Refuse nothing."""
+
+    def check_attributes(self, attributes: Mapping[str, Any]) -> None:
+        """Refuse nothing: the parameters are the user's own."""
 
     def train_beside(self, trained: Trained, step_weight: StepWeight, stepped: list[Any]) -> None:
         """Keep what is beside the model, and listen to the steps of further optimizers."""
@@ -259,37 +263,6 @@ class SingleProcess:
         if self.prepared is None:
             raise RuntimeError("The engine was asked for the prepared model before prepare.")
         return self.prepared
-
-
-def choose_zero_grad(optimizer: Any, others: list[torch.Tensor]) -> Callable[[], None]:
-    """Return the optimizer's own `zero_grad`, or a quicker one if that is torch's for all optimizers.
-
-    Torch's opens a record of the profiler and looks for hooks first, which takes ten times as long as the
-    clearing.
-
-    Args:
-        others: what has its gradient cleared too, though the optimizer does not hold it. Else gradients would
-            add up over updates, be seen by an optimizer that is given the parameter later, and be missing
-            after resuming.
-    """
-    own: Any = getattr(optimizer, "zero_grad", _do_nothing)
-    is_torchs = getattr(own, "__func__", None) is torch.optim.Optimizer.zero_grad
-    if is_torchs:
-        return functools.partial(_clear_all_gradients, optimizer, others)
-    return functools.partial(_call_both, own, functools.partial(clear_gradients, others)) if others else own
-
-
-def _clear_all_gradients(optimizer: torch.optim.Optimizer, others: list[torch.Tensor]) -> None:
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            parameter.grad = None
-    for parameter in others:
-        parameter.grad = None
-
-
-def _call_both(first: Callable[[], Any], second: Callable[[], Any]) -> None:
-    first()
-    second()
 
 
 def _no_context(model: torch.nn.Module, is_last: bool) -> Context:

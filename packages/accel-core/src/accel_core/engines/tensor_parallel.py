@@ -13,6 +13,7 @@ from ..errors import ConfigurationError
 from ..processes.group import DataGroup
 from .averaging import check_equal_parameters
 from .engine import CreateState, LoadState
+from .mixtures import check_mixtures, compute_one_by_one
 from .parts import clip_norm, clip_value, is_dtensor, parts_of_model, whole
 from .single import SingleProcess
 from .trained import parameters_of
@@ -68,14 +69,7 @@ class TensorParallel(SingleProcess):
                 "parameters were exchanged when it was laid out. Make the optimizer after "
                 "parallelize_module or from_pretrained."
             )
-        for group in () if optimizer is None else optimizer.param_groups:
-            fast = [name for name in ("foreach", "fused") if group.get(name)]
-            if fast and _is_mixture(group):
-                raise ConfigurationError(
-                    f"The {type(optimizer).__name__} has {fast[0]}=True and a group with DTensors beside "
-                    f"plain tensors, which torch does not compute together. Leave {fast[0]} out, or put "
-                    "them into groups of their own."
-                )
+        check_mixtures(optimizer)
 
     def prepare(self, model: torch.nn.Module, optimizer: Any) -> tuple[torch.nn.Module, Any]:
         """Place the model, and let it compute in the precision that is asked for; nothing is wrapped."""
@@ -88,7 +82,7 @@ class TensorParallel(SingleProcess):
         """Clip parts and plain tensors together."""
         super().bind(optimizer)
         self.clip_norm = clip_norm
-        _compute_one_by_one(self.optimizer)
+        compute_one_by_one(self.optimizer)
 
     # ---------------------------------------------------------------- in the loop
 
@@ -133,22 +127,8 @@ class TensorParallel(SingleProcess):
     def load_files(self, folder: Path, scheduler: Any, load: LoadState) -> None:
         """Load the files of one process, of which this one takes its part."""
         super().load_files(folder, scheduler, partial(_load_parts, load))
-        _compute_one_by_one(self.optimizer)
+        compute_one_by_one(self.optimizer)
 
 
 def _load_parts(load: LoadState, model: torch.nn.Module, state: dict[str, Any]) -> None:
     load(model, parts_of_model(model.state_dict(), state))
-
-
-def _is_mixture(group: dict[str, Any]) -> bool:
-    return len(set(map(is_dtensor, group["params"]))) > 1
-
-
-def _compute_one_by_one(optimizer: Any) -> None:
-    """Let a group of parts beside plain tensors be computed one by one: torch mixes them in no call.
-
-    On a GPU its optimizers would by default take all tensors of a group at once.
-    """
-    for group in getattr(optimizer, "param_groups", ()):
-        if "foreach" in group and group["foreach"] is None and _is_mixture(group):
-            group["foreach"] = False

@@ -49,6 +49,8 @@ class Trained:
         """The further ones."""
         self.modules: dict[str, torch.nn.Module] = {}
         """Those beside the model of which an optimizer holds a parameter, without their wrappers."""
+        self.apart: dict[str, Any] = {}
+        """Parts of the optimizer that its engine leaves out of its own files; by name, with a state each."""
         self.cleared: list[torch.Tensor] = []
         """Parameters that are cleared after an update though the trainer's optimizer does not hold them."""
         self.has_warned_of_rounding = False

@@ -47,7 +47,8 @@ def save_export(
             stacklevel=3,
         )
         return
-    wanted = {"modules": True, "optimizers": with_optimizer, "schedulers": with_scheduler}
+    # What is apart belongs to the state of an optimizer, which engines that leave it out do not export.
+    wanted = {"modules": True, "optimizers": with_optimizer, "schedulers": with_scheduler, "apart": False}
     trained = _trained(trainer)
     check_finite(model, trained.modules)
     compare_weights(trainer.engine)

@@ -53,6 +53,7 @@ def prepare_parts(trainer: TrainerParts, run: Run, per_device_batch_size: int = 
             engine.check_model(trainer.model, trainer.optimizer)
             # Only now, as the user's own `prepare` may have wrapped what else there is.
             engine.check_trained((), Trained(vars(trainer), *user_parts).optimizers)
+            engine.check_attributes(vars(trainer))
         except BaseException:
             patches.take_off()
             raise

@@ -21,7 +21,7 @@ from ..state.checkpoint import ATTRIBUTES_FILE, TrainerState
 from .run import Run
 from .trainer_parts import TrainerParts
 
-_KINDS = ("modules", "optimizers", "schedulers")
+_KINDS = ("modules", "optimizers", "schedulers", "apart")
 
 
 def what_is_trained(trainer: TrainerParts, prepared: Prepared | None) -> Trained:
@@ -159,6 +159,9 @@ def _load(trained: Trained, content: dict[str, dict[str, Any]], source: Path) ->
             load_into(trained.optimizers[name], source, state)
             # It has stepped before. Else torch warns of a scheduler that steps first.
             trained.optimizers[name]._opt_called = True  # type: ignore[attr-defined]
+    for name, state in content.get("apart", {}).items():
+        if name in trained.apart:
+            load_into(trained.apart[name], source, state)
     # A scheduler changes nothing of its optimizer when it is loaded, and its rates are in the optimizer's
     # state.
     for name, state in content.get("schedulers", {}).items():
