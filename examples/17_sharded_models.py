@@ -96,8 +96,8 @@ def main():
     )
     if not args.resume and trainer.is_main_process:
         shutil.rmtree(OUTPUT / "checkpoints", ignore_errors=True)
-    # The files of these engines can execute code when they are read, so they
-    # have to be trusted: these are our own.
+    # The files of DeepSpeed can execute code when they are read, so they have
+    # to be trusted: these are our own.
     trainer.trust_engine_files = True
     num_processes = trainer.accelerator.num_processes
     trainer.print(

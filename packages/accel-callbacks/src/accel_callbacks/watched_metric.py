@@ -113,9 +113,6 @@ class WatchedMetric:
         # In mid-epoch the first evaluation may be due only in a later epoch, and so may that of an epoch.
         if "intermediate_" in self.name:
             return False
-        # An average of weights may begin in a later epoch.
-        if any(each.begins_later(self.name) for each in trainer.callbacks if hasattr(each, "begins_later")):
-            return False
         history = trainer.run_history
         names = {r["name"] for r in history.get_records() if r["epoch"] == history.current_epoch}
         return any(name.endswith("eval_loss_epoch") and "intermediate_" not in name for name in names)

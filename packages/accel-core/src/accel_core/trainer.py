@@ -82,7 +82,7 @@ class Trainer:
     prediction_padding: float | None = None
     """Fills up dimensions in which the outputs of `predict` differ between batches; None raises an error."""
     trust_engine_files: bool = False
-    """Allows loading sharded states of FSDP and DeepSpeed, which those unpickle: code in them would run."""
+    """Allows loading states of DeepSpeed and old ones of FSDP, though unpickling can run code in them."""
     load_partial_states: bool = False
     """Loads of a state or an export what fits the model by name and shape, and prints what was left."""
     replay = proving.replay
@@ -279,14 +279,14 @@ class Trainer:
         model: torch.nn.Module | None = None,
         dataloader: Any = None,
     ) -> None:
-        """Evaluate on `dataset`, or on all evaluation sets. Every process takes part.
+        """Evaluate on `dataset`, or on all evaluation sets of the run. Every process takes part.
 
         Sums are kept by process and added once at the end, so that no sample counts twice and none is left
         out. In a training run the random state is put back.
 
         Args:
-            dataset: data or a ready loader, or several by name, which the trainer shards; None takes the sets
-                of the run, or inside `on_evaluation_end` those of the evaluation that has ended.
+            dataset: data or a ready loader, as for a single process, or several of them by name; the trainer
+                shards it.
             metric_prefix: begins the names of the losses that are recorded, after the name of the set.
             is_intermediate: the evaluation happens between two updates of an epoch.
             model: is evaluated in place of the trainer's, such as an average of its weights.
@@ -304,7 +304,7 @@ class Trainer:
                 run.is_between_sets = is_intermediate and number + 1 < len(sets)
                 self._run_eval_set(run, part, kind.of_set(name), len(sets) if completes else None)
         if is_intermediate and model is None:
-            evaluations.end_evaluation(self, run, kind, sets)
+            evaluations.end_evaluation(self, run, kind)
 
     def _run_eval_set(self, run: Run, dataset: Any, kind: EvaluationKind, num_sets: int | None) -> None:
         """Evaluate on one set; `num_sets` belong to the evaluation of the epoch, or None if it is another."""

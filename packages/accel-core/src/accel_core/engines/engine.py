@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import torch
 
 from ..processes.group import DataGroup
+from ..state.shards import Shards
 from .carried_word import CarriedWord
 from .further_optimizers import FurtherOptimizers
 from .patches import Patches
@@ -195,9 +196,15 @@ class Engine(Protocol):
     def main_files(self, scheduler: Any, create_state: CreateState) -> dict[str, Any]:
         """Return the contents of the files that the main process writes into a training state, by name."""
 
+    def create_shards(self) -> Shards | None:
+        """Return what this process writes of model and optimizer, without a word to others while it writes.
+
+        None if `write_own_files` writes them, or the main process. No communication.
+        """
+
     @property
     def write_own_files(self) -> Callable[[Path], None] | None:
-        """Writes the engine's own files into a folder, or None if it has none."""
+        """Writes the engine's own files into a folder, all processes together; None if it has none."""
 
     def load_files(self, folder: Path, scheduler: Any, load: LoadState) -> None:
         """Load what `main_files` and the engine itself have written."""

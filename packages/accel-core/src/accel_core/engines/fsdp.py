@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
@@ -10,14 +11,20 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from ..errors import CheckpointError, ConfigurationError
+from ..errors import AccelWarning, CheckpointError, ConfigurationError
 from ..processes.group import DataGroup
+from ..state.read_shards import is_in_shards
+from ..state.shards import Shards, find_obstacle, named_tensors
+from ..state.weight_names import with_plain_names
 from .beside import TrainsBeside
 from .clearing import choose_zero_grad
 from .ddp import DDP
 from .engine import CreateState, LoadState, StepWeight
 from .exchanged import Exchanged
-from .parts import check_whole, clip_norm
+from .mixtures import compute_one_by_one
+from .partial_loading import parameters_held
+from .parts import check_whole, clip_norm, reshard
+from .shards import load_shards
 from .trained import Trained, clear_gradients, parameters_of
 from .weights import share_buffers
 
@@ -27,6 +34,8 @@ class Sharded(DDP):
 
     shards_parameters = True
     exports_optimizer = False
+    reads_shards = False
+    """Training states are read in the form in which FSDP2 writes them."""
 
     wraps_by_ddp = False
 
@@ -142,6 +151,9 @@ class Sharded(DDP):
         """Let Accelerate load the shards, then load the rest."""
         self.accelerator.load_state(str(folder / "engine"))
         self._load_small_files(folder, scheduler)
+        self._note_step()
+
+    def _note_step(self) -> None:
         prepared = self._parts()
         if prepared.optimizer is not None:
             # It has stepped before. Else torch warns of a scheduler that steps first, as at the end of an
@@ -154,6 +166,11 @@ class Sharded(DDP):
             raise CheckpointError(
                 f"'{folder}' was saved without an engine that shards the model, and this run is with one "
                 f"({self.name}). Resume as it was saved, or begin a new run from an export."
+            )
+        if is_in_shards(folder) and not self.reads_shards:
+            raise CheckpointError(
+                f"'{folder}' was saved by FSDP2, and this run is with {self.name}. Resume with FSDP2, DDP or "
+                "one process, or begin a new run from an export."
             )
         if not trust_engine_files:
             raise ConfigurationError(
@@ -172,6 +189,8 @@ class FSDP2(TrainsBeside, FSDP):
     """Runs the steps of several processes that hold a part of each parameter, by `fully_shard`."""
 
     name = "FSDP2"
+    reads_shards = True
+    _has_warned = False
 
     def check_model(self, model: torch.nn.Module, optimizer: Any) -> None:
         """Refuse weights that two layers share, if each layer is sharded by its size."""
@@ -192,6 +211,48 @@ class FSDP2(TrainsBeside, FSDP):
                     "Use auto_wrap_policy='transformer_based_wrap' with the class of the repeated layer, or "
                     "'no_wrap', which shard the shared tensor with the whole model."
                 )
+
+    def create_shards(self) -> Shards | None:
+        """Return what this process holds of model and optimizer; None, and a warning, if torch cannot."""
+        model, optimizer = self._bare_parts()
+        state = with_plain_names(model.state_dict())
+        held = [] if optimizer is None else parameters_held(self.trained, optimizer)
+        tensors, rest = named_tensors(state, None if optimizer is None else optimizer.state_dict(), held)
+        obstacle = find_obstacle(tensors)
+        if obstacle is None:
+            return Shards(tensors, rest)
+        if not self._has_warned and self.group.is_main:
+            warnings.warn(
+                f"Training states are written by Accelerate, which pickles them: {obstacle}. To go on from "
+                "them, set trainer.trust_engine_files = True.",
+                AccelWarning,
+                stacklevel=2,
+            )
+        self._has_warned = True
+        return None
+
+    def load_files(self, folder: Path, scheduler: Any, load: LoadState) -> None:
+        """Load what this process holds; states of older versions by Accelerate."""
+        if not is_in_shards(folder):
+            super().load_files(folder, scheduler, load)
+            return
+        model, optimizer = self._bare_parts()
+        held = [] if optimizer is None else parameters_held(self.trained, optimizer)
+        load_shards(folder, model, optimizer, held)
+        compute_one_by_one(optimizer)
+        self._load_small_files(folder, scheduler)
+        self._note_step()
+
+    def check_files(self, folder: Path, saved_processes: int, trust_engine_files: bool) -> None:
+        """Trust what is written in shards, of which nothing is executed."""
+        super().check_files(folder, saved_processes, trust_engine_files or is_in_shards(folder))
+
+    def _bare_parts(self) -> tuple[torch.nn.Module, Any]:
+        """Return model and optimizer without wrappers, the parameters in parts."""
+        prepared = self._parts()
+        model: torch.nn.Module = self.accelerator.unwrap_model(prepared.model, keep_torch_compile=False)
+        reshard(model)
+        return model, getattr(prepared.optimizer, "optimizer", prepared.optimizer)
 
     def bind(self, optimizer: Any) -> None:
         """Clip without Accelerate, which compares the parameters with those of all models that it knows."""

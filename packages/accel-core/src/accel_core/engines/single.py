@@ -15,6 +15,8 @@ from ..errors import CheckpointError
 from ..processes.collectives import broadcast_tensors
 from ..processes.group import DataGroup
 from ..state.checkpoint import model_files, read_model_state
+from ..state.read_shards import is_in_shards
+from ..state.shards import Shards
 from ..state.weight_names import with_plain_names
 from .carried_word import CarriedWord
 from .clearing import call_both, choose_zero_grad
@@ -219,6 +221,10 @@ class SingleProcess:
             files["scaler.pt"] = self.accelerator.scaler.state_dict()
         return files
 
+    def create_shards(self) -> Shards | None:
+        """Return None: the main process writes everything."""
+        return None
+
     @property
     def write_own_files(self) -> Callable[[Path], None] | None:
         """None: the main process writes everything."""
@@ -245,8 +251,8 @@ class SingleProcess:
             load_into(self.accelerator.scaler, folder / "scaler.pt")
 
     def check_files(self, folder: Path, saved_processes: int, trust_engine_files: bool) -> None:
-        """Raise if an engine that shards the model has saved the state."""
-        if (folder / "engine").is_dir():
+        """Raise for what an engine has pickled; of shards this process reads the whole tensors."""
+        if (folder / "engine").is_dir() and not is_in_shards(folder):
             raise CheckpointError(
                 f"'{folder}' was saved with an engine that shards the model, and this run is without one "
                 f"({self.name}). Resume as it was saved, or begin a new run from an export."

@@ -13,8 +13,10 @@ from accelerate import Accelerator
 from ..errors import CheckpointError, NotFiniteError
 from ..processes.collectives import all_gather_object, broadcast_tensors
 from ..state import files
-from ..state.checkpoint import read_parameters_held
+from ..state.checkpoint import read_optimizer_state, read_parameters_held
 from ..state.random import preserving_random_state
+from ..state.read_shards import is_in_shards
+from ..state.shards import SHARDS_FILE
 from ..state.weight_names import with_names_of
 from ..text import with_full_stop
 from .engine import LoadState
@@ -126,10 +128,13 @@ def load_optimizer(
         trained: knows the names of what the optimizer holds.
         state: what was read from an export; None reads the file of a training state.
     """
+    saved_held = None
+    if state is None:
+        state = read_optimizer_state(path.parent)
+        path = path.with_name(SHARDS_FILE) if is_in_shards(path.parent) else path
+        saved_held = read_parameters_held(path.parent) if isinstance(load, PartialLoad) else None
     if isinstance(load, PartialLoad):
-        saved_held = read_parameters_held(path.parent) if state is None else None
-        saved = files.read_object(path) if state is None else state
-        state = load.optimizer_state(optimizer, parameters_held(trained, optimizer), saved, saved_held)
+        state = load.optimizer_state(optimizer, parameters_held(trained, optimizer), state, saved_held)
     load_into(optimizer, path, state)
 
 

@@ -92,6 +92,7 @@ def save_run(trainer: TrainerParts, run: Run | None, output_dir: Any, values: di
             process_index=engine.group.process_index,
             gather=all_gather_object,
             gather_on_main=gather_on_main,
+            create_shards=engine.create_shards,
             write_engine=engine.write_own_files,
             is_known=run.known_states.get(path) == progress,
             gathers_files=engine.gathers_files,

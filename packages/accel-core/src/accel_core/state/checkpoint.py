@@ -7,7 +7,7 @@ model.safetensors      the parameters and buffers; model_extra.pt: what else the
 optimizer.pt  scheduler.pt  scaler.pt  extra.pt
 attributes.pt          modules, optimizers and schedulers among the attributes of the trainer that are trained
 process_00000.pt ...   of each process: random state, loss so far, callbacks, position of iterable data
-engine/                sharded states, written by Accelerate
+engine/                sharded states: safetensors (the rest in sharded.pt), or what Accelerate writes
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from ..__about__ import __version__
 from . import files
 from .digests import digest_of_file
 from .former_states import complete_progress
+from .read_shards import is_in_shards, read_rest, read_whole_model, read_whole_optimizer
 from .safetensors_file import DTYPES
 from .state_values import find_wrong_value
 
@@ -63,7 +64,7 @@ class RunState(SinceVersion2):
     )  # of the training data, None where unknown; to notice other data, as `launched` is to compare
     launched: Launched
     callbacks: list[str]
-    attributes: list | None  # type: ignore[type-arg]  # names of those whose states attributes.pt holds; None in states that are older than it
+    attributes: list | None  # type: ignore[type-arg]  # names of those in attributes.pt; None in states that are older
 
 
 class ProgressState(TypedDict):
@@ -153,7 +154,9 @@ def _is_dense(value: Any) -> bool:
 
 
 def read_model_state(folder: Path) -> dict[str, Any]:
-    """Return the `state_dict()` that was given to `model_files`, on the CPU."""
+    """Return the `state_dict()` that was given to `model_files`, on the CPU; of shards the whole tensors."""
+    if is_in_shards(folder):
+        return read_whole_model(folder)
     extra = files.read_object(folder / "model_extra.pt", {"entries": dict, "metadata": dict})
     state = OrderedDict({**files.read_tensors(folder / "model.safetensors"), **extra["entries"]})
     state._metadata = extra["metadata"]  # type: ignore[attr-defined]
@@ -162,7 +165,15 @@ def read_model_state(folder: Path) -> dict[str, Any]:
 
 def read_parameters_held(folder: Path) -> Any:
     """Return names and shapes of what the optimizer held, by group; None in states of older versions."""
+    if is_in_shards(folder):
+        return read_rest(folder)["held"]
     return files.read_object(folder / "model_extra.pt", dict).get("held")
+
+
+def read_optimizer_state(folder: Path) -> Any:
+    """Return the `state_dict()` of the optimizer, on the CPU, with whole tensors."""
+    is_spread = is_in_shards(folder)
+    return read_whole_optimizer(folder) if is_spread else files.read_object(folder / "optimizer.pt")
 
 
 def examine(path: Path) -> TrainerState | NoState:

@@ -7,19 +7,20 @@ in no communication and touches no object of the training, so that a thread may 
 from __future__ import annotations
 
 import copy
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..errors import AccelError, CheckpointError, ConfigurationError
+from ..errors import CheckpointError, ConfigurationError
 from . import files
 from .background import BackgroundWriter
 from .checkpoint import Kind, NoState, RunState, examine, is_same_state, process_file
-from .digests import Written, digest_of_file
-from .housekeeping import being_written, refuse_other_run, remove_checkpoint, remove_leftovers, staging_of
+from .housekeeping import being_written, refuse_other_run, remove_leftovers, staging_of
+from .one_save import OneSave
 from .publishing import origin_of, publish, write_contents
+from .save_shards import write_shards
+from .shards import Shards
 from .snapshot import Snapshots
 
 
@@ -32,6 +33,7 @@ def save_folder(
     process_index: int,
     gather: Callable[[Any], Sequence[Any]],
     gather_on_main: Callable[[Any], Sequence[Any]] | None = None,
+    create_shards: Callable[[], Shards | None] | None = None,
     write_engine: Callable[[Path], None] | None = None,
     is_known: bool = True,
     gathers_files: bool = False,
@@ -51,7 +53,10 @@ def save_folder(
         process_index: 0 is the main process.
         gather: returns the values of all processes in their order, once all have called it.
         gather_on_main: the same for the main process alone; the others may get anything. None is `gather`.
-        write_engine: called on every process with the folder in which an engine writes its own files.
+        create_shards: called on every process if there is `write_engine`; returns what each writes alone, or
+            None.
+        write_engine: called on every process with the folder in which an engine writes its own files, unless
+            there are shards.
         is_known: what stands at `path` is of this very run, and not of one that had gone on from an earlier
             state.
         gathers_files: every process takes part in `create_main_files`.
@@ -65,13 +70,13 @@ def save_folder(
         CheckpointError: what failed and on which process; the checkpoints before are as they were.
         ConfigurationError: the same for a state that cannot be saved.
     """
-    save = _Save(Path(path).absolute(), state, process_index, gather)
+    save = OneSave(Path(path).absolute(), state, process_index, gather)
     names = save.on_all(partial(_prepare, save.path, state, is_known), save.is_main)
     if names[0] is None:
         return False
     save.staging = save.path.with_name(names[0])
     if write_engine is not None:
-        _write_shards(save, create_main_files, create_process_state, write_engine)
+        write_shards(save, create_main_files, create_process_state, create_shards, write_engine)
         return True
     own: list[Any] = []
     save.on_all(lambda: own.append(_own_state(process_index, create_process_state, len(names))))
@@ -79,36 +84,6 @@ def save_folder(
     takes_part = save.is_main or gathers_files
     save.on_all(partial(_write_all, save, create_main_files, states, writer), takes_part)
     return True
-
-
-@dataclasses.dataclass
-class _Save:
-    """One call of `save_folder`."""
-
-    path: Path
-    state: RunState
-    process_index: int
-    gather: Callable[[Any], Sequence[Any]]
-    staging: Path = Path()
-    """The folder that is being filled, once it is there."""
-
-    @property
-    def is_main(self) -> bool:
-        return self.process_index == 0
-
-    def on_all(self, action: Callable[[], Any], takes_part: bool = True) -> list[Any]:
-        """Act on this process if it takes part. What fails is raised on all, after the folder is removed."""
-        try:
-            failure = f"The training state was not saved to '{self.path}'."
-            return _run_on_all(action, self.gather, failure, takes_part)
-        except AccelError:
-            if self.is_main and self.staging != Path():
-                self.give_up()
-            raise
-
-    def give_up(self) -> None:
-        being_written.discard(self.staging)
-        remove_checkpoint(self.staging)
 
 
 def _own_state(
@@ -121,7 +96,7 @@ def _own_state(
 
 
 def _write_all(
-    save: _Save,
+    save: OneSave,
     create_main_files: Callable[[], Mapping[str, Any]],
     states: Sequence[Any],
     writer: BackgroundWriter | None,
@@ -157,73 +132,6 @@ def _write_all(
     writer.start(write)
 
 
-def _write_shards(
-    save: _Save,
-    create_main_files: Callable[[], Mapping[str, Any]],
-    create_process_state: Callable[[], Mapping[str, Any]],
-    write_engine: Callable[[Path], None],
-) -> None:
-    """Let each process write its own files, and the engine its shards."""
-    folder, index = save.staging, save.process_index
-
-    def write_own_files() -> dict[str, Written]:
-        if not folder.is_dir():
-            raise CheckpointError(
-                f"'{folder}' is not there. On several machines it has to be on a disk that they share."
-            )
-        contents = dict(create_main_files()) if save.is_main else {}
-        contents[process_file(index)] = create_process_state()
-        return write_contents(folder, contents, origin_of(save.state))
-
-    written = save.on_all(write_own_files)
-    num_processes = len(written)
-    save.on_all(partial(write_engine, folder / "engine"))
-    # What an engine has written is read back, by each process a part. They may see it late on a
-    # network disk.
-    names = save.on_all(partial(_files_of_engine, folder), save.is_main)[0]
-    written += save.on_all(partial(_read_back, folder, names[index::num_processes]))
-    save.on_all(partial(publish, folder, save.path, save.state, _join(written), num_processes), save.is_main)
-
-
-def _files_of_engine(folder: Path) -> list[str]:
-    entries = sorted((folder / "engine").rglob("*"))
-    for entry in entries:
-        if entry.is_dir():
-            files.sync(entry)
-    return [entry.relative_to(folder).as_posix() for entry in entries if entry.is_file()]
-
-
-def _read_back(folder: Path, names: Sequence[str]) -> dict[str, Written]:
-    written = {}
-    for name in names:
-        files.sync(folder / name)
-        written[name] = Written((folder / name).stat().st_size, digest_of_file(folder / name))
-    return written
-
-
-def _run_on_all(
-    action: Callable[[], Any], gather: Callable[[Any], Sequence[Any]], failure: str, takes_part: bool
-) -> list[Any]:
-    """Act on this process if it takes part, and return what all have returned. A failure is raised on all."""
-    outcome = None
-    cause = None
-    try:
-        outcome = action() if takes_part else None
-    except Exception as error:
-        cause = error
-    message = cause and (str(cause) if isinstance(cause, AccelError) else f"{type(cause).__name__}: {cause}")
-    gathered = gather((outcome, message, isinstance(cause, ConfigurationError)))
-    failed = {
-        f"Process {index}: {text}": is_users
-        for index, (_, text, is_users) in enumerate(gathered)
-        if text is not None
-    }
-    if not failed:
-        return [outcome for outcome, _, _ in gathered]
-    kind = ConfigurationError if all(failed.values()) else CheckpointError
-    raise kind(f"{failure} {' '.join(failed)}") from cause
-
-
 def _prepare(path: Path, state: RunState, is_known: bool) -> str | None:
     """Make a folder to write to and return its name; None if `state` stands at `path` already.
 
@@ -246,7 +154,3 @@ def _prepare(path: Path, state: RunState, is_known: bool) -> str | None:
     staging = staging_of(path)
     files.make_folder(staging)
     return staging.name
-
-
-def _join(written: Sequence[Mapping[str, Written]]) -> dict[str, Written]:
-    return {name: each[name] for each in written for name in each}

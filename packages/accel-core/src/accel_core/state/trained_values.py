@@ -7,12 +7,19 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from . import files
-from .checkpoint import ATTRIBUTES_FILE, TrainerState, read_model_state, read_parameters_held
+from .checkpoint import (
+    ATTRIBUTES_FILE,
+    TrainerState,
+    read_model_state,
+    read_optimizer_state,
+    read_parameters_held,
+)
+from .read_shards import is_in_shards
 
 OPTIMIZER_FILE = "optimizer.pt"
 FILES_OF_TRAINED = ("model.safetensors", OPTIMIZER_FILE, ATTRIBUTES_FILE)
 ENGINE_FILES = "engine/"
-"""Begins the names of files that an engine wrote, whose values are not read here."""
+"""Begins the names of files that an engine wrote: parts of tensors, or pickles that are not read here."""
 
 
 class TrainedValues(NamedTuple):
@@ -27,8 +34,8 @@ class TrainedValues(NamedTuple):
 def read_trained_values(folder: Path, state: TrainerState) -> TrainedValues:
     """Return what the state in `folder` holds, on the CPU. Raises `CheckpointError` if it is damaged."""
     beside: dict[str, Any] = {}
-    if OPTIMIZER_FILE in state["files"]:
-        content = files.read_object(folder / OPTIMIZER_FILE)
+    if OPTIMIZER_FILE in state["files"] or is_in_shards(folder):
+        content = read_optimizer_state(folder)
         names = _names_of_parameters(read_parameters_held(folder))
         beside.update(_values_of_optimizer("optimizer", content, names))
     if ATTRIBUTES_FILE in state["files"]:

@@ -1,0 +1,94 @@
+"""Writes the state of an engine that spreads the model: each process writes its own part.
+
+They write to a disk that all of them share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ..errors import CheckpointError
+from . import files
+from .checkpoint import process_file
+from .digests import Written
+from .one_save import OneSave
+from .publishing import origin_of, publish, write_contents
+from .shards import SHARDS_FILE, SHARDS_FOLDER, Shards, read_back
+
+CreateContents = Callable[[], Mapping[str, Any]]
+
+
+def write_shards(
+    save: OneSave,
+    create_main_files: CreateContents,
+    create_process_state: CreateContents,
+    create_shards: Callable[[], Shards | None] | None,
+    write_engine: Callable[[Path], None],
+) -> None:
+    """Let each process write its own files and its shards, or the engine write them together."""
+    shards = None if create_shards is None else _agree_on_shards(save, create_shards)
+
+    def write_own_files() -> dict[str, Written]:
+        contents = _own_contents(save, create_main_files, create_process_state, shards)
+        written = write_contents(save.staging, contents, origin_of(save.state))
+        return written if shards is None else {**written, **shards.write(save.staging)}
+
+    written = save.on_all(write_own_files)
+    num_processes = len(written)
+    if shards is None:
+        save.on_all(partial(write_engine, save.staging / SHARDS_FOLDER))
+        # What an engine has written is read back, by each process a part. They may see it late on a
+        # network disk.
+        names = save.on_all(partial(_files_of_engine, save.staging), save.is_main)[0]
+        written += save.on_all(partial(read_back, save.staging, names[save.process_index :: num_processes]))
+    joined = _join(written)
+    save.on_all(partial(publish, save.staging, save.path, save.state, joined, num_processes), save.is_main)
+
+
+def _agree_on_shards(save: OneSave, create_shards: Callable[[], Shards | None]) -> Shards | None:
+    """Return what this process writes, once all have exchanged their plans; None if one cannot."""
+    own: list[Shards | None] = []
+
+    def propose() -> Any:
+        own.append(create_shards())
+        return None if own[0] is None else own[0].propose()
+
+    proposals = save.on_all(propose)
+    shards = own[0]
+    if shards is None or any(proposal is None for proposal in proposals):
+        return None
+    save.on_all(partial(shards.settle, proposals, save.process_index, save.staging))
+    return shards
+
+
+def _own_contents(
+    save: OneSave,
+    create_main_files: CreateContents,
+    create_process_state: CreateContents,
+    shards: Shards | None,
+) -> dict[str, Any]:
+    """Return the contents of the files of this process, by name."""
+    if not save.staging.is_dir():
+        raise CheckpointError(
+            f"'{save.staging}' is not there. On several machines it has to be on a disk that they share."
+        )
+    contents = dict(create_main_files()) if save.is_main else {}
+    if save.is_main and shards is not None:
+        contents[SHARDS_FILE] = shards.rest
+    contents[process_file(save.process_index)] = create_process_state()
+    return contents
+
+
+def _files_of_engine(folder: Path) -> list[str]:
+    entries = sorted((folder / "engine").rglob("*"))
+    for entry in entries:
+        if entry.is_dir():
+            files.sync(entry)
+    return [entry.relative_to(folder).as_posix() for entry in entries if entry.is_file()]
+
+
+def _join(written: Sequence[Mapping[str, Written]]) -> dict[str, Written]:
+    return {name: each[name] for each in written for name in each}
