@@ -94,6 +94,12 @@ def test_links_lead_somewhere(page: str) -> None:
         assert (DOCS / name).exists() or (REPOSITORY / name).exists(), name
 
 
+def test_the_page_of_each_example_has_what_it_prints() -> None:
+    """`hatch run pictures examples` runs them, and writes it."""
+    examples = {path.stem for path in (REPOSITORY / "examples").glob("[0-9]*.py")}
+    assert examples == {path.stem for path in (DOCS / "output/examples").glob("*.txt")}
+
+
 def test_tests_that_a_page_names_exist() -> None:
     """A promise that is proved by a test, and messages that were reworded, must not leave the page behind."""
     existing = {str(path.relative_to(REPOSITORY)) for path in REPOSITORY.glob("tests/**/*.py")}
