@@ -160,6 +160,22 @@ def test_a_metric_of_each_class_is_recorded_by_class() -> None:
     assert {"recall_0", "recall_1"} <= names
 
 
+def test_a_step_without_outputs_is_reported() -> None:
+    class WithoutOutputs(Trainer):
+        def calculate_eval_batch_loss(self, batch: Any) -> dict[str, Any]:
+            output = super().calculate_eval_batch_loss(batch)
+            return {key: value for key, value in output.items() if key != "model_outputs"}
+
+    model = create_trainer().model
+    trainer = WithoutOutputs(
+        model, nn.CrossEntropyLoss(), None, callbacks=[MetricsCallback({"accuracy": accuracy()})]
+    )
+    with pytest.raises(
+        ConfigurationError, match=r"keys \['loss', 'batch_size'.*need 'model_outputs'.*or pass update\."
+    ):
+        trainer.evaluate(data())
+
+
 def test_a_batch_without_targets_in_second_place_is_reported() -> None:
     callback = MetricsCallback({"accuracy": accuracy()})
     trainer: Any = None

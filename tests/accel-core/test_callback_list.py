@@ -10,7 +10,7 @@ import torch
 
 from accel_core import CallbackList, ConfigurationError, Trainer, TrainerCallback
 from accel_core.callbacks.callback_list import EVENTS
-from accel_core.foreign_names import FOREIGN_EVENTS, FOREIGN_HOOKS
+from accel_core.foreign_names.tables import FOREIGN_EVENTS, FOREIGN_HOOKS
 from tiny import tiny_data, tiny_trainer
 
 

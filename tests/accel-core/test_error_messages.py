@@ -31,7 +31,7 @@ from accel_core import (
     TrainerCallback,
     TrainerPlaceholderValues,
 )
-from accel_core.foreign_names import FOREIGN_METHODS, FOREIGN_STEPS
+from accel_core.foreign_names.tables import FOREIGN_METHODS, FOREIGN_STEPS
 
 SIZE = 10
 INPUTS = torch.randn(SIZE, 4, generator=torch.Generator().manual_seed(0))
@@ -659,16 +659,6 @@ CASES = [
         "step_without_loss",
         lambda p: p.trainer_of(returning(loss=...)).train(DATA, 1),
         ("calculate_train_batch_loss", "['model_outputs', 'batch_size']", "'loss' is missing", "mean loss"),
-    ),
-    Case(
-        "evaluation_without_outputs",
-        lambda p: p.trainer_of(returning(model_outputs=...)).evaluate(DATA),
-        (
-            "calculate_eval_batch_loss",
-            "['loss', 'batch_size']",
-            "'model_outputs' is missing",
-            "Return what the model",
-        ),
     ),
     Case(
         "loss_by_sample",

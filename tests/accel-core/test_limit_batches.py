@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from accel_core import LIMIT_BATCHES_ENV_VAR, LimitBatches, LimitBatchesCallback, Trainer, TrainerCallback
-from tiny import Stream
+from tiny import Stream, tiny_data, tiny_trainer
 
 FEATURES = torch.arange(20, dtype=torch.float32).reshape(20, 1)
 DATA = TensorDataset(FEATURES, torch.zeros(20, 1))
@@ -112,6 +112,20 @@ def test_runs_within_the_context_are_limited_and_those_after_it_are_not(
     assert len(recording.trained) == 2
     assert LIMIT_BATCHES_ENV_VAR not in os.environ
     assert len(run()[0].trained) == 10
+
+
+def test_a_trainer_that_is_made_within_the_context_stays_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(LIMIT_BATCHES_ENV_VAR, raising=False)
+    with LimitBatches(2):
+        trainer = tiny_trainer()
+    trainer.train(tiny_data(), num_epochs=1)
+    assert trainer.run_progress.updates_completed == 2
+    with LimitBatches(2):  # The same limit once more is no second one.
+        trainer.train(tiny_data(), num_epochs=1)
+        assert trainer.describe().count("limited to 2 batches") == 1
+    trainer.callbacks.clear_callbacks()
+    trainer.train(tiny_data(), num_epochs=1)
+    assert trainer.run_progress.updates_completed > 2
 
 
 def test_the_context_is_left_by_an_error_too(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,7 +43,7 @@ def test_the_numbers_of_a_run() -> None:
         "train_total_batch_size": 12,
         "eval_total_batch_size": 5,
         "num_update_steps_per_epoch": 4,
-        "max_num_train_steps": None,
+        "max_num_train_steps": 12,
         "num_update_steps": 12,
         "train_dataloader_len": 10,
         "eval_dataloader_len": 3,

@@ -209,6 +209,11 @@ def outputs_and_targets(
     batch: Any, batch_output: Mapping[str, Any], argument: str, way_out: str
 ) -> tuple[Any, Any]:
     """Return what metrics compare if their user does not choose by `argument`, as `way_out` shows."""
+    if "model_outputs" not in batch_output:
+        raise ConfigurationError(
+            f"The step returned the keys {list(batch_output)}, but without {argument} the metrics need "
+            f"'model_outputs'. Return them from calculate_eval_batch_loss, or pass {argument}."
+        )
     outputs = batch_output["model_outputs"]
     # As the default loss step unpacks a batch, or as models of transformers name its entries.
     if isinstance(batch, (tuple, list)) and len(batch) > 1:

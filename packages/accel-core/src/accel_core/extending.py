@@ -30,6 +30,8 @@ from .engines.weights import check_finite as check_finite
 from .engines.weights import is_frozen as is_frozen
 from .errors import NotFiniteError as NotFiniteError
 from .errors import OtherRunError as OtherRunError
+from .foreign_names.answers import ForeignName as ForeignName
+from .foreign_names.answers import answer_foreign_names as answer_foreign_names
 from .notices import notify as notify
 from .processes.agreement import Agreement as Agreement
 from .processes.collectives import all_gather_object as all_gather_object

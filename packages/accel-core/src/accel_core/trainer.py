@@ -36,7 +36,7 @@ from .engines.choose import choose_engine
 from .engines.engine import Engine
 from .engines.weights import unwrap_model
 from .errors import RunInterrupted
-from .foreign_names import check_trainer_class, take_old_name
+from .foreign_names.answers import answer_foreign_names, check_trainer_class, take_old_name
 from .processes.agreement import Agreement
 from .processes.collectives import gather_tensor
 from .processes.gather_with_grad import gather_with_grad
@@ -74,6 +74,7 @@ from .run.update_groups import WEIGHS_NOTHING, UpdateGroup, check_epoch, items_o
 from .state.random import preserving_random_state
 
 
+@answer_foreign_names
 class Trainer:
     """Trains and evaluates a model in a loop that you customise by overriding and by callbacks."""
 
@@ -113,10 +114,9 @@ class Trainer:
         Raises:
             ConfigurationError: an argument cannot be used.
         """
-        check_trainer_class(type(self))
+        check_trainer_class(type(self), optimizer, TrainerCallback)
         checks.check_parts(model, loss_func, optimizer)
-        checks.check_instance("run_history", run_history, RunHistory)
-        checks.check_instance("accelerator", accelerator, Accelerator)
+        checks.check_instances(run_history=(run_history, RunHistory), accelerator=(accelerator, Accelerator))
         cpu = torch.device("cpu")  # The real device could touch CUDA before a notebook launches processes.
         self.model = model
         self.loss_func = loss_func
@@ -143,7 +143,7 @@ class Trainer:
         """What the processes agree on in a run; callbacks may register topics of their own."""
         self.train_loss = LossTracker(cpu)
         self.eval_loss = LossTracker(cpu)
-        self._accelerator = accelerator
+        self._made_accelerator = accelerator
         self._engine: Engine | None = None
         self._run: Run | None = None
         """The run that goes on; None between runs."""
@@ -346,7 +346,7 @@ class Trainer:
     # ------------------------------------------------------------------ what you may override
 
     def calculate_train_batch_loss(self, batch: Any) -> dict[str, Any]:
-        """Return `loss` (mean over the batch), `model_outputs` and `batch_size` of a batch.
+        """Return `loss` (mean over the batch), `batch_size`, and for callbacks `model_outputs` of a batch.
 
         The batch is `(inputs, targets)` unless this is overridden. Further keys travel to the callbacks.
         `num_items_in_batch` says that the loss is the mean over that many items, such as tokens. Scalars
@@ -743,9 +743,9 @@ class Trainer:
     @property
     def accelerator(self) -> Accelerator:
         """Return the accelerator, which is made when it is first asked for."""
-        if self._accelerator is None:
-            self._accelerator = self.create_accelerator()
-        return self._accelerator
+        if self._made_accelerator is None:
+            self._made_accelerator = self.create_accelerator()
+        return self._made_accelerator
 
     @property
     def engine(self) -> Engine:

@@ -9,9 +9,11 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from ..errors import ConfigurationError
-from ..foreign_names import FOREIGN_EVENTS, check_callback_class
+from ..foreign_names.answers import check_callback_class
+from ..foreign_names.tables import FOREIGN_CALLBACKS, FOREIGN_EVENTS
 from ..text import did_you_mean
 from .callback import TrainerCallback
+from .limit_batches import limits_of_environment
 
 EVENTS: dict[str, tuple[str, ...]] = {
     # Without `self` and `trainer`.
@@ -40,6 +42,7 @@ class CallbackList(TrainerCallback):
         self.callback_list: list[TrainerCallback] = []
         self._trainer = trainer
         self.add_callbacks(callbacks)
+        self.add_callbacks(limits_of_environment())
 
     def __repr__(self) -> str:
         return f"CallbackList({self.callback_list!r})"
@@ -182,13 +185,9 @@ def _create_callback(callback: Any) -> TrainerCallback:
             ) from None
         callback = callback()
     if not isinstance(callback, TrainerCallback):
-        is_nested = isinstance(callback, (tuple, list))
-        way_out = (
-            "Put a star before it, as in *DEFAULT_CALLBACKS"
-            if is_nested
-            else "Derive its class from accel_core.TrainerCallback"
+        raise ConfigurationError(
+            f"callbacks has {callback!r}, which is no callback. {_instead_of(callback)}."
         )
-        raise ConfigurationError(f"callbacks has {callback!r}, which is no callback. {way_out}.")
     if not isinstance(callback.order, (int, float)):
         raise ConfigurationError(
             f"{_name(callback)}.order is {callback.order!r}, but must be a number. Use 0 for the place in "
@@ -200,6 +199,15 @@ def _create_callback(callback: Any) -> TrainerCallback:
         if name.startswith("on_") and callable(getattr(callback, name)):
             _check_event(callback, name)
     return callback
+
+
+def _instead_of(no_callback: Any) -> str:
+    """Return what to pass in place of something that is no callback."""
+    if isinstance(no_callback, (tuple, list)):
+        return "Put a star before it, as in *DEFAULT_CALLBACKS"
+    if _name(no_callback) in FOREIGN_CALLBACKS:
+        return f"Use {FOREIGN_CALLBACKS[_name(no_callback)]}"
+    return "Derive its class from accel_core.TrainerCallback"
 
 
 def _check_event(callback: TrainerCallback, name: str) -> None:

@@ -74,7 +74,10 @@ class LimitBatchesCallback(TrainerCallback):
 
 
 class LimitBatches:
-    """Limits all runs within its context as `LimitBatchesCallback(num_batches, overfit=overfit)` does."""
+    """Limits all runs within its context as `LimitBatchesCallback(num_batches, overfit=overfit)` does.
+
+    A trainer that is made within it stays limited: it has that callback.
+    """
 
     def __init__(self, num_batches: int, *, overfit: bool = False) -> None:
         num_batches = check_whole_number("num_batches", num_batches, _WAY_OUT)
@@ -97,9 +100,16 @@ class LimitBatches:
 def batch_limits(callbacks: Iterable[TrainerCallback]) -> list[LimitBatchesCallback]:
     """Return the limits among `callbacks`, and the one that the environment asks for."""
     limits = [callback for callback in callbacks if isinstance(callback, LimitBatchesCallback)]
+    # A trainer that was made under the same limit has it among its callbacks already.
+    known = {str(limit) for limit in limits}
+    return [*limits, *(limit for limit in limits_of_environment() if str(limit) not in known)]
+
+
+def limits_of_environment() -> list[LimitBatchesCallback]:
+    """Return the limit that the environment asks for, or none."""
     wanted = os.environ.get(LIMIT_BATCHES_ENV_VAR)
     if not wanted:
-        return limits
+        return []
     number, _, overfit = wanted.partition(":")
     # `int` alone would accept ' 3' and '1_0'.
     if not (number.isdecimal() and int(number) > 0 and overfit in ("", "overfit")):
@@ -107,7 +117,7 @@ def batch_limits(callbacks: Iterable[TrainerCallback]) -> list[LimitBatchesCallb
             f"The environment variable {LIMIT_BATCHES_ENV_VAR} is {wanted!r}, but must be a whole number of "
             "at least 1. Set it to 3, to 3:overfit to repeat the same batches, or unset it."
         )
-    return [*limits, LimitBatchesCallback(int(number), overfit=bool(overfit))]
+    return [LimitBatchesCallback(int(number), overfit=bool(overfit))]
 
 
 def limit_loaders(

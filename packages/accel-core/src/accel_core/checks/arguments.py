@@ -58,12 +58,18 @@ def check_optimizer(optimizer: Any) -> None:
         )
 
 
-def check_instance(name: str, value: Any, kind: type) -> None:
-    """Raise unless `value` is None or of `kind`."""
-    if value is not None and not isinstance(value, kind):
-        raise ConfigurationError(
-            f"{name} is {preview(value)}, but must be an instance of {kind.__name__}. Or leave it out."
-        )
+def check_instances(**arguments: tuple[Any, type]) -> None:
+    """Raise unless each value is None or of its class.
+
+    Args:
+        arguments: by name, the value and the class.
+    """
+    for name, (value, kind) in arguments.items():
+        if value is not None and not isinstance(value, kind):
+            raise ConfigurationError(
+                f"{name} is {preview(value)}, but must be an instance of {kind.__name__}. Pass "
+                f"{name}={kind.__name__}(...), or leave it out."
+            )
 
 
 def check_seed(seed: Any) -> int | None:
@@ -117,7 +123,7 @@ def check_trainable(model: torch.nn.Module, optimizer: Any, attributes: Mapping[
             "attributes of the trainer.",
             AccelWarning,
             # The warning names the line that calls `train`.
-            stacklevel=4,
+            stacklevel=5,
         )
 
 

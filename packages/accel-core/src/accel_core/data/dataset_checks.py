@@ -38,6 +38,7 @@ def check_dataset(name: str, dataset: Any, num_passes: int | None = 1) -> None:
             f"{name} is {preview(dataset)}, but must be a data set (with __getitem__ and __len__, or "
             "iterable) or a ready DataLoader. Put tensors into a torch.utils.data.TensorDataset."
         )
+    _check_no_columns(name, dataset)
     for part in parts_of(dataset):
         if isinstance(part, Subset) and _are_boolean(part.indices):
             raise ConfigurationError(
@@ -52,6 +53,23 @@ def check_dataset(name: str, dataset: Any, num_passes: int | None = 1) -> None:
         raise ConfigurationError(
             f"{name} is an iterator ({kind}), which can be read only once, but num_epochs is {num_passes}. "
             "Use num_epochs=1, or pass an object whose __iter__ begins again."
+        )
+
+
+def _check_no_columns(name: str, dataset: Any) -> None:
+    """Raise for inputs and targets side by side, as `(x, y)`, each of which would be taken for a sample."""
+    if not isinstance(dataset, (tuple, list)) or len(dataset) < 2:
+        return
+    if not all(isinstance(part, (torch.Tensor, np.ndarray)) and part.ndim for part in dataset):
+        return
+    same_length = len({len(part) for part in dataset}) == 1
+    # A list of samples may differ in shape, for a collate function that pads; hardly in their dimensions.
+    kinds = {part.ndim if isinstance(dataset, list) else (part.shape, part.dtype) for part in dataset}
+    if same_length and len(kinds) > 1:
+        raise ConfigurationError(
+            f"{name} is a {type(dataset).__name__} of {len(dataset)} arrays of the length {len(dataset[0])}, "
+            f"which would be {len(dataset)} samples. Pass torch.utils.data.TensorDataset(inputs, targets), "
+            "after torch.as_tensor for arrays of numpy."
         )
 
 

@@ -15,7 +15,6 @@ from ..text import preview
 _KEYS = {
     "loss": "the mean loss of the batch as a scalar tensor",
     "batch_size": "the number of samples in the batch, so that the epoch's loss can be averaged",
-    "model_outputs": "what the model gave, for callbacks and metrics",
 }
 
 _WAYS_OUT = {

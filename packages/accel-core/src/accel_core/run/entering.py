@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 from ..checks import arguments as checks
+from ..errors import AccelWarning
 from .train_arguments import TrainArguments
 from .trainer_parts import TrainerParts
 
@@ -34,6 +36,15 @@ def check_training(trainer: TrainerParts, given: dict[str, Any], base: type) -> 
     check_can_run(trainer, "train", "calculate_train_batch_loss", base)
     if given["eval_dataset"] is not None:
         check_can_run(trainer, "train", "calculate_eval_batch_loss", base)
+    own_step = getattr(type(trainer), "calculate_train_batch_loss")  # noqa: B009
+    if hasattr(trainer.model, "training_step") and own_step is base.calculate_train_batch_loss:
+        warnings.warn(
+            f"model is a {type(trainer.model).__name__} with a training_step, which accel never calls: the "
+            "loss is loss_func(model(inputs), targets). To use the step, call it in an overridden "
+            "calculate_train_batch_loss.",
+            AccelWarning,
+            stacklevel=4,  # The line that calls `train`.
+        )
     arguments = TrainArguments(**given)
     # An engine that steps in backward has exchanged what the optimizer holds when it was prepared.
     if trainer.engine.prepared is None or not trainer.engine.steps_in_backward:

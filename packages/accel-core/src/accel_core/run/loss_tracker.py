@@ -6,6 +6,7 @@ from typing import Any, TypedDict
 
 import torch
 
+from ..foreign_names.answers import ForeignName
 from ..processes.collectives import all_gather_object, sum_over_processes
 from .evaluation_kind import EvaluationKind
 from .run_history import RunHistory
@@ -25,6 +26,10 @@ class LossTracker:
     loss never waits for the device; `average` does. On a CPU, where there is nothing to wait for, they are
     plain numbers.
     """
+
+    total_loss = ForeignName("Use total.")
+    running_count = ForeignName("Use count.")
+    loss_value = ForeignName("Use average, or the loss that the step returned.")
 
     def __init__(self, device: torch.device) -> None:
         self.device = device

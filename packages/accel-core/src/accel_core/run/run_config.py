@@ -11,6 +11,7 @@ from accelerate import Accelerator
 
 from ..data.loader import ShardedDataLoader
 from ..errors import ConfigurationError
+from ..foreign_names.answers import ForeignName
 from ..processes.collectives import all_gather_object
 from ..processes.group import DataGroup
 
@@ -37,7 +38,7 @@ class TrainerRunConfig:
     eval_total_batch_size: int | None
     num_update_steps_per_epoch: int | None
     max_num_train_steps: int | None
-    """The limit of the run in updates, as it was given."""
+    """The limit of the run in updates: as it was given, or else `num_update_steps`."""
     num_update_steps: int | None
     """Updates of the whole run."""
     train_dataloader_len: int | None
@@ -50,6 +51,8 @@ class TrainerRunConfig:
     mixed_precision: str
     num_processes: int
     seed: int
+
+    num_local_update_steps_per_epoch = ForeignName("Use num_update_steps_per_epoch.")
 
     def __repr__(self) -> str:
         # Most fields of most runs are None, False or empty.
@@ -171,7 +174,7 @@ def plan_run(
         train_total_batch_size=None if sizes[0] is None else sizes[0] * processes * accumulation,
         eval_total_batch_size=None if sizes[1] is None else sizes[1] * processes,
         num_update_steps_per_epoch=per_epoch,
-        max_num_train_steps=arguments.get("max_num_train_steps"),
+        max_num_train_steps=total if limits[1] is None else limits[1],
         num_update_steps=total,
         train_dataloader_len=lengths[0],
         eval_dataloader_len=lengths[1],

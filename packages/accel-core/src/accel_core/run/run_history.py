@@ -13,6 +13,7 @@ from typing import Any, TypedDict
 from ..callbacks.metric_table import html_table
 from ..checks.values import check_path
 from ..errors import ConfigurationError
+from ..foreign_names.answers import ForeignName
 from ..text import did_you_mean
 
 
@@ -33,6 +34,9 @@ class RunHistory(ABC):
     A subclass gives `add_record`, `get_records`, `delete_metric` and `clear`; everything else rests on them.
     A value is a plain float.
     """
+
+    history = ForeignName("Use get_metric_values(name), or to_dataframe().")
+    plot = ForeignName("Use plot_history(history, path) of accel_callbacks.")
 
     def __init__(self) -> None:
         self.metric_name_prefix: str = ""

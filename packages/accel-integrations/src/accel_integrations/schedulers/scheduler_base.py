@@ -14,7 +14,7 @@ import torch
 from torch.optim import Optimizer
 
 from accel_core import ConfigurationError
-from accel_core.extending import plain
+from accel_core.extending import ForeignName, plain
 
 
 class SchedulerBase(ABC):
@@ -38,6 +38,8 @@ class SchedulerBase(ABC):
 
     They are saved with the state, and a loaded state sets them.
     """
+
+    base_lr_values = ForeignName("Use base_values.")
 
     def __init__(self, optimizer: Optimizer, param_group_field: str = "lr") -> None:
         check_field(optimizer, param_group_field)

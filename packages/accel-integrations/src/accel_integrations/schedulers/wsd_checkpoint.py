@@ -61,7 +61,8 @@ class WSDCheckpointCallback(TrainerCallback):
             save_scheduler: whether exports hold the scheduler's state.
             initial_checkpoint: an exported file. A new run begins with its weights, and with its state of
                 the optimizer if it has one. It is read once, when the model is prepared; the schedule
-                begins at its first update.
+                begins at its first update. To go on from a training state, which is a folder, pass
+                `resume_from` to `train`.
         """
         self.save_dir = check_path("save_dir", save_dir, "Pass the name of a folder.")
         self.save_optimizer = save_optimizer

@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from accel_core import DEFAULT_CALLBACKS, ConfigurationError, RunHistory, Trainer, TrainerCallback
 from accel_core.extending import (
     UnclearBatchSize,
+    answer_foreign_names,
     call_loss,
     check_finite,
     check_path,
@@ -30,6 +31,7 @@ from .model_facts import IGNORED_LABEL, input_names, is_encoder_decoder, label_s
 from .pretrained_folder import write_pretrained_folder
 
 
+@answer_foreign_names
 class TransformersTrainer(Trainer):
     """Trains models whose batches are mappings from the names of their inputs to tensors.
 

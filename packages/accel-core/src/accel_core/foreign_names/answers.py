@@ -1,0 +1,190 @@
+"""Answers names of other libraries: attributes, arguments, and methods of classes that users bring along."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import warnings
+from collections.abc import Callable, Iterable
+from typing import Any, NoReturn, TypeVar
+
+from ..errors import AccelWarning, ConfigurationError
+from ..text import did_you_mean, preview
+from .tables import (
+    FOREIGN_ARGUMENTS,
+    FOREIGN_ATTRIBUTES,
+    FOREIGN_EVENTS,
+    FOREIGN_HOOKS,
+    FOREIGN_METHODS,
+    FOREIGN_OPTIMIZERS,
+    FOREIGN_STEPS,
+)
+
+_Class = TypeVar("_Class", bound=type)
+_ENTRIES = ("__init__", "train", "evaluate", "predict")
+_MORE = "docs/coming_from_other_libraries.md has more names."
+
+
+class ForeignName:
+    """Raises `AttributeError` with a sentence on what to use here.
+
+    A class that defines the name itself, or an object that is given it, hides this. `hasattr` is False.
+    """
+
+    def __init__(self, way_out: str) -> None:
+        self.way_out = way_out
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, instance: Any, owner: type) -> NoReturn:
+        raise AttributeError(
+            f"{owner.__name__!r} object has no attribute {self.name!r}. {self.way_out}",
+            name=self.name,
+            obj=instance,
+        )
+
+
+def answer_foreign_names(trainer_class: _Class) -> _Class:
+    """Let a class of trainers answer attributes and arguments of other libraries with accel's word.
+
+    The names are class attributes, and not `__getattr__`, which would hide errors inside properties and tell
+    type checkers that every name exists.
+    """
+    for name, way_out in FOREIGN_ATTRIBUTES.items():
+        if inspect.getattr_static(trainer_class, name, None) is None:
+            answer = ForeignName(way_out)
+            answer.__set_name__(trainer_class, name)
+            setattr(trainer_class, name, answer)
+    trainer_class.__dir__ = _names_to_offer
+    known = {name: list(inspect.signature(getattr(trainer_class, name)).parameters) for name in _ENTRIES}
+    for name in _ENTRIES:
+        # One that takes any argument passes it on to a class that answers.
+        takes_any = "kwargs" in known[name]
+        if name in vars(trainer_class) and not takes_any:
+            setattr(trainer_class, name, _checking_names(vars(trainer_class)[name], known))
+    return trainer_class
+
+
+def _names_to_offer(trainer: Any) -> Iterable[str]:
+    """Return what `dir` lists: completion in a notebook offers no names of other libraries."""
+    for name in object.__dir__(trainer):
+        if not isinstance(inspect.getattr_static(trainer, name, None), ForeignName):
+            yield name
+
+
+def _checking_names(method: Callable[..., Any], known: dict[str, list[str]]) -> Callable[..., Any]:
+    """Return `method`, which raises `ConfigurationError` for an argument that it does not have."""
+    own, signature = known[method.__name__], inspect.signature(method)
+
+    @functools.wraps(method)
+    def checked(self: Any, *args: Any, **kwargs: Any) -> Any:
+        for name, value in kwargs.items():
+            if name not in own:
+                raise ConfigurationError(_unknown_argument(type(self), method.__name__, name, value, known))
+        try:
+            signature.bind(self, *args, **kwargs)
+        except TypeError as error:
+            called = _called(type(self), method.__name__)
+            raise ConfigurationError(
+                f"{called} was called wrongly: {error}. Its arguments are {own[1:]}, in this order."
+            ) from None
+        return method(self, *args, **kwargs)
+
+    return checked
+
+
+def _called(trainer_class: type, method: str) -> str:
+    return trainer_class.__name__ if method == "__init__" else f"{trainer_class.__name__}.{method}"
+
+
+def _unknown_argument(
+    trainer_class: type, method: str, name: str, value: Any, known: dict[str, list[str]]
+) -> str:
+    elsewhere = [other for other, names in known.items() if name in names]
+    if elsewhere:
+        where = "Trainer" if elsewhere[0] == "__init__" else elsewhere[0]
+        way_out = f" Pass it to {where}."
+    elif name in FOREIGN_ARGUMENTS:
+        way_out = f" {FOREIGN_ARGUMENTS[name]}"
+    else:
+        way_out = did_you_mean(name, known[method][1:]) or f" It has {known[method][1:]}."
+    called = _called(trainer_class, method)
+    return f"{called} was given {name}={preview(value)}, but has no such argument.{way_out}"
+
+
+def check_callback_class(callback_class: type, base: type) -> None:
+    """Raise if a callback has a hook of another library and no event of accel, so nothing is called."""
+    own = {name for parent in callback_class.__mro__ if not issubclass(base, parent) for name in vars(parent)}
+    if any(name.startswith("on_") for name in own):
+        return
+    for name, here in FOREIGN_HOOKS.items():
+        if name in own:
+            raise ConfigurationError(
+                f"{callback_class.__name__}.{name} is a hook of another library, which accel never calls. "
+                f"Override {here} instead; {_MORE}"
+            )
+
+
+def check_trainer_class(trainer_class: type, optimizer: Any, callback_class: type) -> None:
+    """Raise if a subclass of `Trainer` has a method that another library calls and this one does not.
+
+    Warn if it is a method that makes an optimizer though `optimizer` was given: it may be a helper.
+
+    Args:
+        callback_class: `TrainerCallback`, whose events a trainer is not told of.
+    """
+    for name, here in FOREIGN_METHODS.items():
+        # Not only in the class itself: a mixin may bring the method.
+        if hasattr(trainer_class, name):
+            raise ConfigurationError(
+                f"{trainer_class.__name__}.{name} is a method that pytorch-accelerated calls, but accel "
+                f"never does. Override {here} instead; docs/migration.md has all names."
+            )
+    users = [cls for cls in trainer_class.__mro__ if not cls.__module__.startswith("accel_")]
+    for name, here in FOREIGN_STEPS.items():
+        # If the user overrides accel's method too, the other may be a helper that it calls.
+        is_overridden = any(here in vars(cls) for cls in users)
+        if hasattr(trainer_class, name) and not is_overridden:
+            raise ConfigurationError(
+                f"{trainer_class.__name__}.{name} is a method that another library calls, but accel never "
+                f"does. Override {here} instead; {_MORE}"
+            )
+    for name in FOREIGN_OPTIMIZERS:
+        if hasattr(trainer_class, name):
+            message = (
+                f"{trainer_class.__name__}.{name} is a method that another library calls, but accel never "
+                "does. Pass the optimizer to Trainer, and create_scheduler_fn to train; give the method "
+                "another name if you call it yourself."
+            )
+            if optimizer is None:
+                raise ConfigurationError(message)
+            # The warning names the line that makes the trainer.
+            warnings.warn(message, AccelWarning, stacklevel=4)
+    _check_events(users, callback_class)
+
+
+def _check_events(users: list[type], callback_class: type) -> None:
+    """Raise if a class of the user's has an event, which only callbacks are told of."""
+    if any(issubclass(cls, callback_class) for cls in users):
+        return
+    for cls in users:
+        for name in vars(cls):
+            if name.startswith("on_") and (hasattr(callback_class, name) or name in FOREIGN_EVENTS):
+                here = FOREIGN_EVENTS.get(name, name)
+                raise ConfigurationError(
+                    f"{cls.__name__}.{name} is an event, which accel calls on callbacks alone. Move it to a "
+                    f"TrainerCallback as {here}, or override a method such as train_epoch_end."
+                )
+
+
+def take_old_name(method: str, name: str, value: Any, old_name: str, old_value: Any) -> Any:
+    """Return `value`, or `old_value` with a warning if the argument was given by its name of before."""
+    if old_value is None:
+        return value
+    warnings.warn(
+        f"{method} was called with {old_name}, which is called {name} now. Pass {name}=... instead.",
+        AccelWarning,
+        stacklevel=3,
+    )
+    return old_value
