@@ -123,7 +123,9 @@ def problem_with(line: str, place: int, made) -> str | None:
     # A class that is gone, or another here, answers for its methods, and a method for its arguments.
     if f"{called}({argument})" in ROWS or owner not in made or ROWS.get(called, [""])[0] == "gone":
         return None
-    function = class_of(owner, made) if member == "__init__" else getattr(made[owner], member)
+    function = class_of(owner, made) if member == "__init__" else getattr(made[owner], member, None)
+    if function is None:  # Renamed: the row of the method says to what.
+        return None if called in ROWS else f"nothing by the name {called}"
     parameters = list(inspect.signature(function).parameters.values())
     names = [parameter.name for parameter in parameters]
     if argument not in names:

@@ -56,7 +56,7 @@ def answer_foreign_names(trainer_class: _Class) -> _Class:
             answer = ForeignName(way_out)
             answer.__set_name__(trainer_class, name)
             setattr(trainer_class, name, answer)
-    trainer_class.__dir__ = _names_to_offer
+    trainer_class.__dir__ = _names_to_offer  # type: ignore[method-assign,assignment]
     known = {name: list(inspect.signature(getattr(trainer_class, name)).parameters) for name in _ENTRIES}
     for name in _ENTRIES:
         # One that takes any argument passes it on to a class that answers.

@@ -36,8 +36,8 @@ def check_training(trainer: TrainerParts, given: dict[str, Any], base: type) -> 
     check_can_run(trainer, "train", "calculate_train_batch_loss", base)
     if given["eval_dataset"] is not None:
         check_can_run(trainer, "train", "calculate_eval_batch_loss", base)
-    own_step = getattr(type(trainer), "calculate_train_batch_loss")  # noqa: B009
-    if hasattr(trainer.model, "training_step") and own_step is base.calculate_train_batch_loss:
+    step = "calculate_train_batch_loss"
+    if hasattr(trainer.model, "training_step") and getattr(type(trainer), step) is getattr(base, step):
         warnings.warn(
             f"model is a {type(trainer.model).__name__} with a training_step, which accel never calls: the "
             "loss is loss_func(model(inputs), targets). To use the step, call it in an overridden "
