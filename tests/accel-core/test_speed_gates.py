@@ -144,6 +144,27 @@ def test_an_evaluation_step_makes_few_calls_and_as_many_on_long_data(kind, most_
     assert per_step <= most_own
 
 
+@pytest.mark.parametrize(("kind", "most_own"), [("memory", 400), ("any", 400)])
+def test_a_short_epoch_with_its_evaluation_makes_few_calls(monkeypatch, kind, most_own):
+    monkeypatch.setattr("accel_core.data.waiting.SHARE_WORTH_A_REPORT", 2.0)
+    calls = {}
+    for num_epochs in (10, 10, 20, 40):
+        trainer = create_trainer()
+        dataset = (TensorDataset if kind == "memory" else Pairs)(*data(8))
+        calls[num_epochs], _ = count_python_calls(
+            lambda trainer=trainer, dataset=dataset, num_epochs=num_epochs: trainer.train(
+                dataset,
+                num_epochs,
+                dataset,
+                train_dataloader_kwargs={"num_workers": 0},
+                eval_dataloader_kwargs={"num_workers": 0},
+            )
+        )
+    per_epoch = (calls[20] - calls[10]) / 10
+    assert (calls[40] - calls[20]) / 20 <= per_epoch + 1, "a long run costs no more"
+    assert per_epoch <= most_own
+
+
 def test_an_event_that_nobody_hears_costs_no_call_of_a_callback():
     class HearsEpochs(TrainerCallback):
         def on_train_epoch_end(self, trainer):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -114,7 +115,11 @@ class WatchedMetric:
         if "intermediate_" in self.name:
             return False
         history = trainer.run_history
-        names = {r["name"] for r in history.get_records() if r["epoch"] == history.current_epoch}
+        # Read from the end: a long history is not searched after every epoch.
+        newest = itertools.takewhile(
+            lambda record: record["epoch"] == history.current_epoch, reversed(history.get_records())
+        )
+        names = {record["name"] for record in newest}
         return any(name.endswith("eval_loss_epoch") and "intermediate_" not in name for name in names)
 
     def is_better(self, value: float, best: float | None, by_more_than: float = 0.0) -> bool:

@@ -161,13 +161,13 @@ class Trainer:
         self.agreement.collect(blocking=True)  # A callback may have asked to stop at the start.
         saved_state.report_finished(self, run)
         # The state of a run that is finished is still restored in full.
-        if run.is_done(progress, self.stop_reason):
+        if self.stop_reason is not None or run.is_finished(progress):
             saved_state.restore_resume_point(self, run)
         if not run.has_reached_limit(progress):
             progress.reopen_epoch()
         if run.evaluates_start(progress):
             evaluations.evaluate_start(self, run)
-        while not run.is_done(progress, self.stop_reason):
+        while self.stop_reason is None and not run.is_finished(progress):
             if not progress.updates_completed_in_epoch:  # The state is from between two epochs.
                 saved_state.restore_resume_point(self, run)
             if not progress.train_epoch_completed:
@@ -767,7 +767,7 @@ class Trainer:
     @property
     def is_main_process(self) -> bool:
         """Whether this process prints and writes, once for the whole job."""
-        return self.accelerator.is_main_process  # type: ignore[no-any-return]
+        return self.engine.group.is_main
 
     def print(self, *args: Any, **kwargs: Any) -> None:
         """Print on the main process."""

@@ -10,7 +10,7 @@ from ..errors import ConfigurationError
 from ..screen import columns_of, join_fields, notebook, separator
 from ..text import preview
 from .callback import TrainerCallback
-from .metric_names import directions, new_bests, readable_name, readable_value
+from .metric_names import BestValues, directions, readable_name, readable_value
 from .metric_table import MetricTable
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ class LogMetricsCallback(TrainerCallback):
     # Of the class, so that a subclass with a constructor of its own need not call this one.
     logger: logging.Logger | None = None
     _table: MetricTable | None = None
+    _best: BestValues | None = None
     _began: float | None = None
     _seconds = 0.0
     _samples = 0
@@ -154,12 +155,12 @@ class LogMetricsCallback(TrainerCallback):
         return {name: shown[name] for name in [*first, *(name for name in shown if name not in first)]}
 
     def _bests(self, trainer: Trainer, shown: dict[str, float]) -> set[str]:
-        history = trainer.run_history
-        greater = directions(shown, trainer.callbacks)
-        known = history.get_metric_names()
-        # The newest value is the one that is shown.
-        before = {name: history.get_metric_values(name)[:-1] for name in greater if name in known}
-        return new_bests(shown, before, greater)
+        records, greater = trainer.run_history.get_records(), directions(shown, trainer.callbacks)
+        if self._best is None or not self._best.can_read_on(records, greater):
+            self._best = BestValues(greater)
+        self._best.read(records)
+        # The newest values are those that are shown.
+        return self._best.new_bests & shown.keys()
 
     def _start(self, trainer: Trainer, metrics: dict[str, float]) -> str:
         if "evaluation_loss" in metrics:

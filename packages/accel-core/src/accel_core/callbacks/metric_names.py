@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 _WORDS = {"eval": "val"}
@@ -34,18 +34,34 @@ def directions(names: Iterable[str], callbacks: Iterable[Any]) -> dict[str, bool
     }
 
 
-def new_bests(
-    metrics: Mapping[str, float],
-    values_before: Mapping[str, list[float]],
-    greater_is_better: Mapping[str, bool],
-) -> set[str]:
-    """Return the names whose value is better than all before it; the first value is no new best."""
-    best = set()
-    for name, greater in greater_is_better.items():
-        # A comparison with nan is False, so nan is no best value and stands in nobody's way.
-        before = [value for value in values_before.get(name, []) if value == value]
-        if name in metrics and before:
-            value = metrics[name]
-            if value > max(before) if greater else value < min(before):
-                best.add(name)
-    return best
+class BestValues:
+    """The best value of each metric of a history, which is read on from where it was read last."""
+
+    def __init__(self, greater_is_better: dict[str, bool]) -> None:
+        """Watch these metrics; the values of `greater_is_better` say which direction is better."""
+        self.greater_is_better = greater_is_better
+        self.new_bests: set[str] = set()
+        """The metrics whose newest value is better than all before it; a first value is no new best."""
+        self._best: dict[str, float] = {}
+        self._records: Sequence[Any] | None = None
+        self._num_read = 0
+
+    def can_read_on(self, records: Sequence[Any], greater_is_better: dict[str, bool]) -> bool:
+        """Whether `records` are those read last and new ones, and these metrics are watched."""
+        is_watched = greater_is_better.items() <= self.greater_is_better.items()
+        # A history makes a new list if one of its metrics is deleted.
+        return is_watched and records is self._records and len(records) >= self._num_read
+
+    def read(self, records: Sequence[Any]) -> None:
+        """Read the records that are new."""
+        for record in records[self._num_read :]:
+            name, value = record["name"], record["value"]
+            if name not in self.greater_is_better:
+                continue
+            best = self._best.get(name)
+            # A comparison with nan is False, so nan is no best value and stands in nobody's way.
+            is_better = best is not None and (value > best if self.greater_is_better[name] else value < best)
+            (self.new_bests.add if is_better else self.new_bests.discard)(name)
+            if is_better or (best is None and value == value):
+                self._best[name] = value
+        self._records, self._num_read = records, len(records)

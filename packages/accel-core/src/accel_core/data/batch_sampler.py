@@ -130,12 +130,15 @@ class ShardedBatchSampler(Sampler[Any]):
                 (sum(map(len, self.items[first:stop])), sum(map(len, self.items[part])))
                 for first, stop, part in self._steps()
             ]
-        firsts = self._firsts()
+        firsts, num_items = self._firsts(), len(self.items)
         if not firsts:
             return []
-        sizes = (self.step_size, min(self.step_size, len(self.items) - firsts[-1]))
-        full, last = ((size, len(range(size)[shard_of(size, self.group)])) for size in sizes)
-        return StepPlan(len(firsts), full, last)
+        size_of_last = min(self.step_size, num_items - firsts[-1])
+        return StepPlan(len(firsts), self._sizes(self.step_size), self._sizes(size_of_last))
+
+    def _sizes(self, size: int) -> tuple[int, int]:
+        part = shard_of(size, self.group)
+        return size, part.stop - part.start
 
     @property
     def last_step_lacks_batches(self) -> bool:

@@ -71,6 +71,8 @@ class ShardedDataLoader:
         else:
             check_samplers_cover_data(loader)
             self.source = kind(loader, seed, group, seed_each_sample)
+        self.has_own_collate = not (isinstance(loader, DataLoader) and loader.collate_fn is default_collate)
+        """Something other than torch's `default_collate` joins the samples, and may drop some."""
         self.batch_size = self.source.batch_size
         """Samples in a full batch of one process, or None if that is not known."""
         self.max_steps: int | None = None
@@ -271,11 +273,6 @@ class ShardedDataLoader:
     def has_workers(self) -> bool:
         """Whether workers of a torch loader read the data."""
         return bool(getattr(self.loader, "num_workers", 0))
-
-    @property
-    def has_own_collate(self) -> bool:
-        """Whether something other than torch's `default_collate` joins the samples, which may drop some."""
-        return not (isinstance(self.loader, DataLoader) and self.loader.collate_fn is default_collate)
 
 
 def _ignore(sentence: str) -> None:

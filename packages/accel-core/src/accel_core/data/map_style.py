@@ -29,6 +29,7 @@ class MapStyleSource:
         self.batch_size = batch_size
         self.generator = torch.Generator("cpu")
         self.workers = Workers()
+        self.has_workers = loader.num_workers > 0
         order = EpochOrder(sampler, seed, is_shared=not group.is_only_process)
         dataset = loader.dataset
         reader = SeededSampleReader(dataset, seed) if seed_each_sample else SampleReader(dataset)
@@ -93,7 +94,8 @@ class MapStyleSource:
 
     def begin_epoch(self, epoch: int, position: int, max_steps: int | None) -> None:
         """Go to `position`, without reading what comes before it."""
-        seed_workers(self.generator, self.seed, epoch, self.group)
+        if self.has_workers:
+            seed_workers(self.generator, self.seed, epoch, self.group)
         self.sampler.max_steps = max_steps
         self.sampler.begin_epoch(epoch, position)
 

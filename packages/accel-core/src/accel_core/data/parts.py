@@ -28,9 +28,11 @@ def parts_of(data: Any) -> Iterator[Any]:
         yield part
         for name, value in _attributes_of(part).items():
             # The iterators of a loader point back to it and hold its workers.
-            if isinstance(value, (list, tuple, dict)) and not name.startswith("_iterator"):
+            if not _may_hold_data(type(value)) or name.startswith("_iterator"):
+                continue
+            if isinstance(value, (list, tuple, dict)):
                 waiting += [each for each in flattened([value]) if _may_be_data(type(each))]
-            elif _may_be_data(type(value)) and not name.startswith("_iterator"):
+            else:
                 waiting.append(value)
 
 
@@ -67,5 +69,10 @@ def _is_kind_of_data(kind: type) -> bool:
     return any(hasattr(kind, name) for name in ("__getitem__", "__iter__", "set_epoch"))
 
 
+def _is_kind_of_holder(kind: type) -> bool:
+    return issubclass(kind, (list, tuple, dict)) or _is_kind_of_data(kind)
+
+
 # Asked for every attribute of every part in every epoch, and of few classes.
 _may_be_data: Callable[[type], bool] = functools.lru_cache(maxsize=4096)(_is_kind_of_data)
+_may_hold_data: Callable[[type], bool] = functools.lru_cache(maxsize=4096)(_is_kind_of_holder)

@@ -68,9 +68,9 @@ def order_of_epoch(record: Mapping[str, Any], seed: int, order_epoch: int) -> An
     epoch_order = EpochOrder(sampler, seed, is_shared=False)
     epoch_order.version = record["version"]
     order = epoch_order.of_epoch(epoch)
-    if isinstance(order, KeyedOrder):
-        return order
-    return order.numpy() if isinstance(order, torch.Tensor) else np.asarray(order, dtype=np.int64)
+    if isinstance(order, torch.Tensor):
+        return order.numpy()
+    return np.asarray(order, dtype=np.int64) if isinstance(order, (list, range)) else order
 
 
 def places_of(record: Mapping[str, Any], seed: int, order_epoch: int, sample: int) -> np.ndarray[Any, Any]:

@@ -60,10 +60,12 @@ class TrainingModes:
             own_model: without. Only its mode is the user's choice: wrappers are made in train mode.
         """
         # A callback may have put all of the model in eval mode since, which says nothing about its modules.
+        modules = list(own_model.modules())
         if own_model.training:
-            self.in_eval = [module for module in own_model.modules() if not module.training]
+            self.in_eval = [module for module in modules if not module.training]
         model.train()
-        for module in (*self.in_eval, *filter(stays_in_eval_mode, own_model.modules())):
+        stay = [module for module in modules if _STAYS_IN_EVAL in vars(module)]
+        for module in (*self.in_eval, *stay):
             module.training = False
 
     def describe(self, own_model: torch.nn.Module) -> str | None:
@@ -201,9 +203,10 @@ def evaluation_mode(
     share_buffers(model)
     modes = [(part, part.training) for part in model.modules()]
     trained = model if engine.prepared is None else engine.prepared.user_model
-    set_optimizer_modes(attributes, getattr(trained, "_orig_mod", trained).training)
+    with_modes = {str(number): each for number, each in enumerate(optimizers_with_modes(attributes))}
+    set_optimizer_modes(with_modes, getattr(trained, "_orig_mod", trained).training)
     try:
-        with optimizers_in_mode(attributes, training=False), torch.no_grad():
+        with optimizers_in_mode(with_modes, training=False), torch.no_grad():
             module.eval()
             yield module
     finally:

@@ -70,7 +70,8 @@ def samples_of(trainer: TrainerParts, targets: Any, inputs: Any) -> int:
 
     An `UnclearBatchSize` if the two differ.
     """
-    return count_samples(targets, inputs, None if trainer._run is None else trainer._run.samples_in_step)
+    step = None if trainer._run is None else trainer._run.step
+    return count_samples(targets, inputs, None if step is None else step.num_samples)
 
 
 def count_samples(targets: Any, inputs: Any, given: int | None) -> int:

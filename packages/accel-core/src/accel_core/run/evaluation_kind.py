@@ -23,7 +23,7 @@ class EvaluationKind:
 
     def of_set(self, name: str) -> EvaluationKind:
         """Return the same kind of evaluation of the set `name`."""
-        return dataclasses.replace(self, set_name=name)
+        return self if name == self.set_name else dataclasses.replace(self, set_name=name)
 
     @property
     def full_prefix(self) -> str:

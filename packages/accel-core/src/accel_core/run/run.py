@@ -142,11 +142,6 @@ class Run:
         """Whether gradients are there that no update has used yet, so that the state cannot be saved."""
         return self.phase in (Phase.IN_STEPS, Phase.IN_UPDATE)
 
-    @property
-    def samples_in_step(self) -> int | None:
-        """Samples that the loader gave for the step that goes on; None if it does not know."""
-        return None if self.step is None else self.step.num_samples
-
     def weight_of_step(self) -> float | None:
         """Return the samples of this process in the step that goes on; None outside of steps.
 
@@ -191,10 +186,6 @@ class Run:
         """Whether the limit is reached and the last epoch closed."""
         is_closed = progress.run_completed or not progress.updates_completed_in_epoch
         return is_closed and self.has_reached_limit(progress)
-
-    def is_done(self, progress: RunProgress, stop_reason: str | None) -> bool:
-        """Whether the loop ends here, by an agreed stop or by its own limit."""
-        return stop_reason is not None or self.is_finished(progress)
 
     def is_last_epoch(self, progress: RunProgress, stop_reason: str | None) -> bool:
         """Whether no epoch comes after the one whose training is done."""
