@@ -177,6 +177,7 @@ class running:  # noqa: N801  # A context manager is named like a function.
 
     def __init__(self, trainer: TrainerParts, run: Run) -> None:
         self._trainer, self._agreement_before = trainer, trainer.agreement
+        self._run = run
         self._context = _running(trainer, run)
 
     def __enter__(self) -> Run:
@@ -193,6 +194,9 @@ class running:  # noqa: N801  # A context manager is named like a function.
             agreement = self._trainer.agreement
             if agreement is not self._agreement_before:
                 pass_on_signal(agreement.signal_received, error)
+        if error is None:
+            for act in self._run.afterwards:
+                act()
 
 
 @contextlib.contextmanager

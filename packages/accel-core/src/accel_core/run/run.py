@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import enum
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NoReturn
@@ -65,6 +65,8 @@ class Run:
     data_facts: dict[str, Any] | None = None
     """What the run card tells of the data, once it was asked for."""
 
+    afterwards: tuple[Callable[[], None], ...] = ()
+    """What is done when the run is closed and the trainer may run again, unless an error has ended it."""
     is_between_sets = False
     """Some sets of an evaluation in mid-epoch are done, and others are not."""
 
