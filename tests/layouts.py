@@ -1,11 +1,19 @@
-"""Accelerators with layouts that Accelerate refuses on a CPU: their state is set by hand, as it would be on GPUs.
+"""Options of DDP, and accelerators with layouts that Accelerate refuses on a CPU.
 
-All accelerators that are made afterwards in the process share that state.
+The state of these is set by hand, as it would be on GPUs. All accelerators that are made afterwards in the process
+share it.
 """
 
 from accelerate import Accelerator, DistributedType, FullyShardedDataParallelPlugin
 from accelerate.state import PartialState
 from accelerate.utils import ParallelismConfig
+
+DDP_OPTIONS = {
+    "static graph": {"static_graph": True},
+    "unused looked for": {"find_unused_parameters": True},
+    "views of buckets": {"gradient_as_bucket_view": True},
+    "small buckets": {"bucket_cap_mb": 1},
+}
 
 
 def set_type(accelerator: Accelerator, kind: DistributedType) -> None:

@@ -15,14 +15,9 @@ from accel_core import ConfigurationError, Trainer, TrainerCallback
 from accel_core.run.refused_collectives import COLLECTIVES
 from case_runner import BATCH_SIZE, compare, run_as_script
 from launching import launch
+from layouts import DDP_OPTIONS
 
 TIMEOUT = InitProcessGroupKwargs(timeout=datetime.timedelta(seconds=90))
-OPTIONS = {
-    "static graph": {"static_graph": True},
-    "unused looked for": {"find_unused_parameters": True},
-    "views of buckets": {"gradient_as_bucket_view": True},
-    "small buckets": {"bucket_cap_mb": 1},
-}
 CALLS = {
     "gather": lambda accelerator, rows: accelerator.gather(rows),
     "gather_for_metrics": lambda accelerator, rows: accelerator.gather_for_metrics(rows),
@@ -62,7 +57,7 @@ def train(batch_size, trainer_class=Trainer, num_samples=37, options=None, **kwa
 
 def with_option(name):
     def case(batch_size):
-        given = {"gradient_accumulation_steps": 3, "gradient_clip_norm": 0.5, "options": OPTIONS[name]}
+        given = {"gradient_accumulation_steps": 3, "gradient_clip_norm": 0.5, "options": DDP_OPTIONS[name]}
         return train(batch_size, **given)
 
     return case
@@ -175,7 +170,7 @@ def describe(batch_size):
 
 
 CASES = {
-    **{name: with_option(name) for name in OPTIONS},
+    **{name: with_option(name) for name in DDP_OPTIONS},
     "own rows": lambda batch_size: train(batch_size, Contrastive, 32),
     "all rows": lambda batch_size: train(batch_size, ContrastiveOfAll, 32),
     "uneven rows": lambda batch_size: train(batch_size, Contrastive, 37),
@@ -195,7 +190,7 @@ def outcome(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [*OPTIONS, "own rows", "all rows", "uneven rows", "accumulated"])
+@pytest.mark.parametrize("name", [*DDP_OPTIONS, "own rows", "all rows", "uneven rows", "accumulated"])
 def test_weights_are_those_of_one_process(outcome, name):
     for weights in outcome.of(name):
         torch.testing.assert_close(weights, outcome.alone(name), rtol=0, atol=1e-12)

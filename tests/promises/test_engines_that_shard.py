@@ -210,6 +210,28 @@ def save_and_resume(batch_size):
     }
 
 
+def two_trainers(batch_size):
+    """One accelerator: they train by turns and are evaluated between, and each state holds its own model."""
+    accelerator, folder = Accelerator(), shared_folder()
+    kwargs = {"per_device_batch_size": batch_size, "eval_dataset": make_data(13), "gradient_clip_norm": 0.5}
+
+    def create(seed, callbacks=()):
+        torch.manual_seed(seed)
+        model = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 3))
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.05)
+        trainer = Trainer(model, nn.CrossEntropyLoss(), optimizer, callbacks, accelerator=accelerator, seed=7)
+        trainer.trust_engine_files = True
+        return trainer
+
+    one, other = (create(seed, [SaveAt(2, folder / str(seed))]) for seed in (3, 5))
+    for trainer in (one, other, one):
+        trainer.train(make_data(37), 1, reset_run_history=False, **kwargs)
+    resumed = create(6)
+    resumed.train(make_data(37), 1, resume_from=folder / "5", **kwargs)
+    measured = [trainer.evaluate(make_data(13)) for trainer in (one, other, resumed)]
+    return outcome_of(one), outcome_of(other), outcome_of(resumed), measured
+
+
 def export_and_load(batch_size):
     """The best weights are in the model at the end of the first run, and the second goes on from them, whatever came before."""
     path = shared_folder() / "best.pt"
@@ -328,6 +350,7 @@ EQUAL = {
     "stopped in the last update of an epoch": partial(
         train, callbacks=[StopAt()], accumulation=2, num_epochs=5
     ),
+    "two trainers": two_trainers,
     "less than a step": lambda batch_size: train(batch_size, make_data(1)),
     "own collate": partial(train, collate_fn=keep_all),
     "tokens counted ahead": partial(train_tokens, trainer_class=TokensCountedAhead),

@@ -34,6 +34,8 @@ class Patches:
         self._accelerator: Any = accelerator
         self._deepspeed: Any = None
         """What the accelerator's `backward` calls with DeepSpeed, of which it knows one."""
+        # Accelerate keeps the first one: `backward` of a second trainer would call the engine of the first.
+        self._deepspeed_before = self._exchange_deepspeed(None)
         self._own = self._read()
         self._prepared = self._own
         self._before = [list(values) for values in self._known]
@@ -46,7 +48,7 @@ class Patches:
             self._are_on = False
             self._prepared = self._read()
             self._write(self._own)
-            self._deepspeed = getattr(self._accelerator, "deepspeed_engine_wrapped", None)
+            self._deepspeed = self._exchange_deepspeed(self._deepspeed_before)
             for number, values in enumerate(self._known):
                 before = {id(value) for value in self._before[number]}
                 self._added[number] = [value for value in values if id(value) not in before]
@@ -58,8 +60,7 @@ class Patches:
         if not self._are_on:
             self._are_on = True
             self._write(self._prepared)
-            if self._deepspeed is not None:
-                self._accelerator.deepspeed_engine_wrapped = self._deepspeed
+            self._deepspeed_before = self._exchange_deepspeed(self._deepspeed)
             self._before = [list(values) for values in self._known]
             for values, added in zip(self._known, self._added, strict=True):
                 values += added
@@ -78,6 +79,13 @@ class Patches:
     def fit(self) -> bool:
         """Whether the model is as it was when they were taken off: they know nothing of a newer `forward`."""
         return self._are_on or self._read() == self._own
+
+    def _exchange_deepspeed(self, engine: Any) -> Any:
+        """Let `backward` call this engine of DeepSpeed, and return which one it has called."""
+        before = getattr(self._accelerator, "deepspeed_engine_wrapped", None)
+        if before is not engine:
+            self._accelerator.deepspeed_engine_wrapped = engine
+        return before
 
     def _read(self) -> list[dict[str, Any]]:
         return [
