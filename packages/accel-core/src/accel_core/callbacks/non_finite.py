@@ -179,7 +179,7 @@ def _origin_of(event: Event, update: int, watch: NonFiniteWatch, result: Any) ->
         shown += f" ({type(modules[layer]).__name__})"
     parent = _layer_of(layer or "") or type(result.model).__name__
     sentence = {
-        "batch": f"the batch holds {event.value}",
+        "batch": f"the batch holds {'nan' if event.value == 'nan' else 'infinity'}",
         "input": f"the input of {shown} is {event.value}, and all layers before it are finite: it arises in "
         f"the forward of {parent}, between its layers",
         "output": f"the output of {shown} is {event.value}, and its input is finite",
