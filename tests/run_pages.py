@@ -34,8 +34,8 @@ def run_page(page: Path, folder: Path) -> str | None:
             contextlib.redirect_stderr(io.StringIO()),
         ):
             warnings.simplefilter("error")
-            # By torchdata 0.11, in the constructor of its loader.
-            warnings.filterwarnings("ignore", "'set_vital' is deprecated")
+            # By torchdata 0.11, in the constructor of its loader, and by PEFT, in that of its model.
+            warnings.filterwarnings("ignore", "'set_vital' is deprecated|`is_gradient_checkpointing` is depr")
             for block in BLOCK.finditer(text):
                 lines_before = text.count("\n", 0, block.start(1))
                 exec(compile("\n" * lines_before + block.group(1), page, "exec"), names)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator, DistributedType
+from timm.utils import ModelEmaV3
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchmetrics.classification import MulticlassAccuracy
@@ -18,6 +19,7 @@ from accel_callbacks import (
     MetricsCallback,
     ModelEmaCallback,
     SaveTrainingStateCallback,
+    StepBasedEvaluationCallback,
 )
 from accel_core import AccelWarning, ConfigurationError, Trainer, TrainerCallback
 from case_runner import run_as_script
@@ -96,6 +98,77 @@ def test_lesson_7_it_is_averaged_at_every_update_as_the_closed_form_says(
         for name in ("norm.weight", "norm.running_var", "inner.0.weight", "inner.2.bias"):
             assert torch.allclose(average[name], expected[name], rtol=1e-13, atol=1e-15), (n, name)
     assert (decay == 0.8) == (not warmup or accumulation == 1), "the warm-up is over in the longer run only"
+
+
+@pytest.mark.parametrize(("gamma", "power", "decay"), [(1.0, 2 / 3, 0.8), (3.0, 0.75, 0.999)])
+def test_the_warm_up_of_timm_gives_the_averages_of_timm(gamma: float, power: float, decay: float) -> None:
+    class Beside(TrainerCallback):
+        def on_training_run_start(self, trainer: Trainer) -> None:
+            self.average = ModelEmaV3(
+                trainer.model, decay, use_warmup=True, warmup_gamma=gamma, warmup_power=power
+            )
+
+        def on_optimizer_step_end(self, trainer: Trainer) -> None:
+            self.average.update(trainer.model, step=trainer.run_progress.updates_completed)
+
+    ema = ModelEmaCallback(decay, "timm", save_path=None, warmup_gamma=gamma, warmup_power=power)
+    train(ema, beside := Beside(), model=tiny_network(), epochs=3)
+    assert_same_tensors(ema.ema_model.state_dict(), beside.average.module.state_dict())
+
+
+def test_it_is_averaged_after_every_nth_update_of_the_call_only(tmp_path: Path) -> None:
+    def averages(**kwargs: Any) -> ModelEmaCallback:
+        ema = ModelEmaCallback(0.8, warmup=False, save_path=None, every_n_updates=4)
+        train(ema, values, *([] if kwargs else [SaveAt(6, tmp_path / "state")]), **kwargs)
+        return ema
+
+    values = Remember()
+    ema = averages()
+    assert ema.num_updates == 5
+    expected = values.states[0]
+    for update in (4, 8, 12, 16, 20):
+        expected = {name: 0.8 * expected[name] + 0.2 * values.states[update][name] for name in expected}
+    assert torch.allclose(ema.ema_model.norm.weight, expected["norm.weight"], rtol=1e-13)
+    resumed = averages(resume_from=tmp_path / "state")
+    assert_same_tensors(resumed.ema_model.state_dict(), ema.ema_model.state_dict())
+
+
+@pytest.mark.parametrize("own", [None, {"": tiny_data(9), "far": tiny_data(5)}])
+def test_it_is_evaluated_in_mid_epoch_if_wanted_on_the_data_of_that_evaluation(own: Any) -> None:
+    found: list[dict[str, float]] = []
+
+    class ByHand(TrainerCallback):
+        order = 40
+
+        def on_optimizer_step_end(self, trainer: Trainer) -> None:
+            if trainer.run_progress.updates_completed % 5 == 0:
+                beside = Trainer(copy.deepcopy(ema.ema_model), nn.functional.cross_entropy, None, [])
+                found.append(beside.evaluate(tiny_data(13) if own is None else own, 4))
+
+    ema = ModelEmaCallback(0.8, save_path=None, evaluate_in_mid_epoch=True)
+    history = train(ema, StepBasedEvaluationCallback(5, own), ByHand()).run_history
+    for prefix in ("", "far_") if own else ("",):
+        values = history.get_metric_values(f"{prefix}ema_model_intermediate_eval_loss_epoch")
+        assert values == [each[f"{prefix}evaluation_loss"] for each in found]
+        assert len(values) == 4
+    assert len(history.get_metric_values("ema_model_eval_loss_epoch")) == 2
+    without = train(ModelEmaCallback(0.8, save_path=None), StepBasedEvaluationCallback(5, own)).run_history
+    rest = [r for r in history.to_records() if "ema_model_intermediate" not in r["name"]]
+    assert rest == without.to_records()
+
+
+def test_it_is_exported_by_its_best_evaluation_in_mid_epoch(tmp_path: Path) -> None:
+    name = "ema_model_intermediate_eval_loss_epoch"
+    ema = ModelEmaCallback(
+        0.5,
+        save_path=tmp_path / "e.pt",
+        watch_metric=name,
+        greater_is_better=True,
+        evaluate_in_mid_epoch=True,
+    )
+    values = train(ema, StepBasedEvaluationCallback(3)).run_history.get_metric_values(name)
+    assert ema.best_metric == max(values) == torch.load(tmp_path / "e.pt")[name]
+    assert values.index(max(values)) not in (len(values) - 1,)
 
 
 def test_whole_numbers_and_values_that_are_not_finite_are_copied() -> None:
@@ -367,6 +440,23 @@ def test_under_mixed_precision_the_average_computes_with_its_own_weights() -> No
 def test_a_decay_that_is_none_is_reported(decay: Any) -> None:
     with pytest.raises(ConfigurationError, match=r"^decay is .*number from 0 to below 1.*Use 0\.999 "):
         ModelEmaCallback(decay)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "parts"),
+    [
+        ({"warmup": "tim"}, ("warmup is 'tim'", "'timm'", "Use True")),
+        ({"warmup": None}, ("warmup is None", "Use True")),
+        ({"warmup_power": 0.75}, ("warmup is True", "Pass warmup='timm'")),
+        ({"warmup": "timm", "warmup_gamma": 0}, ("warmup_gamma is 0", "Leave it out")),
+        ({"warmup": "timm", "warmup_power": -1.0}, ("warmup_power is -1.0", "Leave it out")),
+        ({"every_n_updates": 0}, ("every_n_updates is 0", "Use 1")),
+    ],
+)
+def test_arguments_of_averaging_are_checked(kwargs: dict[str, Any], parts: tuple[str, ...]) -> None:
+    with pytest.raises(ConfigurationError) as raised:
+        ModelEmaCallback(**kwargs)
+    assert all(part in str(raised.value) for part in parts), raised.value
 
 
 def test_an_unknown_metric_is_reported_with_those_that_there_are() -> None:

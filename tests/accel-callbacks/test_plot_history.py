@@ -83,6 +83,34 @@ def test_training_and_evaluation_of_a_metric_share_a_panel():
     assert texts(drawn["Distance"]) == ["training", "evaluation, lowest 0.6667 in epoch 3"]
 
 
+def test_each_kind_of_evaluation_of_each_set_has_a_line_in_the_panel_of_its_metric():
+    history = InMemoryRunHistory()
+    kinds = ("", "intermediate_", "ema_model_", "ema_model_intermediate_", "average_model_")
+    for start in ("", "shifted_"):
+        for kind in kinds:
+            history.update_metric(f"{start}{kind}eval_loss_epoch", 1.0)
+            history.update_metric(f"{start}{kind}accuracy", 0.5)
+    history.update_metric("far_intermediate_eval_loss_epoch", 1.0)
+    history.update_metric("far_evaluation_loss", 1.0)
+    drawn = panels(plot_history(history))
+    assert set(drawn) == {"Loss", "Accuracy"}
+    labels = [
+        "evaluation",
+        "averaged weights",
+        "mean of weights",
+        "mid-epoch",
+        "averaged weights, mid-epoch",
+    ]
+    for panel, further in (("Loss", ["mid-epoch on far", "evaluate() on far"]), ("Accuracy", [])):
+        found = [
+            text.partition(", ")[0] if "lowest" in text or "highest" in text else text
+            for text in texts(drawn[panel])
+        ]
+        shifted = {f"{label} on shifted" for label in labels}
+        assert found[:5] == labels
+        assert set(found[5:]) == shifted | set(further)
+
+
 def test_values_stand_at_their_epoch_and_rates_at_their_update():
     drawn = panels(plot_history(build_history(3)))
     training = lines(drawn["Loss"])["training"]

@@ -3,12 +3,16 @@
 import weakref
 from typing import Any
 
+import numpy
+import pyarrow
+import pyarrow.parquet
 import pytest
 import torch
+from numpy.lib.format import open_memmap
 from torch.utils.data import DataLoader
 
 from accel_core import ConfigurationError, Trainer
-from case_runner import run_as_script
+from case_runner import run_as_script, shared_folder
 from tiny import Stream, tiny_data, tiny_network, tiny_trainer
 
 SIZES = (13, 5, 1)
@@ -32,7 +36,33 @@ def iterate(batch_size: int) -> Any:
     return found
 
 
-CASES = {"iterate": iterate}
+def write(batch_size: int) -> Any:
+    """What the recipes of the docs write: a memory-mapped array, and a file of parquet a process."""
+    folder, trainer = shared_folder(), trainer_without_optimizer()
+    data = tiny_data(61)
+    whole = trainer.predict(data, batch_size)
+    if trainer.is_main_process:
+        open_memmap(folder / "rows.npy", "w+", "float64", (61, 2))
+    trainer.accelerator.wait_for_everyone()
+    written = open_memmap(folder / "rows.npy", "r+")
+    kind = pyarrow.list_(pyarrow.float64(), 2)
+    schema = pyarrow.schema([("index", pyarrow.int64()), ("rows", kind)])
+    (folder / "table").mkdir(exist_ok=True)
+    path = folder / "table" / f"{trainer.data_group.index}.parquet"
+    with pyarrow.parquet.ParquetWriter(path, schema) as writer:
+        for places, rows in trainer.iterate_predictions(data, batch_size):
+            written[places] = rows.numpy()
+            flat = pyarrow.FixedSizeListArray.from_arrays(rows.flatten().numpy(), type=kind)
+            columns = [pyarrow.array(places.numpy()), flat]
+            writer.write_batch(pyarrow.record_batch(columns, schema=schema))
+    written.flush()
+    trainer.accelerator.wait_for_everyone()
+    table = pyarrow.parquet.read_table(folder / "table").sort_by("index")
+    mapped = torch.from_numpy(numpy.load(folder / "rows.npy"))
+    return mapped, table["index"].to_pylist(), torch.tensor(table["rows"].to_pylist()), whole
+
+
+CASES = {"iterate": iterate, "write": write}
 
 
 def test_each_process_has_its_share_with_its_places(outcome: Any) -> None:
@@ -47,6 +77,13 @@ def test_each_process_has_its_share_with_its_places(outcome: Any) -> None:
                 assert torch.equal(part["classes"], part["whole"].argmax(1))
             else:
                 assert part["classes"] is None
+
+
+def test_what_the_recipes_write_is_whole(outcome: Any) -> None:
+    for mapped, places, rows, whole in (outcome.alone("write"), *outcome.of("write")):
+        torch.testing.assert_close(mapped, whole, rtol=1e-12, atol=1e-12)
+        assert places == list(range(61))
+        torch.testing.assert_close(rows.double(), whole, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from accelerate import Accelerator, DistributedType
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from accel_callbacks import ModelEmaCallback
+from accel_callbacks import ModelAverageCallback, ModelEmaCallback
 from accel_core import ConfigurationError, Trainer
 from accel_core.state.files import read_tensors
 from case_runner import Outcome, assert_equal, compare, run_as_script, shared_folder
@@ -95,19 +95,26 @@ def export_after_evaluation(batch_size):
     return sorted(torch.load(path, weights_only=True))
 
 
-def average(batch_size):
+def average(create, batch_size):
     """Each process averages the parts that it holds; the average is evaluated, exported, saved and restored."""
     is_alone = Accelerator().num_processes == 1
     folder = shared_folder() if is_alone else Path(sys.argv[3])
-    path = folder / "ema.safetensors"
-    kwargs = {"decay": 0.5, "warmup": False}
-    whole, rest = (ModelEmaCallback(save_path=path, **kwargs) for _ in range(2))
-    first = run(make_trainer([whole, SaveAt(3, folder / "averaged")]), batch_of(batch_size), 3)
-    exported = read_tensors(path)
-    second = run(make_trainer([rest], seed=4), batch_of(batch_size), 3, resume_from=folder / "averaged")
+    whole, rest = (create(folder) for _ in range(2))
+    state = folder / f"with {whole.model_name}"
+    first = run(make_trainer([whole, SaveAt(3, state)]), batch_of(batch_size), 3)
+    exported = read_tensors(whole.save_path)
+    second = run(make_trainer([rest], seed=4), batch_of(batch_size), 3, resume_from=state)
     # The main process has the whole averages.
-    averages = [dict(callback.state_dict()["ema_model"]) for callback in (whole, rest)]
+    averages = [dict(callback.state_dict()[callback.model_name]) for callback in (whole, rest)]
     return outcome_of(first), averages[0], exported, outcome_of(second), averages[1]
+
+
+def exponential(folder):
+    return ModelEmaCallback(0.5, warmup=False, save_path=folder / "ema.safetensors")
+
+
+def plain(folder):
+    return ModelAverageCallback(start_update=1, save_path=folder / "mean.safetensors")
 
 
 class Scaled(nn.Module):
@@ -286,7 +293,8 @@ CASES = {
     "beside resumed from others": resume_beside_from_other,
     "two models": train_two_models,
     "refused": refuse_beside,
-    "average": average,
+    "average": partial(average, exponential),
+    "plain average": partial(average, plain),
     "export": export_after_evaluation,
     "resume": save_and_resume,
     "resume from others": resume_other,
@@ -363,11 +371,12 @@ def test_an_export_after_an_evaluation_holds_the_model_alone(outcome):
         assert keys == outcome.alone("export")
 
 
-def test_averages_equal_those_of_one_process_and_go_on_to_the_bit(outcome):
-    for first, averages, _, second, averages_of_rest in outcome.of("average"):
+@pytest.mark.parametrize("case", ["average", "plain average"])
+def test_averages_equal_those_of_one_process_and_go_on_to_the_bit(outcome, case):
+    for first, averages, _, second, averages_of_rest in outcome.of(case):
         torch.testing.assert_close((second, averages_of_rest), (first, averages), rtol=0, atol=0)
-    first, averages, exported, _, _ = outcome.of("average")[0]
-    assert_equal((first, averages, exported), outcome.alone("average")[:3])
+    first, averages, exported, _, _ = outcome.of(case)[0]
+    assert_equal((first, averages, exported), outcome.alone(case)[:3])
 
 
 def test_a_state_of_two_processes_goes_on_on_four(outcomes):

@@ -17,6 +17,7 @@ from .learning_rate_finder import LearningRateRange as LearningRateRange
 from .learning_rate_finder import find_learning_rate as find_learning_rate
 from .max_time import MaxTimeCallback as MaxTimeCallback
 from .metrics import MetricsCallback as MetricsCallback
+from .model_average import ModelAverageCallback as ModelAverageCallback
 from .model_ema import ModelEmaCallback as ModelEmaCallback
 from .model_freezer import Layer as Layer
 from .model_freezer import LayerGroup as LayerGroup

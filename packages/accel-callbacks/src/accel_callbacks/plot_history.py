@@ -29,9 +29,14 @@ class _Kind:
 
 # The colours are those of Okabe and Ito, which colour-blind readers can distinguish. Longer prefixes come
 # first, since the first that fits is taken.
+_MID_EPOCH_AVERAGE = {"color": "#009E73", "marker": ".", "linestyle": ":"}
 _KINDS = (
+    _Kind("ema_model_intermediate_eval_", "averaged weights, mid-epoch", _MID_EPOCH_AVERAGE),
+    _Kind("ema_model_intermediate_", "averaged weights, mid-epoch", _MID_EPOCH_AVERAGE),
     _Kind("ema_model_eval_", "averaged weights", {"color": "#009E73", "marker": "s"}),
     _Kind("ema_model_", "averaged weights", {"color": "#009E73", "marker": "s"}),
+    _Kind("average_model_eval_", "mean of weights", {"color": "#009E73", "marker": "P"}),
+    _Kind("average_model_", "mean of weights", {"color": "#009E73", "marker": "P"}),
     _Kind("intermediate_eval_", "mid-epoch", {"color": "#E69F00", "marker": ".", "linestyle": ":"}),
     _Kind("intermediate_", "mid-epoch", {"color": "#E69F00", "marker": ".", "linestyle": ":"}),
     _Kind("evaluation_", "evaluate()", {"color": "#CC79A7", "marker": "D", "linestyle": "none"}),
@@ -43,9 +48,17 @@ _OTHER_SETS = ("#56B4E9", "#CC79A7", "#F0E442", "#000000")
 """Colours of further evaluation sets."""
 _RUNS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Colours of runs that are compared."""
-_OTHER_SET = re.compile(r"(.+)_eval_loss(_epoch)?")
-"""The loss of an evaluation set with a name of its own."""
-_ORDER_OF_LABELS = ("training", "evaluation", "averaged weights", "mid-epoch", "evaluate()")
+_OTHER_SET = re.compile(r"(.+?)_(?:(?:ema|average)_model_)?(?:intermediate_)?eval(?:uation)?_loss(?:_epoch)?")
+"""The loss of an evaluation set with a name of its own, in an evaluation of any kind."""
+_ORDER_OF_LABELS = (
+    "training",
+    "evaluation",
+    "averaged weights",
+    "mean of weights",
+    "mid-epoch",
+    "averaged weights, mid-epoch",
+    "evaluate()",
+)
 _FIRST_GROUP = "first group"
 _LEARNING_RATES = ("lr", "learning_rate")
 """Names of learning rates, which may be followed by the name of a parameter group."""
@@ -262,10 +275,11 @@ def _choose_panel(name: str, other_sets: Sequence[str] = ()) -> tuple[str, _Kind
     """Return the panel of a metric, its kind, and its label in that panel."""
     for number, other in enumerate(other_sets):
         if name.startswith(f"{other}_"):
-            style = {"color": _OTHER_SETS[number % len(_OTHER_SETS)], "marker": "v"}
-            metric = name.removeprefix(f"{other}_").removeprefix("eval_").removesuffix("_epoch")
-            label = f"evaluation on {other.replace('_', ' ')}"
-            return metric, _Kind(other, label, style), label
+            metric, kind, label = _choose_panel(name.removeprefix(f"{other}_"))
+            marker = "v" if label == _PLAIN.label else kind.style["marker"]
+            colour = {"color": _OTHER_SETS[number % len(_OTHER_SETS)], "marker": marker}
+            label = f"{label} on {other.replace('_', ' ')}"
+            return metric, _Kind(other, label, {**kind.style, **colour}), label
     for rate in _LEARNING_RATES:
         if name == rate or name.startswith(f"{rate}_"):
             # TrainingStatisticsCallback names the rates of further groups `learning_rate_<name>`.

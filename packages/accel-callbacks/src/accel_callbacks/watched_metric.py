@@ -114,6 +114,9 @@ class WatchedMetric:
         # In mid-epoch the first evaluation may be due only in a later epoch, and so may that of an epoch.
         if "intermediate_" in self.name:
             return False
+        # An average of weights may begin in a later epoch.
+        if any(each.begins_later(self.name) for each in trainer.callbacks if hasattr(each, "begins_later")):
+            return False
         history = trainer.run_history
         # Read from the end: a long history is not searched after every epoch.
         newest = itertools.takewhile(

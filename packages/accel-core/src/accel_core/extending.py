@@ -58,6 +58,7 @@ from .run.machines import check_is_shared as check_is_shared
 from .run.modes import weights_to_export as weights_to_export
 from .run.placeholders import Placeholder as Placeholder
 from .run.predictions import to_cpu as to_cpu
+from .run.reading_again import reading_training_data as reading_training_data
 from .run.run_history import MetricRecord as MetricRecord
 from .run.steps import Step as Step
 from .run.train_arguments import check_eval_dataset as check_eval_dataset

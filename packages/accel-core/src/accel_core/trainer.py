@@ -279,14 +279,14 @@ class Trainer:
         model: torch.nn.Module | None = None,
         dataloader: Any = None,
     ) -> None:
-        """Evaluate on `dataset`, or on all evaluation sets of the run. Every process takes part.
+        """Evaluate on `dataset`, or on all evaluation sets. Every process takes part.
 
         Sums are kept by process and added once at the end, so that no sample counts twice and none is left
         out. In a training run the random state is put back.
 
         Args:
-            dataset: data or a ready loader, as for a single process, or several of them by name; the trainer
-                shards it.
+            dataset: data or a ready loader, or several by name, which the trainer shards; None takes the sets
+                of the run, or inside `on_evaluation_end` those of the evaluation that has ended.
             metric_prefix: begins the names of the losses that are recorded, after the name of the set.
             is_intermediate: the evaluation happens between two updates of an epoch.
             model: is evaluated in place of the trainer's, such as an average of its weights.
@@ -304,7 +304,7 @@ class Trainer:
                 run.is_between_sets = is_intermediate and number + 1 < len(sets)
                 self._run_eval_set(run, part, kind.of_set(name), len(sets) if completes else None)
         if is_intermediate and model is None:
-            evaluations.end_evaluation(self, run, kind)
+            evaluations.end_evaluation(self, run, kind, sets)
 
     def _run_eval_set(self, run: Run, dataset: Any, kind: EvaluationKind, num_sets: int | None) -> None:
         """Evaluate on one set; `num_sets` belong to the evaluation of the epoch, or None if it is another."""

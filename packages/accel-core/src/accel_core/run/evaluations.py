@@ -29,13 +29,23 @@ def evaluate_start(trainer: TrainerParts, run: Run) -> None:
     trainer.agreement.collect(blocking=True)
 
 
-def end_evaluation(trainer: TrainerParts, run: Run, kind: EvaluationKind) -> None:
-    """Let callbacks act on an evaluation of the run, then step a scheduler that follows evaluations."""
-    trainer.callbacks.on_evaluation_end(
-        trainer,  # type: ignore[arg-type]
-        is_intermediate=kind.is_intermediate,
-        metric_prefix=kind.prefix,
-    )
+def end_evaluation(
+    trainer: TrainerParts, run: Run, kind: EvaluationKind, sets: dict[str, Any] | None = None
+) -> None:
+    """Let callbacks act on an evaluation of the run, then step a scheduler that follows evaluations.
+
+    Args:
+        sets: on which it was; None for those of the run.
+    """
+    run.evaluation_ended_on = sets
+    try:
+        trainer.callbacks.on_evaluation_end(
+            trainer,  # type: ignore[arg-type]
+            is_intermediate=kind.is_intermediate,
+            metric_prefix=kind.prefix,
+        )
+    finally:
+        run.evaluation_ended_on = None
     # An epoch that a limit has cut is evaluated again by a run that goes on in it.
     is_stepped = run.schedule.after_evaluation and not trainer.run_progress.epoch_cut_by_limit
     if trainer.scheduler is not None and is_stepped:

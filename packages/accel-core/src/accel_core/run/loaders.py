@@ -86,8 +86,14 @@ def create_eval_loader(
 
 
 def sets_to_evaluate(trainer: TrainerParts, dataset: Any) -> dict[str, Any]:
-    """Return data or loaders by name: those that were given, or those of the run for None."""
+    """Return data or loaders by name: those that were given.
+
+    For None they are those of the run, or of the evaluation that callbacks are told to have ended.
+    """
     if dataset is None:
+        ended = None if trainer._run is None else trainer._run.evaluation_ended_on
+        if ended is not None:
+            return dict(ended)
         if not trainer.eval_dataloaders:
             raise ConfigurationError(
                 "eval_dataset is None, so there is nothing to evaluate on. Pass eval_dataset to train."
@@ -121,6 +127,27 @@ def loader_to_evaluate(
         kwargs = None if is_ready_loader(dataset, kwargs) else kwargs
         arguments = EvaluationArguments(dataset, batch_size, kwargs, None, of_run.data_is_sharded, name)
     loader = create_eval_loader(trainer, run, arguments, trainer.collate_fn)
+    try:
+        yield loader
+        _announce_epoch_again(run, loader)
+    finally:
+        run.loaders.remove(loader)
+        loader.close()
+
+
+@contextlib.contextmanager
+def training_data_again(
+    trainer: TrainerParts, run: Run, arguments: TrainArguments
+) -> Iterator[ShardedDataLoader]:
+    """Give a loader of the training data besides that of the run, which reads on where it was.
+
+    Every process takes part.
+    """
+    size, kwargs = arguments.per_device_batch_size, arguments.train_dataloader_kwargs
+    given = trainer.create_train_dataloader(size, kwargs)
+    loader = _shard(trainer, run, given, arguments.seed_each_sample, arguments.data_is_sharded)
+    # What is said of limits was said when the run began.
+    limit_loaders(trainer.callbacks, loader, [])
     try:
         yield loader
         _announce_epoch_again(run, loader)

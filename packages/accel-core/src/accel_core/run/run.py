@@ -70,6 +70,9 @@ class Run:
     is_between_sets = False
     """Some sets of an evaluation in mid-epoch are done, and others are not."""
 
+    evaluation_ended_on: dict[str, Any] | None = None
+    """The sets of an evaluation while callbacks are told of its end, if they are not those of the run."""
+
     order_version = ORDER_VERSION
     """Of the function from seed and epoch to the order of the samples; a resumed run keeps its own."""
 
