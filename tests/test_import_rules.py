@@ -19,7 +19,7 @@ SOURCES = {
     "accel_integrations": REPOSITORY / "packages/accel-integrations/src/accel_integrations",
 }
 SIBLINGS = {"accel_callbacks": "accel_integrations", "accel_integrations": "accel_callbacks"}
-THIRD_PARTY_OF_CORE = {"torch", "accelerate", "numpy", "safetensors"}
+THIRD_PARTY_OF_CORE = {"torch", "accelerate", "numpy", "safetensors", "fsspec"}
 
 MAX_LINES_OF_A_FILE = 300
 MAX_LINES_OF_TRAINER = 800

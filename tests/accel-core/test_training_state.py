@@ -29,8 +29,9 @@ from accel_core.state.checkpoint import (
     process_file,
     read_model_state,
 )
-from accel_core.state.folder import complete_checkpoints, latest_checkpoint, open_training_state
+from accel_core.state.folder import complete_checkpoints, open_training_state
 from accel_core.state.housekeeping import check_folder_of_run, remove_checkpoint
+from accel_core.state.latest import latest_checkpoint
 from accel_core.state.random import capture_random_state, restore_random_state
 from accel_core.state.save import save_folder
 from launching import launch
@@ -746,7 +747,7 @@ SEVERAL = """
     from accel_core.processes.collectives import all_gather_object
     from accel_core.state.save import save_folder
     from accel_core.state.checkpoint import process_file
-    from accel_core.state.folder import latest_checkpoint
+    from accel_core.state.latest import latest_checkpoint
     from accel_core.state import files
     sys.path[:0] = [{tests!r}, {own!r}]
     from test_training_state import run_state

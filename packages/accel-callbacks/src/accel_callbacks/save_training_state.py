@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -16,6 +16,7 @@ from accel_core.extending import (
     bytes_to_copy,
     check_choice,
     check_is_shared,
+    check_not_negative,
     check_path,
     check_whole_number,
     notify,
@@ -26,6 +27,7 @@ from accel_core.extending import (
     write_card,
 )
 
+from .mirrored_saves import MirroredSaves
 from .periodic import Periodic
 from .rotation import states_to_remove
 from .stop_signals import StopSignals
@@ -82,6 +84,8 @@ class SaveTrainingStateCallback(TrainerCallback):
         on_error: str = "raise",
         if_other_run: str = "raise",
         in_background: bool = False,
+        mirror: str | Path | None = None,
+        mirror_wait_seconds: float = 300.0,
     ) -> None:
         """Hold when to save and what to keep.
 
@@ -103,6 +107,11 @@ class SaveTrainingStateCallback(TrainerCallback):
             in_background: copy the state in memory, and let a thread of the main process write it while
                 training goes on. A save that is due before the one before is written waits for it. The save
                 at the end, or at a stop, is written before `train` returns. Not for engines that shard.
+            mirror: address of a store, such as "s3://bucket/run1", or a folder of another disk. A thread of
+                the main process copies each state there once it stands in `save_dir`, and removes what
+                `keep_last` and `keep_best` do not keep. A store that fails is tried again, and never ends
+                the run. Go on with `latest_checkpoint(mirror, cache=save_dir)`.
+            mirror_wait_seconds: the longest wait for the mirror at the end of the run.
 
         Raises:
             ConfigurationError: an argument cannot be used.
@@ -119,6 +128,13 @@ class SaveTrainingStateCallback(TrainerCallback):
         self.if_other_run = check_choice("if_other_run", if_other_run, ("raise", "set_aside"))
         self.in_background = check_choice("in_background", in_background, (False, True))
         self._background = BackgroundSaves() if in_background else None
+        self.mirror_wait_seconds = check_not_negative(
+            "mirror_wait_seconds", mirror_wait_seconds, "Use 0 to wait for nothing."
+        )
+        self.mirror = mirror
+        self._mirrored = (
+            None if mirror is None else MirroredSaves(mirror, self.mirror_wait_seconds, self._unwanted)
+        )
         self._known = KnownStates(self.save_dir)
         self._failures = 0
         """Saves that have failed since the last one that has not."""
@@ -132,11 +148,16 @@ class SaveTrainingStateCallback(TrainerCallback):
         self._is_end_saved = False
 
     def describe(self, trainer: Trainer) -> str:
-        """Tell what the copies of a background save take."""
-        if self._background is None:
-            return ""
-        megabytes = bytes_to_copy(trainer.model, trainer.optimizer) / 1e6
-        return f"saves in the background, with copies of {megabytes:.1f} MB in memory of the main process"
+        """Tell what the copies of a background save take, and where the mirror is."""
+        parts = []
+        if self._background is not None:
+            megabytes = bytes_to_copy(trainer.model, trainer.optimizer) / 1e6
+            parts.append(
+                f"saves in the background, with copies of {megabytes:.1f} MB in memory of the main process"
+            )
+        if self._mirrored is not None:
+            parts.append(f"copies each state to '{self._mirrored.address}'")
+        return ", ".join(parts)
 
     def on_training_run_start(self, trainer: Trainer) -> None:
         """Raise if the folder holds states of another run; begin to count, and save a later stage's start."""
@@ -152,6 +173,8 @@ class SaveTrainingStateCallback(TrainerCallback):
             notify(
                 trainer, f"The states of another run in '{self.save_dir}' were moved to '{aside}'.", "saves"
             )
+        if self._mirrored is not None:
+            self._mirrored.start(trainer, self.save_dir, self.if_other_run == "set_aside")
         self.periodic.start(trainer, self)
         self._failures = 0
         self._has_card = self._is_card_old = False
@@ -167,6 +190,8 @@ class SaveTrainingStateCallback(TrainerCallback):
         """Raise if the folder holds later states of this run; set those aside that are damaged."""
         updates = trainer.run_progress.updates_completed
         run_on_main(lambda: self._known.set_damaged_aside(updates), trainer.is_main_process)
+        if self._mirrored is not None:
+            self._mirrored.resume(trainer, path)
         self._check_folder(trainer)
 
     def on_optimizer_step_end(self, trainer: Trainer) -> None:
@@ -193,6 +218,8 @@ class SaveTrainingStateCallback(TrainerCallback):
         """Save at the end."""
         self._finish_save(trainer)
         self.save_last_state(trainer)
+        if self._mirrored is not None:
+            self._mirrored.finish(trainer)
 
     def save_last_state(self, trainer: Trainer) -> None:
         """Save the state at the end of the run, if that is wanted and not done yet.
@@ -211,9 +238,14 @@ class SaveTrainingStateCallback(TrainerCallback):
             self.save(trainer, is_last=True)
 
     def on_exception(self, trainer: Trainer, error: BaseException) -> None:
-        """Wait for the save that is on its way."""
+        """Wait for the save that is on its way, and for the mirror."""
         if self._background is not None:
-            self._background.close(trainer)
+            path = self._background.close(trainer)
+            if path is not None and self._mirrored is not None:
+                self._mirrored.add(path)
+        if self._mirrored is not None:
+            # The others may be anywhere.
+            self._mirrored.finish(trainer, by_all=False)
 
     def on_run_close(self, trainer: Trainer) -> None:
         """Give the signal handlers back, and write the run card with all states."""
@@ -272,6 +304,8 @@ class SaveTrainingStateCallback(TrainerCallback):
             notify(trainer, f"The training state could be saved again, to '{path}'.", "saves")
             self._failures = 0
         if trainer.is_main_process:
+            if self._mirrored is not None:
+                self._mirrored.add(path)
             # What a crash has left in the middle of a save that no later save repeats.
             remove_leftovers(self.save_dir)
             self._remove_old_states(str(trainer.run_id))
@@ -327,6 +361,8 @@ class SaveTrainingStateCallback(TrainerCallback):
         def check() -> None:
             self._known.refresh()
             self._known.check(run_id, updates)
+            if self._mirrored is not None:
+                self._mirrored.check(updates)
 
         run_on_main(check, trainer.is_main_process)
 
@@ -340,6 +376,10 @@ class SaveTrainingStateCallback(TrainerCallback):
         states = self._known.of_run(run_id)
         for path in states_to_remove(states, self.keep_last, self.keep_best, self.watched):
             remove_checkpoint(path)
+
+    def _unwanted(self, states: Mapping[str, Any]) -> list[str]:
+        """Return the names of the states in the mirror that need not be kept."""
+        return states_to_remove(states, self.keep_last, self.keep_best, self.watched)
 
     def _write_card(self, trainer: Trainer) -> None:
         """Write what is needed to repeat the run beside its states. The main process calls it."""

@@ -31,6 +31,10 @@ class NotFiniteError(CheckpointError):
     """Reports parameters that are nan or infinite: nothing was saved, and what was there is untouched."""
 
 
+class StoreError(CheckpointError):
+    """Reports a store elsewhere that does not answer, or refuses. What is on this machine is untouched."""
+
+
 class AccelWarning(UserWarning):
     """Warns of something that the user should change, though training goes on."""
 

@@ -8,10 +8,12 @@ of versions as those of `accel_core`.
 from .callbacks.metric_names import readable_name as readable_name
 from .callbacks.metric_names import readable_value as readable_value
 from .callbacks.print_progress import how_it_ended as how_it_ended
+from .checks.address import Address as Address
 from .checks.values import check_callable as check_callable
 from .checks.values import check_choice as check_choice
 from .checks.values import check_not_negative as check_not_negative
 from .checks.values import check_path as check_path
+from .checks.values import check_place as check_place
 from .checks.values import check_positive as check_positive
 from .checks.values import check_whole_number as check_whole_number
 from .checks.values import plain as plain
@@ -30,6 +32,7 @@ from .engines.weights import check_finite as check_finite
 from .engines.weights import is_frozen as is_frozen
 from .errors import NotFiniteError as NotFiniteError
 from .errors import OtherRunError as OtherRunError
+from .errors import StoreError as StoreError
 from .foreign_names.answers import ForeignName as ForeignName
 from .foreign_names.answers import answer_foreign_names as answer_foreign_names
 from .notices import notify as notify
@@ -80,7 +83,9 @@ from .state.housekeeping import refuse_other_run as refuse_other_run
 from .state.housekeeping import remove_checkpoint as remove_checkpoint
 from .state.housekeeping import remove_leftovers as remove_leftovers
 from .state.housekeeping import set_other_runs_aside as set_other_runs_aside
+from .state.mirror import Mirror as Mirror
 from .state.random import preserving_random_state as preserving_random_state
+from .state.store import check_can_open as check_can_open
 from .state.weight_names import with_names_of as with_names_of
 from .state.weight_names import with_plain_names as with_plain_names
 from .text import did_you_mean as did_you_mean

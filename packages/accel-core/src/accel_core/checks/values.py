@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import numbers
-import re
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +16,10 @@ import torch
 
 from ..errors import ConfigurationError
 from ..text import did_you_mean, preview
+from .address import Address, is_address
 
 LONGEST_NAME = 255
 """Most bytes in one part of a path, on the file systems in use."""
-
-_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:[:/]")
 
 
 def check_whole_number(name: str, value: Any, way_out: str, optional: bool = False) -> Any:
@@ -81,11 +79,11 @@ def check_path(name: str, value: Any, way_out: str) -> Path:
     """
     if not isinstance(value, (str, Path)):
         raise ConfigurationError(f"{name} is {preview(value)}, but must be a path. {way_out}")
-    # A `Path` of an address has lost a slash. The letter of a drive is no scheme.
-    if _ADDRESS.match(str(value)):
+    if is_address(value):
         raise ConfigurationError(
-            f"{name} is '{value}', an address of a store, but must be a path of this machine. {way_out} To "
-            "have it in the store too, mount that, or copy what on_checkpoint_saved tells of."
+            f"{name} is '{value}', an address of a store, but must be a path of this machine. {way_out} "
+            "SaveTrainingStateCallback(..., mirror='s3://…') keeps states in a store, "
+            "latest_checkpoint('s3://…', cache='checkpoints') brings them back, and exports may be there."
         )
     if str(value) in ("", ".") and not isinstance(value, Path):
         raise ConfigurationError(f"{name} is {value!r}, but must name something. {way_out}")
@@ -97,6 +95,20 @@ def check_path(name: str, value: Any, way_out: str) -> Path:
             f"disk takes: at most {LONGEST_NAME}, without a zero. {way_out}"
         )
     return Path(value)
+
+
+def check_place(name: str, value: Any, way_out: str) -> Path | Address:
+    """Return `value` as an `Address` if it is one, else as `check_path` does.
+
+    Raises for a `Path` of an address, which has lost a slash.
+    """
+    if not is_address(value) or not isinstance(value, (str, Path, Address)):
+        return check_path(name, value, way_out)
+    if isinstance(value, Path):
+        raise ConfigurationError(
+            f"{name} is '{value}' as a Path, in which the address of a store loses a slash. Pass it as text."
+        )
+    return Address(str(value).rstrip("/"))
 
 
 def _is_finite(value: Any) -> bool:

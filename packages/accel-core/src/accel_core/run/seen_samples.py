@@ -15,7 +15,7 @@ from ..data.recorded_order import order_of_epoch, places_of
 from ..errors import CheckpointError, ConfigurationError
 from ..processes.group import DataGroup
 from ..state.checkpoint import NoState, TrainerState, examine
-from ..state.folder import latest_checkpoint
+from ..state.latest import latest_checkpoint
 
 
 class _Stretch(NamedTuple):

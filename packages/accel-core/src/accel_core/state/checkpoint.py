@@ -213,8 +213,20 @@ def _read_state_file(path: Path, was_state: bool) -> TrainerState | NoState:
     """Return what the file says, once all that can be known from it alone is right."""
     try:
         text = (path / STATE_FILE).read_bytes()
+    except OSError as error:
+        return NoState(Kind.DAMAGED, f"has a damaged {STATE_FILE}: {type(error).__name__}: {error}")
+    return parse_state_file(text, was_state)
+
+
+def parse_state_file(text: bytes, was_state: bool) -> TrainerState | NoState:
+    """Return what the text of trainer_state.json says, or why it is none.
+
+    Args:
+        was_state: the folder has other files of a state.
+    """
+    try:
         content = json.loads(text)
-    except (OSError, ValueError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         reason = f"has a damaged {STATE_FILE}: {type(error).__name__}: {error}"
         return NoState(Kind.DAMAGED, reason)
     is_own = isinstance(content, dict) and "format_version" in content
@@ -226,11 +238,8 @@ def _read_state_file(path: Path, was_state: bool) -> TrainerState | NoState:
     complete_progress(state)
     version = state.get("format_version")
     if version not in (None, *range(1, FORMAT_VERSION + 1)) or isinstance(version, bool):
-        return NoState(
-            Kind.UNKNOWN_FORMAT,
-            f"has the format {version!r:.40}, not 1 to {FORMAT_VERSION}; use the version of accel that wrote "
-            "it",
-        )
+        known = f"not 1 to {FORMAT_VERSION}; use the version of accel that wrote it"
+        return NoState(Kind.UNKNOWN_FORMAT, f"has the format {version!r:.40}, {known}")
     flaw = files.find_flaw(state, TrainerState) or find_wrong_value(state)
     if version != 1 and not files.is_sealed(text):
         flaw = f"it is not what was written, since its digest differs{f' ({flaw})' if flaw else ''}"
@@ -288,13 +297,3 @@ def metrics_of(state: TrainerState) -> dict[str, float]:
     records = state["run_history"].get("records", [])
     # In an old state all of the history stands here.
     return {record["name"]: record["value"] for record in records if record["update"] == update}
-
-
-def run_id_in(path: Path) -> str | None:
-    """Return the run of a state, complete or not; None if nothing there says it."""
-    try:
-        content = json.loads((path / STATE_FILE).read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return None
-    found = content.get("run_id") if isinstance(content, dict) else None
-    return found if isinstance(found, str) else None

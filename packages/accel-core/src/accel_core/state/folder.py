@@ -13,7 +13,9 @@ import os
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import NoReturn
 
+from ..checks.address import Address
 from ..checks.values import check_path
 from ..errors import CheckpointError
 from .checkpoint import (
@@ -29,7 +31,7 @@ from .checkpoint import (
 
 DAMAGED = "damaged_"
 
-_WAY_OUT = "Pass the folder in which SaveTrainingStateCallback saves, such as 'checkpoints'."
+WAY_OUT = "Pass the folder in which SaveTrainingStateCallback saves, such as 'checkpoints'."
 _SECONDS_UNTIL_LISTED_AGAIN = 0.02
 _MOST_LISTINGS = 100
 
@@ -133,24 +135,8 @@ def complete_checkpoints(folder: str | Path) -> dict[Path, TrainerState]:
     return listing.complete
 
 
-def latest_checkpoint(
-    folder: str | Path, *, cache: str | Path | None = None, verify: bool = True
-) -> Path | None:
-    """Return the newest complete state directly inside `folder`; None if there is none or no folder.
-
-    It writes nothing. It passes over damaged states with a warning each. While another process saves and
-    removes states there, it finds one as long as one is complete at every moment.
-
-    Args:
-        cache: where the states of a folder elsewhere are kept; a folder of this machine needs none.
-        verify: read and compare the digests of all files too, unless an engine has sharded the state.
-            Sizes are always compared, and loading a state compares the digests in any case.
-
-    Raises:
-        CheckpointError: there are states and none of them can be used. The message names them and how to
-            start afresh.
-    """
-    folder = check_path("folder", folder, _WAY_OUT)
+def newest_state(folder: Path, verify: bool) -> Path | None:
+    """Return what `latest_checkpoint` does for a folder of this machine."""
     if isinstance(examine(folder), dict):
         _logger.warning("'%s' is itself a training state: give it to resume_from as it is.", folder)
     for _ in range(_MOST_LISTINGS):
@@ -170,11 +156,12 @@ def latest_checkpoint(
         if not has_vanished:
             break
     if damaged:
-        _raise_nothing_usable(folder, damaged)
+        raise_nothing_usable(folder, damaged)
     return None
 
 
-def _raise_nothing_usable(folder: Path, damaged: Mapping[Path, NoState]) -> None:
+def raise_nothing_usable(folder: Path | Address, damaged: Mapping[Path, NoState]) -> NoReturn:
+    """Raise `CheckpointError` with what is wrong with the states of a folder or a store."""
     found = " ".join(f"'{path.name}' {state.reason}." for path, state in sorted(damaged.items())[:5])
     raise CheckpointError(
         f"'{folder}' has {len(damaged)} training states, and none of them can be used: {found} "
@@ -202,7 +189,7 @@ def best_checkpoint(
     damaged is passed over with a warning; of equal ones the older is returned.
     """
     values = {}
-    states = complete_checkpoints(check_path("folder", folder, _WAY_OUT))
+    states = complete_checkpoints(check_path("folder", folder, WAY_OUT))
     for path, state in states.items():
         value = metrics_of(state).get(metric)
         if value is not None and value == value:  # nan is no best value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import logging
 import os
 import re
@@ -21,7 +22,6 @@ from .checkpoint import (
     find_mismatch,
     metrics_of,
     process_file,
-    run_id_in,
 )
 from .folder import DAMAGED, complete_checkpoints, entries_of, examine_entries
 
@@ -133,6 +133,16 @@ def refuse_other_run(path: Path, run_id: str, found: str | None = None) -> None:
             f"those states out of the way, or go on with that run by resume_from='{path}', or by "
             "reset_run_history=False in a second call of train."
         )
+
+
+def run_id_in(path: Path) -> str | None:
+    """Return the run of a state, complete or not; None if nothing there says it."""
+    try:
+        content = json.loads((path / STATE_FILE).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+    found = content.get("run_id") if isinstance(content, dict) else None
+    return found if isinstance(found, str) else None
 
 
 def set_damaged_aside(path: Path) -> Path:

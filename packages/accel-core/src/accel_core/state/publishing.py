@@ -47,7 +47,6 @@ def publish(
         written: the files of all processes.
         num_processes: that have written, each a file of its own.
     """
-    replaced = path.with_name(f"{path.name}.replaced")
     if missing := [name for name in map(process_file, range(num_processes)) if not (staging / name).exists()]:
         raise CheckpointError(
             f"'{staging}' has no {missing}. On several machines it has to be on a disk that they share."
@@ -60,6 +59,12 @@ def publish(
     }
     files.write_json(staging / STATE_FILE, content, True)
     files.sync(staging)
+    give_name(staging, path)
+
+
+def give_name(staging: Path, path: Path) -> None:
+    """Give a complete state that stands at `staging` its name. What stood there gives way."""
+    replaced = path.with_name(f"{path.name}.replaced")
     try:
         if isinstance(examine(path), dict):
             files.rename(path, replaced)

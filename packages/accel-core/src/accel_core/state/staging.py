@@ -30,7 +30,7 @@ SECONDS_OF_OTHER_HOSTS = 24 * 3600.0
 def replacing(path: Path) -> Iterator[Path]:
     """Give a new empty file beside `path`, and remove it afterwards if it is still there."""
     _remove_leftovers(path)
-    staging = path.with_name(f"{path.name}.{_host()}{secrets.token_hex(4)}.incomplete")
+    staging = path.with_name(f"{path.name}.{host_digits()}{secrets.token_hex(4)}.incomplete")
     descriptor = os.open(staging, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
         if fcntl is not None:
@@ -61,7 +61,7 @@ def _remove_leftovers(path: Path) -> None:
             found = pattern.fullmatch(entry.name)
             if found is not None and entry.is_file(follow_symlinks=False):
                 age = time.time() - entry.stat(follow_symlinks=False).st_mtime
-                if found[1] == _host() or age > SECONDS_OF_OTHER_HOSTS:
+                if found[1] == host_digits() or age > SECONDS_OF_OTHER_HOSTS:
                     _remove_unless_held(entry.path)
 
 
@@ -77,6 +77,6 @@ def _remove_unless_held(path: str) -> None:
             os.close(descriptor)
 
 
-def _host() -> str:
+def host_digits() -> str:
     """Return eight digits that stand for this machine."""
     return hashlib.blake2b(socket.gethostname().encode(), digest_size=4).hexdigest()
