@@ -100,7 +100,7 @@ def test_the_page_of_each_example_has_what_it_prints() -> None:
     assert examples == {path.stem for path in (DOCS / "output/examples").glob("*.txt")}
 
 
-def test_tests_that_a_page_names_exist() -> None:
+def test_tests_and_examples_that_a_page_names_exist() -> None:
     """A promise that is proved by a test, and messages that were reworded, must not leave the page behind."""
     existing = {str(path.relative_to(REPOSITORY)) for path in REPOSITORY.glob("tests/**/*.py")}
     names = {Path(name).name for name in existing}
@@ -108,6 +108,8 @@ def test_tests_that_a_page_names_exist() -> None:
         text = path.read_text(encoding="utf-8")
         assert set(re.findall(r"`(tests/[\w/-]+\.py)`", text)) <= existing, page
         assert set(re.findall(r"`(test_\w+\.py)`", text)) <= names, page
+        examples = re.findall(r"examples/\d\d_\w+\.py", text)
+        assert all((REPOSITORY / name).exists() for name in examples), page
 
 
 def test_messages_that_troubleshooting_quotes_are_those_of_the_code() -> None:
