@@ -221,9 +221,9 @@ def test_rotation_comes_after_the_new_state_stands(monkeypatch, tmp_path):
     assert there[1] == ["update_00000004", "update_00000008"]
 
 
-def test_an_engine_that_shards_is_refused(monkeypatch, tmp_path):
+def test_an_engine_that_communicates_while_it_writes_is_refused(monkeypatch, tmp_path):
     trainer = create_trainer(background(tmp_path))
-    monkeypatch.setattr(type(trainer.engine), "shards_parameters", True)
+    monkeypatch.setattr(type(trainer.engine), "writes_in_background", False)
     with pytest.raises(ConfigurationError, match=r"in_background is True.*Leave in_background out"):
         train(trainer)
 

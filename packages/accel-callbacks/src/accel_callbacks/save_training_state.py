@@ -105,8 +105,9 @@ class SaveTrainingStateCallback(TrainerCallback):
             if_other_run: "raise" refuses a folder with states of another run. "set_aside" moves them into a
                 folder inside of it, which `latest_checkpoint` does not see.
             in_background: copy the state in memory, and let a thread of the main process write it while
-                training goes on. A save that is due before the one before is written waits for it. The save
-                at the end, or at a stop, is written before `train` returns. Not for engines that shard.
+                training goes on; with FSDP2 one of each process. A save that is due before the one before is
+                written waits for it. The save at the end, or at a stop, is written before `train` returns.
+                Not for other engines that shard.
             mirror: address of a store, such as "s3://bucket/run1", or a folder of another disk. A thread of
                 the main process copies each state there once it stands in `save_dir`, and removes what
                 `keep_last` and `keep_best` do not keep. A store that fails is tried again, and never ends
@@ -152,9 +153,8 @@ class SaveTrainingStateCallback(TrainerCallback):
         parts = []
         if self._background is not None:
             megabytes = bytes_to_copy(trainer.model, trainer.optimizer) / 1e6
-            parts.append(
-                f"saves in the background, with copies of {megabytes:.1f} MB in memory of the main process"
-            )
+            where = "all processes together" if trainer.engine.shards_parameters else "the main process"
+            parts.append(f"saves in the background, with copies of {megabytes:.1f} MB in memory of {where}")
         if self._mirrored is not None:
             parts.append(f"copies each state to '{self._mirrored.address}'")
         return ", ".join(parts)

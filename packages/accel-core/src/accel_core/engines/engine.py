@@ -60,6 +60,8 @@ class Engine(Protocol):
     """Parameters are spread over the processes: none of them has a whole model."""
     gathers_files: bool
     """Every process takes part in `main_files`, and not the main one alone."""
+    writes_in_background: bool
+    """A training state may be written while training goes on: nothing is exchanged for it after a copy."""
     exports_optimizer: bool
     """The state of the optimizer can be had whole, so exports may hold it."""
     steps_in_backward: bool

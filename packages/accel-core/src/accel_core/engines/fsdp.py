@@ -33,6 +33,7 @@ class Sharded(DDP):
     """Base of the engines that spread a model over the processes: they write and read it themselves."""
 
     shards_parameters = True
+    writes_in_background = False
     exports_optimizer = False
     reads_shards = False
     """Training states are read in the form in which FSDP2 writes them."""
@@ -190,6 +191,7 @@ class FSDP2(TrainsBeside, FSDP):
 
     name = "FSDP2"
     reads_shards = True
+    writes_in_background = True
     _has_warned = False
 
     def check_model(self, model: torch.nn.Module, optimizer: Any) -> None:

@@ -44,6 +44,7 @@ class SingleProcess:
     name = "a single process"
     shards_parameters = False
     gathers_files = False
+    writes_in_background = True
     exports_optimizer = True
     steps_in_backward = False
 

@@ -30,6 +30,7 @@ class TensorParallel(SingleProcess):
     name = "tensor parallelism"
     shards_parameters = True
     gathers_files = True
+    writes_in_background = False
     exports_optimizer = True
 
     def __init__(self, accelerator: Accelerator, group: DataGroup) -> None:

@@ -12,19 +12,21 @@ import torch
 
 from ..errors import AccelWarning, CheckpointError, ConfigurationError
 from ..notices import logger_of
-from ..processes.collectives import is_distributed, run_on_main
+from ..processes.collectives import all_gather_object, is_distributed, run_on_main
 from ..state.background import BackgroundWriter
 from .run import Run, require_training
 from .trainer_parts import TrainerParts
 
 TOPIC = "background save"
+STILL_WRITING = "background save goes on"
 
 
 class BackgroundSaves:
     """The states that one callback has written in the background, at most one of them at a time.
 
-    The main process copies and writes. That a state stands reaches the others with what the processes agree
-    on after each update anyway, so that all of them hear of it at the same update.
+    The main process copies and writes; if an engine spreads the model, each process its own part. That all is
+    written reaches everyone with what the processes agree on after each update anyway, so that all of them
+    hear of it at the same update.
     """
 
     def __init__(self) -> None:
@@ -34,6 +36,7 @@ class BackgroundSaves:
         self._progress: dict[str, Any] = {}
         self._number = 0
         self._has_told = False
+        self._all_write = False
 
     def start(self, trainer: TrainerParts) -> None:
         """Make ready for a run. Every process takes part.
@@ -41,12 +44,15 @@ class BackgroundSaves:
         Raises:
             ConfigurationError: the engine writes files of its own, by all processes together.
         """
-        if trainer.engine.shards_parameters:
+        if not trainer.engine.writes_in_background:
             raise ConfigurationError(
                 f"in_background is True, but {trainer.engine.name} spreads the model over the processes, "
-                "which have to write it together. Leave in_background out."
+                "which communicate while they write it, and training would communicate at the same time. "
+                "Leave in_background out, or use FSDP2."
             )
-        trainer.agreement.register(TOPIC)
+        self._all_write = trainer.engine.shards_parameters
+        for topic in (TOPIC, STILL_WRITING):
+            trainer.agreement.register(topic)
         self._has_told = False
 
     @contextlib.contextmanager
@@ -73,10 +79,15 @@ class BackgroundSaves:
         if self.path is None:
             return False
         # The number, since a word on the state before may still be on its way.
-        if trainer.agreement.agreed.get(TOPIC) == self._number:
+        agreed = trainer.agreement.agreed
+        if agreed.get(TOPIC) == self._number and agreed.get(STILL_WRITING) != self._number:
             return True
-        if trainer.is_main_process and not self.writer.is_busy:
-            trainer.agreement.flag(TOPIC, self._number)
+        if self._all_write or trainer.is_main_process:
+            if not self.writer.is_busy:
+                trainer.agreement.flag(TOPIC, self._number)
+            elif self._all_write:
+                # The largest number counts, so one that is not through holds all up.
+                trainer.agreement.flag(STILL_WRITING, self._number)
         return False
 
     def warn_of_waiting(self) -> None:
@@ -109,12 +120,33 @@ class BackgroundSaves:
             return None if error is None else _failure(error, path)
 
         # As text, since not every error survives the way to another process.
-        failure = run_on_main(wait, trainer.is_main_process)
+        failure = (
+            self._finish_parts(trainer, wait(), path)
+            if self._all_write
+            else run_on_main(wait, trainer.is_main_process)
+        )
         if failure is not None:
             raise CheckpointError(failure) from error
         _note(trainer, trainer._run, path, self._progress)
         trainer.callbacks.on_checkpoint_saved(trainer, path=path)  # type: ignore[arg-type]
         return path
+
+    def _finish_parts(self, trainer: TrainerParts, failure: str | None, path: Path) -> str | None:
+        """Make a state of the parts once all processes are through, and return what has failed on any.
+
+        Every process takes part.
+        """
+        failures = {index: text for index, text in enumerate(all_gather_object(failure)) if text is not None}
+
+        def complete() -> str | None:
+            try:
+                self.writer.finish(not failures)
+            except Exception as error:
+                return _failure(error, path)
+            return None
+
+        failure = run_on_main(complete, trainer.is_main_process)
+        return " ".join(f"Process {index}: {text}" for index, text in failures.items()) or failure
 
     def close(self, trainer: TrainerParts) -> Path | None:
         """Wait for the state on its way after an error, without a word to other processes, and return it."""
@@ -122,6 +154,11 @@ class BackgroundSaves:
             return None
         path, self.path = self.path, None
         error = self.writer.wait()
+        if self._all_write and trainer.is_main_process:
+            try:
+                self.writer.finish(error is None)
+            except Exception as failed:
+                error = failed
         if error is not None:
             warnings.warn(_failure(error, path), AccelWarning, stacklevel=2)
             return None

@@ -27,7 +27,7 @@ from ..state.checkpoint import (
 )
 from ..state.random import capture_random_state, restore_random_state
 from ..state.resume import compare, read_resume_point
-from ..state.save import save_folder
+from ..state.save import Saved, save_folder
 from .checked_state import open_state, setting_damage_aside
 from .choose_load import choose_load
 from .history_lines import metrics_of_update, split_state
@@ -80,7 +80,7 @@ def save_run(trainer: TrainerParts, run: Run | None, output_dir: Any, values: di
     with weights_to_train(trainer):
         if state["attributes"]:
             extra[ATTRIBUTES_FILE] = engine.whole_state(create_state(engine.trained))
-        is_new = save_folder(
+        saved = save_folder(
             path,
             state,
             lambda: {
@@ -98,10 +98,10 @@ def save_run(trainer: TrainerParts, run: Run | None, output_dir: Any, values: di
             gathers_files=engine.gathers_files,
             writer=run.background and run.background.writer,
         )
-    if is_new and run.background is not None:
+    if saved is Saved.BEGUN and run.background is not None:
         run.background.begun(path, progress)
     else:
-        _tell_saved(trainer, run, path, progress, is_new)
+        _tell_saved(trainer, run, path, progress, is_new=bool(saved))
 
 
 def _tell_saved(trainer: TrainerParts, run: Run, path: Path, progress: dict[str, Any], is_new: bool) -> None:

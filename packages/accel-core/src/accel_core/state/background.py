@@ -18,15 +18,22 @@ class BackgroundWriter:
         self.snapshots = Snapshots()
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
+        self._complete: Callable[[bool], None] | None = None
 
     @property
     def is_busy(self) -> bool:
         """Whether a save is being written at this moment."""
         return self._thread is not None and self._thread.is_alive()
 
-    def start(self, write: Callable[[], None]) -> None:
-        """Let the thread call `write`, once the one before is through."""
+    def start(self, write: Callable[[], None], complete: Callable[[bool], None] | None = None) -> None:
+        """Let the thread call `write`, once the one before is through.
+
+        Args:
+            complete: if each process writes a part, what makes a state of the parts, or removes them, once
+                all are through. The main process calls it, with whether all have written theirs.
+        """
         self.wait()
+        self._complete = complete
 
         def run() -> None:
             try:
@@ -47,3 +54,16 @@ class BackgroundWriter:
         self._thread = None
         error, self._error = self._error, None
         return error
+
+    def finish(self, are_written: bool) -> None:
+        """Make a state of the parts of all processes, or remove them. The main process calls it.
+
+        Args:
+            are_written: whether all have written theirs, as far as it is known.
+
+        Raises:
+            CheckpointError: it could not be made.
+        """
+        complete, self._complete = self._complete, None
+        if complete is not None:
+            complete(are_written)

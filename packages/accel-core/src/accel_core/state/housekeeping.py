@@ -28,6 +28,7 @@ from .folder import DAMAGED, complete_checkpoints, entries_of, examine_entries
 _OWN_NAMES = re.compile(
     r"trainer_state\.json|history\.jsonl|model\.safetensors|engine"
     r"|(model_extra|optimizer|scheduler|scaler|attributes|extra|sharded|process_\d{5,})\.pt"
+    r"|written_\d{5,}\.json(\..+)?"  # what a process says of its part while others still write
     r"|\.(tmp|nfs)\w+"  # what safetensors leaves when it is killed, and a network disk for an open file
 )
 _STAGING = re.compile(r".+\.[0-9a-f]{8}\.incomplete")

@@ -36,6 +36,19 @@ def write_contents(
     return written
 
 
+def as_copyable(contents: Mapping[str, Any]) -> dict[str, Any]:
+    """Return contents as they can be copied in memory.
+
+    What cannot be saved is refused here, where training can still say what it was.
+    """
+    return {
+        name: content
+        if name.endswith((".jsonl", ".safetensors"))
+        else files.as_plain(content, f"The content of '{name}'")
+        for name, content in contents.items()
+    }
+
+
 def publish(
     staging: Path, path: Path, state: RunState, written: Mapping[str, Written], num_processes: int
 ) -> None:

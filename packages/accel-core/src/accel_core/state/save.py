@@ -7,6 +7,7 @@ in no communication and touches no object of the training, so that a thread may 
 from __future__ import annotations
 
 import copy
+import enum
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -18,10 +19,20 @@ from .background import BackgroundWriter
 from .checkpoint import Kind, NoState, RunState, examine, is_same_state, process_file
 from .housekeeping import being_written, refuse_other_run, remove_leftovers, staging_of
 from .one_save import OneSave
-from .publishing import origin_of, publish, write_contents
+from .publishing import as_copyable, origin_of, publish, write_contents
 from .save_shards import write_shards
 from .shards import Shards
 from .snapshot import Snapshots
+
+
+class Saved(enum.IntEnum):
+    """What a call has done; true if that is anything."""
+
+    NOTHING = 0
+    """The state is known to stand there already."""
+    WRITTEN = 1
+    BEGUN = 2
+    """A writer is writing it."""
 
 
 def save_folder(
@@ -38,7 +49,7 @@ def save_folder(
     is_known: bool = True,
     gathers_files: bool = False,
     writer: BackgroundWriter | None = None,
-) -> bool:
+) -> Saved:
     """Write a checkpoint folder. Every process takes part, and either all of them return or all raise.
 
     The main process writes what all of them have to save. If an engine writes files of its own, each process
@@ -61,10 +72,8 @@ def save_folder(
             state.
         gathers_files: every process takes part in `create_main_files`.
         writer: writes copies of everything while training goes on, so that this returns before the folder
-            stands. Not together with `write_engine`.
-
-    Returns:
-        Whether something was written, or begun to be: not if this state is known to stand there already.
+            stands. Of several processes that write each has one. Tensors that cannot be written as shards are
+            written before this returns.
 
     Raises:
         CheckpointError: what failed and on which process; the checkpoints before are as they were.
@@ -73,17 +82,19 @@ def save_folder(
     save = OneSave(Path(path).absolute(), state, process_index, gather)
     names = save.on_all(partial(_prepare, save.path, state, is_known), save.is_main)
     if names[0] is None:
-        return False
+        return Saved.NOTHING
     save.staging = save.path.with_name(names[0])
     if write_engine is not None:
-        write_shards(save, create_main_files, create_process_state, create_shards, write_engine)
-        return True
+        is_begun = write_shards(
+            save, create_main_files, create_process_state, create_shards, write_engine, writer
+        )
+        return Saved.BEGUN if is_begun else Saved.WRITTEN
     own: list[Any] = []
     save.on_all(lambda: own.append(_own_state(process_index, create_process_state, len(names))))
     states = (gather_on_main or gather)(own[0]) if len(names) > 1 else own
     takes_part = save.is_main or gathers_files
     save.on_all(partial(_write_all, save, create_main_files, states, writer), takes_part)
-    return True
+    return Saved.WRITTEN if writer is None else Saved.BEGUN
 
 
 def _own_state(
@@ -120,14 +131,7 @@ def _write_all(
     if writer is None:
         write()
         return
-    # What cannot be saved is refused here, where training can still say what it was.
-    contents = {
-        name: content
-        if name.endswith((".jsonl", ".safetensors"))
-        else files.as_plain(content, f"The content of '{name}'")
-        for name, content in contents.items()
-    }
-    contents, save.state = writer.snapshots.take(contents), copy.deepcopy(save.state)
+    contents, save.state = writer.snapshots.take(as_copyable(contents)), copy.deepcopy(save.state)
     being_written.add(save.staging)
     writer.start(write)
 

@@ -5,6 +5,7 @@ They write to a disk that all of them share.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -12,11 +13,14 @@ from typing import Any
 
 from ..errors import CheckpointError
 from . import files
+from .background import BackgroundWriter
 from .checkpoint import process_file
 from .digests import Written
+from .housekeeping import being_written, remove_checkpoint
 from .one_save import OneSave
-from .publishing import origin_of, publish, write_contents
+from .publishing import as_copyable, origin_of, publish, write_contents
 from .shards import SHARDS_FILE, SHARDS_FOLDER, Shards, read_back
+from .written_notes import note_written, written_by_all
 
 CreateContents = Callable[[], Mapping[str, Any]]
 
@@ -27,9 +31,19 @@ def write_shards(
     create_process_state: CreateContents,
     create_shards: Callable[[], Shards | None] | None,
     write_engine: Callable[[Path], None],
-) -> None:
-    """Let each process write its own files and its shards, or the engine write them together."""
+    writer: BackgroundWriter | None,
+) -> bool:
+    """Let each process write its own files and its shards, or the engine write them together.
+
+    Returns:
+        Whether writers have begun to write them, one on each process.
+    """
     shards = None if create_shards is None else _agree_on_shards(save, create_shards)
+    if shards is not None and writer is not None:
+        _begin(
+            save, lambda: _own_contents(save, create_main_files, create_process_state, shards), shards, writer
+        )
+        return True
 
     def write_own_files() -> dict[str, Written]:
         contents = _own_contents(save, create_main_files, create_process_state, shards)
@@ -46,6 +60,43 @@ def write_shards(
         written += save.on_all(partial(read_back, save.staging, names[save.process_index :: num_processes]))
     joined = _join(written)
     save.on_all(partial(publish, save.staging, save.path, save.state, joined, num_processes), save.is_main)
+    return False
+
+
+def _begin(
+    save: OneSave,
+    create_contents: Callable[[], dict[str, Any]],
+    shards: Shards,
+    writer: BackgroundWriter,
+) -> None:
+    """Copy what this process writes, and let `writer` write the copies."""
+    copies: dict[str, Any] = {}
+
+    def copy_all() -> None:
+        contents = as_copyable(create_contents())
+        copies.update(writer.snapshots.take({"contents": contents, "parts": shards.parts}))
+
+    num_processes = len(save.on_all(copy_all))
+    shards.parts, save.state = copies["parts"], copy.deepcopy(save.state)
+    index = save.process_index
+
+    def write() -> None:
+        written = write_contents(save.staging, copies["contents"], origin_of(save.state))
+        note_written(save.staging, index, {**written, **shards.write(save.staging)})
+
+    def complete(are_written: bool) -> None:
+        try:
+            if are_written:
+                joined = _join(written_by_all(save.staging, num_processes))
+                publish(save.staging, save.path, save.state, joined, num_processes)
+        finally:
+            being_written.discard(save.staging)
+            # Nothing is there any more once it is published.
+            remove_checkpoint(save.staging)
+
+    if save.is_main:
+        being_written.add(save.staging)
+    writer.start(write, complete)
 
 
 def _agree_on_shards(save: OneSave, create_shards: Callable[[], Shards | None]) -> Shards | None:
