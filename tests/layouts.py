@@ -4,9 +4,14 @@ The state of these is set by hand, as it would be on GPUs. All accelerators that
 share it.
 """
 
+from typing import Any
+
+import pytest
 from accelerate import Accelerator, DistributedType, FullyShardedDataParallelPlugin
 from accelerate.state import PartialState
-from accelerate.utils import ParallelismConfig
+
+# Accelerate has it since 1.10.
+ParallelismConfig = pytest.importorskip("accelerate.parallelism_config").ParallelismConfig
 
 DDP_OPTIONS = {
     "static graph": {"static_graph": True},
@@ -20,7 +25,7 @@ def set_type(accelerator: Accelerator, kind: DistributedType) -> None:
     PartialState._shared_state["distributed_type"] = accelerator.state.distributed_type = kind
 
 
-def set_parallelism(accelerator: Accelerator, config: ParallelismConfig) -> None:
+def set_parallelism(accelerator: Accelerator, config: Any) -> None:
     accelerator.state.parallelism_config = config
     accelerator.state.device_mesh = config.get_device_mesh("cpu")
     config._validate_accelerator(accelerator)

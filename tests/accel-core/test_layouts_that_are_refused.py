@@ -5,13 +5,15 @@ from types import SimpleNamespace
 import pytest
 import torch
 from accelerate import DistributedType
-from accelerate.utils import ParallelismConfig
 
 from accel_core import ConfigurationError
 from accel_core.engines.choose import choose_engine
 from accel_core.processes.group import DataGroup, data_group
 from launching import launch
 from tiny import tiny_trainer
+
+# Accelerate has it since 1.10.
+ParallelismConfig = pytest.importorskip("accelerate.parallelism_config").ParallelismConfig
 
 
 def accelerator_of(kind=DistributedType.MULTI_GPU, num_processes=4, **sizes):

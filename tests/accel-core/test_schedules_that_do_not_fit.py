@@ -110,6 +110,8 @@ def test_resuming_for_more_epochs_than_the_schedule_has_is_refused(tmp_path: Pat
 # ---------------------------------------------------------------------- climbing again
 
 
+# torch 2.6 warns about its own SequentialLR.
+@pytest.mark.filterwarnings("ignore:The epoch parameter in")
 @pytest.mark.parametrize(
     "schedule",
     [
