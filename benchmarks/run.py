@@ -33,7 +33,7 @@ from workloads import WORKLOADS, Workload
 
 HERE = Path(__file__).parent
 FIGURES = HERE / "figures.json"
-OTHERS_PYTHON = HERE.parent / ".venv-bench" / "bin" / "python"
+OTHERS_PYTHON = HERE.parent / ".venv-others" / "bench" / "bin" / "python"
 OTHERS = ("pytorch-accelerated", "lightning", "transformers", "fastai", "ignite", "poutyne", "skorch")
 OTHERS_WORKLOADS = ("train", "bar", "eval", "epoch", "convnet")
 CORRECT = 1e-4

@@ -23,7 +23,6 @@ PAGES = {
 # Run with the data, models and other libraries that they need.
 RUN_ELSEWHERE = {
     "docs/migration.md": "documents/test_migration.py",
-    "docs/coming_from_other_libraries.md": "documents/test_side_by_side.py",
     "packages/accel-integrations/README.md": "accel-integrations/timm_adapter/test_readme.py",
 }
 WITH_CODE = [

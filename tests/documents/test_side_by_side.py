@@ -10,7 +10,7 @@ import pytest
 
 REPOSITORY = Path(__file__).parents[2]
 SCRIPTS = REPOSITORY / "examples" / "side_by_side"
-PYTHONS = (Path(sys.executable), REPOSITORY / ".venv-bench" / "bin" / "python")
+PYTHONS = (Path(sys.executable), REPOSITORY / ".venv-others" / "bench" / "bin" / "python")
 """The second is the environment `bench-others`, which has all of them."""
 
 

@@ -1,5 +1,6 @@
 """With adapters of PEFT only what is trained is saved, and the base stays as it was, to the bit."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 import transformers
 
 from accel_callbacks import ModelEmaCallback, SaveBestModelCallback
-from accel_core import CheckpointError, TrainerCallback
+from accel_core import AccelWarning, CheckpointError, ConfigurationError, TrainerCallback
 from accel_integrations.transformers_adapter import TransformersTrainer
 from tiny import assert_same_tensors
 from tiny_transformers import collate, create_model, create_samples
@@ -142,13 +143,44 @@ def test_save_pretrained_saves_adapters_that_peft_loads_onto_the_base(tmp_path: 
     trainer = train(
         TransformersTrainer(model, optimizer=torch.optim.AdamW(trained, lr=0.01), callbacks=(), seed=1)
     )
-    trainer.save_pretrained(tmp_path / "adapters")
+    # The base was loaded from a folder of this machine.
+    with pytest.warns(
+        AccelWarning, match=r"name their base '.*base', a path of this machine.*Pass base_name="
+    ):
+        trainer.save_pretrained(tmp_path / "adapters")
     assert not (tmp_path / "adapters" / "model.safetensors").exists()
     assert (tmp_path / "adapters" / "adapter_model.safetensors").stat().st_size < 5000
     loaded = peft.AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapters")
     batch = collate(SAMPLES)
     with torch.no_grad():
         assert torch.allclose(loaded.eval()(**batch).logits, trainer.model.eval()(**batch).logits, atol=1e-6)
+
+
+def test_saved_adapters_name_their_base_as_another_machine_knows_it(tmp_path: Path) -> None:
+    create_model("causal").save_pretrained(tmp_path / "base")
+    base = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    config = peft.LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
+    model = peft.get_peft_model(base, config).eval()
+    trainer = TransformersTrainer(model, callbacks=())
+    trainer.save_pretrained(tmp_path / "adapters", base_name="organisation/base")
+    saved = json.loads((tmp_path / "adapters" / "adapter_config.json").read_text())
+    assert saved["base_model_name_or_path"] == "organisation/base" and saved["r"] == 4
+    assert str(tmp_path) not in (tmp_path / "adapters" / "README.md").read_text()
+    with torch.no_grad():
+        before = model(**collate(SAMPLES)).logits
+        merged = trainer.get_model().merge_and_unload()
+        merged.save_pretrained(tmp_path / "merged")
+        alone = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
+        assert torch.allclose(alone(**collate(SAMPLES)).logits, before, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["base", ""])
+def test_a_base_name_that_names_nothing_is_refused(name: str, tmp_path: Path) -> None:
+    trainers = [TransformersTrainer(create_model("causal"), callbacks=())]
+    for trainer in trainers if name else [*trainers, create_trainer()]:
+        with pytest.raises(ConfigurationError, match=rf"base_name is '{name}'.*Leave it out"):
+            trainer.save_pretrained(tmp_path / "adapters", base_name=name)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_adapters_train_with_activations_computed_again() -> None:

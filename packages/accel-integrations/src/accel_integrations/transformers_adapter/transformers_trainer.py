@@ -25,6 +25,7 @@ from accel_core.extending import (
 )
 
 from . import adapter_state
+from .base_name import write_base_name
 from .collating import create_collate_fn
 from .import_transformers import import_transformers
 from .model_facts import IGNORED_LABEL, input_names, is_encoder_decoder, label_shift
@@ -214,15 +215,20 @@ class TransformersTrainer(Trainer):
         own_model = self._own_model()
         return own_model if is_frozen(model) and own_model is not None else model
 
-    def save_pretrained(self, folder: str | Path) -> None:
+    def save_pretrained(self, folder: str | Path, base_name: str | None = None) -> None:
         """Save model and tokenizer for `from_pretrained`.
 
         Of a model with adapters it saves the adapters, which PEFT loads onto the base. The folder is
         complete or absent; a model that was saved there before is replaced. Every process takes part; the
-        main one writes.
+        main one writes. To merge adapters into their base, call `trainer.get_model().merge_and_unload()`.
+
+        Args:
+            base_name: the name by which another machine loads the base of adapters, such as a name of the
+                hub. None keeps the name that it was loaded by, and warns if that is a path of this machine.
 
         Raises:
-            ConfigurationError: the model has no `save_pretrained`, or something else is in the folder.
+            ConfigurationError: the model has no `save_pretrained`, something else is in the folder, or
+                `base_name` is given for a model without adapters.
             CheckpointError: it could not be written, or parameters are not finite; what was there is
                 untouched.
         """
@@ -232,12 +238,18 @@ class TransformersTrainer(Trainer):
             raise ConfigurationError(
                 f"{type(model).__name__} has no save_pretrained. Use save_checkpoint instead."
             )
+        if base_name is not None and not (base_name and adapter_state.has_adapters(model)):
+            raise ConfigurationError(
+                f"base_name is {base_name!r}, but must be the name of the base of adapters of PEFT, which "
+                f"{type(model).__name__} may lack. Leave it out."
+            )
         check_finite(self.model)
 
         def write(path: Path) -> None:
             model.save_pretrained(path, state_dict=state)
             if self.tokenizer is not None:
                 self.tokenizer.save_pretrained(path)
+            write_base_name(path, base_name)
 
         with weights_to_export(self):
             # Of all processes, so before the main one writes alone. PEFT picks the adapters out of the whole
