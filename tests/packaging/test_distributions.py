@@ -1,5 +1,6 @@
 """What is installed is only the package, and the three distributions fit each other and no other version."""
 
+import re
 import runpy
 import shutil
 import tarfile
@@ -189,3 +190,30 @@ def test_every_python_that_is_promised_is_tested():
 
 def test_the_citation_has_the_version():
     assert f"\nversion: {VERSION}\n" in (REPOSITORY / "CITATION.cff").read_text()
+
+
+def environments() -> dict:
+    return tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["tool"]["hatch"]["envs"]
+
+
+def test_commands_of_the_documents_exist_and_start_with_an_environment_that_is_empty():
+    assert "dependencies" not in environments()["default"] and environments()["default"]["detached"]
+    commands = environments()["default"]["scripts"]
+    for page in (REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", REPOSITORY / ".ci" / "run"):
+        for command in re.findall(r"hatch run ([\w:-]+)", page.read_text()):
+            environment, _, script = command.rpartition(":")
+            assert script in (environments()[environment]["scripts"] if environment else commands), command
+    for command in commands.values():
+        environment, _, script = command.split()[2].partition(":")
+        assert script in ("python", "pytest", "pip") or script in environments()[environment]["scripts"]
+
+
+def test_demo_site_and_build_install_what_they_need_alone():
+    assert environments()["demo"]["dependencies"] == ["torchmetrics", "matplotlib", "scikit-learn"]
+    for name in ("site", "release"):  # Detached: without the packages, and so without torch.
+        assert environments()[name]["detached"]
+        assert not any("torch" in line for line in environments()[name]["dependencies"])
+    # virtualenv writes a file `.venv` where another environment stands beside pyproject.toml.
+    paths = {name: environment["path"] for name, environment in environments().items()}
+    assert paths.pop("dev") == ".venv"
+    assert all(path.startswith(".venv-others/") for path in paths.values())
