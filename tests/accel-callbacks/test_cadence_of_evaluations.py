@@ -327,6 +327,74 @@ def test_a_state_from_between_two_sets_goes_on_with_the_second(number: int, tmp_
     assert resumed.run_history.to_records() == whole.run_history.to_records()
 
 
+class SaveAtEnds(TrainerCallback):
+    """Saves when all callbacks before it know of the end of an evaluation."""
+
+    order = 2000
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.number = 0
+
+    def on_evaluation_end(self, trainer: Trainer, **kwargs: Any) -> None:
+        self.number += 1
+        trainer.save_training_state(self.folder / str(self.number))
+
+
+@pytest.mark.parametrize("metric", ["eval_loss_epoch", "ema_model_intermediate_eval_loss_epoch"])
+def test_a_state_from_the_end_of_an_evaluation_goes_on_behind_it(metric: str, tmp_path: Path) -> None:
+    """Its metrics were recorded, by averages too; a scheduler that follows it has not stepped yet."""
+
+    def table(*more: Any, **kwargs: Any) -> Trainer:
+        average = ModelEmaCallback(save_path=None, evaluate_in_mid_epoch=True)
+        schedule = {
+            "create_scheduler_fn": Told,
+            "scheduler_step_every": "evaluation",
+            "scheduler_metric": metric,
+        }
+        callbacks = (StepBasedEvaluationCallback(2), average, EarlyStoppingCallback(50, 0.0), *more)
+        return run(*callbacks, epochs=2, eval_at_start=True, **schedule, **kwargs)
+
+    whole = table(saver := SaveAtEnds(tmp_path))
+    assert saver.number == 8
+    for number in range(1, 9):
+        resumed = table(resume_from=tmp_path / str(number))
+        assert resumed.run_history.to_records() == whole.run_history.to_records(), number
+        assert resumed.scheduler.state_dict() | {"values": 0} == whole.scheduler.state_dict() | {"values": 0}
+        assert torch.equal(weights_of(resumed), weights_of(whole)), number
+        best = [
+            each.best_metric for each in (*whole.callbacks, *resumed.callbacks) if hasattr(each, "min_epochs")
+        ]
+        assert best[0] == best[1]
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 4])
+def test_a_state_from_between_two_sets_of_the_start_goes_on_with_the_second(
+    number: int, tmp_path: Path
+) -> None:
+    def stopping() -> EarlyStoppingCallback:
+        return EarlyStoppingCallback(50, 0.0, greater_is_better=True)
+
+    whole = run(first := stopping(), SaveBetweenSets(tmp_path), epochs=1, eval_at_start=True)
+    resumed = run(second := stopping(), epochs=1, eval_at_start=True, resume_from=tmp_path / str(number))
+    assert resumed.run_history.to_records() == whole.run_history.to_records()
+    assert first.state_dict() == second.state_dict()
+
+
+@pytest.mark.parametrize("number_of_sets", [1, 2])
+def test_no_state_is_saved_in_an_evaluation_of_another_model(number_of_sets: int, tmp_path: Path) -> None:
+    class Save(TrainerCallback):
+        def on_eval_epoch_end(self, trainer: Trainer, metric_prefix: str, **kwargs: Any) -> None:
+            if "ema_model" in metric_prefix:
+                trainer.save_training_state(tmp_path / "state")
+
+    sets = dict(list(SETS.items())[:number_of_sets])
+    with pytest.raises(ConfigurationError, match=r"evaluation of another model.*on_evaluation_end"):
+        run(ModelEmaCallback(save_path=None), Save(), eval_dataset=sets)
+    # What the error advises.
+    run(ModelEmaCallback(save_path=None), SaveAtEnds(tmp_path), eval_dataset=sets, epochs=1)
+
+
 def test_no_state_is_saved_between_two_sets_in_mid_epoch(tmp_path: Path) -> None:
     class Save(TrainerCallback):
         def on_eval_epoch_end(self, trainer: Trainer, **kwargs: Any) -> None:

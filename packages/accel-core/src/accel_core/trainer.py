@@ -161,7 +161,7 @@ class Trainer:
         self.agreement.collect(blocking=True)  # A callback may have asked to stop at the start.
         saved_state.report_finished(self, run)
         # The state of a run that is finished is still restored in full.
-        if self.stop_reason is not None or run.is_finished(progress):
+        if self.stop_reason is not None or run.is_finished(progress) or run.evaluates_start(progress):
             saved_state.restore_resume_point(self, run)
         if not run.has_reached_limit(progress):
             progress.reopen_epoch()
@@ -295,13 +295,13 @@ class Trainer:
         run = self._run or outside_run("run_eval_epoch")
         dataset = take_old_name("run_eval_epoch", "dataset", dataset, "dataloader", dataloader)
         kind = EvaluationKind(metric_prefix, is_intermediate)
-        completes = kind.completes_epoch and self.run_progress.train_epoch_completed and model is None
+        completes = kind.completes_epoch and run.completes_evaluation(self.run_progress) and model is None
         sets = loaders.sets_to_evaluate(self, dataset)
         with preparing.standing_in(self, model):
             for number, (name, part) in enumerate(sets.items()):
                 if completes and number < self.run_progress.eval_sets_completed:
                     continue
-                run.is_between_sets = is_intermediate and number + 1 < len(sets)
+                run.is_between_sets = model is not None or (is_intermediate and number + 1 < len(sets))
                 self._run_eval_set(run, part, kind.of_set(name), len(sets) if completes else None)
         if is_intermediate and model is None:
             evaluations.end_evaluation(self, run, kind, sets)

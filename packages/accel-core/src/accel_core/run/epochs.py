@@ -24,7 +24,10 @@ def start_train_epoch(trainer: TrainerParts, run: Run, loader: ShardedDataLoader
 def complete_epoch(trainer: TrainerParts, run: Run) -> None:
     """Count the epoch if the data is through; a run may have reached its limit before."""
     trainer.run_progress.run_completed = trainer.run_progress.epoch_cut_by_limit
-    if trainer.run_progress.eval_epoch_completed:
+    progress = trainer.run_progress
+    if progress.eval_epoch_completed and not progress.evaluation_told:
+        # A run that goes on from a state of that moment does not repeat what callbacks have recorded.
+        progress.evaluation_told = True
         end_evaluation(trainer, run, EvaluationKind("eval"))
     if not trainer.run_progress.epoch_cut_by_limit:  # A higher limit lets a resumed run go on in it.
         if trainer.scheduler is not None and run.schedule.after_epoch:

@@ -21,9 +21,12 @@ def own_sets(trainer: TrainerParts) -> Any:
 
 def evaluate_start(trainer: TrainerParts, run: Run) -> None:
     """Evaluate before the first update of the run, or of its later stage. Every process takes part."""
-    trainer.run_history.current_epoch = trainer.run_progress.epochs_completed
+    progress = trainer.run_progress
+    trainer.run_history.current_epoch = progress.epochs_completed
+    run.is_evaluating_start = True
     trainer.run_eval_epoch(own_sets(trainer))
-    trainer.run_progress.start_evaluated = True
+    run.is_evaluating_start = False
+    progress.start_evaluated, progress.eval_sets_completed = True, 0
     end_evaluation(trainer, run, EvaluationKind("eval"))
     # A callback may have asked to stop.
     trainer.agreement.collect(blocking=True)
@@ -38,6 +41,10 @@ def end_evaluation(
         sets: on which it was; None for those of the run.
     """
     run.evaluation_ended_on = sets
+    # An epoch that a limit has cut is evaluated again by a run that goes on in it.
+    is_stepped = run.schedule.after_evaluation and not trainer.run_progress.epoch_cut_by_limit
+    # A state that a callback saves now is from before the step.
+    trainer.run_progress.evaluation_step_due = trainer.scheduler is not None and is_stepped
     try:
         trainer.callbacks.on_evaluation_end(
             trainer,  # type: ignore[arg-type]
@@ -46,9 +53,13 @@ def end_evaluation(
         )
     finally:
         run.evaluation_ended_on = None
-    # An epoch that a limit has cut is evaluated again by a run that goes on in it.
-    is_stepped = run.schedule.after_evaluation and not trainer.run_progress.epoch_cut_by_limit
-    if trainer.scheduler is not None and is_stepped:
+    step_if_due(trainer)
+
+
+def step_if_due(trainer: TrainerParts) -> None:
+    """Step a scheduler that follows evaluations by the one that has ended."""
+    if trainer.run_progress.evaluation_step_due:
+        trainer.run_progress.evaluation_step_due = False
         trainer.scheduler_step()
 
 

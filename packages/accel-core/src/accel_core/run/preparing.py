@@ -148,7 +148,10 @@ def begin_training(
 
 @contextlib.contextmanager
 def standing_in(trainer: TrainerParts, model: torch.nn.Module | None) -> Iterator[None]:
-    """Let `model` stand in for the trainer's, with a loss of its own; nothing changes if it is None."""
+    """Let `model` stand in for the trainer's, with a loss of its own; nothing changes if it is None.
+
+    Afterwards the state may be saved again, which an evaluation of another model does not allow.
+    """
     before = (trainer.model, trainer.eval_loss)
     if model is not None:
         trainer.model, trainer.eval_loss = model, LossTracker(trainer.device)
@@ -156,6 +159,8 @@ def standing_in(trainer: TrainerParts, model: torch.nn.Module | None) -> Iterato
         yield
     finally:
         trainer.model, trainer.eval_loss = before
+        if trainer._run is not None:
+            trainer._run.is_between_sets = False
 
 
 @contextlib.contextmanager

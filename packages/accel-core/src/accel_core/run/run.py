@@ -68,7 +68,9 @@ class Run:
     afterwards: tuple[Callable[[], None], ...] = ()
     """What is done when the run is closed and the trainer may run again, unless an error has ended it."""
     is_between_sets = False
-    """Some sets of an evaluation in mid-epoch are done, and others are not."""
+    """No run can go on from here: in mid-epoch between two sets, or in an evaluation of another model."""
+    is_evaluating_start = False
+    """The evaluation before the first update goes on."""
 
     evaluation_ended_on: dict[str, Any] | None = None
     """The sets of an evaluation while callbacks are told of its end, if they are not those of the run."""
@@ -208,6 +210,10 @@ class Run:
         is_before_first = progress.updates_completed == progress.updates_before_stage
         is_wanted = self.arguments is not None and self.arguments.eval_at_start
         return is_wanted and is_before_first and not progress.start_evaluated
+
+    def completes_evaluation(self, progress: RunProgress) -> bool:
+        """Whether the sets of an evaluation are counted: after an epoch's training, and at the start."""
+        return progress.train_epoch_completed or self.is_evaluating_start
 
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[None]:

@@ -34,6 +34,10 @@ class RunProgress:
     """The evaluation of the current epoch is done too."""
     eval_sets_completed: int = 0
     """Evaluation sets of the current epoch that are done while others are not."""
+    evaluation_told: bool = False
+    """Callbacks were told of the end of the evaluation of the current epoch."""
+    evaluation_step_due: bool = False
+    """A scheduler that follows evaluations is still to step by the one of whose end callbacks were told."""
     start_evaluated: bool = False
     """The evaluation before the first update of the stage is done."""
     scheduler_values_used: int = 0
@@ -72,19 +76,19 @@ class RunProgress:
         self.epochs_completed += 1
         self.order_epoch += 1
         self.updates_completed_in_epoch = self.steps_completed_in_epoch = self.samples_completed_in_epoch = 0
-        self.train_epoch_completed = self.eval_epoch_completed = False
+        self.train_epoch_completed = self.eval_epoch_completed = self.evaluation_told = False
         self.eval_sets_completed = 0
 
     def complete_eval_set(self, num_sets: int) -> None:
-        """Count the evaluation of one of `num_sets` sets at the end of an epoch."""
+        """Count the evaluation of one of `num_sets` sets after an epoch, or before the first update."""
         self.eval_sets_completed += 1
-        if self.eval_sets_completed >= num_sets:
+        if self.train_epoch_completed and self.eval_sets_completed >= num_sets:
             self.eval_epoch_completed, self.eval_sets_completed = True, 0
 
     def reopen_epoch(self) -> None:
         """Go on with an epoch that a limit had cut, now that the limit is higher."""
         if self.epoch_cut_by_limit:
-            self.train_epoch_completed = self.eval_epoch_completed = False
+            self.train_epoch_completed = self.eval_epoch_completed = self.evaluation_told = False
             self.eval_sets_completed = 0
             self.epoch_cut_by_limit = self.run_completed = False
 

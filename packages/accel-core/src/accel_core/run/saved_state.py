@@ -30,6 +30,7 @@ from ..state.resume import compare, read_resume_point
 from ..state.save import Saved, save_folder
 from .checked_state import open_state, setting_damage_aside
 from .choose_load import choose_load
+from .evaluations import step_if_due
 from .history_lines import metrics_of_update, split_state
 from .machines import handed_out
 from .modes import loading_weights, weights_to_train
@@ -121,8 +122,9 @@ def _check_position(run: Run) -> None:
         )
     if run.is_between_sets:
         raise ConfigurationError(
-            "save_training_state was called between two sets of an evaluation in mid-epoch, from where no "
-            "run could go on. Call it in on_optimizer_step_end or on_evaluation_end."
+            "save_training_state was called between two sets of an evaluation in mid-epoch, or in an "
+            "evaluation of another model, from where no run could go on. Call it in on_optimizer_step_end "
+            "or on_evaluation_end."
         )
 
 
@@ -270,4 +272,5 @@ def restore_resume_point(trainer: TrainerParts, run: Run) -> None:
     if state["random"] is not None:
         restore_random_state(state["random"], trainer.device)
     trainer.callbacks.on_checkpoint_loaded(trainer, path=folder)  # type: ignore[arg-type]
+    step_if_due(trainer)
     trainer.agreement.collect(blocking=True)

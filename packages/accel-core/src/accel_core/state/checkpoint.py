@@ -79,6 +79,8 @@ class ProgressState(TypedDict):
     train_epoch_completed: bool
     eval_epoch_completed: bool
     eval_sets_completed: int
+    evaluation_told: bool
+    evaluation_step_due: bool
     start_evaluated: bool
     scheduler_values_used: int
     epoch_cut_by_limit: bool
@@ -283,6 +285,7 @@ ORDER: tuple[str, ...] = (
     "train_epoch_completed",
     "eval_epoch_completed",
     "eval_sets_completed",
+    "evaluation_told",
     "start_evaluated",
     "run_completed",
 )

@@ -15,6 +15,8 @@ _COUNTERS: tuple[dict[str, Any], ...] = (
     },
     # A run had one evaluation set, and no evaluation at its start.
     {"eval_sets_completed": 0, "start_evaluated": False, "scheduler_values_used": 0},
+    # A state from the end of an evaluation told callbacks of it once more.
+    {"evaluation_told": False, "evaluation_step_due": False},
 )
 """What a version added, with the values that were meant before."""
 
