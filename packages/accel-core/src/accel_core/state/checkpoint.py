@@ -59,9 +59,7 @@ class RunState(SinceVersion2):
     run_history: dict[str, Any]
     seed: int
     order_version: int  # of the function from seed and epoch to the order of the samples
-    num_samples: (
-        int | None
-    )  # of the training data, None where unknown; to notice other data, as `launched` is to compare
+    num_samples: int | None  # of the training data, None if unknown; to notice other data, like `launched`
     launched: Launched
     callbacks: list[str]
     attributes: list | None  # type: ignore[type-arg]  # names of those in attributes.pt; None in states that are older
