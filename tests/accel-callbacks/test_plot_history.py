@@ -287,6 +287,34 @@ def test_a_full_legend_covers_no_curve():
         assert not any(legend.contains(*point) for point in points)
 
 
+def test_a_dark_picture_has_light_lines_and_words_on_a_dark_ground(tmp_path):
+    from matplotlib.colors import to_rgb
+    from matplotlib.text import Text
+
+    def brightness(color):
+        red, green, blue = to_rgb(color)
+        return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+    histories = {f"run {number}": with_sets("a", "b", "c", "d") for number in range(7)}
+    for given in (histories, with_sets("a", "b", "c", "d"), build_history(3, nan_epochs=(2,))):
+        figure = plot_history(given, tmp_path / "dark.png", dark=True)
+        corner = imread(tmp_path / "dark.png")[2, 2, :3]
+        assert corner.max() < 0.2
+        figure.canvas.draw()
+        words = [text for text in figure.findobj(Text) if text.get_text()]
+        assert min(brightness(text.get_color()) for text in words) > 0.7
+        lines_of_all = [line for axes in figure.axes for line in axes.lines]
+        # Of viridis the darkest is of a single group's rate, which has a colour of its own.
+        assert min(brightness(line.get_color()) for line in lines_of_all) > 0.25
+    plot_history(given, tmp_path / "light.png")
+    assert imread(tmp_path / "light.png")[2, 2, :3].min() > 0.9
+
+
+def test_dark_is_true_or_false():
+    with pytest.raises(ConfigurationError, match=r"dark is 'yes', but must be one of \[False, True\]"):
+        plot_history(build_history(2), dark="yes")
+
+
 def test_later_stages_go_on_at_their_epochs():
     history = build_history(2)
     history.current_epoch, history.current_update = 3, 60

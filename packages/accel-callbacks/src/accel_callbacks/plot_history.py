@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from accel_core import ConfigurationError, RunHistory
-from accel_core.extending import MetricRecord, check_path
+from accel_core.extending import MetricRecord, check_choice, check_path
+
+from .dark_figure import darken
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -116,7 +118,10 @@ class _Series:
 
 
 def plot_history(
-    run_history: RunHistory | Sequence[RunHistory] | Mapping[str, RunHistory], path: str | Path | None = None
+    run_history: RunHistory | Sequence[RunHistory] | Mapping[str, RunHistory],
+    path: str | Path | None = None,
+    *,
+    dark: bool = False,
 ) -> Figure:
     """Draw losses and metrics by epoch, with the best evaluation marked, and the learning rate by update.
 
@@ -135,13 +140,16 @@ def plot_history(
             from names to them, to compare runs.
         path: where to save the picture, in the format of its suffix (`.png`, `.pdf`, `.svg`). Missing folders
             are made. On several processes, save on one: `if trainer.is_main_process`.
+        dark: light lines on a dark ground, for a page or a slide that is dark.
 
     Returns:
         The figure, to change or to show.
 
     Raises:
-        ConfigurationError: matplotlib is not installed, a history has no values, or it is none.
+        ConfigurationError: matplotlib is not installed, a history has no values, or an argument cannot be
+            used.
     """
+    check_choice("dark", dark, (False, True))
     panels = _sort_into_panels(_runs(run_history))
     columns = 1 if len(panels) == 1 else 2 if len(panels) <= 4 else 3
     rows = math.ceil(len(panels) / columns)
@@ -166,6 +174,8 @@ def plot_history(
     # A grid of 2 by 3 has a cell too many for five panels.
     for axes in grid[len(panels) :]:
         axes.remove()
+    if dark:
+        darken(figure)
     save_figure(figure, path)
     return figure
 
