@@ -20,6 +20,7 @@ import tempfile
 import termios
 import time
 from pathlib import Path
+from typing import Any
 
 DOCS = Path(__file__).parent
 REPOSITORY = DOCS.parent
@@ -39,11 +40,17 @@ def python_blocks(page: Path) -> list[str]:
     )
 
 
-def run(command: list[str | Path], folder: Path, **environment: str) -> str:
-    """What a command writes to a terminal of WIDTH columns, control characters included."""
+def run(
+    command: list[str | Path],
+    folder: Path,
+    width: int = WIDTH,
+    fails: bool = False,
+    **environment: str,
+) -> str:
+    """What a command writes to a terminal of so many columns, control characters included."""
     reader, terminal = pty.openpty()
     fcntl.ioctl(
-        terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 40, WIDTH, 0, 0)
+        terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 40, width, 0, 0)
     )
     environment = {
         **os.environ,
@@ -68,7 +75,7 @@ def run(command: list[str | Path], folder: Path, **environment: str) -> str:
                 written += chunk
     os.close(reader)
     text = written.decode().replace("\r\n", "\n")
-    if process.returncode:
+    if bool(process.returncode) is not fails:
         raise RuntimeError(text)
     return text
 
@@ -124,6 +131,15 @@ def terminal_picture(text: str, path: Path, command: str) -> None:
     path.write_text("\n".join([*parts, "</g>", "</svg>", ""]), encoding="utf-8")
 
 
+def save_light_and_dark(figure: Any, name: str) -> None:
+    """Pages show one of both, by the colours that the reader has chosen."""
+    from accel_callbacks.dark_figure import darken
+
+    figure.savefig(PICTURES / f"{name}.png", dpi=150)
+    darken(figure)
+    figure.savefig(PICTURES / f"{name}_dark.png", dpi=150)
+
+
 def readme(folder: Path) -> None:
     """The script of the README while it runs: what the terminal shows in the middle of an epoch."""
     (folder / "train.py").write_text(python_blocks(REPOSITORY / "README.md")[0])
@@ -143,8 +159,13 @@ def quickstart(folder: Path) -> None:
     write_output(
         "quickstart", on_screen(run([sys.executable, "train.py"], folder))
     )
+    dark = (
+        blocks[2]
+        .replace("history.png", "history_dark.png")
+        .replace('.png")', '.png", dark=True)')
+    )
     (folder / "further.py").write_text(
-        "\n".join([*blocks[:3], 'print("---")', blocks[3]])
+        "\n".join([*blocks[:3], dark, 'print("---")', blocks[3]])
     )
     write_output(
         "describe",
@@ -152,7 +173,8 @@ def quickstart(folder: Path) -> None:
             "---"
         )[2],
     )
-    shutil.copy(folder / "history.png", PICTURES / "history.png")
+    for name in ("history.png", "history_dark.png"):
+        shutil.copy(folder / name, PICTURES / name)
 
 
 def two_processes(folder: Path) -> None:
@@ -284,7 +306,130 @@ def schedules(folder: Path) -> None:
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend()
-    figure.savefig(PICTURES / "schedules.png", dpi=150)
+    save_light_and_dark(figure, "schedules")
+
+
+CTRL_C = """
+import os
+import signal
+
+from accel_callbacks import SaveTrainingStateCallback
+from accel_core import TrainerCallback
+
+
+class PressesCtrlC(TrainerCallback):
+    def on_optimizer_step_end(self, trainer):
+        if trainer.run_progress.updates_completed == 50:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+saver = SaveTrainingStateCallback("checkpoints", save_every_n_updates=25)
+callbacks = [PressesCtrlC(), saver]
+trainer = Trainer(model, nn.functional.mse_loss, optimizer, callbacks)
+trainer.train(data, num_epochs=20)
+"""
+
+
+def seeing(folder: Path) -> None:
+    """What the blocks of the page on seeing print to a terminal of 80 columns, a bar, and Ctrl-C."""
+    command: list[str | Path] = [sys.executable, "page.py"]
+    blocks = python_blocks(DOCS / "seeing.md")
+    (folder / "page.py").write_text(
+        "".join(f"{block}\nprint('---', flush=True)\n" for block in blocks)
+    )
+    shown = on_screen(run(command, folder, 80))
+    # Where a folder of this machine stands, and what the profiler of torch says about GPUs.
+    shown = shown.replace(f"{folder.resolve()}/", "")
+    shown = re.sub(r"^(USDT|ERROR|WARNING):.*\n", "", shown, flags=re.MULTILINE)
+    shown = re.sub(r"^\[I .*\n", "", shown, flags=re.MULTILINE)
+    for block, printed in zip(blocks, shown.split("---\n"), strict=False):
+        for name, word in SHOWN_BY.items():
+            if word in block:
+                write_output(f"seeing_{name}", printed)
+    (folder / "page.py").write_text(blocks[0] + CTRL_C)
+    stopped = on_screen(run(command, folder, 80, fails=True))
+    sentence = stopped[stopped.index("Stopped by") :]
+    sentence = sentence.replace(f"{folder.resolve()}/", "")
+    write_output("seeing_ctrl_c", sentence.partition("Traceback")[0])
+    (folder / "page.py").write_text(python_blocks(REPOSITORY / "README.md")[0])
+    typescript = run(command, folder, 80)
+    middle = typescript.index("█", typescript.index("Epoch 4/"))
+    rows = on_screen(typescript[: typescript.index("\r", middle)])
+    write_output("seeing_bar", rows[rows.index("Epoch 3/") :])
+
+
+SHOWN_BY = {
+    "nan": "find=True",
+    "log": "logging.basicConfig",
+    "representations": "print(saving)",
+    "profile": "ProfileCallback",
+}
+"""A word of the block whose output has this name."""
+
+
+def what_happened(folder: Path) -> None:
+    """The loss of a run with a planted sample, and the losses of the samples of the update that spikes."""
+    from matplotlib.figure import Figure
+
+    blocks = python_blocks(DOCS / "what_happened.md")
+    names: dict[str, Any] = {}
+    with contextlib.chdir(folder):
+        # The page's own code, in one module.
+        for block in blocks[:2]:
+            exec(block, names)
+        losses = []
+        trainer, data = names["make_trainer"], names["data"]
+        for update in range(1, 41):
+            replayed = trainer().replay(
+                data,
+                2,
+                update=update,
+                folder="runs/a",
+                per_device_batch_size=10,
+            )
+            losses.append(replayed.loss)
+        spikes = names["updates_of"]("runs/a", 123)
+    figure = Figure(figsize=(7.2, 3.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    left.plot(
+        range(1, 41), losses, color="#0072B2", label="loss of each update"
+    )
+    spike = names["spike"]
+    left.plot(
+        spikes,
+        [losses[each - 1] for each in spikes],
+        color="#D55E00",
+        marker="o",
+        markersize=9,
+        fillstyle="none",
+        linestyle="none",
+        label="updates that saw sample 123",
+    )
+    left.set_xlabel("update")
+    samples = [str(index) for index in names["result"].indices]
+    values = names["losses"].tolist()
+    worst = values.index(max(values))
+    positions = range(len(samples))
+    right.plot(positions, values, "o", color="#0072B2", label="samples")
+    right.plot(
+        worst,
+        values[worst],
+        "o",
+        color="#D55E00",
+        label=f"sample {samples[worst]}",
+    )
+    right.set_xticks(list(positions), samples, rotation=45)
+    right.set_xlabel(f"index of the sample in update {spike}")
+    for axes, title in (
+        (left, "Loss of the run"),
+        (right, "Loss by sample, replayed"),
+    ):
+        axes.set_title(title, loc="left")
+        axes.set_yscale("log")
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(fontsize="small")
+    save_light_and_dark(figure, "what_happened")
 
 
 def examples(folder: Path) -> None:
@@ -326,6 +471,8 @@ MAKERS = {
         resume,
         checkpoint_folder,
         schedules,
+        seeing,
+        what_happened,
     )
 }
 

@@ -122,3 +122,15 @@ def test_halves_find_each_other_equally_well_on_two_processes(run):
     alone = run("19_contrastive_pairs.py")
     assert number_after("among the five nearest:", alone) >= 70
     assert launch(EXAMPLES / "19_contrastive_pairs.py").stdout == alone
+
+
+def test_a_search_prunes_trials_and_goes_on_where_it_was_killed(run):
+    first = run("20_search_with_optuna.py", "--trials", "3")
+    assert first.startswith("3 trials, ")
+    output = run("20_search_with_optuna.py")
+    trials, pruned = map(int, re.match(r"(\d+) trials, (\d+) of them pruned", output).groups())
+    # Six in all: the three of the first start are still in the file of sqlite.
+    assert trials == 6 and 0 < pruned < 6
+    assert number_after("The best has the loss", output) < 0.5
+    assert re.search(r"with \{'lr': [\d.e-]+, 'width': \d+\}", output)
+    assert run("20_search_with_optuna.py") == output
