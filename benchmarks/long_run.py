@@ -2,16 +2,20 @@
 
 Started by run.py:
 
-    python benchmarks/long_run.py UPDATES
+    python benchmarks/long_run.py UPDATES [RECORDS]
+
+With RECORDS also whether an evaluation and a save cost after so many records what they cost before.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +29,7 @@ from accel_core import Trainer, TrainerCallback
 
 BATCH_SIZE = 4
 EPOCHS = 10
+REPEATS = 15
 
 
 class Watch(TrainerCallback):
@@ -50,6 +55,46 @@ class Watch(TrainerCallback):
         return min(self.times[n] - self.times[n - 1] for n in range(first + 1, last + 1)) / self.part * 1e6
 
 
+def cost_after_many_records(folder: Path, num_records: int) -> dict[str, tuple[float, float]]:
+    """Median milliseconds of an evaluation of 4 samples and of a save, with few records and with `num_records`."""
+    model = torch.nn.Linear(8, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+    trainer = Trainer(model, torch.nn.functional.cross_entropy, optimizer, callbacks=DEFAULT_CALLBACKS)
+    inputs = torch.randn(4, 8)
+    data = TensorDataset(inputs, inputs.argmax(1) % 2)
+    found: dict[str, list[float]] = {"evaluation": [], "save": []}
+    with contextlib.redirect_stdout(Terminal()), contextlib.redirect_stderr(Terminal()):
+        trainer.train(data, 1, data)
+        for _ in range(2):
+            trainer.evaluate(data)
+            trainer.save_training_state(folder / "state")
+            found["evaluation"].append(_median_milliseconds(lambda: trainer.evaluate(data)))
+            found["save"].append(_median_milliseconds(lambda: _save_anew(trainer, folder)))
+            for number in range(num_records):
+                # A record an update, as a run makes them.
+                trainer.run_history.current_update = number
+                trainer.run_history.update_metric("gradient_norm", number)
+    return {
+        f"{name} of a small model, few records and {num_records:,}, ms": (few, many)
+        for name, (few, many) in found.items()
+    }
+
+
+def _save_anew(trainer: Trainer, folder: Path) -> None:
+    # A state of this very update that stands there would not be written again.
+    trainer.run_progress.updates_completed += 1
+    trainer.save_training_state(folder / f"update_{trainer.run_progress.updates_completed}")
+
+
+def _median_milliseconds(action: Callable[[], object]) -> float:
+    milliseconds = []
+    for _ in range(REPEATS):
+        start = time.perf_counter()
+        action()
+        milliseconds.append((time.perf_counter() - start) * 1000)
+    return statistics.median(milliseconds)
+
+
 def main() -> None:
     torch.set_num_threads(1)
     num_updates = int(sys.argv[1])
@@ -72,6 +117,9 @@ def main() -> None:
         "memory, MB": (watch.megabytes[1], watch.megabytes[100]),
         "training state, kB": (watch.kilobytes[0], watch.kilobytes[-1]),
     }
+    if len(sys.argv) > 2:
+        with tempfile.TemporaryDirectory() as folder:
+            figures |= cost_after_many_records(Path(folder), int(sys.argv[2]))
     print(json.dumps(figures))
 
 

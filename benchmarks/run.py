@@ -2,16 +2,16 @@
 
     hatch run bench                          ours, accelerate's, and by hand
     hatch run bench --only train --only eval
+    hatch run bench --only real              a ResNet, a GPT and a BERT in all libraries; needs the next line
     hatch env create bench-others            once, installs the other libraries
     hatch run bench --others                 those too
-    hatch run bench --correctness            whether the weights are those of the loop by hand, instead of the
-    time hatch run bench --tables                 measure nothing, print what was measured last
+    hatch run bench --correctness            whether the weights are those of the loop by hand, instead of the time
+    hatch run bench --tables                 measure nothing, print what was measured last
 
 Every figure is a ratio to the hand-written loop, measured in the same process in pairs back to back: the
 median over the pairs, of wall time and of user and system time. All loops have to end with the same loss.
-Ratios of a busy machine are
-wide: repeat the command rather than trust one figure. What was measured is kept in figures.json beside this
-    file, each figure with the versions that gave it.
+Ratios of a busy machine are wide: repeat the command rather than trust one figure. What was measured is kept in
+figures.json beside this file, each figure with the versions that gave it.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import correctness
+import real_work
 from workloads import WORKLOADS, Workload
 
 HERE = Path(__file__).parent
@@ -40,7 +41,21 @@ CORRECT = 1e-4
 """Relative difference of the weights up to which they count as equal: sums of float32 differ by their order."""
 MODULES = {"accel": "accel_core", "pytorch-accelerated": "pytorch_accelerated"}
 START_TARGETS = {"import": "+0.15 s", "first_forward": "+0.15 s", "peak_megabytes": "+10 MB"}
-SAVE_TARGETS = {"digests, a core free, %": "10", "digests, no core free, %": "25"}
+SAVE_TARGETS = {
+    "digests, a core free, %": "10",
+    "digests, no core free, %": "25",
+    **{
+        f"{size} MB in the background, {name}": target
+        for size in (50, 500)
+        for name, target in (
+            ("stall, % of a blocking save", "15"),
+            ("update beside the writing, % of one without", "105"),
+        )
+    },
+}
+ROUNDS_OF_REAL_WORK = 3
+SAME_LOSS = 0.01
+"""Relative difference of losses up to which libraries have done the same work."""
 OWN_PACKAGES = ["torch", "accelerate", "accel-core"]
 CORRECTNESS_PACKAGES = ["torch", "accelerate", "pytorch-accelerated", "lightning", "transformers"]
 OTHERS_PACKAGES = ["torch", "pytorch-ignite", *(name for name in OTHERS if name != "ignite")]
@@ -50,7 +65,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    only = [*WORKLOADS, "start", "long", "saves", "reading"]
+    only = [*WORKLOADS, "start", "long", "saves", "reading", "real"]
     parser.add_argument("--only", action="append", choices=only, help="measure this; may be repeated")
     parser.add_argument("--rounds", type=int, default=15, help="pairs of chunks for each figure")
     parser.add_argument("--others", action="store_true", help="measure the other libraries too")
@@ -91,17 +106,51 @@ def measure_ours(figures: dict[str, Any], wanted: list[str], rounds: int) -> Non
         keep(figures, "versions", "ours", _versions(sys.executable, OWN_PACKAGES))
     for name in wanted:
         if name == "long":
-            keep(figures, "long", "accel", _run([sys.executable, str(HERE / "long_run.py"), "100000"]))
+            keep(
+                figures,
+                "long",
+                "accel",
+                _run([sys.executable, str(HERE / "long_run.py"), "100000", "1000000"]),
+            )
         elif name == "saves":
             keep(figures, "saves", "accel", _run([sys.executable, str(HERE / "saves.py"), "500", "1000"]))
         elif name == "reading":
             keep(figures, "reading", "accel", _run([sys.executable, str(HERE / "reading.py"), "512", "2000"]))
+        elif name == "real":
+            measure_real_work(figures, min(rounds, ROUNDS_OF_REAL_WORK))
         elif name == "start":
             for loop in ("accelerate", "accel"):
                 keep(figures, "start", loop, measure_start(loop, sys.executable))
         else:
             for loop in _own_loops(WORKLOADS[name]):
                 keep(figures, name, loop, measure(sys.executable, name, loop, rounds))
+
+
+def measure_real_work(figures: dict[str, Any], rounds: int) -> None:
+    """Measure real work with all libraries in turn, each in the environment that has it: medians of the rounds."""
+    libraries: list[str] = [*real_work.OWN]
+    if OTHERS_PYTHON.exists():
+        libraries = list(real_work.LIBRARIES)
+        keep(figures, "versions", "real work, others", _versions(str(OTHERS_PYTHON), OTHERS_PACKAGES))
+    keep(figures, "real work", "date", datetime.date.today().isoformat())
+    for name in real_work.TASKS:
+        results: dict[str, list[dict[str, Any]]] = {library: [] for library in libraries}
+        for _ in range(rounds):
+            for library in results:
+                python = sys.executable if library in real_work.OWN else str(OTHERS_PYTHON)
+                results[library].append(
+                    _run([python, "-W", "ignore", str(HERE / "real_work.py"), name, library])
+                )
+        for library, found in results.items():
+            keep(figures, f"real work, {name}", library, _median_of(found))
+        losses = [found["loss"] for found in figures[f"real work, {name}"].values() if "loss" in found]
+        if max(losses, default=1) > min(losses, default=1) * (1 + SAME_LOSS):
+            raise RuntimeError(f"The libraries did not do the same work: their losses are {losses}.")
+
+
+def _median_of(results: list[dict[str, Any]]) -> dict[str, Any]:
+    failed = next((result for result in results if "failed" in result), None)
+    return failed or {key: statistics.median(result[key] for result in results) for key in results[0]}
 
 
 def measure_others(figures: dict[str, Any], wanted: list[str], others: tuple[str, ...], rounds: int) -> None:
@@ -189,13 +238,16 @@ def print_tables(figures: dict[str, Any]) -> None:
         for name, (before, after) in figures["long"]["accel"].items():
             _row(name, f"{before:,.1f}", f"{after:,.1f}")
     if "saves" in figures:
-        print("\n| a save of 500 MB, and of a small model in a folder of many | target | |\n|---|---|---|")
+        print("\n| saves of 500 MB, of a small model in a folder of many, and in the background | target | |")
+        print("|---|---|---|")
         for name, value in figures["saves"]["accel"].items():
             _row(name, SAVE_TARGETS.get(name, ""), f"{value:.1f}")
     if "reading" in figures:
         print("\n| JPEG files, and texts in batches by chance and by length | |\n|---|---|")
         for name, value in figures["reading"]["accel"].items():
             _row(name, f"{value:,.0f}")
+    if "real work" in figures:
+        print_real_work(figures)
     print(
         "\n| over the hand-written loop | "
         f"{' | '.join(f'{name} (target {value})' for name, value in START_TARGETS.items())} |"
@@ -220,6 +272,24 @@ def print_tables(figures: dict[str, Any]) -> None:
                     for result in results
                 ),
             )
+
+
+def print_real_work(figures: dict[str, Any]) -> None:
+    """Samples per second and peak memory of each library at real work."""
+    names = list(real_work.TASKS)
+    print(f"\n{figures['real work']['date']}, others: {figures['versions'].get('real work, others', '')}")
+    titles = [f"{name}, samples/s | {name}, MB" for name in names]
+    print(f"\n| real work | {' | '.join(titles)} |")
+    print("|---" * (2 * len(names) + 1) + "|")
+    for library in real_work.LIBRARIES:
+        results = [figures.get(f"real work, {name}", {}).get(library, {}) for name in names]
+        cells = [
+            (f"{result['rate']:,.1f}", f"{result['megabytes']:,.0f}")
+            if "rate" in result
+            else (result.get("failed", ""), "")
+            for result in results
+        ]
+        _row(library, *(cell for pair in cells for cell in pair))
 
 
 def measure_start(loop: str, python: str) -> dict[str, float]:

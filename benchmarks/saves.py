@@ -17,13 +17,14 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import psutil
 import torch
 from torch.utils.data import TensorDataset
 
 from accel_callbacks import SaveTrainingStateCallback, TrainingStatisticsCallback
-from accel_core import Trainer
+from accel_core import Trainer, TrainerCallback
 from accel_core.state import digests, publishing
 
 ROUNDS = 5
@@ -97,6 +98,81 @@ def cost_of_late_saves(folder: Path, num_saves: int, keep_last: int | None) -> t
     return statistics.median(saver.milliseconds[1:11]), statistics.median(saver.milliseconds[-10:])
 
 
+class Held(torch.nn.Module):
+    """Holds parameters of some size, and uses each of them once."""
+
+    def __init__(self, num_parameters: int) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.randn(num_parameters))
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return inputs.mean() + self.weight.square().mean()
+
+
+class TimedUpdates(TrainerCallback):
+    """Notes the milliseconds of updates, without the saves at their end, beside a save that is being written or not."""
+
+    order: ClassVar[int] = -1000
+
+    def __init__(self, saver: SaveTrainingStateCallback) -> None:
+        self.background = saver._background
+        self.milliseconds: dict[bool, list[float]] = {False: [], True: []}
+
+    @property
+    def is_writing(self) -> bool:
+        return self.background is not None and self.background.writer.is_busy
+
+    def on_train_step_start(self, trainer: Trainer, batch: Any) -> None:
+        self.was_writing, self.start = self.is_writing, time.perf_counter()
+
+    def on_optimizer_step_end(self, trainer: Trainer) -> None:
+        milliseconds = (time.perf_counter() - self.start) * 1000
+        # An update in which the writing ends is of neither kind.
+        if self.was_writing == self.is_writing:
+            self.milliseconds[self.is_writing].append(milliseconds)
+
+
+def train_with_saves(
+    folder: Path, megabytes: int, in_background: bool
+) -> tuple[TimedSaver, TimedUpdates, float]:
+    """Train while states are saved, and return what was measured and the peak of memory above the start, in MB."""
+    before = psutil.Process().memory_info().rss
+    model = Held(megabytes * 250_000 // 3)
+    saver = TimedSaver(
+        folder, save_every_n_updates=10, keep_last=1, save_at_end=False, in_background=in_background
+    )
+    saver.milliseconds = []
+    updates = TimedUpdates(saver)
+    trainer = Trainer(
+        model,
+        lambda outputs, targets: outputs,
+        torch.optim.AdamW(model.parameters()),
+        [updates, saver],
+        seed=1,
+    )
+    data = TensorDataset(torch.zeros(50, 1), torch.zeros(50))
+    with contextlib.redirect_stdout(io.StringIO()):
+        trainer.train(data, 1, per_device_batch_size=1)
+    return saver, updates, (psutil.Process().memory_info().rss - before) / 1e6
+
+
+def cost_in_background(folder: Path, megabytes: int) -> dict[str, float]:
+    """What a save that is written in the background leaves of the stall, does to the updates beside it, and holds."""
+    blocking, _, memory_of_blocking = train_with_saves(folder / f"blocking_{megabytes}", megabytes, False)
+    saver, updates, memory = train_with_saves(folder / f"background_{megabytes}", megabytes, True)
+    # The first save makes the memory for its copies, and the last one is followed by none.
+    stall, whole = (statistics.median(each.milliseconds[1:]) for each in (saver, blocking))
+    during, without = (statistics.median(updates.milliseconds[kind][1:]) for kind in (True, False))
+    title = f"{megabytes} MB in the background"
+    return {
+        f"{title}, blocking save, ms": whole,
+        f"{title}, stall, % of a blocking save": 100 * stall / whole,
+        f"{title}, update without a save, ms": without,
+        f"{title}, update beside the writing, % of one without": 100 * during / without,
+        f"{title}, memory above a blocking save, MB": memory - memory_of_blocking,
+    }
+
+
 def main() -> None:
     torch.set_num_threads(1)
     megabytes, num_saves = map(int, sys.argv[1:3])
@@ -112,6 +188,8 @@ def main() -> None:
             early, late = cost_of_late_saves(folder / f"keep_{keep_last}", num_saves, keep_last)
             figures[f"save 2, keep_last={keep_last}, ms"] = early
             figures[f"save {num_saves}, keep_last={keep_last}, ms"] = late
+        for size in (megabytes // 10, megabytes):
+            figures.update(cost_in_background(folder, size))
     print(json.dumps(figures))
 
 
