@@ -31,12 +31,15 @@ def set_parallelism(accelerator: Accelerator, config: Any) -> None:
     config._validate_accelerator(accelerator)
 
 
-def tensor_parallel() -> Accelerator:
-    """All processes hold one copy of the model; on one process it is a plain accelerator."""
+def tensor_parallel(copies: int = 1) -> Accelerator:
+    """The processes of each copy hold it together; on one process it is a plain accelerator."""
     accelerator = Accelerator(cpu=True)
     if accelerator.num_processes > 1:
         set_type(accelerator, DistributedType.MULTI_GPU)
-        set_parallelism(accelerator, ParallelismConfig(tp_size=accelerator.num_processes))
+        config = ParallelismConfig(tp_size=accelerator.num_processes // copies)
+        # The constructor refuses several.
+        config.dp_replicate_size = config._sizes["dp_replicate"] = copies
+        set_parallelism(accelerator, config)
     return accelerator
 
 

@@ -164,7 +164,7 @@ def compute_over_processes(name: str, metric: Any, group: DataGroup) -> dict[str
     if group.is_single:
         is_updated = any(single.update_count for single in _singles(metric))
         return _numbers(name, metric.compute()) if is_updated else {}
-    by_process = all_gather_object(_states_of(metric))
+    by_process = group.one_of_each_copy(all_gather_object(_states_of(metric)))
     if not any(single["updates"] for states in by_process for single in states):
         return {}
 

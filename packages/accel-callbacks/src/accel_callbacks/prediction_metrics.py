@@ -104,9 +104,8 @@ class PredictionMetricsCallback(RecordsMetrics):
         """Compute and record the metrics. Every process takes part."""
         group = trainer.data_group
         collected, self._collected = self._collected, []
-        by_process = [collected] if group.is_single else gather_on_main(collected)
         # Processes that hold one copy of the model together have read the same batches.
-        by_share = by_process[:: 1 if group.is_single else group.processes_per_copy]
+        by_share = [collected] if group.is_single else group.one_of_each_copy(gather_on_main(collected))
         for name, value in run_on_main(lambda: self._compute(by_share), group.is_main).items():
             trainer.run_history.update_metric(f"{self.prefix}{name}", value)
 

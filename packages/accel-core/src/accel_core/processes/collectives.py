@@ -100,7 +100,8 @@ def gather_tensor(
     own = pad_to(tensor, largest, padding_value or 0)
     gathered = [torch.empty_like(own) for _ in shapes]
     dist.all_gather(gathered, own)
-    return torch.cat([part[: shape[0]] for part, shape in zip(gathered, shapes, strict=True)])
+    parts = [part[: shape[0]] for part, shape in zip(gathered, shapes, strict=True)]
+    return torch.cat(parts if group is None else group.one_of_each_copy(parts))
 
 
 def pad_to(tensor: torch.Tensor, sizes: Sequence[int], value: float) -> torch.Tensor:

@@ -8,8 +8,11 @@ group.
 from __future__ import annotations
 
 import dataclasses
+from typing import TypeVar
 
 from accelerate import Accelerator
+
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +52,10 @@ class DataGroup:
     def is_only_process(self) -> bool:
         """Whether there is no other process, for the same data or for another share."""
         return self.num_processes == 1
+
+    def one_of_each_copy(self, by_process: list[T]) -> list[T]:
+        """Return what one process of each copy has given, of what was gathered from all processes."""
+        return by_process[:: self.processes_per_copy]
 
 
 def data_group(accelerator: Accelerator) -> DataGroup:

@@ -42,7 +42,7 @@ def predict(
         group, padding = run.engine.group, trainer.prediction_padding
         if on == "all":
             return join_over_processes(parts, group, padding, arguments.data_is_sharded)
-        gathered = [parts] if group.is_single else gather_on_main(parts)
+        gathered = [parts] if group.is_single else group.one_of_each_copy(gather_on_main(parts))
         joined: list[Any] = []
         # An error of the main process is raised on all, but its result, which `append` hides, is not sent.
         run_on_main(

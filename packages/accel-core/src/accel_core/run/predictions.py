@@ -66,8 +66,8 @@ def join_over_processes(
         ConfigurationError: outputs cannot be joined, or all batches were left out.
     """
     # Processes that read the same batches have the same outputs.
-    by_process = [outputs] if group.is_single else all_gather_object(outputs)
-    return join(by_process, padding_value, own_shares)
+    by_share = [outputs] if group.is_single else group.one_of_each_copy(all_gather_object(outputs))
+    return join(by_share, padding_value, own_shares)
 
 
 def join(by_process: list[list[list[Any]]], padding_value: float | None, own_shares: bool) -> Any:
