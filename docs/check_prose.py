@@ -1,10 +1,11 @@
-"""Check the prose of README, site and changelogs: `python docs/check_prose.py [PAGE...]`.
+"""Check the prose of README, site and docstrings: `python docs/check_prose.py [PAGE...]`.
 
 Sentences are short and have few commas, words are those of the field, and cells of tables are brief. Each message names the place,
-what is wrong and what to write. Pages that are still to be rewritten are listed in prose_to_rewrite.txt: a page that passes has to
+what is wrong and what to write. Of docstrings it checks the words alone. Pages that are still to be rewritten are listed in prose_to_rewrite.txt: a page that passes has to
 leave the list, and no page may join it.
 """
 
+import ast
 import re
 import sys
 from collections.abc import Iterator
@@ -92,12 +93,8 @@ def sentences(text: str) -> list[str]:
 def problems_of(text: str) -> Iterator[tuple[int, str]]:
     """Each thing to mend, as (line, message)."""
     for line, kind, piece in pieces(text):
-        for match in PATTERN.finditer(piece):
-            better = list(WORDS.values())[int(match.lastgroup[1:])]
-            yield (
-                line,
-                f"{match.group()!r}: write {better!r}, or say it another way",
-            )
+        for message in words_to_mend(piece):
+            yield line, message
         if (
             kind == "cell"
             and (words := len(piece.split())) > MAX_WORDS_OF_A_CELL
@@ -121,6 +118,23 @@ def problems_of(text: str) -> Iterator[tuple[int, str]]:
                 )
 
 
+def words_to_mend(piece: str) -> Iterator[str]:
+    """A message for each word of the table."""
+    for match in PATTERN.finditer(piece):
+        better = list(WORDS.values())[int(match.lastgroup[1:])]
+        yield f"{match.group()!r}: write {better!r}, or say it another way"
+
+
+def problems_of_docstrings(source: str) -> Iterator[tuple[int, str]]:
+    """Each word to mend in strings that stand alone: docstrings of modules, classes, functions and attributes."""
+    for node in ast.walk(ast.parse(source)):
+        value = node.value if isinstance(node, ast.Expr) else None
+        if isinstance(value, ast.Constant) and isinstance(value.value, str):
+            prose = re.sub(r"`[^`]*`", "CODE", value.value)
+            for message in words_to_mend(prose):
+                yield value.lineno, message
+
+
 def main(names: list[str]) -> int:
     """Print the problems of the pages, all if none is named; return how many that are."""
     to_rewrite = (
@@ -136,6 +150,7 @@ def main(names: list[str]) -> int:
     found += [
         *REPOSITORY.glob("docs/**/*.md"),
         *REPOSITORY.glob("packages/*/README.md"),
+        *REPOSITORY.glob("packages/*/src/**/*.py"),
     ]
     pages = [Path(name).resolve() for name in names] or sorted(found)
     count = 0
@@ -145,7 +160,9 @@ def main(names: list[str]) -> int:
             if page.is_relative_to(REPOSITORY)
             else str(page)
         )
-        problems = list(problems_of(page.read_text(encoding="utf-8")))
+        is_code = page.suffix == ".py"
+        check = problems_of_docstrings if is_code else problems_of
+        problems = list(check(page.read_text(encoding="utf-8")))
         if not names and name in to_rewrite:
             if not problems:
                 print(

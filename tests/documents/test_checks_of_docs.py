@@ -35,6 +35,11 @@ def test_code_and_short_sentences_pass() -> None:
     assert list(PROSE["problems_of"](text)) == []
 
 
+def test_a_word_in_a_docstring_is_named_and_one_in_a_message_is_not() -> None:
+    source = 'class A:\n    """Stops without a word, as `without a word` says."""\n    b = "without a word"\n'
+    assert [line for line, _ in PROSE["problems_of_docstrings"](source)] == [2]
+
+
 def test_pages_that_are_still_to_be_rewritten_exist() -> None:
     listed = (REPOSITORY / "docs" / "prose_to_rewrite.txt").read_text("utf-8").split()
     assert all((REPOSITORY / name).exists() for name in listed)

@@ -36,7 +36,7 @@ class AveragingCallback(TrainerCallback):
     """
 
     order = 20
-    """After callbacks of your own, and before those that log, watch or save, which need its results."""
+    """After your own callbacks, and before those that log, watch or save, which need its results."""
 
     argument_sources: ClassVar[dict[str, str]] = {
         "watch_metric": "watched.name",
@@ -154,7 +154,7 @@ class AveragingCallback(TrainerCallback):
 
     def on_training_run_end(self, trainer: Trainer) -> None:
         """Export an average that was not evaluated, or say if the export is not this run's best any more."""
-        # A run that a signal ended goes on from its state, and has no time for more.
+        # A run that a signal ended continues from its state, and has no time for more.
         if trainer.agreement.signal_number or not self.has_average():
             return
         if not self._is_evaluated(trainer):

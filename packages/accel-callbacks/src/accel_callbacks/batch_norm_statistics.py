@@ -1,4 +1,4 @@
-"""Computes the statistics of batch norm anew for weights that no forward pass of training has seen."""
+"""Computes the statistics of batch norm again for weights that no forward pass of training has seen."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ class ConvertSyncBatchNormCallback(TrainerCallback):
     """Before all that looks at the modules of the model, as freezing does."""
 
     def on_prepare_start(self, trainer: Trainer) -> None:
-        """Convert the model."""
+        """Convert the model; raise `ConfigurationError` on a CPU, where torch cannot train it."""
         # A single process sees the whole batch already.
         if trainer.data_group.is_single:
             return

@@ -46,8 +46,9 @@ class EarlyStoppingCallback(TrainerCallback):
             early_stopping_threshold: a value counts as better if it differs by more than this, in the
                 metric's own unit.
             watch_metric: its name in the run history.
+            greater_is_better: the best value is the greatest, and not the smallest.
             min_epochs: epochs of the run that are completed before it may stop.
-            reset_on_train: forget the best value when a run begins; a resumed run goes on with the one it
+            reset_on_train: forget the best value when a run begins; a resumed run continues with the one it
                 saved. A later stage (`reset_run_history=False`) keeps the best value, and has the whole
                 patience again.
 

@@ -49,7 +49,7 @@ class HistoryFileCallback(TrainerCallback):
         return self.folder / NAME
 
     def on_training_run_start(self, trainer: Trainer) -> None:
-        """Begin anew; whether the run is resumed is known later."""
+        """Begin from scratch; whether the run is resumed is known later."""
         self._is_resumed = False
 
     def on_checkpoint_loaded(self, trainer: Trainer, path: Path) -> None:

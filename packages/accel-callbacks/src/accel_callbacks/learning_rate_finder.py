@@ -149,7 +149,7 @@ def find_learning_rate(
     The rate rises from `min_lr` to `max_lr` by the same factor at each update; groups of parameters keep the
     ratio of their rates. The test ends early when the loss is far above its lowest value or not finite.
     `trainer` is not changed: the copy has modules and optimizers of its own, no callbacks, and random numbers
-    are put back, so a run that follows is the same to the last bit. It needs memory for the copy. Every
+    are put back, so a run that follows is bit-identical. It needs memory for the copy. Every
     process takes part and gets the same result.
 
         found = find_learning_rate(trainer, train_data, per_device_batch_size=32)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 class MaxTimeCallback(TrainerCallback):
     """Ask all processes to stop once a number of minutes has passed since the run started on any of them.
 
-    The clock starts anew with each call of `train`, since the limit is that of a job: a resumed run has all
+    The clock starts again with each call of `train`, since the limit is that of a job: a resumed run has all
     the time again. The clock is read after updates and epochs, so leave enough time for one update, one
     evaluation and saving.
     """

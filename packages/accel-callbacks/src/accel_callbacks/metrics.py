@@ -94,7 +94,7 @@ class MetricsCallback(RecordsMetrics):
 
     def on_train_epoch_end(self, trainer: Trainer) -> None:
         """Record the metrics of the epoch, unless a stop cut it short."""
-        # A resumed run goes on with an epoch that was cut short, and records it then.
+        # A resumed run continues with an epoch that was cut short, and records it then.
         if trainer.run_progress.train_epoch_completed or trainer.stop_reason is None:
             self._record(trainer, self._train_metrics, "train_")
 
@@ -294,6 +294,6 @@ def _numbers(name: str, value: Any) -> dict[str, float]:
     if tensor.numel() != 1:
         raise ConfigurationError(
             f"The metric {name!r} gives a tensor of shape {tuple(tensor.shape)}, but must give a number, a "
-            "vector or a dict. Compute it in a callback of your own, and keep it there."
+            "vector or a dict. Compute it in your own callback, and keep it there."
         )
     return {name: float(tensor)}

@@ -34,7 +34,7 @@ class ModelAverageCallback(AveragingCallback):
     Use a constant or a cyclic learning rate in the part that is averaged.
 
     Buffers are those of the model. The statistics of batch norm fit no average of weights, so they are
-    computed anew by a forward pass over the training data, before each evaluation of the average. That is an
+    computed again by a forward pass over the training data, before each evaluation of the average. That is an
     additional epoch without backward passes; with `evaluate_during_training=False` there is one at the end.
 
     After each epoch the average is evaluated like the model, with the same metrics:
@@ -76,8 +76,9 @@ class ModelAverageCallback(AveragingCallback):
             save_path: path of the export, which holds weights and the value of `watch_metric`; None exports
                 nothing.
             watch_metric: name of the metric in the run history.
+            greater_is_better: the best value is the greatest, and not the smallest.
             num_latest: weights in an average of the latest.
-            update_batch_norm: compute the statistics of batch norm anew. False takes those of the model.
+            update_batch_norm: compute the statistics of batch norm again. False takes those of the model.
 
         Raises:
             ConfigurationError: an argument cannot be used.
@@ -105,7 +106,7 @@ class ModelAverageCallback(AveragingCallback):
         return self.averaged_model
 
     def on_training_run_start(self, trainer: Trainer) -> None:
-        """Check that the run is long enough, and begin with no weights."""
+        """Begin with no weights; raise `ConfigurationError` if the run is too short for an average."""
         if trainer.engine.shards_parameters:
             self._check_engine(trainer)
         super().on_training_run_start(trainer)

@@ -40,7 +40,7 @@ def copy_model(model: nn.Module, purpose: str) -> nn.Module:
             f"{error} Give it a __deepcopy__, or leave {purpose} out."
         ) from error
     for module, twin in zip(model.modules(), copied.modules(), strict=True):
-        # A compiled module makes its forward anew when it is copied.
+        # A compiled module makes its forward again when it is copied.
         own = () if hasattr(module, "_orig_mod") else [name for name in _FORWARDS if name in vars(module)]
         for name in own:
             if not isinstance(vars(twin)[name], types.MethodType):

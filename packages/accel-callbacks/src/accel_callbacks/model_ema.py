@@ -66,6 +66,7 @@ class ModelEmaCallback(AveragingCallback):
             save_path: path of the export, which holds weights and the value of `watch_metric`; None exports
                 nothing.
             watch_metric: name of the metric in the run history.
+            greater_is_better: the best value is the greatest, and not the smallest.
             every_n_updates: average after every n-th update only, counted from the beginning of the call of
                 `train`. A decay of `decay ** n` then averages over as many updates as `decay` over all.
             evaluate_in_mid_epoch: evaluate after evaluations in mid-epoch too, on the same data, as

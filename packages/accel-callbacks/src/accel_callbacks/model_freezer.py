@@ -71,6 +71,9 @@ class ModelFreezer:
         model: the model, compiled or not, but not wrapped.
         freeze_batch_norms: `freeze` freezes the weights of batch norms too. By default they stay trainable
             and in their mode, since their statistics go on following the data in train mode.
+
+    Raises:
+        ConfigurationError: the model is no module.
     """
 
     def __init__(self, model: nn.Module, freeze_batch_norms: bool = False) -> None:
@@ -128,7 +131,7 @@ class ModelFreezer:
             to_index: likewise; may be the smaller one.
             set_modules_as_eval: put their modules in eval mode, which stops dropout and, with
                 `freeze_batch_norms`, the statistics of batch norms. The trainer leaves them in it until
-                they are unfrozen; in a loop of your own call `restore_eval_modes` after `model.train()`.
+                they are unfrozen; in your own loop call `restore_eval_modes` after `model.train()`.
 
         Raises:
             ConfigurationError: there is no such layer group.
@@ -216,7 +219,7 @@ class ModelFreezer:
 
     def _groups(self) -> list[tuple[nn.Module, list[nn.Module]]]:
         """Return for each layer group the module that is the attribute, and all modules of the group."""
-        # Found anew each time, since the user may replace layers, such as the head.
+        # Found again each time, since the user may replace layers, such as the head.
         groups = [(child, list(child.modules())) for child in self.model.children()]
         if not groups:
             return [(self.model, [self.model])]

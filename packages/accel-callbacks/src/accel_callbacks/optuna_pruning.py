@@ -17,7 +17,7 @@ _REASON = "Optuna has pruned trial"
 
 
 class OptunaPruningCallback(TrainerCallback):
-    """Report each value of a metric to a trial, and end the trial if Optuna says so.
+    """Report each value of a metric to a trial, and end the trial if Optuna asks for it.
 
     The main process reports and asks; all processes stop after the same update. When everything is closed,
     `train` raises `optuna.TrialPruned` on every process. What is tried and what is pruned is Optuna's choice.

@@ -16,7 +16,7 @@ class Periodic:
 
     Several of them may be given.
 
-    Epochs and updates are counted from the beginning of the run, so a resumed run goes on in the same rhythm.
+    Epochs and updates are counted from the beginning of the run, so a resumed run keeps the rhythm.
     Minutes are counted by each process from the start, or from the last time that anything was due; as soon
     as they have passed on one process, it is due on all of them after the same update.
     """
@@ -44,7 +44,7 @@ class Periodic:
         self._last_time = 0.0
 
     def start(self, trainer: Trainer, callback: TrainerCallback) -> None:
-        """Begin to count minutes. Call it in `on_training_run_start`, on every process."""
+        """Begin to count minutes. Call it in `on_training_run_start` of `callback`, on every process."""
         self._topic = next(
             f"minutes of {name}" for name, listed in trainer.callbacks.named() if listed is callback
         )

@@ -90,7 +90,7 @@ class PredictionMetricsCallback(RecordsMetrics):
         self._collected = []
 
     def on_eval_step_end(self, trainer: Trainer, batch: Any, batch_output: dict[str, Any]) -> None:
-        """Keep the outputs and targets of a batch."""
+        """Keep outputs and targets of a batch; raise `ConfigurationError` if `collect` gives others."""
         collected = self.collect(batch, batch_output)
         if not isinstance(collected, tuple) or len(collected) != 2:
             raise ConfigurationError(

@@ -66,7 +66,10 @@ class SaveBestModelCallback(TrainerCallback):
         Args:
             save_path: a `.safetensors` file holds weights only, any other file also what the flags ask for.
             watch_metric: its name in the run history.
-            reset_on_train: forget the best value when a run begins; a resumed run goes on with the one it
+            greater_is_better: the best value is the greatest, and not the smallest.
+            save_optimizer: whether the export holds the state of the optimizer.
+            save_scheduler: whether it holds that of the scheduler.
+            reset_on_train: forget the best value when a run begins; a resumed run continues with the one it
                 saved, and a later stage (`reset_run_history=False`) with that of the stages before.
             load_saved_checkpoint: load the weights of the export when the run ends.
             keep: how many of the best models stay. The best is at `save_path`, the others beside it with

@@ -92,11 +92,15 @@ class SaveTrainingStateCallback(TrainerCallback):
         Args:
             save_dir: folder for the states of one run, on the disk of the main process. If an engine shards
                 the model, several machines have to share the disk.
+            save_every_n_epochs: save after every n-th epoch.
+            save_every_n_updates: save after every n-th update of the run.
+            save_every_n_minutes: save after the update at which the last save is so many minutes old.
             save_at_end: save at the end of the run and at an agreed stop. A signal saves in any case.
             keep_last: number of the newest states that stay; None keeps all, unless `keep_best` is given.
             keep_best: number of states with the best values of `watch_metric` that stay besides the newest.
                 With it a state is saved wherever the metric is recorded, since only a state of that very
                 update has its value.
+            greater_is_better: the best value is the greatest, and not the smallest.
             save_on_signals: names of signals; those that the platform does not have are left out. "SIGINT"
                 makes Ctrl-C save.
             on_error: "raise" ends the run if a save fails. "retry" warns once and tries again after the next

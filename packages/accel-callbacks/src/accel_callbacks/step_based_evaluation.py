@@ -19,7 +19,7 @@ class StepBasedEvaluationCallback(TrainerCallback):
     Metrics are recorded as `intermediate_eval_loss_epoch` and `intermediate_accuracy`, in addition to those
     of the evaluations at the end of the epochs. Training is bit-identical with and without this callback:
     it evaluates between two updates, and modes and random state are put back. Updates are counted from the
-    beginning of the run, so a resumed run goes on in the same rhythm.
+    beginning of the run, so a resumed run continues in the same rhythm.
     """
 
     argument_sources: ClassVar[dict[str, str]] = {"eval_every_n_updates": "periodic.updates"}
@@ -31,8 +31,9 @@ class StepBasedEvaluationCallback(TrainerCallback):
         """Hold period and data.
 
         Args:
+            eval_every_n_updates: the period in updates.
             eval_dataset: data or a ready loader, or several by name, that are evaluated in mid-epoch only;
-                None takes that of `train`. It is read anew for each evaluation, like that of `train`.
+                None takes that of `train`. It is read again for each evaluation, like that of `train`.
 
         Raises:
             ConfigurationError: the period is no whole number of at least 1, or the data cannot be read.
@@ -48,7 +49,7 @@ class StepBasedEvaluationCallback(TrainerCallback):
         self.eval_dataset = eval_dataset
 
     def on_training_run_start(self, trainer: Trainer) -> None:
-        """Raise if there is nothing to evaluate on."""
+        """Raise `ConfigurationError` if there is nothing to evaluate on."""
         if trainer.eval_dataloader is None and self.eval_dataset is None:
             raise ConfigurationError(
                 "StepBasedEvaluationCallback has nothing to evaluate on, since train got no eval_dataset. "

@@ -64,7 +64,7 @@ class TrackerCallback(TrainerCallback):
             name: `"tensorboard"`, `"wandb"`, `"mlflow"`, `"trackio"`, `"aim"`, `"comet"`, `"clearml"`,
                 `"dvclive"`, `"swanlab"`, or any other that Accelerate knows.
             project_name: the project or experiment in which the run appears; a folder of tensorboard.
-            config: hyper-parameters of your own, besides those of `trainer.run_config`; nested mappings are
+            config: your own hyper-parameters, besides those of `trainer.run_config`; nested mappings are
                 flattened.
             logging_dir: the folder of tensorboard and aim, by default that of the accelerator, or `"runs"`;
                 mlflow puts its artifacts there. The tracker's own settings, such as MLFLOW_TRACKING_URI,
@@ -114,7 +114,7 @@ class TrackerCallback(TrainerCallback):
 
     def on_train_epoch_start(self, trainer: Trainer) -> None:
         """Open the tracker, and begin with sums of the loss at zero."""
-        # Not in `on_training_run_start`: only now is it known whether the run goes on from a state.
+        # Not in `on_training_run_start`: only now is it known whether the run continues from a state.
         self._open(trainer)
         self._sums = (0.0, 0.0)
 
@@ -169,7 +169,7 @@ class TrackerCallback(TrainerCallback):
         # States of former versions have none: their folder is named by the run.
         self._folder = state.get("folder", _NAMED_BY_RUN)
         # The losses of an epoch begun are kept by process, so with another number of them the sums begin
-        # anew.
+        # again.
         if state["num_processes"] == self._num_processes:
             self._sums = (state["sums"][0], state["sums"][1])
 

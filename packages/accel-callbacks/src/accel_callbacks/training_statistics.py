@@ -39,6 +39,9 @@ class TrainingStatisticsCallback(TrainerCallback):
     def __init__(self, record_every_n_updates: int = 10) -> None:
         """Hold the period.
 
+        Args:
+            record_every_n_updates: the period in updates; 1 waits for the device after each.
+
         Raises:
             ConfigurationError: the period is no whole number of at least 1.
         """

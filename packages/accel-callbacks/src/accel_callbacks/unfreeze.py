@@ -42,12 +42,12 @@ class UnfreezeCallback(TrainerCallback):
 
     Parts that the schedule does not name stay as they are, as do adapters on a frozen base. A part that is
     named twice is trained from the first of its epochs on. Each run begins with all parts frozen; a later
-    stage of it (`reset_run_history=False`) and a resumed run go on with those that were unfrozen. On several
+    stage of it (`reset_run_history=False`) and a resumed run keep those that were unfrozen. On several
     processes the model is wrapped again, so that the gradients of what is unfrozen are synchronised.
     """
 
     order = -50
-    """Before callbacks of your own, which see the model as it will be trained."""
+    """Before your own callbacks, which see the model as it will be trained."""
 
     def __init__(
         self,
@@ -72,7 +72,11 @@ class UnfreezeCallback(TrainerCallback):
         """Freezes and unfreezes the model; None until it is prepared."""
 
     def on_prepare_start(self, trainer: Trainer) -> None:
-        """Freeze, and give the optimizer the parameter groups of the schedule."""
+        """Freeze, and give the optimizer the parameter groups of the schedule.
+
+        Raises:
+            ConfigurationError: the schedule does not fit the model, or the engine shards it.
+        """
         # Before DDP wraps the model, which would wait for gradients of parameters that have none.
         if trainer.engine.shards_parameters:
             raise ConfigurationError(

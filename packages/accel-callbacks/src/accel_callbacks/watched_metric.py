@@ -21,6 +21,7 @@ class WatchedMetric:
 
         Args:
             owner: the class of the callback, for errors.
+            greater_is_better: the best value is the greatest, and not the smallest.
 
         Raises:
             ConfigurationError: the name is no string.
@@ -44,7 +45,7 @@ class WatchedMetric:
         self.values_seen = len(self._values(trainer))
 
     def check_will_be_recorded(self, trainer: Trainer) -> None:
-        """Raise if the loss of evaluations is watched, but the run has no such evaluation set."""
+        """Raise `ConfigurationError` if the loss of evaluations is watched, but the run has no such set."""
         # Other names are not known before they are recorded: callbacks and the user's own steps choose them.
         if self.name == "eval_loss_epoch" and trainer.eval_dataloader is None:
             raise ConfigurationError(
@@ -105,7 +106,7 @@ class WatchedMetric:
             records = trainer.run_history.get_records()
             current = trainer.run_history.current_epoch
             return sum(1 for record in records if record["name"] == self.name and record["epoch"] < current)
-        # A metric that was deleted from the history begins anew.
+        # A metric that was deleted from the history begins from scratch.
         return self.values_seen if self.values_seen <= len(values) else 0
 
     def _should_be_there(self, trainer: Trainer) -> bool:
@@ -126,7 +127,11 @@ class WatchedMetric:
         return any(name.endswith("eval_loss_epoch") and "intermediate_" not in name for name in names)
 
     def is_better(self, value: float, best: float | None, by_more_than: float = 0.0) -> bool:
-        """Whether `value` is better than `best`. None is worse than any number; nan is never better."""
+        """Whether `value` is better than `best`. None is worse than any number; nan is never better.
+
+        Args:
+            by_more_than: the least difference that counts.
+        """
         # A comparison with nan is False, so nan is never better; as the first value it has to be refused
         # here.
         if best is None:

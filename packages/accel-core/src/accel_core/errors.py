@@ -43,8 +43,8 @@ class AccelWarning(UserWarning):
 class RunInterrupted(SystemExit):
     """Ends `train` after a signal: the update was finished, the state saved, everything closed.
 
-    Unhandled it ends the process without a traceback, with the status 128 + signal that shells and schedulers
-    expect.
+    Unhandled it ends the process without a traceback, with the status 128 + `signal_number` that shells and
+    schedulers expect. `checkpoint` is the newest complete one.
     """
 
     def __init__(self, signal_number: int, checkpoint: Path | None) -> None:

@@ -1,4 +1,4 @@
-"""Exports what callbacks, adapters and trainers of your own need beyond the public names.
+"""Exports what your own callbacks, adapters and trainers need beyond the public names.
 
 `accel_callbacks` and `accel_integrations` use nothing else of the core. The names here follow the same rules
 of versions as those of `accel_core`.

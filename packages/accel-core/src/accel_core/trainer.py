@@ -106,7 +106,7 @@ class Trainer:
             loss_func: takes the model's outputs and the targets, and returns the mean loss of the batch, a
                 scalar; None if `calculate_train_batch_loss` is overridden.
             optimizer: over the parameters of `model`; None is enough to evaluate.
-            callbacks: instances, or classes that need no arguments.
+            callbacks: instances, or classes without arguments; `run_history` keeps what is measured.
             accelerator: your own, for mixed precision, FSDP, DeepSpeed or trackers; see `create_accelerator`.
             seed: decides the order of the data, and all random numbers from the first run on. None takes the
                 seed of the order from `torch.initial_seed()` and seeds nothing.
@@ -217,7 +217,7 @@ class Trainer:
         self.callbacks.on_train_epoch_end(self)
 
     def run_train_step(self, step: Step, group: UpdateGroup) -> None:
-        """Make the forward and the backward pass of one batch."""
+        """Make the forward and the backward pass of the batch of `step`, which belongs to `group`."""
         run = self._run or outside_run("run_train_step")
         run.step, run.group = step, group
         if run.stepped:
@@ -327,7 +327,7 @@ class Trainer:
                 self.callbacks.on_eval_epoch_end(self, **event)
 
     def run_eval_step(self, step: Step, logs: MeanTrackers) -> None:
-        """Make the forward pass of one batch; what a padding step computes is thrown away."""
+        """Make the forward pass of `step`, and add to `logs`; the result of a padding step is thrown away."""
         run = self._run or outside_run("run_eval_step")
         run.step = step
         if step.is_padding:
@@ -356,7 +356,7 @@ class Trainer:
         return create_batch_output(self, self.loss_func, inputs, self.model(inputs), targets)
 
     def calculate_eval_batch_loss(self, batch: Any) -> dict[str, Any]:
-        """Return the same as `calculate_train_batch_loss`, without gradients.
+        """Return the same of `batch` as `calculate_train_batch_loss`, without gradients.
 
         By default it is what `Trainer` computes for `(inputs, targets)`, also if your class trains otherwise:
         what regularises training must not leak into an evaluation. Override it to return your own loss.
@@ -402,9 +402,9 @@ class Trainer:
     ) -> None:
         """Step a further optimizer among the attributes of the trainer. Every process takes part.
 
-        Averages its gradients over the processes, unscales those of float16, clips, steps it and the
-        scheduler whose `optimizer` it is, and clears its gradients, also of what the loss of the same step
-        adds later.
+        Averages its gradients over the processes, unscales those of float16, clips them by
+        `gradient_clip_norm` and `gradient_clip_value`, steps it and the scheduler whose `optimizer` it is,
+        and clears its gradients, also of what the loss of the same step adds later.
         """
         run = self._run or outside_run("step_optimizer")
         run.step_optimizer(optimizer, gradient_clip_norm, gradient_clip_value)
@@ -472,20 +472,20 @@ class Trainer:
         self.model, self.optimizer = self.engine.prepare(self.model, self.optimizer)
 
     def get_default_train_dl_kwargs(self, batch_size: int) -> dict[str, Any]:
-        """Return the defaults of the training `DataLoader`; `train_dataloader_kwargs` win over them."""
+        """Return defaults of the training `DataLoader` for `batch_size`; `train_dataloader_kwargs` win."""
         return default_dataloader_kwargs(self.train_dataset, batch_size, True, self.accelerator)
 
     def get_default_eval_dl_kwargs(self, batch_size: int) -> dict[str, Any]:
-        """Return the defaults of the evaluation `DataLoader`; `eval_dataloader_kwargs` win over them."""
+        """Return defaults of the evaluation `DataLoader` for `batch_size`; `eval_dataloader_kwargs` win."""
         return default_dataloader_kwargs(self.eval_dataset, batch_size, False, self.accelerator)
 
     def create_train_dataloader(self, batch_size: int, train_dl_kwargs: dict[str, Any] | None = None) -> Any:
-        """Return a loader of `self.train_dataset` as for a single process; the trainer shards it."""
+        """Return a loader for one process by `batch_size` and `train_dl_kwargs`; the trainer shards it."""
         defaults = self.get_default_train_dl_kwargs(batch_size)
         return create_dataloader(self.train_dataset, defaults, train_dl_kwargs, self.collate_fn)
 
     def create_eval_dataloader(self, batch_size: int, eval_dl_kwargs: dict[str, Any] | None = None) -> Any:
-        """Return a loader of `self.eval_dataset` as for a single process; the trainer shards it."""
+        """Return a loader for one process by `batch_size` and `eval_dl_kwargs`; the trainer shards it."""
         defaults = self.get_default_eval_dl_kwargs(batch_size)
         return create_dataloader(self.eval_dataset, defaults, eval_dl_kwargs, self.collate_fn)
 
@@ -542,8 +542,8 @@ class Trainer:
             gradient_accumulation_steps: steps of each process in an update.
             gradient_clip_value: largest absolute value of an element of a gradient.
             create_scheduler_fn: makes a scheduler of the optimizer; may hold `TrainerPlaceholderValues`.
-            train_dataloader_kwargs: arguments of torch's `DataLoader`, which win over the defaults.
-            reset_run_history: begin a new run with an empty history. False goes on with the run before, if
+            train_dataloader_kwargs: of torch's `DataLoader`, as is `collate_fn`; they win over the defaults.
+            reset_run_history: begin a new run with an empty history. False continues with the run before, if
                 there is one: history, epochs and updates count on, as its next stage. A resumed run keeps it.
             resume_from: a folder of `save_training_state`; None starts afresh. If its state is of a later
                 stage, this call does nothing; if it is of an earlier one, the call begins its own.
@@ -558,7 +558,7 @@ class Trainer:
             scheduler_metric: the metric of the run history for a scheduler that needs one after an epoch.
             seed_each_sample: seed python, numpy and torch for each sample from (seed, order epoch, index);
                 the samples of every evaluation like those of the first epoch.
-            data_is_sharded: each process brings its own share of the data, which is not shared out again.
+            data_is_sharded: each process brings its own share of the data, which is not sharded again.
 
         Raises:
             ConfigurationError: an argument cannot be used; nothing was changed.
@@ -601,7 +601,7 @@ class Trainer:
         Args:
             dataset: like `eval_dataset` of `train`, also by name, as `data_is_sharded`; None takes the
                 evaluation data of the latest run.
-            per_device_batch_size: of all sets, or by name, as `dataloader_kwargs`.
+            per_device_batch_size: of all sets, or by name, as `dataloader_kwargs`; `collate_fn` is of all.
         """
         entering.check_can_run(self, "evaluate", "calculate_eval_batch_loss", Trainer)
         given = (dataset, per_device_batch_size, dataloader_kwargs, collate_fn, data_is_sharded)
@@ -618,11 +618,11 @@ class Trainer:
         on: str = "all",
         outputs: Callable[[Any], Any] | None = None,
     ) -> Any:
-        """Return the outputs of `calculate_predictions` for the whole data set, on the CPU.
+        """Return the outputs of `calculate_predictions` for the whole `dataset`, on the CPU.
 
         They are in the order of the data, of the processes with `data_is_sharded`, and like those of one
         batch: tensors are joined on the first dimension, lists of mappings or plain values have one item a
-        sample.
+        sample. `per_device_batch_size`, `dataloader_kwargs` and `collate_fn` are as for `evaluate`.
 
         Args:
             on: `"all"`, or `"main"` to join them on the main process only, and return None on the others.
@@ -639,7 +639,7 @@ class Trainer:
         dataloader_kwargs: dict[str, Any] | None = None,
         collate_fn: Callable[[list[Any]], Any] | None = None,
     ) -> Iterator[tuple[torch.Tensor, Any]]:
-        """Yield the places of samples in the data and their outputs, a batch of this process at a time.
+        """Yield places in the data and outputs, a batch at a time; the arguments are those of `predict`.
 
         The outputs are on the CPU, and nothing is gathered: a process has its own share, in the order of the
         data. Every process takes part when the loop begins. On several processes the data needs a length.
@@ -651,7 +651,7 @@ class Trainer:
     def load_training_state(self, input_dir: str | Path) -> dict[str, Any]:
         """Restore what `save_training_state` saved; return its `checkpoint_kwargs`. Every process takes part.
 
-        To go on with a run use `train(..., resume_from=input_dir)`, which finds the position in the data too.
+        To continue a run use `train(..., resume_from=input_dir)`, which finds the position in the data too.
         """
         entering.check_can_run(self, "load_training_state")
         with preparing.running(self, self._training_run or Run(self.engine)) as run:
@@ -660,7 +660,7 @@ class Trainer:
     # ------------------------------------------------------------------ stopping
 
     def request_stop(self, reason: str, signal_number: int = 0) -> None:
-        """Ask all processes to stop at the next safe point, after the same update.
+        """Ask all processes to stop after the current update, which is the same for all.
 
         Args:
             reason: what `stop_reason` is on every process.
@@ -685,11 +685,11 @@ class Trainer:
         *,
         model: torch.nn.Module | None = None,
     ) -> None:
-        """Export the model to one file, atomically: `.safetensors` has weights only, others all you ask for.
+        """Export the model to `save_path`, atomically: `.safetensors` has weights only, others what you ask.
 
-        The keys are `model_state_dict`, `optimizer_state_dict`, `scheduler_state_dict` and those of
-        `checkpoint_kwargs`. The main process writes. Raises `CheckpointError` if parameters are not finite:
-        nothing has changed then. An engine that shards (FSDP, DeepSpeed) leaves its optimizer out.
+        The keys are `model_state_dict`, `optimizer_state_dict` if `save_optimizer`, `scheduler_state_dict`
+        if `save_scheduler`, and those of `checkpoint_kwargs`. The main process writes; engines that shard
+        leave the optimizer out. Raises `CheckpointError` if parameters are not finite: nothing has changed.
 
         Args:
             model: is exported in place of the trainer's, such as an average of its weights.
@@ -700,7 +700,7 @@ class Trainer:
     def load_checkpoint(
         self, checkpoint_path: str | Path, load_optimizer: bool = True, load_scheduler: bool = True
     ) -> dict[str, Any]:
-        """Load an export, and return what is in it. The main process reads."""
+        """Load and return the export `checkpoint_path`, by `load_optimizer` and `load_scheduler` in full."""
         return exports.load_export(self, checkpoint_path, load_optimizer, load_scheduler)
 
     def create_model_state(self, model: torch.nn.Module) -> dict[str, Any]:
@@ -708,15 +708,15 @@ class Trainer:
         return model.state_dict()
 
     def load_model_state(self, model: torch.nn.Module, state: dict[str, Any]) -> None:
-        """Load what `create_model_state` returned; raise `RuntimeError` or `KeyError` for another model's."""
+        """Load `state` of `create_model_state`; raise `RuntimeError` or `KeyError` for another model's."""
         model.load_state_dict(state)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return plain values of your own subclass to save with the training state, for each process."""
+        """Return plain values of your subclass to save with the training state, for each process."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what `state_dict` returned; called twice, like that of a callback."""
+        """Go on from `state`, which `state_dict` returned; called twice, like that of a callback."""
 
     def save_training_state(
         self, output_dir: str | Path, checkpoint_kwargs: dict[str, Any] | None = None
@@ -726,7 +726,7 @@ class Trainer:
         Call it between updates. It does nothing if the state of this very update and epoch stands there.
 
         Args:
-            checkpoint_kwargs: plain values of your own, which `load_training_state` returns.
+            checkpoint_kwargs: your own plain values, which `load_training_state` returns.
 
         Raises:
             CheckpointError: it could not be written, or parameters are not finite; what was there stays.
@@ -770,7 +770,7 @@ class Trainer:
         return self.engine.group.is_main
 
     def print(self, *args: Any, **kwargs: Any) -> None:
-        """Print on the main process."""
+        """Print `args` on the main process, with the `kwargs` of `print`."""
         if self.is_main_process:
             print(*args, **kwargs)  # noqa: T201
 
@@ -785,11 +785,11 @@ class Trainer:
         return gather_tensor(tensor, padding_value, self.engine.group)
 
     def gather_with_grad(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Join `(rows, ...)` of `data_group` with gradients, which backward sums: for contrastive losses."""
+        """Join each `tensor` `(rows, ...)` with gradients, which backward sums: for contrastive losses."""
         return gather_with_grad(tensor, self.engine.group, self._run.check_collective if self._run else None)
 
     def get_model(self, keep_torch_compile: bool = True) -> torch.nn.Module:
-        """Return the model without what was wrapped around it."""
+        """Return the model without wrappers, but with that of torch.compile if `keep_torch_compile`."""
         return unwrap_model(self.accelerator, self.model, keep_torch_compile)
 
     __repr__ = describe_briefly

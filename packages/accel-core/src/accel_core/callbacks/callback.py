@@ -11,7 +11,7 @@
                     before forward                 on_train_step_start
                     after backward                 on_train_step_end
                 gradients complete, not clipped    on_optimizer_step_start
-                parameters changed, safe point     on_optimizer_step_end
+                parameters changed, between updates on_optimizer_step_end
             loss recorded                          on_train_epoch_end
             model in eval mode                     on_eval_epoch_start
             for each batch                         on_eval_step_start, on_eval_step_end
@@ -113,7 +113,7 @@ class TrainerCallback:
     def on_optimizer_step_end(self, trainer: Trainer) -> None:
         """React when parameters, scheduler and progress are updated, and the gradients cleared.
 
-        This is the safe point to save, evaluate and stop.
+        This is the place to save, evaluate and stop.
         """
 
     def on_train_epoch_end(self, trainer: Trainer) -> None:
@@ -132,14 +132,17 @@ class TrainerCallback:
         """React before the forward pass of a batch of an evaluation; without gradients."""
 
     def on_eval_step_end(self, trainer: Trainer, batch: Any, batch_output: dict[str, Any]) -> None:
-        """React after the forward pass of a batch; processes may have different numbers of batches."""
+        """React after the forward pass of `batch`, which gave `batch_output`.
+
+        Processes may have different numbers of batches.
+        """
 
     def on_eval_epoch_end(self, trainer: Trainer, is_intermediate: bool, metric_prefix: str) -> None:
         """React when the loss of the evaluation is in the history, and the model back in its mode.
 
         What is recorded here under a plain name, such as `accuracy`, gets the prefix of the evaluation:
         `evaluation_accuracy` by `evaluate`, `intermediate_accuracy` in mid-epoch, `ema_model_accuracy`; none
-        after an epoch.
+        after an epoch. `is_intermediate` and `metric_prefix` are those of `on_eval_epoch_start`.
         """
 
     def on_evaluation_end(self, trainer: Trainer, is_intermediate: bool, metric_prefix: str) -> None:
@@ -147,6 +150,7 @@ class TrainerCallback:
 
         What is recorded here, such as metrics of averaged weights, belongs to this very evaluation: a
         scheduler that follows it steps afterwards. At the end of an epoch comes `on_training_run_epoch_end`.
+        `is_intermediate` and `metric_prefix` are those of `on_eval_epoch_start`.
         """
 
     def on_training_run_epoch_end(self, trainer: Trainer) -> None:
@@ -168,7 +172,7 @@ class TrainerCallback:
         """React when the training state in the folder `path` is restored."""
 
     def on_exception(self, trainer: Trainer, error: BaseException) -> None:
-        """React to any exception, before it is raised on.
+        """React to `error`, any exception, before it is raised on.
 
         Do nothing collective here: the other processes may never come.
         """

@@ -51,7 +51,11 @@ class CallbackList(TrainerCallback):
         return iter(self.callback_list)
 
     def add_callbacks(self, callbacks: Iterable[Any]) -> None:
-        """Add several, or none if one of them is refused."""
+        """Add `callbacks`, or none of them if one cannot be used.
+
+        Raises:
+            ConfigurationError: they are no sequence, or one of them is no callback.
+        """
         # A single callback, or its class, is the likeliest mistake.
         if isinstance(callbacks, (TrainerCallback, type)) or not isinstance(callbacks, Iterable):
             example = "MyCallback()" if callbacks is None else _name(callbacks)
@@ -91,10 +95,11 @@ class CallbackList(TrainerCallback):
     def call_event(self, event: str, *, required: bool = False, **kwargs: Any) -> None:
         """Call the method `event` of every callback that has it, with the trainer first.
 
-        For events of your own; their names do not begin with `on_`.
+        For your own events; their names do not begin with `on_`.
 
         Args:
             required: raise `ConfigurationError` if no callback has the method.
+            kwargs: arguments of the method after the trainer.
         """
         if event.startswith("on_"):
             hint = (

@@ -36,6 +36,9 @@ class LimitBatchesCallback(TrainerCallback):
             intermediate_only: limit the evaluations in the middle of an epoch alone.
             overfit: train on the same batches in every epoch, to see whether the model can learn them by
                 heart.
+
+        Raises:
+            ConfigurationError: an argument cannot be used.
         """
         self.num_batches = check_whole_number("num_batches", num_batches, _WAY_OUT)
         if overfit and (eval_only or intermediate_only):
@@ -47,7 +50,7 @@ class LimitBatchesCallback(TrainerCallback):
         self.overfit = overfit
 
     def limit(self, train: ShardedDataLoader | None, evaluation: ShardedDataLoader | None) -> None:
-        """Limit the loaders of a run; of several limits the smallest counts."""
+        """Limit the loaders `train` and `evaluation` of a run; of several limits the smallest counts."""
         if train is not None and not (self.eval_only or self.intermediate_only):
             # `max_steps` is None if nothing limits the loader yet.
             train.max_steps = min(train.max_steps or self.num_batches, self.num_batches)

@@ -72,7 +72,7 @@ def check_choice(name: str, value: Any, choices: tuple[Any, ...]) -> Any:
 
 
 def check_path(name: str, value: Any, way_out: str) -> Path:
-    """Return `value` as a `Path`. Every path of the user's comes by here.
+    """Return `value` as a `Path`. Every path of the user's is checked here.
 
     Raises unless it is text or a path that a disk of this machine could have: an address such as `s3://…`
     would become a folder named `s3:`.

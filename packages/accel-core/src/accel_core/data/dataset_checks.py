@@ -21,7 +21,7 @@ from .readers import is_map_style, is_ready_loader
 def check_dataset(name: str, dataset: Any, num_passes: int | None = 1) -> None:
     """Raise unless samples or batches can be read from `dataset` `num_passes` times.
 
-    Data that is known to be empty is refused too.
+    Data that is known to be empty raises an error too.
     """
     kind = type(dataset).__name__
     if isinstance(dataset, DataLoaderStateMixin):

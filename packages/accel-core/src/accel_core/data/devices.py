@@ -28,7 +28,7 @@ def move_to_device(batch: Any, device: torch.device, pins: bool = False) -> Any:
             batch = batch.pin_memory()
         return send_to_device(batch, device, non_blocking=True)
     if dataclasses.is_dataclass(batch) and not isinstance(batch, type) and not hasattr(batch, "to"):
-        # Copied, not made anew: a constructor may ask for other arguments than there are fields.
+        # Copied, not made again: a constructor may ask for other arguments than there are fields.
         moved = copy.copy(batch)
         for field in dataclasses.fields(batch):
             if hasattr(batch, field.name):

@@ -14,7 +14,7 @@ from typing import Any
 
 
 def restores_exactly(source: Any) -> bool:
-    """Whether the state of `source` is enough to go on with the very next sample."""
+    """Whether the state of `source` is enough to continue with the very next sample."""
     if not (hasattr(source, "state_dict") and hasattr(source, "load_state_dict")):
         return False
     says = getattr(source, "restores_exactly", None)
@@ -25,7 +25,7 @@ def restores_exactly(source: Any) -> bool:
 
 
 def _has_buffer(stream: Any) -> bool:
-    """Whether a stream of Hugging Face shuffles through a buffer, at any place of its chain."""
+    """Whether an iterable dataset of Hugging Face shuffles through a buffer, at any place of its chain."""
     chain = [getattr(stream, "_ex_iterable", None)]
     while chain:
         part = chain.pop()

@@ -30,7 +30,7 @@ SAMPLERS_THAT_DRAW = (RandomSampler, WeightedRandomSampler, SubsetRandomSampler)
 ORDER_VERSION = 2
 """Version of the function from seed and epoch to the order of the samples; training states name it.
 
-In version 1 a shuffle of any length is drawn. A run that was begun with it goes on with it.
+In version 1 a shuffle of any length is drawn. A run that was begun with it continues with it.
 """
 
 KEYED_FROM = 2**20

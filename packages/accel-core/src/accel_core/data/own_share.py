@@ -1,4 +1,4 @@
-"""Data of which each process brings its own share, of any length: nothing is shared out again."""
+"""Data of which each process brings its own share, of any length: nothing is sharded again."""
 
 from __future__ import annotations
 

@@ -119,7 +119,7 @@ def _traits_of(loader: Any) -> list[Any]:
 
 
 def compare_first_items(digest: bytes | None, dataset: Any) -> None:
-    """Compare the first items that the processes have read of a stream. Every process takes part.
+    """Compare the first items that the processes have read of an iterable dataset. Every process takes part.
 
     Raises:
         ConfigurationError: they differ, and streams of this kind can shard themselves.

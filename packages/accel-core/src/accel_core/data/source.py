@@ -188,7 +188,7 @@ class SequentialSource:
         # Copied, since many a state_dict returns the live object, which goes on to change.
         state = copy.deepcopy(stateful.state_dict())
         # From a state alone nobody can tell whether the next batch is of this epoch: many a data set begins
-        # anew by itself. No update comes before this batch, so it is due.
+        # again by itself. No update comes before this batch, so it is due.
         self._peeked = self.take_step(self._batches)
         if not self._peeked:
             state = copy.deepcopy(stateful.state_dict())
@@ -275,7 +275,7 @@ class SequentialSource:
         self._is_at_end = state["is_at_end"]
 
     def limits_of_exactness(self, saved_position: int, saved_num_processes: int) -> list[str]:
-        """Return what is read again, what comes twice, and what is drawn anew."""
+        """Return what is read again, what comes twice, and what is drawn again."""
         steps, rest = divmod(saved_position, self.step_size)
         # The state of another process is about another shard.
         has_position = self.stateful is not None and saved_num_processes == self.group.size

@@ -1,4 +1,4 @@
-"""Torch loaders made anew from the user's, and the workers that they start."""
+"""Torch loaders made again from the user's, and the workers that they start."""
 
 from __future__ import annotations
 

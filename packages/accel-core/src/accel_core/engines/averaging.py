@@ -132,7 +132,7 @@ def check_equal_parameters(named: Iterable[tuple[str, torch.Tensor]]) -> str | N
     return (
         f"The processes have values of the parameter {name!r} that differ in their last digits, as on "
         "devices of different kinds. Those of the main process are saved. Use one kind of device for runs "
-        "that can be repeated to the bit."
+        "that can be repeated bit-identically."
     )
 
 

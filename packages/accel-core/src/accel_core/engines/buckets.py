@@ -1,6 +1,6 @@
 """Gives DDP the buckets of gradients that it keeps, before the first update instead of after it.
 
-DDP sums gradients in buckets, and lays these out anew after its first backward pass. On three processes and
+DDP sums gradients in buckets, and lays these out again after its first backward pass. On three processes and
 more a ring adds in an order that depends on an element's place in its bucket. So the first update after each
 start would be rounded otherwise than the same update of a run that was not stopped. One sum of zeros, made
 with the wrapper and thrown away, lets every update find the layout that lasts.

@@ -1,6 +1,6 @@
-"""Knows which layouts of processes are right and which are refused, and alone asks Accelerate which runs.
+"""Knows which layouts of processes are right and which raise an error, and alone asks Accelerate which runs.
 
-What is refused would train, and be wrong without an error: processes of one copy of the model would read
+What raises an error would train, and be wrong without an error: processes of one copy of the model would read
 different batches, or the model would not be laid out as its user believes.
 """
 

@@ -126,7 +126,7 @@ class DDP(SingleProcess):
         return check_equal_parameters(self.trained.named_parameters())
 
     def model_to_train(self) -> torch.nn.Module:
-        """Return the prepared model, wrapped anew if parameters were frozen or unfrozen since.
+        """Return the prepared model, wrapped again if parameters were frozen or unfrozen since.
 
         DDP would not synchronise those that it did not know.
         """

@@ -65,7 +65,7 @@ class StepsInBackward(Sharded):
         super().check_files(folder, saved_processes, trust_engine_files)
         if saved_processes != self.group.size:
             raise CheckpointError(
-                f"'{folder}' was saved by {saved_processes} processes, and {self.name} goes on with that "
+                f"'{folder}' was saved by {saved_processes} processes, and {self.name} continues with that "
                 f"number only, not with {self.group.size}. Start as many, or begin a new run from an export."
             )
 

@@ -158,7 +158,7 @@ class Engine(Protocol):
     # ---------------------------------------------------------------- in the loop
 
     def model_to_train(self) -> torch.nn.Module:
-        """Return the prepared model, wrapped anew if parameters were frozen or unfrozen since."""
+        """Return the prepared model, wrapped again if parameters were frozen or unfrozen since."""
 
     def module_to_evaluate(self, model: torch.nn.Module) -> torch.nn.Module:
         """Return what an evaluation calls. No communication."""
@@ -199,7 +199,7 @@ class Engine(Protocol):
         """Return the contents of the files that the main process writes into a training state, by name."""
 
     def create_shards(self) -> Shards | None:
-        """Return what this process writes of model and optimizer, without a word to others while it writes.
+        """Return what this process writes of model and optimizer, without a message to others.
 
         None if `write_own_files` writes them, or the main process. No communication.
         """
@@ -212,7 +212,7 @@ class Engine(Protocol):
         """Load what `main_files` and the engine itself have written."""
 
     def check_files(self, folder: Path, saved_processes: int, trust_engine_files: bool) -> None:
-        """Raise if this engine cannot go on from a training state, or is not trusted to read it.
+        """Raise if this engine cannot continue from a training state, or is not trusted to read it.
 
         No communication.
         """

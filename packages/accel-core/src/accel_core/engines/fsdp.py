@@ -225,7 +225,7 @@ class FSDP2(TrainsBeside, FSDP):
             return Shards(tensors, rest)
         if not self._has_warned and self.group.is_main:
             warnings.warn(
-                f"Training states are written by Accelerate, which pickles them: {obstacle}. To go on from "
+                f"Training states are written by Accelerate, which pickles them: {obstacle}. To resume from "
                 "them, set trainer.trust_engine_files = True.",
                 AccelWarning,
                 stacklevel=2,

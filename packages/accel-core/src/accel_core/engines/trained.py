@@ -58,7 +58,7 @@ class Trained:
         self.refresh()
 
     def refresh(self) -> bool:
-        """Look anew, as attributes may be exchanged, and return whether anything has changed."""
+        """Look again, as attributes may be exchanged, and return whether anything has changed."""
         before = (self.optimizers, self.modules)
         self.optimizers = {
             name: value

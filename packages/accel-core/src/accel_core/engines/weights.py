@@ -151,7 +151,7 @@ def load_together(
 
     An error leaves it and `optimizer` as they were.
 
-    A state with other names or shapes comes first: if it is refused, that is why the rest would not fit
+    A state with other names or shapes comes first: if it fails, that is why the rest would not fit
     either.
     """
     if isinstance(load, PartialLoad):

@@ -62,7 +62,7 @@ FOREIGN_ATTRIBUTES = {
     "freeze_to": "Use ModelFreezer of accel_callbacks.",
     "unfreeze": "Use ModelFreezer or UnfreezeCallback of accel_callbacks.",
     "lr_find": "Use find_learning_rate of accel_callbacks.",
-    "hyperparameter_search": "Call train in a loop of your own; OptunaPruningCallback ends hopeless trials.",
+    "hyperparameter_search": "Call train in your own loop; OptunaPruningCallback ends hopeless trials.",
     "get_preds": "Use predict(dataset).",
     "predict_on_batch": "Use calculate_predictions(batch), or predict(dataset).",
     "manual_backward": "Use trainer.accelerator.backward(loss), then step_optimizer.",

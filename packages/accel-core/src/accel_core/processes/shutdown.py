@@ -35,7 +35,7 @@ def check_processes_see_each_other(num_processes: int) -> None:
 
 def close_process_group_at_exit() -> None:
     """Destroy the process group when the interpreter ends: gloo may abort the process otherwise."""
-    # Every run comes by here, and one call at exit is enough.
+    # Every run is checked here, and one call at exit is enough.
     atexit.unregister(_destroy_process_group)
     atexit.register(_destroy_process_group)
 

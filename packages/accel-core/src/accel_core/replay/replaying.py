@@ -213,7 +213,7 @@ def _result(recorder: Recorder, start: ReplayStart, trial: Any) -> ReplayResult:
 
 
 def _limits(start: ReplayStart, recorder: Recorder) -> list[str]:
-    """Return sentences on what may keep the replay from being equal to the bit."""
+    """Return sentences on what may keep the replay from being bit-identical."""
     messages = versions_changed(start.state["launched"]["versions"], library_versions())
     messages += recorder.limits_of_exactness
     num_processes = start.launch["num_processes"]

@@ -38,7 +38,7 @@ class ReplayResult:
     layers: dict[str, list[Any]]
     """Outputs of each layer by its name, in the order of their first call; empty unless asked for."""
     messages: list[str]
-    """What may keep the replay from being equal to the bit, in sentences; empty if nothing is known."""
+    """What may keep the replay from being bit-identical, in sentences; empty if nothing is known."""
 
     @property
     def weights(self) -> dict[str, torch.Tensor]:

@@ -149,7 +149,7 @@ class BackgroundSaves:
         return " ".join(f"Process {index}: {text}" for index, text in failures.items()) or failure
 
     def close(self, trainer: TrainerParts) -> Path | None:
-        """Wait for the state on its way after an error, without a word to other processes, and return it."""
+        """Wait for the state on its way after an error, without messages to other processes; return it."""
         if self.path is None:
             return None
         path, self.path = self.path, None

@@ -41,7 +41,7 @@ _WAYS_OUT = {
         "smaller batch or prefetch_factor, or a data set that holds less."
     ),
     "default_collate: batch must contain": (
-        "The default collate_fn cannot join what the data set returns. Pass a collate_fn of your own, or "
+        "The default collate_fn cannot join what the data set returns. Pass your own collate_fn, or "
         "return tensors, numbers, strings, tuples, lists or dictionaries. Samples that are dataclasses need "
         "one too."
     ),

@@ -48,7 +48,7 @@ def check_state(trainer: TrainerParts, folder: Path, state: TrainerState) -> Non
 
     Raises:
         CheckpointError: a file is damaged. The main process has renamed the state by then, so that a
-            script that is started again goes on from the one before.
+            script that is started again continues from the one before.
     """
     names = sorted(state.get("digests", {}))
     group = trainer.engine.group
@@ -72,7 +72,7 @@ def check_state(trainer: TrainerParts, folder: Path, state: TrainerState) -> Non
 
 
 def _try_to_set_aside(folder: Path) -> str:
-    """Rename a damaged state, and return the sentence that says so."""
+    """Rename a damaged state, and return the sentence on it."""
     try:
         aside = set_damaged_aside(folder)
     except OSError as error:

@@ -68,7 +68,7 @@ def pass_on_signal(number: int, error: BaseException | None) -> None:
 
 
 def heed_earlier_signals(agreement: Agreement) -> None:
-    """Let a run stop at its first safe point if a signal came while an error ended the run before."""
+    """Let a run stop after its first update if a signal came while an error ended the run before."""
     while _signals_to_heed:
         number = _signals_to_heed.pop()
         name = signal.Signals(number).name

@@ -13,7 +13,7 @@ from .trainer_parts import TrainerParts
 def start_train_epoch(trainer: TrainerParts, run: Run, loader: ShardedDataLoader) -> None:
     """Go to the position in the data where the epoch begins, or goes on."""
     progress = trainer.run_progress
-    # An epoch that is resumed goes on with its sums.
+    # An epoch that is resumed continues with its sums.
     if progress.updates_completed_in_epoch == 0:
         trainer.train_loss.reset()
         run.train_logs = MeanTrackers(trainer.device)

@@ -34,7 +34,7 @@ def label_of(argument: str, name: str) -> str:
 
 
 def check_named_sets(argument: str, dataset: Any) -> None:
-    """Raise for a list of data sets, and for names of sets whose metrics could not be told apart."""
+    """Raise for a list of data sets, and for names of sets whose metrics could not be distinguished."""
     if isinstance(dataset, (list, tuple)):
         _refuse_list(argument, dataset)
     if not isinstance(dataset, Mapping):
@@ -56,7 +56,7 @@ def check_named_sets(argument: str, dataset: Any) -> None:
         if reserved is not None:
             raise ConfigurationError(
                 f"{argument} has the name {name!r}, but {reserved!r} stands in the names of other metrics, "
-                f"so they could not be told apart. Use another name, such as {f'{name}_set'!r}."
+                f"so they could not be distinguished. Use another name, such as {f'{name}_set'!r}."
             )
 
 

@@ -66,7 +66,7 @@ def check_same_batch(group: DataGroup, batch: Any) -> None:
         raise ConfigurationError(
             f"The first batch differs between the {len(of_copy)} processes that hold one copy of the model, "
             "which have to read the same. Pass the same data on all of them; draw no random numbers that "
-            "depend on the process; and shard data of your own by trainer.data_group.index, not by the rank."
+            "depend on the process; and shard your own data by trainer.data_group.index, not by the rank."
         )
 
 

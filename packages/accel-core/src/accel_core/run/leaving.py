@@ -1,4 +1,4 @@
-"""Says how a process leaves a run that others may go on with."""
+"""Says how a process leaves a run that others may continue with."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from .update_groups import UpdateGroup
 
 
 def run_padding_step(trainer: TrainerParts, run: Run, step: Step, group: UpdateGroup) -> None:
-    """Take part in the communication of a step without samples: its batch weighs nothing."""
+    """Take part in the communication of a step without samples: its batch has weight zero."""
     group.count_padding(step)
     if step.batch is None:
         return

@@ -142,7 +142,7 @@ def _rebuild(example: Any, names: list[Any], parts: list[Any]) -> Any:
     """Return a structure like `example`, made of `parts`."""
     kind: Any = type(example)
     if dataclasses.is_dataclass(example) and not isinstance(example, Mapping):
-        # Copied, not made anew: a constructor may ask for other arguments than there are fields.
+        # Copied, not made again: a constructor may ask for other arguments than there are fields.
         rebuilt = copy.copy(example)
         for name, part in zip(names, parts, strict=True):
             # The dataclass may be frozen.

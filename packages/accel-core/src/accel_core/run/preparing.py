@@ -45,7 +45,7 @@ def begin_run(trainer: TrainerParts, run: Run, state: TrainerState | None, keep_
     """Choose the seed, and check that the processes are as they should be. Every process takes part.
 
     Args:
-        state: what the run goes on from, or None.
+        state: what the run continues from, or None.
         keep_seed: leave the seed of the training run before, which may yet be saved.
     """
     group = run.engine.group
@@ -106,7 +106,7 @@ def begin_training(
     """Build everything that a training run needs; what takes long comes last. Every process takes part.
 
     Args:
-        start: what the run goes on from.
+        start: what the run continues from.
         base: `Trainer`, by which is known what the trainer's class overrides.
     """
     state = start.state

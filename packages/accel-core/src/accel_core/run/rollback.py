@@ -44,7 +44,7 @@ _OF_A_TRAINING_RUN = (
 class TrainingRollback(Rollback):
     """Buffers and modes of the model, modes and settings of the optimizer, and the training run before, too.
 
-    The next call of `train` goes on with that run, as if the one that failed had not been made.
+    The next call of `train` continues with that run, as if the one that failed had not been made.
     """
 
     def __init__(self, run_history: RunHistory, device: torch.device, attributes: dict[str, Any]) -> None:

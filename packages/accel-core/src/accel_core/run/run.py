@@ -94,7 +94,7 @@ class Run:
         """What a run found, to be put back if it fails before its first update; None after it."""
         self.phase = Phase.BETWEEN_UPDATES
         self.may_wrap_anew = not engine.group.is_single
-        """Freezing and unfreezing parameters in mid-run may need the model wrapped anew."""
+        """Freezing and unfreezing parameters in mid-run may need the model wrapped again."""
         self.step: Step | None = None
         """The step of training or evaluation that goes on, or was the latest."""
         self.group: UpdateGroup | None = None
@@ -234,7 +234,7 @@ class Run:
         return eval_steps(loader, keep_padding=self.engine.has_collective_forward)
 
     def check_gather(self, tensor: torch.Tensor) -> None:
-        """Raise if a process might never answer, or if a loss would lose its gradient without a word."""
+        """Raise if a process might never answer, or if a loss would lose its gradient silently."""
         self.check_collective("gather")
         if self.phase is Phase.IN_STEPS and tensor.requires_grad and torch.is_grad_enabled():
             raise ConfigurationError(

@@ -154,7 +154,7 @@ class RunHistory(ABC):
         return [record.copy() for record in self.get_records()]
 
     def to_csv(self, path: str | Path) -> None:
-        """Write one line a record, with the columns name, value, epoch, update; floats are exact."""
+        """Write one line a record to the file `path`: name, value, epoch, update; floats are exact."""
         # The csv module writes line ends itself; on Windows they would be doubled without `newline`.
         path = check_path("path", path, "Pass the name of a file, such as 'history.csv'.")
         with path.open("w", newline="", encoding="utf-8") as file:
@@ -165,7 +165,8 @@ class RunHistory(ABC):
     def to_dataframe(self) -> Any:
         """Return a `pandas.DataFrame`: one row a record, with the columns name, value, epoch, update.
 
-        It needs pandas.
+        Raises:
+            ConfigurationError: pandas is not installed.
         """
         try:
             # Imported only here: training does not need it.

@@ -1,6 +1,6 @@
 """Counts what has been completed of a run.
 
-Units: a *stage* is one call of `train` within a run. A call with `reset_run_history=False` goes on with the
+Units: a *stage* is one call of `train` within a run. A call with `reset_run_history=False` continues with the
 run before and counts on; any other call begins a run of its own. The *order epoch* is what the order of the
 data depends on besides the seed: it counts the epochs that this trainer has begun, whatever the calls are.
 """
@@ -63,7 +63,11 @@ class RunProgress:
         return self.epochs_completed + 1
 
     def complete_update(self, steps: int, samples: int, was_skipped: bool) -> None:
-        """Count an update of `steps` batches on this process and `samples` samples on all of them."""
+        """Count an update of `steps` batches here and `samples` samples on all processes.
+
+        Args:
+            was_skipped: its gradients were not finite in float16, so the parameters did not change.
+        """
         # An update that the scaler skipped has used its samples, so it counts as well.
         self.updates_completed += 1
         self.updates_completed_in_epoch += 1

@@ -213,7 +213,7 @@ def begin_resuming(
 ) -> None:
     """Print what cannot be carried over, then restore what is restored before the loop."""
     updates = state["run_progress"]["updates_completed"]
-    logger_of("resume").info("The run goes on from %s, after update %s.", folder, updates)
+    logger_of("resume").info("The run continues from %s, after update %s.", folder, updates)
     print_differences(trainer, arguments, state)
     with setting_damage_aside(trainer, folder):
         restore_objects(trainer, run, folder, state)

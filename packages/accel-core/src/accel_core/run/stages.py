@@ -1,4 +1,4 @@
-"""Finds which stage of a run a call of `train` is, and what it goes on from.
+"""Finds which stage of a run a call of `train` is, and what it continues from.
 
 A script of two stages calls `train` twice and passes the same `resume_from` to both calls:
 
@@ -54,7 +54,7 @@ class Start:
 def goes_on(trainer: TrainerParts, arguments: TrainArguments) -> bool:
     """Whether a call of `train` with `arguments` is a later stage of the run before."""
     progress = trainer.run_progress
-    # A run that failed before its first update is none to go on with.
+    # A run that failed before its first update is none to continue with.
     has_run = trainer.run_id is not None and (progress.updates_completed > 0 or progress.stage_skipped)
     return has_run and not arguments.reset_run_history
 
@@ -64,7 +64,7 @@ def choose_start(trainer: TrainerParts, arguments: TrainArguments) -> Start:
 
     Raises:
         CheckpointError: `resume_from` is no complete state.
-        ConfigurationError: the trainer does not hold what this stage would go on from.
+        ConfigurationError: the trainer does not hold what this stage would continue from.
     """
     progress = trainer.run_progress
     is_later_stage = goes_on(trainer, arguments)

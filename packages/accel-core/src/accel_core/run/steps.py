@@ -25,7 +25,7 @@ class Step(NamedTuple):
     num_samples: int | None = None
     """Samples that were joined to the batch; None if only the batch itself tells."""
     is_left_out: bool = False
-    """The batch was None. The step keeps its place and weighs nothing; `batch` is one to repeat, or None."""
+    """The batch was None. The step keeps its place and has weight zero; `batch` is one to repeat, or None."""
 
 
 def planned_steps(

@@ -95,7 +95,7 @@ class UpdateGroup:
         return num_items / self.planned_items
 
     def count_padding(self, step: Step) -> None:
-        """Count a step that weighs nothing; one that was left out has fewer samples than planned."""
+        """Count a step that has weight zero; one that was left out has fewer samples than planned."""
         self.steps_completed += 1
         self.needs_no_weight = False
         if step.is_left_out:

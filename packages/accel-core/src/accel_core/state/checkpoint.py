@@ -108,7 +108,7 @@ class TrainerState(RunState):
 
 
 class Kind(enum.Enum):
-    """What a folder is that is no state to go on from."""
+    """What a folder is that is no state to continue from."""
 
     FOREIGN = enum.auto()
     """Nothing of accel, or not there."""
@@ -130,7 +130,7 @@ class NoState:
 
 
 def library_versions() -> dict[str, str]:
-    """The versions that decide whether a run can be repeated to the bit."""
+    """The versions that decide whether a run can be repeated bit-identically."""
     versions = {"accel": __version__, "torch": str(torch.__version__), "accelerate": accelerate.__version__}
     return {**versions, "python": platform.python_version()}
 

@@ -105,7 +105,7 @@ def _states_of(name: str, path: Any) -> dict[int, tuple[Path, TrainerState]]:
 
 
 def _are_equal(one: tuple[Path, TrainerState], other: tuple[Path, TrainerState]) -> bool:
-    """Whether weights and optimizers are the same to the bit.
+    """Whether weights and optimizers are bit-identical.
 
     A file of weights names its run, so that those of two runs have other digests, and are read.
     """

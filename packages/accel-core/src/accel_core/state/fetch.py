@@ -50,7 +50,7 @@ def fetch_newest(address: Address, cache: Path, verify: bool) -> Path | None:
 def _fetch_newest(store: Store, cache: Path, verify: bool) -> Path | None:
     contents = retried(
         lambda: list_mirrored(store),
-        f"'{store.address}' could not be listed, so the newest state is not known (to go on from what this "
+        f"'{store.address}' could not be listed, so the newest state is not known (to resume from what this "
         f"machine has, pass latest_checkpoint('{cache}'))",
     )
     unusable = {Path(name): state for name, state in contents.unusable.items()}

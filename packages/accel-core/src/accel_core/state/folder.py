@@ -187,6 +187,9 @@ def best_checkpoint(
 
     Only states that were saved at the very update at which the metric was recorded have a value. What is
     damaged is passed over with a warning; of equal ones the older is returned.
+
+    Args:
+        greater_is_better: the best value is the greatest, and not the smallest.
     """
     values = {}
     states = complete_checkpoints(check_path("folder", folder, WAY_OUT))

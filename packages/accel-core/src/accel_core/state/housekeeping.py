@@ -131,7 +131,7 @@ def refuse_other_run(path: Path, run_id: str, found: str | None = None) -> None:
             f"'{path}' is a state of the run {found!r}, but this is the run {run_id!r}. Choose another "
             f"folder, delete '{path.parent}' to start again, let SaveTrainingStateCallback("
             "if_other_run='set_aside') move "
-            f"those states out of the way, or go on with that run by resume_from='{path}', or by "
+            f"those states out of the way, or continue with that run by resume_from='{path}', or by "
             "reset_run_history=False in a second call of train."
         )
 
@@ -147,7 +147,7 @@ def run_id_in(path: Path) -> str | None:
 
 
 def set_damaged_aside(path: Path) -> Path:
-    """Give a damaged state a name under which nothing goes on from it, and return that. Raises `OSError`."""
+    """Give a damaged state a name under which nothing resumes from it, and return that. Raises `OSError`."""
     target = free_name(path.with_name(f"{DAMAGED}{path.name}"))
     files.rename(path, target)
     _logger.warning("'%s' is damaged, and was renamed to '%s'.", path, target)

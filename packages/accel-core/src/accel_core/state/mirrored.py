@@ -159,7 +159,7 @@ def refuse_other_runs(store: Store, states: Mapping[str, TrainerState], run_id: 
             raise OtherRunError(
                 f"The mirror '{store.address}' has '{name}', a state of the run {state['run_id']!r}, "
                 f"but this is the run {run_id!r}. Pass another mirror, remove those states, let "
-                "if_other_run='set_aside' move them out of the way, or go on with that run by "
+                "if_other_run='set_aside' move them out of the way, or continue with that run by "
                 f"resume_from=latest_checkpoint('{store.address}', cache=...)."
             )
 
@@ -172,7 +172,7 @@ def refuse_later_states(store: Store, states: Mapping[str, TrainerState], update
             raise OtherRunError(
                 f"The mirror '{store.address}' has '{name}' with {found} updates of this run, which has gone "
                 f"on from {updates}: latest_checkpoint would choose what was given up. Remove it there, pass "
-                "another mirror, or go on from it by "
+                "another mirror, or continue from it by "
                 f"resume_from=latest_checkpoint('{store.address}', cache=...)."
             )
 
@@ -199,4 +199,4 @@ def mark_damaged(store: Store, name: str, flaw: str) -> None:
     """Let a state in the store be none any more. Its files stay."""
     store.copy(f"{name}/{STATE_FILE}", f"{name}/{DAMAGED_STATE_FILE}")
     store.remove(f"{name}/{STATE_FILE}")
-    _logger.warning("'%s/%s' is damaged (%s), so that nothing goes on from it.", store.address, name, flaw)
+    _logger.warning("'%s/%s' is damaged (%s), so that nothing continues from it.", store.address, name, flaw)

@@ -39,7 +39,7 @@ def write_contents(
 def as_copyable(contents: Mapping[str, Any]) -> dict[str, Any]:
     """Return contents as they can be copied in memory.
 
-    What cannot be saved is refused here, where training can still say what it was.
+    What cannot be saved raises an error here, where training can still say what it was.
     """
     return {
         name: content

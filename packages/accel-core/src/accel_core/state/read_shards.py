@@ -1,4 +1,4 @@
-"""Reads sharded states: what a process holds of each tensor, or whole tensors, whoever has written them."""
+"""Reads sharded states: what a process holds of each tensor, or whole tensors, by any number of processes."""
 
 from __future__ import annotations
 

@@ -69,7 +69,7 @@ def _add(part: dict[str, float], other: dict[str, float] | None) -> dict[str, fl
 
 
 def compare(saved: TrainerState, now: RunState, callbacks: Iterable[str], has_scheduler: bool) -> list[str]:
-    """Return messages about what differs between the saved run and the one that goes on with `callbacks`.
+    """Return messages about what differs between the saved run and the one that continues with `callbacks`.
 
     Raises:
         ConfigurationError: the position in the data means nothing for the data of this run.
@@ -99,7 +99,7 @@ def _compare_launches(saved: TrainerState, now: RunState, keeps_schedule: bool) 
     after: dict[str, Any] = dict(now["launched"])
     if before["num_processes"] != after["num_processes"]:
         yield (
-            f"The run goes on with {after['num_processes']} instead of {before['num_processes']} processes, "
+            f"The run resumes with {after['num_processes']} instead of {before['num_processes']} processes, "
             "with the next sample. Random numbers of dropout and augmentation, and metrics so far in this "
             "epoch, cannot be carried over."
         )
@@ -110,7 +110,7 @@ def _compare_launches(saved: TrainerState, now: RunState, keeps_schedule: bool) 
         ("num_update_steps", f"updates in all{plan}"),
     ):
         if before[key] != after[key]:
-            yield f"The run goes on with {after[key]} instead of {before[key]} {what}."
+            yield f"The run continues with {after[key]} instead of {before[key]} {what}."
     yield from versions_changed(before["versions"], after["versions"])
 
 
@@ -134,4 +134,4 @@ def _compare_parts(
         yield f"The state of {missing} is dropped, since this run has no such callbacks."
     added = [name for name in now["callbacks"] if name not in saved["callbacks"]]
     if added:
-        yield f"The callbacks {added} begin anew, since the saved run had no state of theirs."
+        yield f"The callbacks {added} begin from scratch, since the saved run had no state of theirs."

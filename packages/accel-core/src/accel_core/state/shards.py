@@ -4,7 +4,7 @@ engine/shard-*.safetensors   parts of tensors, named `model.NAME` and `optimizer
 sharded.pt                   the rest, as plain values: names, options of the optimizer, what is no tensor
 
 Only tensors go through torch's writer: it would pickle any other value into a safetensors file. Nothing here
-communicates: the plans of all processes are exchanged by whoever saves.
+communicates: the plans of all processes are exchanged by the process that saves.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Files that are being written beside their final place, and how to tell those that a crash has left behind.
 
 A name has a random part, so that of two jobs that write to one path neither touches what the other
-writes, and whoever writes holds a lock on the file, which the system lets go when the process ends. What
+writes, and it holds a lock on the file, which the system lets go when the process ends. What
 nobody holds is a leftover.
 """
 

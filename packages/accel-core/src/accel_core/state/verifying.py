@@ -19,7 +19,7 @@ def verify_checkpoint(path: str | Path) -> dict[Path, str | None]:
     """Read every byte of a state, an export, or all in a folder, and return what is wrong with each.
 
     None stands for what is good. States and exports of older versions have no digests: of them sizes are
-    compared, and that they can be read; the log says so. What is unfinished or foreign is left out.
+    compared, and that they can be read; the log names it. What is unfinished or foreign is left out.
     Nothing is changed.
 
     Raises:

@@ -1,6 +1,6 @@
 """What each process says of the part of a state that it has written, in a file beside it.
 
-So the main process makes a state of the parts without a word of the others, also while an error ends the run.
+So the main process makes a state of the parts without messages of the others, also while an error ends it.
 """
 
 from __future__ import annotations

@@ -62,7 +62,11 @@ class SchedulerBase(ABC):
         """Return the value of each group after `num_updates` updates: that of update `num_updates + 1`."""
 
     def step_update(self, num_updates: int) -> None:
-        """Give every group its value after `num_updates` updates. Call it after the update."""
+        """Give every group its value after `num_updates` updates. Call it after the update.
+
+        Raises:
+            ConfigurationError: `get_updated_values` did not return a list with a number for each group.
+        """
         # Groups that were added since, as by unfreezing, have a base of their own.
         self._remember_base_values()
         values = self.get_updated_values(num_updates)

@@ -61,7 +61,7 @@ class WSDCheckpointCallback(TrainerCallback):
             save_scheduler: whether exports hold the scheduler's state.
             initial_checkpoint: an exported file. A new run begins with its weights, and with its state of
                 the optimizer if it has one. It is read once, when the model is prepared; the schedule
-                begins at its first update. To go on from a training state, which is a folder, pass
+                begins at its first update. To continue from a training state, which is a folder, pass
                 `resume_from` to `train`.
         """
         self.save_dir = check_path("save_dir", save_dir, "Pass the name of a folder.")
@@ -83,7 +83,7 @@ class WSDCheckpointCallback(TrainerCallback):
             )
 
     def on_training_run_start(self, trainer: Trainer) -> None:
-        """Raise if there is no such schedule, or if the folder holds states of another run."""
+        """Raise `ConfigurationError` without such a schedule, or for a folder with states of another run."""
         if not isinstance(trainer.scheduler, WSDLrScheduler):
             found = "None" if trainer.scheduler is None else f"a {type(trainer.scheduler).__name__}"
             raise ConfigurationError(

@@ -198,7 +198,7 @@ class WSDLrScheduler(StatefulSchedulerBase):
             ConfigurationError: the state is of another class or another number of parameter groups, or this
                 is a continuation that ends before the update at which the state was saved.
         """
-        # The same total means that the continuation itself was interrupted, and goes on with its own plan.
+        # The same total means that the continuation itself was interrupted, and continues with its own plan.
         saved_total = state_dict.get("total_steps", self.total_steps)
         if self.is_continuation_from_checkpoint and saved_total != self.total_steps:
             state_dict = self._continue(state_dict)
@@ -322,7 +322,7 @@ class WSDLrScheduler(StatefulSchedulerBase):
 def estimate_checkpoint_steps(total_steps: int, num_checkpoints: int = 3) -> list[int]:
     """Return the updates at which to have a decayed model, each after twice as many as the one before.
 
-    Three are at 25%, 50% and 100% of `total_steps`, rounded down.
+    With the 3 of `num_checkpoints` they are at 25%, 50% and 100% of `total_steps`, rounded down.
 
     Raises:
         ConfigurationError: there are too few steps for so many checkpoints.

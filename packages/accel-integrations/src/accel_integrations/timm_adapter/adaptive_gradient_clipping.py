@@ -43,7 +43,7 @@ class AdaptiveGradientClippingCallback(TrainerCallback):
         self._parameters: list[nn.Parameter] = []
 
     def on_training_run_start(self, trainer: Trainer) -> None:
-        """Choose the parameters to clip."""
+        """Choose the parameters to clip; raise `ConfigurationError` if an engine shards them."""
         if trainer.engine.shards_parameters:
             raise ConfigurationError(
                 "AdaptiveGradientClippingCallback needs whole parameters, but "

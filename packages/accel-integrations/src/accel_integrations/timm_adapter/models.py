@@ -1,4 +1,4 @@
-"""Create models of timm with a classifier of your own, and the transforms that fit their weights."""
+"""Create models of timm with your own classifier, and the transforms that fit their weights."""
 
 from __future__ import annotations
 

@@ -71,6 +71,8 @@ def create_timm_optimizer(
     """Return an optimizer of timm's factory, with the parameter groups of `timm_parameter_groups`.
 
     Args:
+        model: the model, whose trainable parameters are optimized.
+        lr: learning rate of the head; with `layer_decay` that of each layer before is lower by this factor.
         name: name such as `"adamw"`, `"sgd"`, `"lamb"`, `"muon"`; `timm.optim.list_optimizers()` lists all.
         kwargs: further arguments of `timm.optim.create_optimizer_v2`, such as `momentum`, `betas` or
             `filter_bias_and_bn`.

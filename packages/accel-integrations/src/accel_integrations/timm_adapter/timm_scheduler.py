@@ -140,7 +140,7 @@ def _create_scheduler(scheduler_class: Any, optimizer: Optimizer, **kwargs: Any)
 
 
 class TimmScheduler:
-    """Steps a scheduler of timm with the counts that timm leaves to its caller.
+    """Steps `timm_scheduler`, a scheduler of timm, with the counts that timm leaves to its caller.
 
     The trainer calls `step` after every update, and `step_epoch` at the end of every epoch. Of a scheduler
     that needs a metric, such as `PlateauLRScheduler`, this is a `TimmMetricScheduler`.

@@ -122,6 +122,9 @@ class TransformersTrainer(Trainer):
         """Return `loss`, `model_outputs` as the model returned them, and `batch_size`.
 
         For losses over tokens the dictionary also has `num_items_in_batch`.
+
+        Raises:
+            ConfigurationError: `batch` is no mapping, or the model returned no loss for it.
         """
         # With a loss_func the model gets no labels, so that it computes no loss in vain.
         outputs = self.model(**self._inputs_of(batch, with_labels=self.loss_func is None))
