@@ -149,6 +149,8 @@ def test_the_loop_is_drawn_with_every_event_and_every_method_that_may_be_overrid
         "run_id",
         "create_model_state",
         "gather_with_grad",
+        "run_card",
+        "global_step",
     }
     assert overridable <= set(re.findall(r"\b(\w+)\(\)", drawn))
 
