@@ -47,6 +47,10 @@ WORDS = {
     r"whoever": "anyone who, any process that",
     r"hitherto|thereby|therein|thereof|whereof": "a plain word",
 }
+# Marks of the site: a note, a tab, and an entry of the reference with the lines of its options.
+NO_PROSE = (
+    r"^!!!.*$|^=== .*$|^:::.*$|^ +(?:options|inherited_members|members):.*$"
+)
 PATTERN = re.compile(
     "|".join(
         rf"(?P<w{number}>\b(?:{left})\b)" for number, left in enumerate(WORDS)
@@ -59,9 +63,7 @@ def pieces(text: str) -> Iterator[tuple[int, str, str]]:
     """The prose of a page as (line, kind, text): paragraphs, headings and cells, with code as one word and no links."""
     parser = markdown_it.MarkdownIt("commonmark").enable("table")
     line, kind = 1, "text"
-    for token in parser.parse(
-        re.sub(r"^!!!.*$|^=== .*$", "", text, flags=re.MULTILINE)
-    ):
+    for token in parser.parse(re.sub(NO_PROSE, "", text, flags=re.MULTILINE)):
         if token.map:
             line = token.map[0] + 1
         if token.type in ("td_open", "th_open"):
