@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,6 +15,9 @@ Buffer = bytes | memoryview
 
 SMALL = 1 << 16
 """Bytes. Handing less than this to another thread takes longer than hashing it."""
+
+LARGE = 1 << 25
+"""Bytes. A piece of this size takes the disk long enough that waiting for it pays."""
 
 _CHUNK = 1 << 20
 
@@ -57,6 +61,11 @@ class HashingFile:
             return len(view)
         try:
             self._file.write(view)
+            # The system takes a piece faster than it is hashed, so the disk works on it meanwhile. Without
+            # this the whole file would wait for the disk after the last digest.
+            if len(view) >= LARGE and not hashed.done():
+                self._file.flush()
+                os.fsync(self._file.fileno())
         finally:
             hashed.result()
         return len(view)
