@@ -59,9 +59,10 @@ LAYOUTS = [
     # GPUs of all makers, and CPUs with gloo or MPI.
     Layout(lambda accelerator: accelerator.distributed_type.value.startswith("MULTI_"), DDP),
 ]
-"""The layouts that are right. The first one that runs is taken.
+"""The layouts that accel runs. The first one that runs is taken.
 
-Before that, `REFUSED` is asked.
+Before that, `REFUSED` is asked. Tests compare all of them with one process, but for three that run on no CPU:
+version 1 of FSDP, Megatron-LM and XLA.
 """
 
 
