@@ -93,3 +93,13 @@ def test_a_later_stage_goes_on_in_the_file(tmp_path: Path) -> None:
 def test_a_folder_that_is_no_path_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="folder is 3"):
         HistoryFileCallback(3)  # type: ignore[arg-type]
+
+
+def test_evaluate_after_a_run_adds_to_the_file_of_that_run(tmp_path: Path) -> None:
+    trainer = train(tmp_path)
+    trainer.evaluate(tiny_data(5))
+    lines = (tmp_path / "history.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == trainer.run_history.to_records()
+    assert [path.name for path in tmp_path.iterdir()] == ["history.jsonl"]
+    trainer.train(tiny_data(), num_epochs=1)
+    assert len(list(tmp_path.iterdir())) == 2, "another run"

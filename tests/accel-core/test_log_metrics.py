@@ -150,3 +150,26 @@ def test_metrics_of_an_evaluation_in_mid_epoch_are_logged_with_the_epoch() -> No
     assert [set(metrics) for metrics in kept.logged] == [
         {"intermediate_eval_loss_epoch", "train_loss_epoch", "eval_loss_epoch"}
     ] * 2
+
+
+def test_the_evaluation_at_the_start_has_a_line_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    trainer = tiny_trainer(callbacks=[LogMetricsCallback])
+    trainer.train(tiny_data(), num_epochs=1, eval_dataset=tiny_data(5), eval_at_start=True)
+    history = trainer.run_history
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2
+    assert lines[0] == f"Epoch 0/1  val loss {history.get_metric_values('eval_loss_epoch')[0]:.4g}"
+    trainer.train(tiny_data(), 1, tiny_data(5), eval_at_start=True, reset_run_history=False)
+    line = capsys.readouterr().out.splitlines()[0]
+    start = f"Epoch 1/2  val loss {history.get_metric_values('eval_loss_epoch')[2]:.4g}"
+    assert line.removesuffix(" (best)") == start
+
+
+def test_evaluate_of_named_sets_after_a_run_is_no_epoch(capsys: pytest.CaptureFixture[str]) -> None:
+    trainer = tiny_trainer(callbacks=[LogMetricsCallback])
+    trainer.train(tiny_data(), num_epochs=1)
+    capsys.readouterr()
+    trainer.evaluate({"far": tiny_data(5), "near": tiny_data(3)})
+    assert capsys.readouterr().out.startswith("far evaluation loss ")
+    trainer.train(tiny_data(), num_epochs=1)
+    assert capsys.readouterr().out.startswith("Epoch 1/1")

@@ -42,6 +42,8 @@ class HistoryFileCallback(TrainerCallback):
         self._written = 0
         """Records that are in the file."""
         self._is_resumed = False
+        self._run_of_file: str | None = None
+        """The run whose history this callback has written last."""
 
     @property
     def path(self) -> Path:
@@ -101,7 +103,9 @@ class HistoryFileCallback(TrainerCallback):
         self.folder.mkdir(parents=True, exist_ok=True)
         known = b"".join(json.dumps(record).encode() + b"\n" for record in trainer.run_history.get_records())
         found = self.path.read_bytes() if self.path.exists() else b""
-        is_own = self._is_resumed or trainer.run_progress.stage > 1
+        # `evaluate` after a run adds to the history of that run.
+        is_of_run = trainer.run_id == self._run_of_file
+        is_own = self._is_resumed or trainer.run_progress.stage > 1 or is_of_run
         if found and not is_own:
             aside = next(
                 path
@@ -117,6 +121,7 @@ class HistoryFileCallback(TrainerCallback):
             self._replace(known)
             found = known
         self._file = self.path.open("ab")
+        self._run_of_file = trainer.run_id
         self._written = found.count(b"\n")
 
     def _replace(self, content: bytes) -> None:

@@ -40,6 +40,7 @@ class LogMetricsCallback(TrainerCallback):
     _began: float | None = None
     _seconds = 0.0
     _samples = 0
+    _is_evaluate = False
 
     def __init__(self, logger: logging.Logger | None = None) -> None:
         """Hold where to.
@@ -64,6 +65,9 @@ class LogMetricsCallback(TrainerCallback):
     def on_training_run_start(self, trainer: Trainer) -> None:
         """Begin a new table."""
         self._table = None
+        self._is_evaluate = False
+        self._samples = 0
+        self._num_records_before = len(trainer.run_history.get_records())
 
     def on_train_epoch_start(self, trainer: Trainer) -> None:
         """Start the clock."""
@@ -87,6 +91,11 @@ class LogMetricsCallback(TrainerCallback):
         if self._is_training:
             self._began = perf_counter()
 
+    def on_evaluation_end(self, trainer: Trainer, is_intermediate: bool, metric_prefix: str) -> None:
+        """Log the metrics of an evaluation before the first update, which belong to no epoch of training."""
+        if not is_intermediate and not trainer.run_progress.train_epoch_completed:
+            self._log_records(trainer)
+
     def on_training_run_epoch_end(self, trainer: Trainer) -> None:
         """Log the metrics of the epoch."""
         self._log_since(trainer, trainer.run_history.current_epoch)
@@ -96,11 +105,11 @@ class LogMetricsCallback(TrainerCallback):
         # An evaluation has no epoch of its own by which its records could be found.
         self._num_records_before = len(trainer.run_history.get_records())
         self._samples = 0
+        self._is_evaluate = True
 
     def on_evaluation_run_end(self, trainer: Trainer) -> None:
         """Log the metrics of the evaluation."""
-        records = trainer.run_history.get_records()[self._num_records_before :]
-        self.log_metrics(trainer, {record["name"]: record["value"] for record in records})
+        self._log_records(trainer)
 
     def on_run_close(self, trainer: Trainer) -> None:
         """Forget an epoch that an error has left open."""
@@ -112,7 +121,7 @@ class LogMetricsCallback(TrainerCallback):
             return
         shown = self._of_the_end(trainer, metrics)
         speed = self._speed()
-        start = self._start(trainer, metrics)
+        start = self._start(trainer)
         if self.logger is None and notebook() is not None and start.startswith("Epoch"):
             self._table = self._table or MetricTable()
             self._table.add(start.removeprefix("Epoch "), shown, speed, self._bests(trainer, shown))
@@ -127,6 +136,10 @@ class LogMetricsCallback(TrainerCallback):
             trainer.print(join_fields(start, fields, columns_of(), separator()))
         else:
             self.logger.info("%s", join_fields(start, fields, None, ", "))
+
+    def _log_records(self, trainer: Trainer) -> None:
+        records = trainer.run_history.get_records()[self._num_records_before :]
+        self.log_metrics(trainer, {record["name"]: record["value"] for record in records})
 
     def _log_since(self, trainer: Trainer, epoch: int) -> None:
         records = trainer.run_history.get_records()
@@ -162,8 +175,8 @@ class LogMetricsCallback(TrainerCallback):
         # The newest values are those that are shown.
         return self._best.new_bests & shown.keys()
 
-    def _start(self, trainer: Trainer, metrics: dict[str, float]) -> str:
-        if "evaluation_loss" in metrics:
+    def _start(self, trainer: Trainer) -> str:
+        if self._is_evaluate:
             return ""
         progress, num_epochs = trainer.run_progress, trainer.run_config.num_epochs
         # Epochs are counted through all stages of a run, and its limit is that of the call.
