@@ -18,12 +18,7 @@ import pytest
 import torch
 from accelerate import (
     Accelerator,
-    DeepSpeedPlugin,
-    DistributedType,
-    FullyShardedDataParallelPlugin,
-    InitProcessGroupKwargs,
 )
-from accelerate.state import PartialState
 from torch import nn
 from torch.utils.data import TensorDataset
 
@@ -38,32 +33,11 @@ from accel_core import (
 from accel_core.engines.parts import local_shard
 from accel_core.state.files import read_tensors
 from case_runner import assert_equal, compare, run_as_script, shared_folder
+from sharding import ENGINES, create_accelerator, environment_of
 from tiny import ONE_CYCLE, EvaluateInMidEpoch, SaveAt, Stream
 
 ROOT = Path(__file__).parents[2]
-DEEPSPEED = Path(os.environ.get("ACCEL_TEST_DEEPSPEED", ROOT / ".venv-deepspeed"))
-ENGINES = {"fsdp2": DistributedType.FSDP, "zero1": DistributedType.DEEPSPEED}
-ENGINES |= {"zero2": DistributedType.DEEPSPEED, "zero3": DistributedType.DEEPSPEED}
 NUM_TOKENS = 6
-
-
-def create_accelerator(engine):
-    """An accelerator with this engine, whose state all that are made afterwards share."""
-    if engine == "fsdp2":
-        accelerator = Accelerator(cpu=True)
-        PartialState._shared_state["distributed_type"] = accelerator.state.distributed_type = (
-            DistributedType.FSDP
-        )
-        accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(
-            fsdp_version=2,
-            auto_wrap_policy="size_based_wrap",
-            min_num_params=10,
-            state_dict_type="SHARDED_STATE_DICT",
-            cpu_ram_efficient_loading=False,
-        )
-        return accelerator
-    plugin = DeepSpeedPlugin(zero_stage=int(engine[-1]), zero3_init_flag=False)
-    return Accelerator(deepspeed_plugin=plugin, kwargs_handlers=[InitProcessGroupKwargs(backend="gloo")])
 
 
 def make_data(num_samples, num_targets=()):
@@ -372,15 +346,7 @@ CASES = {
 
 
 def launched(engine, folder):
-    env = {}
-    if engine != "fsdp2":
-        if not (DEEPSPEED / "deepspeed").is_dir():
-            pytest.skip(f"DeepSpeed is not in {DEEPSPEED}: `hatch run install-deepspeed` puts it there")
-        path = os.pathsep.join([str(ROOT / "tests"), str(DEEPSPEED)])
-        # DeepSpeed compiles what it needs with ninja, at its first start.
-        tools = os.pathsep.join([os.environ["PATH"], str(DEEPSPEED / "bin")])
-        env = {"PATH": tools, "PYTHONPATH": path, "DS_ACCELERATOR": "cpu", "ACCELERATE_USE_CPU": "false"}
-    return compare(CASES, __file__, 2, folder, timeout=280, args=[engine], env=env)
+    return compare(CASES, __file__, 2, folder, timeout=280, args=[engine], env=environment_of(engine))
 
 
 @pytest.fixture(scope="module", params=[pytest.param(engine, marks=pytest.mark.slow) for engine in ENGINES])
