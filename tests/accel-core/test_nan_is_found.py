@@ -11,6 +11,7 @@ from torch.utils.data import TensorDataset
 
 from accel_callbacks import SaveTrainingStateCallback
 from accel_core import ConfigurationError, TerminateOnNaNCallback, Trainer, TrainerCallback
+from launching import launch
 from tiny import tiny_data, tiny_trainer
 
 # The saver tells that it saves no such weights.
@@ -210,3 +211,36 @@ def test_find_is_true_or_false():
     with pytest.raises(ConfigurationError, match=r"find is 1, but must be one of \[False, True\]"):
         TerminateOnNaNCallback(find=1)
     assert repr(TerminateOnNaNCallback(find=True)) == "TerminateOnNaNCallback(find=True)"
+
+
+ON_TWO = """
+    import sys
+    import math
+    from pathlib import Path
+    import torch
+    from torch import nn
+    from torch.utils.data import TensorDataset
+    from accel_callbacks import SaveTrainingStateCallback
+    from accel_core import TerminateOnNaNCallback, Trainer
+    from tiny import tiny_data
+    import warnings
+    warnings.simplefilter("ignore")
+    inputs, targets = (tensor.clone() for tensor in tiny_data(dtype=torch.float32).tensors)
+    inputs[11, 0] = math.nan
+    nans = TerminateOnNaNCallback(find=True)
+    saver = SaveTrainingStateCallback(Path(sys.argv[1]), save_every_n_updates=1)
+    torch.manual_seed(0)
+    model = nn.Linear(5, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    trainer = Trainer(model, nn.functional.cross_entropy, optimizer, [nans, saver], seed=3)
+    trainer.train(TensorDataset(inputs, targets), 2, per_device_batch_size=3)
+    print("found", nans.origin.samples, "on", trainer.data_group.index)
+"""
+
+
+@pytest.mark.slow
+def test_of_two_processes_the_sample_of_either_is_found(tmp_path):
+    finished = launch(
+        ON_TWO, processes=2, args=[tmp_path], env={"PYTHONPATH": str(Path(__file__).parents[1])}
+    )
+    assert [f"found [11] on {index}" in finished.stdout for index in (0, 1)] == [True, True]

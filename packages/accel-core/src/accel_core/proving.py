@@ -23,8 +23,9 @@ def replay(
     """Train a copy of the trainer up to a past update, bit-equal, and stop before the parameters change.
 
     It begins with the nearest complete training state before, or with the trainer's own weights if the run
-    began with them. Nothing is written; the trainer and all random numbers stay as they are. One process
-    replays what several did; of more than two, up to rounding, which `messages` of the result says.
+    began with them. Nothing is written; the trainer and all random numbers stay as they are. As many
+    processes as made the update replay it together, and all get the result. A single one replays what several
+    did; of more than two, up to rounding, which `messages` of the result says.
 
     Args:
         train_dataset: as `num_epochs` and all further arguments, what `train` was given.

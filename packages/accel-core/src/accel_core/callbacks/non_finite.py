@@ -9,7 +9,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from ..processes.collectives import all_gather_object
 from .callback import TrainerCallback
+
+_CAUSES_FIRST = ("batch", "input", "output", "loss", "output_gradient", "gradient")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,13 +156,14 @@ def find_origin(trainer: Any, update: int, folder: Any, given: Mapping[str, Any]
     names: list[str] = []
     watch = NonFiniteWatch(update)
     result = trainer.replay(**given, update=update, folder=folder, callbacks=[watch])
+    # The weights are the same on all processes.
     if watch.bad_update is not None:
         names, update = watch.bad_names, watch.bad_update
         watch = NonFiniteWatch(update)
         result = trainer.replay(**given, update=update, folder=folder, callbacks=[watch])
-    event = watch.first_event()
+    event, sizes = _first_of_all(watch)
     if event is not None:
-        return _origin_of(event, update, watch, result)
+        return _origin_of(event, update, sizes, result)
     if names:
         text = f"Update {update}: the optimizer made {names[0]!r} not finite, though all gradients are finite"
         return NonFiniteOrigin(update, _layer_of(names[0]), names[0], None, f"{text}.")
@@ -167,9 +171,22 @@ def find_origin(trainer: Any, update: int, folder: Any, given: Mapping[str, Any]
     return NonFiniteOrigin(update, None, None, None, " ".join([f"{text}.", *result.messages]))
 
 
-def _origin_of(event: Event, update: int, watch: NonFiniteWatch, result: Any) -> NonFiniteOrigin:
+def _first_of_all(watch: NonFiniteWatch) -> tuple[Event | None, list[int | None]]:
+    """Return the first event of all processes, and the samples of all steps. Every process takes part."""
+    by_process = all_gather_object((watch.first_event(), watch.sizes.get(watch.update, [])))
+    found: list[Event] = []
+    sizes: list[int | None] = []
+    for event, own_sizes in by_process:
+        if event is not None:
+            found.append(event._replace(step=event.step + len(sizes)))
+        sizes += own_sizes
+    # What one process has made not finite, all have in the averaged gradients.
+    return min(found, key=lambda event: _CAUSES_FIRST.index(event.kind), default=None), sizes
+
+
+def _origin_of(event: Event, update: int, sizes: list[int | None], result: Any) -> NonFiniteOrigin:
     modules = dict(result.model.named_modules())
-    samples = _samples_of(event, watch.sizes[update], result.indices)
+    samples = _samples_of(event, sizes, result.indices)
     layer = event.name if event.kind in ("input", "output", "output_gradient") else None
     parameter = _largest_parameter(modules[event.name], event.name) if layer is not None else None
     if event.kind == "gradient":

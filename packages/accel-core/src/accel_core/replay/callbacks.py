@@ -12,11 +12,14 @@ import torch
 from ..callbacks.callback import TrainerCallback
 from ..callbacks.callback_list import CallbackList
 from ..data.batch_sampler import ShardedBatchSampler
+from ..data.devices import move_to_device
 from ..data.loader import ShardedDataLoader
 from ..data.map_style import MapStyleSource
 from ..errors import ConfigurationError
 from ..processes.group import DataGroup
 from ..run.run_progress import RunProgress
+
+CPU = torch.device("cpu")
 
 
 class UpdateReached(BaseException):
@@ -122,6 +125,20 @@ class Recorder(TrainerCallback):
             float(group["lr"]) for group in trainer.optimizer.param_groups if "lr" in group
         ]
         raise UpdateReached
+
+    def own_steps(self) -> dict[str, Any]:
+        """Return what the steps of this process had in hand, on the CPU, to send to other processes."""
+        kept = {"batches": self.batches, "outputs": self.outputs, "layers": self.layers}
+        return {**{name: move_to_device(each, CPU) for name, each in kept.items()}, "losses": self.losses}
+
+    def join(self, of_all: list[dict[str, Any]]) -> None:
+        """Keep the steps of all processes, those of the first one first."""
+        self.batches, self.outputs, self.losses = (
+            [step for own in of_all for step in own[name]] for name in ("batches", "outputs", "losses")
+        )
+        self.layers = {
+            name: [output for own in of_all for output in own["layers"].get(name, [])] for name in self.layers
+        }
 
     @property
     def loss(self) -> float:

@@ -14,6 +14,7 @@ from ..checks.arguments import check_trainable
 from ..data.recorded_order import record_order
 from ..engines.single import SingleProcess
 from ..errors import CheckpointError, ConfigurationError
+from ..processes.collectives import all_gather_object, run_on_main
 from ..processes.group import DataGroup
 from ..run.entering import check_can_run
 from ..run.run_progress import RunProgress
@@ -52,7 +53,9 @@ class Replaying:
         start, run = self.replaying.start, self._run
         _check_data(self, run, start)
         if start.folder is None:
-            _check_beginning(run.beginning, start)
+            # The digest of the weights is made on the main process, and other processes have other random
+            # states.
+            run_on_main(lambda: _check_beginning(run.beginning, start), self.is_main_process)
         super().run_training()  # type: ignore[misc]
 
 
@@ -77,13 +80,15 @@ def replay_update(
     """
     check_can_run(trainer, "replay")
     _check(trainer, given)
-    start = choose_replay_start(folder, update)
+    start: ReplayStart = run_on_main(lambda: choose_replay_start(folder, update), trainer.is_main_process)
+    _check_processes(trainer, start)
     recorder = Recorder(start.update, layers)
     dataset = given["train_dataset"]
     # A callback may hold these, and they are not copied with it.
     shared = (dataset, given.get("eval_dataset"), trainer.accelerator, trainer.engine)
     memo: dict[int, Any] = {id(each): each for each in shared}
-    mixin = Replaying if start.launch["num_processes"] == 1 else ReplayingInTurn
+    is_in_turn = start.launch["num_processes"] != trainer.engine.group.size
+    mixin = ReplayingInTurn if is_in_turn else Replaying
     with trial_of(trainer, dataset, recorder, mixin, memo) as trial:
         _take_part(trial, trainer, start, memo, recorder, callbacks)
         try:
@@ -104,14 +109,24 @@ def _check(trainer: Any, given: Mapping[str, Any]) -> None:
             raise ConfigurationError(
                 f"replay was given {name}, but chooses the state and the stage by itself. Leave it out."
             )
-    if not trainer.engine.group.is_single:
-        raise ConfigurationError(
-            f"replay was called on {trainer.engine.group.size} processes, but one process replays what "
-            "several did. Call it in a script that is started on a single process."
-        )
     # Made for its checks alone, so that a mistake is reported before anything is copied.
     TrainArguments(**given)
     check_trainable(trainer.model, trainer.optimizer, vars(trainer))
+
+
+def _check_processes(trainer: Any, start: ReplayStart) -> None:
+    """Raise unless one process replays, or as many as have made the update."""
+    group, then = trainer.engine.group, start.launch["num_processes"]
+    if trainer.engine.shards_parameters or group.processes_per_copy > 1:
+        raise ConfigurationError(
+            f"replay trains a copy of the model, but {trainer.engine.name} spreads the model over the "
+            "processes, where it cannot be copied. Call it in a script that runs without that engine."
+        )
+    if group.size not in (1, then):
+        raise ConfigurationError(
+            f"replay was called on {group.size} processes, but {then} made update {start.update}. Start the "
+            f"script on {then}, or on a single one, which takes their batches in turn."
+        )
 
 
 def _take_part(
@@ -133,7 +148,7 @@ def _take_part(
     trial.callbacks = ReplayCallbacks([*copy_callbacks(trainer.callbacks, memo), *further, recorder], trial)
     trial.replaying = ReplayState(start, ReplayCallbacks([*further, recorder], trial))
     num_processes = start.launch["num_processes"]
-    if num_processes > 1:
+    if num_processes != trainer.engine.group.size:
         trial._engine = SingleProcess(trial.accelerator, DataGroup(num_processes, 0))
     # What the run began with was drawn from the seed, or is replaced by the state.
     trial.is_seeded = False
@@ -196,6 +211,8 @@ def _result(recorder: Recorder, start: ReplayStart, trial: Any) -> ReplayResult:
     for name, parameter in recorder.model.named_parameters():
         # Closing the run has cleared them.
         parameter.grad = recorder.gradients[name]
+    if not trial.engine.group.is_only_process:
+        recorder.join(all_gather_object(recorder.own_steps()))
     has_several = len(recorder.batches) != 1
     return ReplayResult(
         update=start.update,
@@ -208,16 +225,16 @@ def _result(recorder: Recorder, start: ReplayStart, trial: Any) -> ReplayResult:
         model=recorder.model,
         learning_rates=recorder.learning_rates,
         layers=recorder.layers,
-        messages=_limits(start, recorder),
+        messages=_limits(start, recorder, trial.engine.group.is_only_process),
     )
 
 
-def _limits(start: ReplayStart, recorder: Recorder) -> list[str]:
+def _limits(start: ReplayStart, recorder: Recorder, is_one_process: bool) -> list[str]:
     """Return sentences on what may keep the replay from being bit-identical."""
     messages = versions_changed(start.state["launched"]["versions"], library_versions())
     messages += recorder.limits_of_exactness
     num_processes = start.launch["num_processes"]
-    if num_processes > 2:
+    if num_processes > 2 and is_one_process:
         messages.append(
             f"The run added the gradients of {num_processes} processes in the order of its network, so the "
             "replay equals it up to rounding."

@@ -81,7 +81,9 @@ def tell_launcher(trainer: TrainerParts, run: Run, error: BaseException) -> None
     Each process printed its traceback, and the launcher ended with a page that named no cause.
     """
     path = os.environ.get(ERROR_FILE)
-    if path is None or run.engine.group.is_single or isinstance(error, SystemExit):
+    # `sys.exit` and what ends a replay are no errors.
+    is_error = isinstance(error, (Exception, KeyboardInterrupt))
+    if path is None or run.engine.group.is_single or not is_error:
         return
     progress, group = trainer.run_progress, run.engine.group
     closing = (
