@@ -36,17 +36,23 @@ def train(address):
 WAYS = {
     "save_dir": SaveTrainingStateCallback,
     "save_dir of decays": WSDCheckpointCallback,
-    "save_path": SaveBestModelCallback,
-    "save_path of averages": lambda address: ModelEmaCallback(save_path=address),
     "folder": latest_checkpoint,
     "folder of the best": best_checkpoint,
     "path": verify_checkpoint,
     "path of a table": lambda address: InMemoryRunHistory().to_csv(address),
     "resume_from": train,
-    "save_path of an export": lambda address: create_trainer().save_checkpoint(address),
-    "checkpoint_path": lambda address: create_trainer().load_checkpoint(address),
     "input_dir": lambda address: create_trainer().load_training_state(address),
 }
+
+
+EXPORTS = {
+    "save_path": SaveBestModelCallback,
+    "save_path of averages": lambda address: ModelEmaCallback(save_path=address),
+    "save_path of an export": lambda address: create_trainer().save_checkpoint(address),
+    "checkpoint_path": lambda address: create_trainer().load_checkpoint(address),
+    "mirror": lambda address: SaveTrainingStateCallback(mirror=address),
+}
+"""What takes an address, but none that has lost a slash."""
 
 
 @pytest.mark.parametrize("address", ["s3://bucket/run", "gs://bucket/run.pt", Path("memory://run")])
@@ -56,6 +62,17 @@ def test_an_address_is_refused_with_the_way_out(way, address, tmp_path, monkeypa
     name = way.split(" ")[0]
     with pytest.raises(ConfigurationError, match=rf"^{name} is '.*address of a store.*[Pp]ass "):
         WAYS[way](address)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("way", EXPORTS)
+def test_an_address_as_a_path_is_refused_where_one_as_text_is_taken(way, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    name = way.split(" ")[0]
+    with pytest.raises(
+        ConfigurationError, match=rf"^{name} is 'memory:/run'.*loses a slash. Pass it as text"
+    ):
+        EXPORTS[way](Path("memory://run"))
     assert not list(tmp_path.iterdir())
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
@@ -11,17 +10,16 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 import torch
 from torch import nn
 
-from accel_core import AccelWarning, ConfigurationError, TrainerCallback
+from accel_core import ConfigurationError, TrainerCallback
 from accel_core.extending import (
-    NotFiniteError,
-    check_path,
+    check_place_in_reach,
     check_whole_number,
     notify,
     run_on_main,
 )
 
 from .averaged_weights import AveragedWeights
-from .export_path import Exported, check_export_path, why_not_own
+from .export_path import Exported, check_export_path, export_to, why_not_own
 from .sharded_average import ShardedAverage
 from .watched_metric import WatchedMetric
 
@@ -64,7 +62,7 @@ class AveragingCallback(TrainerCallback):
         self.every_n_updates = check_whole_number("every_n_updates", every_n_updates, way_out)
         self.evaluate_during_training = evaluate_during_training
         way_out = "Pass the name of a file, or None to export nothing."
-        self.save_path = None if save_path is None else check_path("save_path", save_path, way_out)
+        self.save_path = None if save_path is None else check_place_in_reach("save_path", save_path, way_out)
         self.watched = WatchedMetric(type(self).__name__, watch_metric, greater_is_better)
         self.num_updates = 0
         """Updates whose weights are in the average."""
@@ -253,12 +251,5 @@ class AveragingCallback(TrainerCallback):
             if self.save_path is None:
                 return True
             content = {} if value is None else {self.watched.name: value}
-            try:
-                trainer.save_checkpoint(
-                    self.save_path, content, save_optimizer=False, save_scheduler=False, model=model
-                )
-            except NotFiniteError as error:
-                # The export before is intact, and training itself may still be fine.
-                warnings.warn(str(error), AccelWarning)
-                return False
-        return True
+            flags = {"save_optimizer": False, "save_scheduler": False}
+            return export_to(trainer, self.save_path, content, **flags, model=model)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
-from accel_core import CheckpointError, ConfigurationError, TrainerCallback
-from accel_core.extending import read_origin, run_on_main
+from accel_core import AccelWarning, CheckpointError, ConfigurationError, TrainerCallback
+from accel_core.extending import Address, NotFiniteError, StoreError, read_origin, run_on_main
 
 if TYPE_CHECKING:
     from accel_core import Trainer
@@ -22,7 +23,7 @@ class Exported(TypedDict):
     """Of the watched metric."""
 
 
-def why_not_own(path: Path, exported: Exported, metric: str) -> str | None:
+def why_not_own(path: Path | Address, exported: Exported, metric: str) -> str | None:
     """Return why the file at `path` is not what the callback has exported; None if it is.
 
     One process calls it.
@@ -46,7 +47,26 @@ def why_not_own(path: Path, exported: Exported, metric: str) -> str | None:
     return f"'{path}' is {there}, and not {own}"
 
 
-def check_export_path(trainer: Trainer, callback: TrainerCallback, save_path: Path) -> None:
+def export_to(trainer: Trainer, place: Path | Address, values: dict[str, Any], **arguments: Any) -> bool:
+    """Export the model as `save_checkpoint` does, and return whether it stands. Every process takes part.
+
+    If the parameters are not finite, or a store fails, this warns: the export before is intact, and the run
+    goes on.
+    """
+    try:
+        trainer.save_checkpoint(as_argument(place), values, **arguments)
+    except (NotFiniteError, StoreError) as error:
+        warnings.warn(str(error), AccelWarning, stacklevel=2)
+        return False
+    return True
+
+
+def as_argument(place: Path | Address) -> Path | str:
+    """Return a place as the methods of the trainer take it."""
+    return place if isinstance(place, Path) else str(place)
+
+
+def check_export_path(trainer: Trainer, callback: TrainerCallback, save_path: Path | Address) -> None:
     """Raise if `save_path` is a folder, or if another callback exports to it.
 
     Call it in `on_training_run_start`, before an epoch is spent. Every process takes part.
@@ -58,6 +78,8 @@ def check_export_path(trainer: Trainer, callback: TrainerCallback, save_path: Pa
                 f"save_path is '{save_path}' for {owner} and for {type(other).__name__}, so each would "
                 "overwrite what the other has saved. Give each callback a path of its own."
             )
+    if isinstance(save_path, Address):
+        return
     # The main process writes, so what it sees on its disk counts for all.
     if run_on_main(save_path.is_dir, trainer.is_main_process):
         raise ConfigurationError(

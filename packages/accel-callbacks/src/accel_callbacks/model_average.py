@@ -73,8 +73,8 @@ class ModelAverageCallback(AveragingCallback):
                 after update `start_update + every_n_updates`.
             every_n_updates: the number of updates in an epoch takes weights once an epoch.
             evaluate_during_training: evaluate after each epoch, if `train` has an `eval_dataset`.
-            save_path: path of the export, which holds weights and the value of `watch_metric`; None exports
-                nothing.
+            save_path: path or address of the export, which holds weights and the value of `watch_metric`;
+                None exports nothing.
             watch_metric: name of the metric in the run history.
             greater_is_better: the best value is the greatest, and not the smallest.
             num_latest: weights in an average of the latest.

@@ -63,8 +63,8 @@ class ModelEmaCallback(AveragingCallback):
                 at most `n / (9 + n)` at the n-th averaging, `"timm"` at most
                 `1 - (1 + (n - 1) / warmup_gamma) ** -warmup_power`, False always `decay`.
             evaluate_during_training: evaluate after each epoch, if `train` has an `eval_dataset`.
-            save_path: path of the export, which holds weights and the value of `watch_metric`; None exports
-                nothing.
+            save_path: path or address of the export, which holds weights and the value of `watch_metric`;
+                None exports nothing.
             watch_metric: name of the metric in the run history.
             greater_is_better: the best value is the greatest, and not the smallest.
             every_n_updates: average after every n-th update only, counted from the beginning of the call of

@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
-from accel_core import AccelWarning, CheckpointError, TrainerCallback
+from accel_core import CheckpointError, ConfigurationError, TrainerCallback
 from accel_core.extending import (
-    NotFiniteError,
-    check_path,
+    Address,
+    StoreError,
+    check_place_in_reach,
     check_whole_number,
     files,
     notify,
@@ -20,7 +20,7 @@ from accel_core.extending import (
     run_on_main,
 )
 
-from .export_path import Exported, check_export_path, why_not_own
+from .export_path import Exported, as_argument, check_export_path, export_to, why_not_own
 from .watched_metric import WatchedMetric
 
 if TYPE_CHECKING:
@@ -64,7 +64,8 @@ class SaveBestModelCallback(TrainerCallback):
         """Hold what to watch.
 
         Args:
-            save_path: a `.safetensors` file holds weights only, any other file also what the flags ask for.
+            save_path: a path, or the address of a store. A `.safetensors` file holds weights only, any other
+                file also what the flags ask for. A store that fails warns, and never ends the run.
             watch_metric: its name in the run history.
             greater_is_better: the best value is the greatest, and not the smallest.
             save_optimizer: whether the export holds the state of the optimizer.
@@ -79,7 +80,7 @@ class SaveBestModelCallback(TrainerCallback):
         Raises:
             ConfigurationError: an argument cannot be used.
         """
-        self.save_path = check_path(
+        self.save_path = check_place_in_reach(
             "save_path", save_path, "Pass the name of a file, such as 'best_model.pt'."
         )
         self.reset_on_train = reset_on_train
@@ -87,6 +88,11 @@ class SaveBestModelCallback(TrainerCallback):
         self.save_scheduler = save_scheduler
         self.load_saved_checkpoint = load_saved_checkpoint
         self.keep = check_whole_number("keep", keep, "Use 1 to keep the best model only.")
+        if self.keep > 1 and isinstance(self.save_path, Address):
+            raise ConfigurationError(
+                f"keep is {self.keep}, but save_path is '{self.save_path}', and a store keeps one model. Use "
+                "keep=1, or a path of this machine."
+            )
         self.load_optimizer = load_optimizer
         self.watched = WatchedMetric(type(self).__name__, watch_metric, greater_is_better)
         self.exported: list[Exported] = []
@@ -128,18 +134,13 @@ class SaveBestModelCallback(TrainerCallback):
             return
         update = trainer.run_progress.updates_completed
         path = self.save_path if self.keep == 1 else self.path_beside(update)
-        try:
-            trainer.save_checkpoint(
-                path, {self.watched.name: value}, self.save_optimizer, self.save_scheduler
-            )
-        except NotFiniteError as error:
-            # The export before is intact and better, so the run goes on.
-            warnings.warn(str(error), AccelWarning)
+        flags = {"save_optimizer": self.save_optimizer, "save_scheduler": self.save_scheduler}
+        if not export_to(trainer, path, {self.watched.name: value}, **flags):
             return
         self.exported.insert(rank, {"run_id": trainer.run_id, "update": update, "value": value})
         dropped = self.exported[self.keep :]
         del self.exported[self.keep :]
-        if self.keep > 1:
+        if isinstance(path, Path) and self.keep > 1:
             run_on_main(lambda: self._arrange(path, rank, dropped), trainer.is_main_process)
         if rank == 0:
             self.best_metric_epoch = trainer.run_history.current_epoch
@@ -160,7 +161,11 @@ class SaveBestModelCallback(TrainerCallback):
             return
         # Savers come after this callback, but their state has to hold the last weights, not the best.
         trainer.callbacks.call_event("save_last_state")
-        trainer.load_checkpoint(self.save_path, self.load_optimizer, self.load_optimizer)
+        try:
+            trainer.load_checkpoint(as_argument(self.save_path), self.load_optimizer, self.load_optimizer)
+        except StoreError as error:
+            notify(trainer, f"{error} The model keeps its last weights.", "saves")
+            return
         notify(
             trainer,
             f"The model is that of epoch {self.best_metric_epoch}, with {self.watched.name} "
@@ -168,9 +173,14 @@ class SaveBestModelCallback(TrainerCallback):
             "saves",
         )
 
+    @property
+    def _path(self) -> Path:
+        """Where the best model is on this machine. A store has no others beside it."""
+        return cast(Path, self.save_path)
+
     def path_beside(self, update: int) -> Path:
         """Return where the model of an update stands that is not the best."""
-        return self.save_path.with_name(f"{self.save_path.stem}-update_{update:08d}{self.save_path.suffix}")
+        return self._path.with_name(f"{self._path.stem}-update_{update:08d}{self._path.suffix}")
 
     def state_dict(self) -> dict[str, Any]:
         """What was exported, and the epoch of the best."""
@@ -201,21 +211,21 @@ class SaveBestModelCallback(TrainerCallback):
             if before is not None and before["update"] is not None and self._is_at_save_path(before):
                 beside = self.path_beside(before["update"])
                 with contextlib.suppress(FileExistsError):
-                    _link(self.save_path, beside)
-            files.rename(path, self.save_path)
+                    _link(self._path, beside)
+            files.rename(path, self._path)
         for each in dropped:
             if each["update"] is not None:
                 with contextlib.suppress(OSError):
                     self.path_beside(each["update"]).unlink()
 
     def _is_at_save_path(self, exported: Exported) -> bool:
-        return self.save_path.is_file() and why_not_own(self.save_path, exported, self.watched.name) is None
+        return self._path.is_file() and why_not_own(self._path, exported, self.watched.name) is None
 
     def _remove_later(self, run_id: str | None, updates: int) -> None:
-        pattern = re.compile(
-            re.escape(self.save_path.stem) + r"-update_(\d{8,})" + re.escape(self.save_path.suffix)
-        )
-        for path in self.save_path.parent.glob("*"):
+        if isinstance(self.save_path, Address):
+            return
+        pattern = re.compile(re.escape(self._path.stem) + r"-update_(\d{8,})" + re.escape(self._path.suffix))
+        for path in self._path.parent.glob("*"):
             found = pattern.fullmatch(path.name)
             if found is not None and int(found[1]) > updates:
                 with contextlib.suppress(CheckpointError, OSError):

@@ -86,6 +86,7 @@ from .state.housekeeping import set_other_runs_aside as set_other_runs_aside
 from .state.mirror import Mirror as Mirror
 from .state.random import preserving_random_state as preserving_random_state
 from .state.store import check_can_open as check_can_open
+from .state.store import check_place_in_reach as check_place_in_reach
 from .state.weight_names import with_names_of as with_names_of
 from .state.weight_names import with_plain_names as with_plain_names
 from .text import did_you_mean as did_you_mean

@@ -685,7 +685,7 @@ class Trainer:
         *,
         model: torch.nn.Module | None = None,
     ) -> None:
-        """Export the model to `save_path`, atomically: `.safetensors` has weights only, others what you ask.
+        """Export the model to a path or an address, atomically: `.safetensors` has weights only, others more.
 
         The keys are `model_state_dict`, `optimizer_state_dict` if `save_optimizer`, `scheduler_state_dict`
         if `save_scheduler`, and those of `checkpoint_kwargs`. The main process writes; engines that shard
@@ -700,7 +700,7 @@ class Trainer:
     def load_checkpoint(
         self, checkpoint_path: str | Path, load_optimizer: bool = True, load_scheduler: bool = True
     ) -> dict[str, Any]:
-        """Load and return the export `checkpoint_path`, by `load_optimizer` and `load_scheduler` in full."""
+        """Load an export from a path or an address, and return what is in it. The main process reads."""
         return exports.load_export(self, checkpoint_path, load_optimizer, load_scheduler)
 
     def create_model_state(self, model: torch.nn.Module) -> dict[str, Any]:

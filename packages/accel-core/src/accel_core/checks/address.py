@@ -23,6 +23,9 @@ class Address:
     def __str__(self) -> str:
         return self.text
 
+    def __repr__(self) -> str:
+        return repr(self.text)
+
     @property
     def name(self) -> str:
         """The part after the last slash."""

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import torch
 
-from ..checks.values import check_path
 from ..engines.trained import Trained
 from ..engines.weights import (
     check_finite,
@@ -21,6 +21,7 @@ from ..notices import notify
 from ..processes.collectives import run_on_main
 from ..state import files
 from ..state.export import read_export, write_export
+from ..state.store import check_place_in_reach
 from ..state.weight_names import with_plain_names
 from .choose_load import choose_load
 from .modes import loading_weights, weights_to_export
@@ -37,7 +38,7 @@ def save_export(
     model: torch.nn.Module,
 ) -> None:
     """Write what `Trainer.save_checkpoint` promises. Every process takes part."""
-    path = check_path("save_path", save_path, "Pass the name of a file, such as 'model.pt'.")
+    path = check_place_in_reach("save_path", save_path, "Pass the name of a file, such as 'model.pt'.")
     if trainer.run_progress.stage_skipped:
         warnings.warn(
             f"'{path}' was not written, since the model does not have the weights of stage "
@@ -73,8 +74,12 @@ def load_export(
     trainer: TrainerParts, checkpoint_path: Any, with_optimizer: bool, with_scheduler: bool
 ) -> dict[str, Any]:
     """Load an export, all of it or nothing, and return what is in it. Every process takes part."""
-    path = check_path("checkpoint_path", checkpoint_path, "Pass the file that save_checkpoint wrote.")
-    content: dict[str, Any] = run_on_main(lambda: read_export(path), trainer.is_main_process)
+    place = check_place_in_reach(
+        "checkpoint_path", checkpoint_path, "Pass the file that save_checkpoint wrote."
+    )
+    content: dict[str, Any] = run_on_main(lambda: read_export(place), trainer.is_main_process)
+    # From here on it is only named, in messages.
+    path = cast(Path, place)
     model = trainer.get_model(keep_torch_compile=False)
     optimizer = trainer.optimizer if with_optimizer and "optimizer_state_dict" in content else None
     own_load = trainer.load_model_state

@@ -7,8 +7,9 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from ..checks.address import Address
 from ..errors import CheckpointError, DamagedError
-from . import files
+from . import files, store
 from .digests import digest_of_value
 
 NO_EXPORT = "'{}' has no 'model_state_dict', so it is no export"
@@ -16,8 +17,10 @@ NO_EXPORT = "'{}' has no 'model_state_dict', so it is no export"
 _logger = logging.getLogger("accel_core")
 
 
-def write_export(path: Path, content: dict[str, Any], origin: dict[str, Any] | None = None) -> None:
-    """Write an export to one file, atomically; `.safetensors` holds the model's tensors only.
+def write_export(path: Path | Address, content: dict[str, Any], origin: dict[str, Any] | None = None) -> None:
+    """Write an export to one file, of this machine or of a store, whole or not at all.
+
+    `.safetensors` holds the model's tensors only.
 
     Args:
         origin: run and update. With it go the digest of the content, and into `.safetensors` the plain
@@ -29,19 +32,30 @@ def write_export(path: Path, content: dict[str, Any], origin: dict[str, Any] | N
         values = files.as_plain(plain, f"The content of '{path.name}'")
         facts = {**(origin or {}), "values": values}
         facts["digest"] = digest_of_value([_as_dense(tensors), facts])
-        files.replace_file(path, lambda staging: files.write_tensors(staging, tensors, facts))
+        store.replace_file(path, lambda staging: files.write_tensors(staging, tensors, facts))
     else:
         plain = files.as_plain(content, f"The content of '{path.name}'")
         facts = dict(origin or {})
         facts["digest"] = digest_of_value([plain, facts])
-        files.replace_file(path, lambda staging: files.write_object(staging, plain, facts))
+        store.replace_file(path, lambda staging: files.write_object(staging, plain, facts))
 
 
-def read_export(path: Path) -> dict[str, Any]:
-    """Read an export, with its origin. Raises `CheckpointError` if the file is none.
+def read_export(place: Path | Address) -> dict[str, Any]:
+    """Read an export of this machine or of a store, with its origin. Nothing in it is executed.
 
-    Nothing in it is executed.
+    Raises `CheckpointError` if the file is none.
     """
+    if isinstance(place, Path):
+        return _read_export(place)
+    with store.readable(place) as local:
+        try:
+            return _read_export(local)
+        except CheckpointError as error:
+            # The copy is gone in a moment.
+            raise type(error)(str(error).replace(str(local), str(place))) from error.__cause__
+
+
+def _read_export(path: Path) -> dict[str, Any]:
     if path.is_dir():
         raise CheckpointError(
             f"'{path}' is a folder, but an export is a file. Use train(..., resume_from='{path}') to resume."
@@ -68,7 +82,7 @@ def read_export(path: Path) -> dict[str, Any]:
     return {**content, files.ORIGIN: {**rest, "digest": digest}}
 
 
-def read_origin(path: Path) -> dict[str, Any]:
+def read_origin(path: Path | Address) -> dict[str, Any]:
     """Return of which run and update an export is, and the plain values in it, under `values`.
 
     All of it is read.

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ..checks.address import Address
+from ..checks.values import check_place
 from ..errors import AccelError, ConfigurationError, StoreError
 from . import files
 
@@ -51,6 +52,16 @@ def retried(action: Callable[[], Result], what: str) -> Result:
                 reason = str(error).rstrip(". ") or "it says no more"
                 raise StoreError(f"{what}: {type(error).__name__}: {reason}.") from error
             time.sleep(pause)
+
+
+def check_place_in_reach(name: str, value: Any, way_out: str) -> Path | Address:
+    """Return `value` as a path of this machine, or as an address that fsspec can reach.
+
+    Raises:
+        ConfigurationError: it is neither.
+    """
+    place = check_place(name, value, way_out)
+    return check_can_open(name, place) if isinstance(place, Address) else place
 
 
 def check_can_open(name: str, address: Address) -> Address:
