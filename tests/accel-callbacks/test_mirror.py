@@ -422,6 +422,19 @@ def test_what_a_killed_run_has_left_is_removed(tmp_path, store):
     assert not (tmp_path / ".accel_mirror").exists()
 
 
+def test_a_state_may_get_the_name_of_its_own_leftover(tmp_path, store):
+    lost = At(update_5=lambda trainer: trainer.request_stop("the machine", 15))
+    with pytest.raises(RunInterrupted):
+        train(create_trainer(saver(tmp_path, 3), lost))
+    name = store.states()[-1]
+    # As if it had been killed before the last file.
+    del store.store[f"/run/{name}/trainer_state.json"]
+    train(create_trainer(saver(tmp_path, 3)), resume_from=latest_checkpoint(tmp_path))
+    assert name in store.states()
+    for file in (tmp_path / "update_00000006").iterdir():
+        assert f"/run/{name}/{file.name}" in store.store
+
+
 def test_a_signal_and_an_error_wait_for_the_mirror(tmp_path, store):
     trainer = create_trainer(
         saver(tmp_path / "a"), At(update_5=lambda trainer: trainer.request_stop("x", 15))

@@ -6,7 +6,7 @@
                                                                        spares importing torch
 
 A job goes on from the newest state in its folder, and leaves `result.pt` there when it is through. It appends
-what it is doing to `phases`: "started", "training", "saving", "saved".
+what it is doing to `phases`: "started", "training", "saving", "saved", and with a mirror "mirroring".
 """
 
 import json
@@ -23,7 +23,8 @@ from torch.utils.data import Dataset
 
 from accel_callbacks import EarlyStoppingCallback, SaveTrainingStateCallback
 from accel_core import Trainer, TrainerCallback, TrainerPlaceholderValues, latest_checkpoint
-from accel_core.state import files
+from accel_core.state import copying, files
+from accel_core.state.store import Store
 
 NUM_SAMPLES, BATCH_SIZE, NUM_EPOCHS = 66, 4, 3
 
@@ -94,25 +95,50 @@ def slow_down(seconds):
         setattr(files, name, slow)
 
 
-class Told(TrainerCallback):
-    """Writes down what was told as saved, and makes sure at the start that none of it was lost."""
+def slow_down_mirror(seconds, phases):
+    """Let each file that is mirrored take some time, and tell when a state begins to be."""
+    put, upload = Store.put, copying.upload
 
-    def __init__(self, folder):
-        self.file = folder / "told"
-        told = self.file.read_text().split() if self.file.exists() else []
-        newest = latest_checkpoint(folder / "states")
-        assert not told or (newest is not None and newest.name >= told[-1]), (told, newest)
+    def slow(*args):
+        time.sleep(seconds)
+        put(*args)
+        time.sleep(seconds)
+
+    def told(*args):
+        phases.tell("mirroring")
+        return upload(*args)
+
+    Store.put, copying.upload = slow, told
+
+
+class Told(TrainerCallback):
+    """Writes down what was told as saved or mirrored, and makes sure at the start that none of it was lost."""
+
+    def __init__(self, folder, newest, saver):
+        self.files = folder / "told", folder / "told_of_mirror"
+        self.saver = saver
+        for told in (file.read_text().split() for file in self.files if file.exists()):
+            assert not told or (newest is not None and newest.name >= max(told)), (told, newest)
 
     def on_checkpoint_saved(self, trainer, path):
-        with self.file.open("a") as file:
-            file.write(f"{path.name}\n")
+        self.write(self.files[0], path.name)
+
+    def on_optimizer_step_end(self, trainer):
+        if self.saver.last_mirrored is not None:
+            self.write(self.files[1], self.saver.last_mirrored.rpartition("/")[2].partition("-")[0])
+
+    def write(self, path, name):
+        with path.open("a") as file:
+            file.write(f"{name}\n")
 
 
-def run(folder, workers, accumulation, is_saved, slow_seconds, in_background=False):
+def run(folder, workers, accumulation, is_saved, slow_seconds, in_background=False, mirror=None):
     folder = Path(folder)
     slow_down(slow_seconds)
+    cache = {} if mirror is None else {"cache": folder / "states"}
+    newest = latest_checkpoint(folder / "states" if mirror is None else mirror, **cache)
     # Whatever was drawn before must not matter to a run that goes on.
-    torch.manual_seed(time.time_ns() if latest_checkpoint(folder / "states") else 0)
+    torch.manual_seed(time.time_ns() if newest else 0)
     model = torch.nn.Sequential(
         torch.nn.Linear(6, 12),
         torch.nn.BatchNorm1d(12),
@@ -127,13 +153,17 @@ def run(folder, workers, accumulation, is_saved, slow_seconds, in_background=Fal
         save_every_n_updates=9 // accumulation,
         keep_last=2,
         in_background=in_background,
+        mirror=mirror,
     )
+    phases = Phases(folder, 10 * slow_seconds)
+    if mirror is not None:
+        slow_down_mirror(slow_seconds, phases)
     patience = EarlyStoppingCallback(1000)
     trainer = Job(
         model,
         torch.nn.functional.cross_entropy,
         optimizer,
-        [Phases(folder, 10 * slow_seconds), Told(folder), patience, *[saver][:is_saved]],
+        [phases, Told(folder, newest, saver), patience, *[saver][:is_saved]],
         seed=3,
     )
     trainer.train(
@@ -149,7 +179,7 @@ def run(folder, workers, accumulation, is_saved, slow_seconds, in_background=Fal
         ),
         train_dataloader_kwargs={"num_workers": workers},
         eval_dataloader_kwargs={"num_workers": 0},
-        resume_from=latest_checkpoint(folder / "states"),
+        resume_from=newest,
         seed_each_sample=True,
     )
     result = {

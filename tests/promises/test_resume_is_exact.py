@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,9 @@ from pathlib import Path
 
 import pytest
 import torch
+
+from accel_core import latest_checkpoint, verify_checkpoint
+from stores import s3_server
 
 JOB = Path(__file__).with_name("resume_job.py")
 KILLS = int(os.environ.get("ACCEL_TEST_KILLS", "50"))
@@ -87,8 +91,9 @@ def uninterrupted(warm, tmp_path_factory):
     return result_of
 
 
-def settings_of(folder, workers, accumulation, is_saved=True, in_background=False):
+def settings_of(folder, workers, accumulation, is_saved=True, in_background=False, mirror=None):
     return {
+        "mirror": mirror,
         "in_background": in_background,
         "folder": str(folder),
         "workers": workers,
@@ -115,7 +120,7 @@ def wait_at_random(folder, num_before, phase, longest):
     time.sleep(random.uniform(0, longest))
 
 
-def run_until_through(process, settings, most_kills, moments=MOMENTS):
+def run_until_through(process, settings, most_kills, moments=MOMENTS, after_kill=lambda number: None):
     """Kill and start again at random until the job is through. Returns what each kill met."""
     folder = Path(settings["folder"])
     kills = Counter()
@@ -130,7 +135,9 @@ def run_until_through(process, settings, most_kills, moments=MOMENTS):
         if status == 0:
             return kills
         assert status == -signal.SIGKILL, (folder / "output").read_text()
-        kills[{"saving": "during", "saved": "after"}.get((phases_in(folder) or [""])[-1], "before")] += 1
+        met = {"saving": "during", "saved": "after", "mirroring": "mirroring"}
+        kills[met.get((phases_in(folder) or [""])[-1], "before")] += 1
+        after_kill(sum(kills.values()))
 
 
 def assert_same(result, expected):
@@ -195,6 +202,64 @@ def test_a_job_that_is_killed_many_times_ends_with_the_same_bits(warm, uninterru
 @pytest.mark.timeout(60 + 10 * KILLS)
 def test_a_job_that_saves_in_the_background_and_is_killed_many_times(warm, uninterrupted, tmp_path):
     kill_and_compare(warm, uninterrupted, tmp_path, KILLS, WAYS, in_background=True)
+
+
+MOMENTS_OF_A_MIRROR = [("mirroring", 0.05), ("saving", 0.1), ("mirroring", 0.2), ("training", 0.02)]
+
+
+def kill_and_lose_the_machine(process, uninterrupted, tmp_path, kills_wanted, ways):
+    """Kill jobs that have a mirror, and take the folder of the states away after every second kill."""
+    kills, lost = Counter(), 0
+    for number in itertools.count():
+        if sum(kills.values()) >= kills_wanted and number >= len(ways):
+            break
+        folder = tmp_path / f"job_{number}"
+        folder.mkdir()
+        mirror = folder / "mirror"
+
+        def look(kill, folder=folder, mirror=mirror):
+            nonlocal lost
+            for file in mirror.glob("update_*/trainer_state.json"):
+                assert verify_checkpoint(file.parent) == {file.parent: None}
+            if kill % 2 == 0 and (folder / "states").exists():
+                shutil.rmtree(folder / "states")
+                # What only the lost machine had was not told as mirrored.
+                (folder / "told").unlink(missing_ok=True)
+                lost += 1
+
+        workers, accumulation = ways[number % len(ways)]
+        settings = settings_of(folder, workers, accumulation, mirror=f"file://{mirror}")
+        kills += run_until_through(process, settings, KILLS_OF_A_JOB, MOMENTS_OF_A_MIRROR, look)
+        assert_same(torch.load(folder / "result.pt"), uninterrupted(workers, accumulation))
+        assert len(list(mirror.glob("update_*"))) <= 2, "what crashes left in the mirror was not removed"
+        assert not (folder / "states" / ".accel_mirror").exists()
+    print(f"{sum(kills.values())} kills: {dict(kills)}, {lost} machines lost")
+    assert kills["mirroring"] and lost
+
+
+def test_a_job_with_a_mirror_that_is_killed_and_loses_its_machine(warm, uninterrupted, tmp_path):
+    kill_and_lose_the_machine(warm, uninterrupted, tmp_path, kills_wanted=8, ways=[(0, 1)])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(60 + 15 * KILLS)
+def test_a_job_with_a_mirror_that_is_killed_many_times(warm, uninterrupted, tmp_path):
+    kill_and_lose_the_machine(warm, uninterrupted, tmp_path, KILLS, WAYS)
+
+
+@pytest.mark.slow
+def test_a_job_with_a_mirror_on_a_server_of_s3_that_is_killed(uninterrupted, tmp_path, monkeypatch):
+    with s3_server(monkeypatch):
+        settings = settings_of(tmp_path, workers=0, accumulation=3, mirror="s3://bucket/run")
+
+        def lose(kill):
+            shutil.rmtree(tmp_path / "states", ignore_errors=True)
+            (tmp_path / "told").unlink(missing_ok=True)
+
+        run_until_through(FreshProcess(), settings, 3, [("mirroring", 0.2), ("mirroring", 2.0)], lose)
+        assert_same(torch.load(tmp_path / "result.pt"), uninterrupted(0, 3))
+        fetched = latest_checkpoint("s3://bucket/run", cache=tmp_path / "fetched")
+        assert verify_checkpoint(fetched) == {fetched: None}
 
 
 def test_comparing_notices_a_difference_of_one_bit(uninterrupted):

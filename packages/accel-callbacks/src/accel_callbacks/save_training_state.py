@@ -287,6 +287,12 @@ class SaveTrainingStateCallback(TrainerCallback):
                 self._after_save(trainer, path)
 
     @property
+    def last_mirrored(self) -> str | None:
+        """Address of the newest state of the run in the mirror, as far as the main process knows."""
+        newest = None if self._mirrored is None else self._mirrored.mirror.newest
+        return None if newest is None else str(newest)
+
+    @property
     def _is_on_its_way(self) -> bool:
         return self._background is not None and self._background.path is not None
 

@@ -700,7 +700,7 @@ class Trainer:
     def load_checkpoint(
         self, checkpoint_path: str | Path, load_optimizer: bool = True, load_scheduler: bool = True
     ) -> dict[str, Any]:
-        """Load an export from a path or an address, and return what is in it. The main process reads."""
+        """Load and return the export at a path or address by `load_optimizer` and `load_scheduler`."""
         return exports.load_export(self, checkpoint_path, load_optimizer, load_scheduler)
 
     def create_model_state(self, model: torch.nn.Module) -> dict[str, Any]:

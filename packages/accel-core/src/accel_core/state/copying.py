@@ -210,7 +210,10 @@ class Copying:
             remove_state(self.store, name)
             with self.changed:
                 known.pop(name)
-        leftovers, self.leftovers = self.leftovers, []
+        # A run that is repeated to the bit gives a state the name of what it had left half written.
+        with self.changed:
+            used = {*known, *(item.name for item in self.pending)}
+            leftovers, self.leftovers = set(self.leftovers) - used, []
         remove_leftovers(self.store, leftovers)
 
     def _superseded(self, states: Mapping[str, TrainerState]) -> list[str]:
