@@ -160,8 +160,8 @@ def _joined(what: str, parts: list[Any]) -> Any:
         return tuple(_joined(what, list(column)) for column in zip(*parts, strict=True))
     raise ConfigurationError(
         f"The {what} of a batch are {preview(first)}, but must be a tensor with a first dimension of "
-        "samples, a list of one item a sample, or a tuple or mapping of those, of the same kind in each "
-        "batch. Choose what to keep by collect=lambda batch, batch_output: (..., ...)."
+        "samples, a list of one item a sample, or a tuple or mapping of those. Each batch needs the same "
+        "kind. Choose what to keep by collect=lambda batch, batch_output: (..., ...)."
     )
 
 

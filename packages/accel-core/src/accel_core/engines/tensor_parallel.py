@@ -54,7 +54,7 @@ class TensorParallel(SingleProcess):
                 f"The ParallelismConfig has tp_size={size}, but no parameter of {type(model).__name__} is a "
                 "DTensor: each process has the whole model. Lay it out before you make the trainer, by "
                 "torch's parallelize_module(model, accelerator.torch_device_mesh['tp'], plan) or by "
-                "from_pretrained with a tensor-parallel plan, and make the optimizer after that."
+                "from_pretrained with a tensor-parallel plan. Make the optimizer after that."
             )
         for name, parameter in parts.items():
             mesh: Any = parameter.device_mesh  # type: ignore[attr-defined]

@@ -65,8 +65,8 @@ def choose_replay_start(folder: Any, update: Any) -> ReplayStart:
     if saved_at == began_at:
         return ReplayStart(update, found, state, launch, begins_stage=True)
     raise CheckpointError(
-        f"update {update} is of stage {launch['stage']} of its run, which began after update {began_at}, but "
-        f"the newest state before it, '{found}', was saved after update {saved_at} of the stage before. "
+        f"update {update} is of stage {launch['stage']} of its run, which began after update {began_at}. The "
+        f"newest state before it, '{found}', was saved after update {saved_at} of the stage before. "
         "Replay an update after the first state of that stage, and let later runs save at the end of each "
         "stage."
     )

@@ -56,7 +56,7 @@ def check_named_sets(argument: str, dataset: Any) -> None:
         if reserved is not None:
             raise ConfigurationError(
                 f"{argument} has the name {name!r}, but {reserved!r} stands in the names of other metrics, "
-                f"so they could not be distinguished. Use another name, such as {f'{name}_set'!r}."
+                f"so they could not be told apart. Use another name, such as {f'{name}_set'!r}."
             )
 
 

@@ -85,7 +85,7 @@ def choose_start(trainer: TrainerParts, arguments: TrainArguments) -> Start:
         if progress.stage_skipped:
             raise ConfigurationError(
                 "resume_from is None, but the call of train before did nothing, since its state is of a "
-                f"stage later than stage {progress.stage}, whose weights the model therefore does not have. "
+                f"stage later than stage {progress.stage}. The model lacks its weights. "
                 "Pass the same resume_from to all calls of train."
             )
         return Start(stage, known_states=known, run_before=run_before)

@@ -193,8 +193,8 @@ class ItemTotals:
         if group.differs_from_plan and not self.is_needed:
             raise ConfigurationError(
                 "The batch_size that calculate_train_batch_loss returned differs from the samples that were "
-                "asked for, or the step began to return num_items_in_batch, which other processes cannot "
-                "know in mid-run. Return num_items_in_batch in every step."
+                "asked for, or the step began to return num_items_in_batch. Other processes cannot know "
+                "either in mid-run. Return num_items_in_batch in every step."
             )
         if not self.is_needed:
             return None

@@ -129,10 +129,9 @@ def refuse_other_run(path: Path, run_id: str, found: str | None = None) -> None:
     if found != run_id:
         raise OtherRunError(
             f"'{path}' is a state of the run {found!r}, but this is the run {run_id!r}. Choose another "
-            f"folder, delete '{path.parent}' to start again, let SaveTrainingStateCallback("
-            "if_other_run='set_aside') move "
-            f"those states out of the way, or continue with that run by resume_from='{path}', or by "
-            "reset_run_history=False in a second call of train."
+            f"folder, delete '{path.parent}' to start again, or let SaveTrainingStateCallback("
+            "if_other_run='set_aside') move those states out of the way. To continue that run, pass "
+            f"resume_from='{path}', or reset_run_history=False to a second call of train."
         )
 
 
