@@ -321,7 +321,7 @@ class TestRefusals:
             replay(trainer, folder)
 
     def test_data_of_another_length(self, folder):
-        with pytest.raises(CheckpointError, match=r"train_dataset has 40 samples.*of 44 samples"):
+        with pytest.raises(ConfigurationError, match=r"train_dataset has 40 samples.*of 44 samples"):
             numbered_trainer().replay(Numbered(40), 2, update=4, folder=folder, per_device_batch_size=11)
 
     def test_a_stage_whose_beginning_was_not_saved(self, tmp_path):
