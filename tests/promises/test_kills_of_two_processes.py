@@ -1,0 +1,200 @@
+"""Two processes under DDP are killed, both or one, while the main one writes in the background; then started again.
+
+ACCEL_TEST_KILLS chooses the number of kills. The script forks the processes from one that has imported torch.
+"""
+
+import contextlib
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+import traceback
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator, DistributedType
+from torch import nn
+from torch.utils.data import TensorDataset
+
+from accel_callbacks import SaveTrainingStateCallback
+from accel_core import Trainer, TrainerCallback, latest_checkpoint, verify_checkpoint
+from accel_core.state import files
+
+KILLS = int(os.environ.get("ACCEL_TEST_KILLS", "6"))
+UPDATES = 40
+SECONDS_OF_A_FILE = 0.02
+LONGEST = 0.2
+"""Seconds after the beginning of a save within which a kill comes."""
+
+
+class Told(TrainerCallback):
+    """Writes down what begins to be saved and what was told as saved, and makes sure that none of it was lost."""
+
+    order = 2000
+
+    def __init__(self, folder):
+        self.folder = folder
+        told, newest = lines(folder / "told"), latest_checkpoint(folder / "states")
+        assert not told or (newest is not None and newest.name >= told[-1]), (told, newest)
+
+    def on_optimizer_step_end(self, trainer):
+        if trainer.is_main_process and trainer.run_progress.updates_completed % 3 == 0:
+            self.note("begun", str(trainer.run_progress.updates_completed))
+        # So that a state takes the time of several updates.
+        time.sleep(0.01)
+
+    def on_checkpoint_saved(self, trainer, path):
+        if trainer.is_main_process:
+            self.note("told", path.name)
+
+    def note(self, name, text):
+        with (self.folder / name).open("a") as file:
+            file.write(f"{text}\n")
+
+
+def lines(path):
+    return path.read_text().split() if path.exists() else []
+
+
+def job(folder, is_saved):
+    create = files.create
+
+    def slow(path):
+        time.sleep(SECONDS_OF_A_FILE)
+        return create(path)
+
+    files.create = slow
+    accelerator = Accelerator(cpu=True)
+    assert accelerator.num_processes == 2 and accelerator.distributed_type == DistributedType.MULTI_CPU
+    torch.manual_seed(time.time_ns() if latest_checkpoint(folder / "states") else 0)
+    model = nn.Sequential(nn.Linear(6, 12), nn.Dropout(0.3), nn.Tanh(), nn.Linear(12, 2))
+    saver = SaveTrainingStateCallback(
+        folder / "states", save_every_n_updates=3, keep_last=2, in_background=True
+    )
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    callbacks = [Told(folder), *[saver][:is_saved]]
+    trainer = Trainer(model, nn.CrossEntropyLoss(), optimizer, callbacks, seed=3, accelerator=accelerator)
+    generator = torch.Generator().manual_seed(5)
+    data = TensorDataset(torch.randn(96, 6, generator=generator), torch.arange(96) % 2)
+    trainer.train(
+        data,
+        max_num_train_steps=UPDATES,
+        per_device_batch_size=4,
+        resume_from=latest_checkpoint(folder / "states") if is_saved else None,
+    )
+    if trainer.is_main_process:
+        content = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+        files.replace_file(folder / "result.pt", lambda aside: torch.save(content, aside))
+    accelerator.end_training()
+
+
+def start_both(folder, is_saved=True):
+    """Fork the two processes, and return their numbers."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    started = []
+    for rank in range(2):
+        pid = os.fork()
+        if pid == 0:
+            world = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_PORT": port}
+            os.environ.update({key: str(value) for key, value in world.items()}, MASTER_ADDR="127.0.0.1")
+            status = 1
+            try:
+                job(folder, is_saved)
+                status = 0
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                sys.stderr.flush()
+                os._exit(status)
+        started.append(pid)
+    return started
+
+
+def kill(pids):
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def wait_for(pids, seconds=60):
+    """Wait until all have ended, killing what is still there at last, and return their statuses."""
+    statuses, give_up = {}, time.monotonic() + seconds
+    while len(statuses) < len(pids):
+        for pid in pids:
+            if pid not in statuses and (found := os.waitpid(pid, os.WNOHANG))[0]:
+                statuses[pid] = os.waitstatus_to_exitcode(found[1])
+        if time.monotonic() > give_up:
+            kill(pids)
+        time.sleep(0.01)
+    return [statuses[pid] for pid in pids]
+
+
+def run_series(folder, kills, seed):
+    """Kill and start again, and look at the folder after each kill. A job that is through gives way to a new one."""
+    rng, met = random.Random(seed), {"one": 0, "both": 0, "in the middle of a state": 0}
+    number = 0
+    while True:
+        own = folder / f"killed_{number}"
+        own.mkdir(exist_ok=True)
+        pids = start_both(own)
+        is_killed = met["one"] + met["both"] < kills and wait_for_save(own, rng)
+        if is_killed:
+            how = rng.choice(["one", "both"])
+            kill(pids if how == "both" else [rng.choice(pids)])
+            met[how] += 1
+        statuses = wait_for(pids)
+        met["in the middle of a state"] += is_killed and any((own / "states").glob("*.incomplete"))
+        flaws = verify_checkpoint(own / "states")
+        assert set(flaws.values()) <= {None}, flaws
+        if (own / "result.pt").exists():
+            number += 1
+            if met["one"] + met["both"] >= kills:
+                return met
+        else:
+            assert is_killed, statuses
+
+
+def wait_for_save(folder, rng):
+    """Wait for a random moment after a save has begun; return False if the job is through before."""
+    begun, give_up = len(lines(folder / "begun")) + rng.randint(1, 4), time.monotonic() + 60
+    while len(lines(folder / "begun")) < begun:
+        assert time.monotonic() < give_up
+        if (folder / "result.pt").exists():
+            return False
+        time.sleep(0.002)
+    time.sleep(rng.uniform(0, LONGEST))
+    return True
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120 + 10 * KILLS)
+def test_killed_while_the_main_process_writes_they_end_with_the_same_bits(tmp_path):
+    (tmp_path / "whole").mkdir()
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    finished = subprocess.run(
+        [sys.executable, __file__, tmp_path, str(KILLS)], env=environment, capture_output=True, text=True
+    )
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    whole = torch.load(tmp_path / "whole" / "result.pt")
+    for job_folder in tmp_path.glob("killed_*"):
+        killed = torch.load(job_folder / "result.pt")
+        torch.testing.assert_close(killed, whole, rtol=0, atol=0)
+        states = sorted(path.name for path in (job_folder / "states").glob("update_*"))
+        # The processes may be killed when the last one stands and the oldest is not removed yet.
+        assert states[-1] == f"update_{UPDATES:08d}" and len(states) <= 3
+    print(finished.stdout)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    # Imports what torch imports at the first optimizer.
+    torch.optim.AdamW([torch.zeros(1, requires_grad=True)])
+    target = Path(sys.argv[1])
+    assert wait_for(start_both(target / "whole", is_saved=False)) == [0, 0]
+    print(run_series(target, int(sys.argv[2]), seed=time.time_ns()))
