@@ -1,7 +1,7 @@
 """Stores for tests: one in memory that fails, hangs and lists late on demand, and a real S3 server on loopback."""
 
 import contextlib
-import os
+import urllib.request
 from collections.abc import Iterator
 
 import fsspec
@@ -93,9 +93,10 @@ def s3_server(monkeypatch) -> Iterator[str]:
     try:
         import s3fs
 
+        # What a server before has held is kept by the process.
+        urllib.request.urlopen(urllib.request.Request(f"{url}/moto-api/reset", method="POST")).close()
         s3fs.S3FileSystem.clear_instance_cache()
         s3fs.S3FileSystem().mkdir("bucket")
         yield url
     finally:
         server.stop()
-        os.environ.pop("MOTO_PORT", None)
