@@ -351,7 +351,7 @@ ROWS: tuple[Row, ...] = (
         (lambda: train(eval_dataset={"": TensorDataset(*OTHER.tensors)}),),
     ),
     Row(
-        "stands in the names of other metrics, so they could not be told apart.",
+        "stands in the names of other metrics",
         lambda: train(eval_dataset={"train": OTHER}),
         (lambda: train(eval_dataset={"train_set": OTHER}),),
     ),
