@@ -89,7 +89,12 @@ def _checking_names(method: Callable[..., Any], known: dict[str, list[str]]) -> 
             raise ConfigurationError(
                 f"{called} was called wrongly: {error}. Its arguments are {own[1:]}, in this order."
             ) from None
-        return method(self, *args, **kwargs)
+        try:
+            return method(self, *args, **kwargs)
+        except KeyboardInterrupt as error:
+            # Else the traceback of Ctrl-C would end here, and not at the caller's line.
+            error.__traceback__ = None
+            raise
 
     return checked
 
