@@ -8,15 +8,16 @@ Started by run.py:
 from __future__ import annotations
 
 import contextlib
-import gc
 import hashlib
 import io
 import json
+import multiprocessing
 import os
 import statistics
 import sys
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -137,12 +138,12 @@ class TimedUpdates(TrainerCallback):
 
 def train_with_saves(
     folder: Path, megabytes: int, in_background: bool
-) -> tuple[TimedSaver, TimedUpdates, float]:
-    """Train while states are saved, and return what was measured and the peak of memory above the start, in MB.
+) -> tuple[list[float], dict[bool, list[float]], float]:
+    """Train while states are saved: milliseconds of saves, of updates, and the peak of memory above the start, in MB.
 
     The peak is that of the ends of the updates, where the copies of a save stand beside the model.
     """
-    gc.collect()  # the trainer before is held in a circle
+    torch.set_num_threads(1)
     before = psutil.Process().memory_info().rss
     model = Held(megabytes * 250_000 // 3)
     saver = TimedSaver(
@@ -160,16 +161,24 @@ def train_with_saves(
     data = TensorDataset(torch.zeros(50, 1), torch.zeros(50))
     with contextlib.redirect_stdout(io.StringIO()):
         trainer.train(data, 1, per_device_batch_size=1)
-    return saver, updates, (updates.peak_bytes - before) / 1e6
+    return saver.milliseconds, updates.milliseconds, (updates.peak_bytes - before) / 1e6
 
 
 def cost_in_background(folder: Path, megabytes: int) -> dict[str, float]:
     """What a save that is written in the background leaves of the stall, does to the updates beside it, and holds."""
-    blocking, _, memory_of_blocking = train_with_saves(folder / f"blocking_{megabytes}", megabytes, False)
-    saver, updates, memory = train_with_saves(folder / f"background_{megabytes}", megabytes, True)
+    # A process each, since the memory that one has freed is used again by the next.
+    with ProcessPoolExecutor(
+        1, mp_context=multiprocessing.get_context("spawn"), max_tasks_per_child=1
+    ) as processes:
+        blocking, _, memory_of_blocking = processes.submit(
+            train_with_saves, folder / f"blocking_{megabytes}", megabytes, False
+        ).result()
+        saves, updates, memory = processes.submit(
+            train_with_saves, folder / f"background_{megabytes}", megabytes, True
+        ).result()
     # The first save makes the memory for its copies, and the last one is followed by none.
-    stall, whole = (statistics.median(each.milliseconds[1:]) for each in (saver, blocking))
-    during, without = (statistics.median(updates.milliseconds[kind][1:]) for kind in (True, False))
+    stall, whole = (statistics.median(each[1:]) for each in (saves, blocking))
+    during, without = (statistics.median(updates[kind][1:]) for kind in (True, False))
     title = f"{megabytes} MB in the background"
     return {
         f"{title}, blocking save, ms": whole,
