@@ -13,14 +13,14 @@ from .batch_size_finder import find_batch_size as find_batch_size
 from .convert_sync_batch_norm import ConvertSyncBatchNormCallback as ConvertSyncBatchNormCallback
 from .early_stopping import EarlyStoppingCallback as EarlyStoppingCallback
 from .history_file import HistoryFileCallback as HistoryFileCallback
+from .layer_groups import Layer as Layer
+from .layer_groups import LayerGroup as LayerGroup
 from .learning_rate_finder import LearningRateRange as LearningRateRange
 from .learning_rate_finder import find_learning_rate as find_learning_rate
 from .max_time import MaxTimeCallback as MaxTimeCallback
 from .metrics import MetricsCallback as MetricsCallback
 from .model_average import ModelAverageCallback as ModelAverageCallback
 from .model_ema import ModelEmaCallback as ModelEmaCallback
-from .model_freezer import Layer as Layer
-from .model_freezer import LayerGroup as LayerGroup
 from .model_freezer import ModelFreezer as ModelFreezer
 from .optuna_pruning import OptunaPruningCallback as OptunaPruningCallback
 from .periodic import Periodic as Periodic

@@ -5,43 +5,23 @@ from __future__ import annotations
 import fnmatch
 import numbers
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple, TypedDict
+from typing import TypedDict
 
 from torch import nn
 
 from accel_core import ConfigurationError
 from accel_core.extending import allow_train_mode, did_you_mean, keep_in_eval_mode, preview
 
-BN_MODULES: tuple[type[nn.Module], ...] = (
-    nn.BatchNorm1d,
-    nn.BatchNorm2d,
-    nn.BatchNorm3d,
-    nn.LazyBatchNorm1d,
-    nn.LazyBatchNorm2d,
-    nn.LazyBatchNorm3d,
-    nn.SyncBatchNorm,
+from .layer_groups import BN_MODULES as BN_MODULES
+from .layer_groups import Layer as Layer
+from .layer_groups import LayerGroup as LayerGroup
+from .layer_groups import (
+    any_frozen,
+    find_layers,
+    find_modules_by_group,
+    has_modules,
+    parameters_in,
 )
-"""Modules that count as batch norms."""
-
-
-class LayerGroup(NamedTuple):
-    """A module that is an attribute of the model, with all that is in it."""
-
-    layer_group_idx: tuple[int, int]
-    """Its index among the groups, from 0, and the same counted from the end, from -1."""
-    module: nn.Module
-    is_frozen: bool
-    """Whether at least one of its parameters is frozen."""
-
-
-class Layer(NamedTuple):
-    """A module that holds parameters itself, or has no modules in it."""
-
-    layer_group_idx: tuple[int, int]
-    """The indices of the group that it belongs to."""
-    module: nn.Module
-    is_frozen: bool
-    """Whether a parameter that it holds itself is frozen; if it holds none, whether it is in eval mode."""
 
 
 class ParameterGroup(TypedDict):
@@ -91,21 +71,13 @@ class ModelFreezer:
         """Return the layer groups as they are now."""
         groups = self._groups()
         return [
-            LayerGroup((index, index - len(groups)), module, _any_frozen(_parameters_in(modules)))
+            LayerGroup((index, index - len(groups)), module, any_frozen(parameters_in(modules)))
             for index, (module, modules) in enumerate(groups)
         ]
 
     def get_layers(self) -> list[Layer]:
         """Return the layers as they are now, in the order of the groups."""
-        layers = []
-        groups = self._groups()
-        for index, (_, modules) in enumerate(groups):
-            for module in modules:
-                own_parameters = list(module.parameters(recurse=False))
-                if own_parameters or not _has_modules(module):
-                    is_frozen = _any_frozen(own_parameters) if own_parameters else not module.training
-                    layers.append(Layer((index, index - len(groups)), module, is_frozen))
-        return layers
+        return find_layers(self._groups())
 
     def get_trainable_parameters(self) -> list[nn.Parameter]:
         """Return the parameters that are not frozen, for the optimizer."""
@@ -120,7 +92,7 @@ class ModelFreezer:
         return (
             self._find(part)
             if isinstance(part, str)
-            else _parameters_in(self._modules_to_freeze(*self._range(part, part)))
+            else parameters_in(self._modules_to_freeze(*self._range(part, part)))
         )
 
     def freeze(self, from_index: int = 0, to_index: int = -2, set_modules_as_eval: bool = False) -> None:
@@ -138,7 +110,7 @@ class ModelFreezer:
         """
         for index in self._range(from_index, to_index):
             chosen = self._modules_to_freeze(index)
-            _freeze(_parameters_in(chosen))
+            _freeze(parameters_in(chosen))
             if set_modules_as_eval:
                 self._keep_in_eval(chosen)
 
@@ -162,7 +134,7 @@ class ModelFreezer:
         unfrozen: dict[int, ParameterGroup] = {}
         for index in self._range(from_index, to_index):
             _, modules = self._groups()[index]
-            if parameters := _unfreeze(_parameters_in(modules)):
+            if parameters := _unfreeze(parameters_in(modules)):
                 unfrozen[index] = {"params": parameters}
             if set_modules_as_training:
                 self._set_as_training(modules)
@@ -205,7 +177,7 @@ class ModelFreezer:
             self._set_as_training(self._owners(parameters))
         by_group: dict[int, ParameterGroup] = {}
         for index, (_, modules) in enumerate(self._groups()):
-            for parameter in _parameters_in(modules):
+            for parameter in parameters_in(modules):
                 if id(parameter) in unfrozen:
                     unfrozen.remove(id(parameter))
                     by_group.setdefault(index, {"params": []})["params"].append(parameter)
@@ -218,15 +190,8 @@ class ModelFreezer:
             module.training = False
 
     def _groups(self) -> list[tuple[nn.Module, list[nn.Module]]]:
-        """Return for each layer group the module that is the attribute, and all modules of the group."""
         # Found again each time, since the user may replace layers, such as the head.
-        groups = [(child, list(child.modules())) for child in self.model.children()]
-        if not groups:
-            return [(self.model, [self.model])]
-        # What the model holds directly (`cls_token`, `pos_embed`) is close to the input.
-        if next(self.model.parameters(recurse=False), None) is not None:
-            groups[0][1].insert(0, self.model)
-        return groups
+        return find_modules_by_group(self.model)
 
     def _modules_to_freeze(self, index: int) -> list[nn.Module]:
         _, modules = self._groups()[index]
@@ -290,21 +255,7 @@ class ModelFreezer:
     def _is_model_with_modules(self, module: nn.Module) -> bool:
         """Whether `module` is the whole model, and not a group of its own."""
         # The mode of the whole model does not depend on the parameters that it holds directly.
-        return module is self.model and _has_modules(module)
-
-
-def _has_modules(module: nn.Module) -> bool:
-    return next(module.children(), None) is not None
-
-
-def _parameters_in(modules: Iterable[nn.Module]) -> list[nn.Parameter]:
-    """Return the parameters that the modules hold themselves, each once."""
-    own = (parameter for module in modules for parameter in module.parameters(recurse=False))
-    return list({id(parameter): parameter for parameter in own}.values())
-
-
-def _any_frozen(parameters: Iterable[nn.Parameter]) -> bool:
-    return any(not parameter.requires_grad for parameter in parameters)
+        return module is self.model and has_modules(module)
 
 
 def _freeze(parameters: Iterable[nn.Parameter]) -> None:
