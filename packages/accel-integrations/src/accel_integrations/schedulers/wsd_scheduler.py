@@ -5,37 +5,19 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, ClassVar, Literal, TypedDict
+from typing import Any, ClassVar, Literal
 
 from torch.optim import Optimizer
 
-from accel_core import ConfigurationError, TrainerPlaceholderValues
+from accel_core import TrainerPlaceholderValues
 from accel_core.extending import plain
 
-from .scheduler_base import (
-    StatefulSchedulerBase,
-    calculate_base_values,
-    check_argument,
-    check_field,
-    interpolate,
-)
-
-
-class DecayInfo(TypedDict):
-    """A period of the schedule, which ends with a checkpoint. All numbers are updates completed."""
-
-    period_start: int
-    period_end: int
-    """Update that ends the decay, after which the model is exported."""
-    decay_steps: int
-    pre_decay_step: int
-    """Last update of the stable phase. A run can be continued from a state that was saved after it."""
-
-
-class PhaseInfo(DecayInfo):
-    """The period of an update, and its phase."""
-
-    phase: Literal["warmup", "stable", "decay"]
+from .scheduler_base import StatefulSchedulerBase, check_argument, interpolate
+from .wsd_arguments import check_decay, check_warmup, count_total_steps
+from .wsd_periods import DecayInfo as DecayInfo
+from .wsd_periods import PhaseInfo as PhaseInfo
+from .wsd_periods import estimate_checkpoint_steps as estimate_checkpoint_steps
+from .wsd_periods import plan_periods
 
 
 class WSDLrScheduler(StatefulSchedulerBase):
@@ -129,7 +111,7 @@ class WSDLrScheduler(StatefulSchedulerBase):
         is_continuation_from_checkpoint: bool = False,
     ) -> None:
         lengths = (plain(num_epochs), plain(num_update_steps_per_epoch), plain(total_steps))
-        self.total_steps = _count_total_steps(*lengths)
+        self.total_steps = count_total_steps(*lengths)
         if num_warmup_steps is None:
             num_warmup_steps = self.total_steps // 100
         self.num_warmup_steps = 0 if is_continuation_from_checkpoint else round(plain(num_warmup_steps))
@@ -140,7 +122,9 @@ class WSDLrScheduler(StatefulSchedulerBase):
         self.num_checkpoints = plain(num_checkpoints)
         self.is_continuation_from_checkpoint = plain(is_continuation_from_checkpoint)
         self.continued_from_step = 0
-        self._check_plan(optimizer)
+        check_decay(self.decay_phase_ratio, self.lr_min, self.use_inverse_sqrt_decay)
+        pre_decay_step = self.get_decay_info()[0]["pre_decay_step"]
+        check_warmup(self.num_warmup_steps, self.warmup_starting_lr, pre_decay_step, optimizer)
         # Last, since it asks for the values of the first update.
         super().__init__(optimizer)
 
@@ -164,7 +148,7 @@ class WSDLrScheduler(StatefulSchedulerBase):
 
     def get_decay_info(self) -> list[DecayInfo]:
         """Return the periods of the schedule in their order, each with the beginning of its decay."""
-        return _plan_periods(
+        return plan_periods(
             self.continued_from_step, self.total_steps, self.num_checkpoints, self.decay_phase_ratio
         )
 
@@ -269,113 +253,6 @@ class WSDLrScheduler(StatefulSchedulerBase):
             f"For 1000 more updates, pass total_steps={updates + 1000}; with the trainer, raise num_epochs.",
         )
         # Raises before anything is changed if too few updates are left for the checkpoints.
-        _plan_periods(updates, self.total_steps, self.num_checkpoints, self.decay_phase_ratio)
+        plan_periods(updates, self.total_steps, self.num_checkpoints, self.decay_phase_ratio)
         own_plan = {name: getattr(self, name) for name in self.plan_fields}
         return {**state_dict, **own_plan, "continued_from_step": updates}
-
-    def _check_plan(self, optimizer: Optimizer) -> None:
-        lr_min = self.lr_min
-        check_argument(
-            "decay_phase_ratio",
-            self.decay_phase_ratio,
-            0 <= self.decay_phase_ratio <= 1,
-            "between 0 and 1",
-            "It is the part of each period that is decay.",
-        )
-        check_argument(
-            "lr_min",
-            lr_min,
-            0 <= lr_min <= 1,
-            "between 0 and 1",
-            "It is a fraction of each group's base rate.",
-        )
-        if not self.use_inverse_sqrt_decay:
-            check_argument(
-                "lr_min",
-                lr_min,
-                lr_min > 0,
-                "above 0 for the inverse proportional decay, which divides by it",
-                "Pass a small number such as 1e-6, or use_inverse_sqrt_decay=True.",
-            )
-        # The warm-up has to end before the rate falls for the first time.
-        first_period = self.get_decay_info()[0]
-        check_argument(
-            "num_warmup_steps",
-            self.num_warmup_steps,
-            0 <= self.num_warmup_steps <= first_period["pre_decay_step"],
-            f"between 0 and {first_period['pre_decay_step']}, where the first decay begins",
-            "Warm up for fewer updates (fractions of an epoch such as 0.5 are allowed), or train for longer.",
-        )
-        check_field(optimizer, "lr")
-        highest = max(calculate_base_values(optimizer, "lr"))
-        # Without a warm-up the starting rate is never used, and its default need not fit.
-        if self.num_warmup_steps:
-            check_argument(
-                "warmup_starting_lr",
-                self.warmup_starting_lr,
-                0 <= self.warmup_starting_lr <= highest,
-                f"between 0 and the largest learning rate of the optimizer, {highest}",
-                "Pass a smaller warmup_starting_lr, or num_warmup_steps=0.",
-            )
-
-
-def estimate_checkpoint_steps(total_steps: int, num_checkpoints: int = 3) -> list[int]:
-    """Return the updates at which to have a decayed model, each after twice as many as the one before.
-
-    With the 3 of `num_checkpoints` they are at 25%, 50% and 100% of `total_steps`, rounded down.
-
-    Raises:
-        ConfigurationError: there are too few steps for so many checkpoints.
-
-    Source:
-        Wen et al., https://arxiv.org/abs/2410.05192: decays at 50, 100 and 200 billion tokens.
-    """
-    check_argument(
-        "num_checkpoints", num_checkpoints, num_checkpoints >= 1, "at least 1", "1 decays at the end only."
-    )
-    check_argument(
-        "total_steps",
-        total_steps,
-        total_steps >= 2 ** (num_checkpoints - 1),
-        f"at least {2 ** (num_checkpoints - 1)} for num_checkpoints={num_checkpoints}, each of which comes "
-        "after twice as many steps as the one before",
-        "Train for longer, or ask for fewer checkpoints.",
-    )
-    return [total_steps // 2**halvings for halvings in reversed(range(num_checkpoints))]
-
-
-def _plan_periods(
-    first_step: int, total_steps: int, num_checkpoints: int, decay_phase_ratio: float
-) -> list[DecayInfo]:
-    # A continuation counts on from `first_step`, but doubles only what it adds itself.
-    periods: list[DecayInfo] = []
-    start = first_step
-    for steps in estimate_checkpoint_steps(total_steps - first_step, num_checkpoints):
-        end = first_step + steps
-        decay_steps = round((end - start) * decay_phase_ratio)
-        periods.append(
-            {
-                "period_start": start,
-                "period_end": end,
-                "decay_steps": decay_steps,
-                "pre_decay_step": end - decay_steps,
-            }
-        )
-        start = end
-    return periods
-
-
-def _count_total_steps(
-    num_epochs: float | None, num_update_steps_per_epoch: int | None, total_steps: float | None
-) -> int:
-    by_epochs = num_epochs is not None and num_update_steps_per_epoch is not None
-    if by_epochs == (total_steps is not None):
-        raise ConfigurationError(
-            f"num_epochs is {num_epochs}, num_update_steps_per_epoch {num_update_steps_per_epoch} and "
-            f"total_steps {total_steps}, but the length of the run must be given once. Pass the first two, "
-            "or total_steps alone."
-        )
-    if num_epochs is not None and num_update_steps_per_epoch is not None:
-        total_steps = num_epochs * num_update_steps_per_epoch
-    # Fractions of an epoch need not be whole updates.
-    return round(total_steps or 0)
