@@ -18,7 +18,7 @@ from accel_core.extending import (
     trial_of,
 )
 
-from .plot_history import create_figure, save_figure
+from .picture import create_figure, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
