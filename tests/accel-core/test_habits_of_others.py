@@ -1,5 +1,6 @@
 """What users of other libraries type first gets one sentence with accel's word, and nothing of theirs is ignored."""
 
+import abc
 import copy
 import pickle
 import re
@@ -116,6 +117,85 @@ def test_a_name_of_the_users_own_hides_the_answer(parts):
     assert {"fit", "state"} <= set(dir(trainer))
     twin = pickle.loads(pickle.dumps(copy.deepcopy(Trainer(*parts, callbacks=[]))))
     assert not hasattr(twin, "fit")
+
+
+class Mixin:
+    """What stands after `Trainer` among the bases of a class."""
+
+    last_state = None
+
+    def log(self, text):
+        return f"logged {text}"
+
+    @property
+    def state(self):
+        return self.last_state
+
+    @state.setter
+    def state(self, value):
+        self.last_state = value
+
+
+def test_a_base_after_the_trainer_keeps_its_names(parts):
+    class Own(Trainer, Mixin):
+        pass
+
+    class Extends(Trainer, Mixin):
+        def log(self, text):
+            return f"{super().log(text)} twice"
+
+    trainer = Own(*parts, callbacks=[])
+    trainer.state = 3
+    assert (trainer.log("a"), trainer.last_state, trainer.state) == ("logged a", 3, 3)
+    assert {"log", "state"} <= set(dir(trainer)) and "fit" not in dir(trainer)
+    assert Extends(*parts, callbacks=[]).log("b") == "logged b twice"
+    with pytest.raises(AttributeError, match="'Own' object has no attribute 'fit'"):
+        _ = trainer.fit
+
+
+def test_an_abstract_method_after_the_trainer_stays_abstract(parts):
+    class Fits(abc.ABC):
+        @abc.abstractmethod
+        def fit(self):
+            pass
+
+    class Own(Trainer, Fits):
+        pass
+
+    with pytest.raises(TypeError, match="abstract"):
+        Own(*parts, callbacks=[])
+
+
+def test_a_step_that_another_method_calls_is_a_helper(parts):
+    class Calls(Trainer):
+        def compute_loss(self, batch):
+            return nn.functional.cross_entropy(self.model(batch[0]), batch[1])
+
+        def calculate_eval_batch_loss(self, batch):
+            return {"loss": self.compute_loss(batch), "batch_size": len(batch[0])}
+
+    class CallsInside(Calls):
+        training_step = None
+
+        def train_step(self, batch):
+            pass
+
+        @property
+        def steps(self):
+            return lambda: [self.train_step(number) for number in range(3)]
+
+    for own in (Calls, CallsInside):
+        assert own(*parts, callbacks=[]).evaluate(DATA)
+
+    class OfLightning(Trainer):
+        def training_step(self, batch):
+            return self.validation_step(batch)
+
+        def validation_step(self, batch):
+            return self.training_step(batch)
+
+    with pytest.raises(ConfigurationError, match=r"OfLightning\.training_step is a method that another"):
+        OfLightning(*parts, callbacks=[])
 
 
 @pytest.mark.parametrize("name", FOREIGN_ARGUMENTS)

@@ -12,6 +12,7 @@ from torch import nn
 
 from accel_core import ConfigurationError, TrainerCallback
 from accel_core.extending import (
+    check_flag,
     check_place_in_reach,
     check_whole_number,
     notify,
@@ -60,7 +61,7 @@ class AveragingCallback(TrainerCallback):
         """
         way_out = "Use 1 to average after each update."
         self.every_n_updates = check_whole_number("every_n_updates", every_n_updates, way_out)
-        self.evaluate_during_training = evaluate_during_training
+        self.evaluate_during_training = check_flag("evaluate_during_training", evaluate_during_training)
         way_out = "Pass the name of a file, or None to export nothing."
         self.save_path = None if save_path is None else check_place_in_reach("save_path", save_path, way_out)
         self.watched = WatchedMetric(type(self).__name__, watch_metric, greater_is_better)

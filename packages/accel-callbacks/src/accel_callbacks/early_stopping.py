@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from accel_core import TrainerCallback
-from accel_core.extending import check_not_negative, check_whole_number
+from accel_core.extending import check_flag, check_not_negative, check_whole_number
 
 from .watched_metric import WatchedMetric
 
@@ -62,13 +62,9 @@ class EarlyStoppingCallback(TrainerCallback):
         self.early_stopping_threshold = check_not_negative(
             "early_stopping_threshold", early_stopping_threshold, way_out
         )
-        # 0 is what a whole number of at least 1 does not allow.
-        self.min_epochs = (
-            0
-            if min_epochs == 0
-            else check_whole_number("min_epochs", min_epochs, "Use 0 to stop at any time.")
-        )
-        self.reset_on_train = reset_on_train
+        way_out = "Use 0 to stop at any time."
+        self.min_epochs = check_whole_number("min_epochs", min_epochs, way_out, at_least=0)
+        self.reset_on_train = check_flag("reset_on_train", reset_on_train)
         self.watched = WatchedMetric(type(self).__name__, watch_metric, greater_is_better)
         self.best_metric: float | None = None
         """Best value so far; None before the first."""

@@ -14,6 +14,7 @@ from accel_core import ConfigurationError
 from accel_core.extending import (
     broadcast_tensors,
     check_choice,
+    check_flag,
     check_whole_number,
     reading_training_data,
     run_on_main,
@@ -87,12 +88,10 @@ class ModelAverageCallback(AveragingCallback):
             every_n_updates, evaluate_during_training, save_path, watch_metric, greater_is_better
         )
         self.average = check_choice("average", average, ("mean", "latest"))
-        # 0 is what a whole number of at least 1 does not allow.
         way_out = "Use 0 to average from the beginning."
-        is_zero = type(start_update) is int and start_update == 0
-        self.start_update = 0 if is_zero else check_whole_number("start_update", start_update, way_out)
+        self.start_update = check_whole_number("start_update", start_update, way_out, at_least=0)
         self.num_latest = check_whole_number("num_latest", num_latest, "Use 5 for the mean of the last five.")
-        self.update_batch_norm = update_batch_norm
+        self.update_batch_norm = check_flag("update_batch_norm", update_batch_norm)
         self._latest: deque[list[torch.Tensor]] = deque(maxlen=self.num_latest)
         self._statistics_of = 0
         """Value of `num_updates` for which the statistics of batch norm were computed."""

@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from accel_core import ConfigurationError
-from accel_core.extending import check_positive, preview
+from accel_core.extending import check_flag, check_positive, preview
 
 from .averaging import AveragingCallback
 from .ema_decay import check_decay
@@ -93,7 +93,7 @@ class ModelEmaCallback(AveragingCallback):
             raise ConfigurationError(
                 f"warmup is {warmup}, which has no warmup_gamma and no warmup_power. Pass warmup='timm'."
             )
-        self.evaluate_in_mid_epoch = evaluate_in_mid_epoch
+        self.evaluate_in_mid_epoch = check_flag("evaluate_in_mid_epoch", evaluate_in_mid_epoch)
 
     @property
     def ema_model(self) -> nn.Module | None:

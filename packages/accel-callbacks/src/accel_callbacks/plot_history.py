@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from accel_core import ConfigurationError, RunHistory
-from accel_core.extending import MetricRecord, check_choice
+from accel_core.extending import MetricRecord, check_flag
 
 from .dark_figure import darken
 from .history_panel import draw_panel
@@ -51,7 +51,7 @@ def plot_history(
         ConfigurationError: matplotlib is not installed, a history has no values, or an argument cannot be
             used.
     """
-    check_choice("dark", dark, (False, True))
+    check_flag("dark", dark)
     panels = sort_into_panels(_runs(run_history))
     columns = 1 if len(panels) == 1 else 2 if len(panels) <= 4 else 3
     rows = math.ceil(len(panels) / columns)

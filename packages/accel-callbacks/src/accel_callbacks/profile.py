@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from accel_core import TrainerCallback
-from accel_core.extending import check_not_negative, check_path, check_whole_number, notify
+from accel_core.extending import check_flag, check_path, check_whole_number, notify
 
 from .profile_ranges import RANGES, Ranges
 
@@ -48,10 +48,10 @@ class ProfileCallback(TrainerCallback):
             ConfigurationError: an argument cannot be used.
         """
         self.folder = check_path("folder", folder, "Pass the name of a folder, such as 'profile'.")
-        self.wait = int(check_not_negative("wait", wait, "Use 0 to begin at once."))
+        self.wait = check_whole_number("wait", wait, "Use 0 to begin at once.", at_least=0)
         self.warmup = check_whole_number("warmup", warmup, "Use 1: what a profiler does first is slow.")
         self.active = check_whole_number("active", active, "Use 1 to profile one update.")
-        self.memory = memory
+        self.memory = check_flag("memory", memory)
         self.table = ""
         """What was printed; empty before."""
         self._profiler: Any = None

@@ -12,6 +12,7 @@ from accel_core import CheckpointError, ConfigurationError, TrainerCallback
 from accel_core.extending import (
     Address,
     StoreError,
+    check_flag,
     check_place_in_reach,
     check_whole_number,
     files,
@@ -83,17 +84,17 @@ class SaveBestModelCallback(TrainerCallback):
         self.save_path = check_place_in_reach(
             "save_path", save_path, "Pass the name of a file, such as 'best_model.pt'."
         )
-        self.reset_on_train = reset_on_train
-        self.save_optimizer = save_optimizer
-        self.save_scheduler = save_scheduler
-        self.load_saved_checkpoint = load_saved_checkpoint
+        self.reset_on_train = check_flag("reset_on_train", reset_on_train)
+        self.save_optimizer = check_flag("save_optimizer", save_optimizer)
+        self.save_scheduler = check_flag("save_scheduler", save_scheduler)
+        self.load_saved_checkpoint = check_flag("load_saved_checkpoint", load_saved_checkpoint)
         self.keep = check_whole_number("keep", keep, "Use 1 to keep the best model only.")
         if self.keep > 1 and isinstance(self.save_path, Address):
             raise ConfigurationError(
                 f"keep is {self.keep}, but save_path is '{self.save_path}', and a store keeps one model. Use "
                 "keep=1, or a path of this machine."
             )
-        self.load_optimizer = load_optimizer
+        self.load_optimizer = check_flag("load_optimizer", load_optimizer)
         self.watched = WatchedMetric(type(self).__name__, watch_metric, greater_is_better)
         self.exported: list[Exported] = []
         """What stands on the disk, the best first."""

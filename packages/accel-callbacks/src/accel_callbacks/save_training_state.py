@@ -15,6 +15,7 @@ from accel_core.extending import (
     OtherRunError,
     bytes_to_copy,
     check_choice,
+    check_flag,
     check_is_shared,
     check_not_negative,
     check_path,
@@ -123,7 +124,7 @@ class SaveTrainingStateCallback(TrainerCallback):
         """
         self.save_dir = check_path("save_dir", save_dir, "Pass the name of a folder, such as 'checkpoints'.")
         self.periodic = Periodic("save", save_every_n_epochs, save_every_n_updates, save_every_n_minutes)
-        self.save_at_end = save_at_end
+        self.save_at_end = check_flag("save_at_end", save_at_end)
         self.keep_last = check_whole_number("keep_last", keep_last, "Use None to keep all.", optional=True)
         way_out = "Use None to keep none for its metric."
         self.keep_best = check_whole_number("keep_best", keep_best, way_out, optional=True)
@@ -131,7 +132,7 @@ class SaveTrainingStateCallback(TrainerCallback):
         self.signals = StopSignals(save_on_signals)
         self.on_error = check_choice("on_error", on_error, ("raise", "retry"))
         self.if_other_run = check_choice("if_other_run", if_other_run, ("raise", "set_aside"))
-        self.in_background = check_choice("in_background", in_background, (False, True))
+        self.in_background = check_flag("in_background", in_background)
         self._background = BackgroundSaves() if in_background else None
         self.mirror_wait_seconds = check_not_negative(
             "mirror_wait_seconds", mirror_wait_seconds, "Use 0 to wait for nothing."

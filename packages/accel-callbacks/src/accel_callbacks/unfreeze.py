@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from torch import nn
 
 from accel_core import ConfigurationError, TrainerCallback
-from accel_core.extending import check_positive, check_whole_number, notify, plain, preview
+from accel_core.extending import check_flag, check_positive, check_whole_number, notify, plain, preview
 
 from .model_freezer import ModelFreezer
 
@@ -66,8 +66,8 @@ class UnfreezeCallback(TrainerCallback):
             ConfigurationError: the schedule cannot be used.
         """
         self._entries = _entries_of(schedule)
-        self.freeze_batch_norms = freeze_batch_norms
-        self.set_modules_as_eval = set_modules_as_eval
+        self.freeze_batch_norms = check_flag("freeze_batch_norms", freeze_batch_norms)
+        self.set_modules_as_eval = check_flag("set_modules_as_eval", set_modules_as_eval)
         self.freezer: ModelFreezer | None = None
         """Freezes and unfreezes the model; None until it is prepared."""
 

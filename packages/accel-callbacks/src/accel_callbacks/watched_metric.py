@@ -7,7 +7,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from accel_core import ConfigurationError
-from accel_core.extending import did_you_mean
+from accel_core.extending import check_flag, did_you_mean
 
 if TYPE_CHECKING:
     from accel_core import Trainer
@@ -24,7 +24,7 @@ class WatchedMetric:
             greater_is_better: the best value is the greatest, and not the smallest.
 
         Raises:
-            ConfigurationError: the name is no string.
+            ConfigurationError: the name is no string, or `greater_is_better` neither True nor False.
         """
         if not isinstance(name, str):
             raise ConfigurationError(
@@ -32,7 +32,7 @@ class WatchedMetric:
             )
         self.owner = owner
         self.name = name
-        self.greater_is_better = greater_is_better
+        self.greater_is_better = check_flag("greater_is_better", greater_is_better)
         self.values_seen: int | None = None
         """Values in the run history that were looked at; None if the state of an earlier version lacks it."""
 

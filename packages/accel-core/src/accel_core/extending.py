@@ -11,6 +11,7 @@ from .callbacks.print_progress import how_it_ended as how_it_ended
 from .checks.address import Address as Address
 from .checks.values import check_callable as check_callable
 from .checks.values import check_choice as check_choice
+from .checks.values import check_flag as check_flag
 from .checks.values import check_not_negative as check_not_negative
 from .checks.values import check_path as check_path
 from .checks.values import check_place as check_place

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable
 from types import TracebackType
 
-from ..checks.values import check_whole_number
+from ..checks.values import check_flag, check_whole_number
 from ..data.loader import ShardedDataLoader
 from ..errors import ConfigurationError
 from .callback import TrainerCallback
@@ -41,13 +41,13 @@ class LimitBatchesCallback(TrainerCallback):
             ConfigurationError: an argument cannot be used.
         """
         self.num_batches = check_whole_number("num_batches", num_batches, _WAY_OUT)
+        self.eval_only = check_flag("eval_only", eval_only)
+        self.intermediate_only = check_flag("intermediate_only", intermediate_only)
+        self.overfit = check_flag("overfit", overfit)
         if overfit and (eval_only or intermediate_only):
             raise ConfigurationError(
                 "overfit is True, but eval_only or intermediate_only leave training as it is. Drop one."
             )
-        self.eval_only = eval_only
-        self.intermediate_only = intermediate_only
-        self.overfit = overfit
 
     def limit(self, train: ShardedDataLoader | None, evaluation: ShardedDataLoader | None) -> None:
         """Limit the loaders `train` and `evaluation` of a run; of several limits the smallest counts."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..checks.values import check_choice
+from ..checks.values import check_flag
 from ..notices import notify
 from ..processes.arrivals import Arrivals
 from ..processes.collectives import all_gather_object
@@ -45,7 +45,7 @@ class TerminateOnNaNCallback(TrainerCallback):
         Raises:
             ConfigurationError: `find` is neither True nor False.
         """
-        self.find = check_choice("find", find, (False, True))
+        self.find = check_flag("find", find)
         self.origin: NonFiniteOrigin | None = None
         """Where the first nan or infinity of the latest run arose; None if it was not looked for, or not
         found."""

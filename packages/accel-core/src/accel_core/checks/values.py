@@ -22,18 +22,23 @@ LONGEST_NAME = 255
 """Most bytes in one part of a path, on the file systems in use."""
 
 
-def check_whole_number(name: str, value: Any, way_out: str, optional: bool = False) -> Any:
-    """Return `value` as an `int`. Raises unless it is at least 1 and whole, or None if that is allowed."""
+def check_flag(name: str, value: Any) -> bool:
+    """Return `value`. Raises unless it is True or False: a text such as "no" counts as true."""
+    return bool(check_choice(name, value, (False, True)))
+
+
+def check_whole_number(name: str, value: Any, way_out: str, optional: bool = False, at_least: int = 1) -> Any:
+    """Return `value` as an `int`. Raises unless it is whole and large enough, or None if that is allowed."""
     if optional and value is None:
         return None
     number = plain(value)
     if not isinstance(number, numbers.Integral) or isinstance(number, bool):
         raise ConfigurationError(
-            f"{name} is {preview(value)}, but must be a whole number of at least 1. {way_out}"
+            f"{name} is {preview(value)}, but must be a whole number of at least {at_least}. {way_out}"
         )
     number = int(number)
-    if number < 1:
-        raise ConfigurationError(f"{name} is {number}, but must be at least 1. {way_out}")
+    if number < at_least:
+        raise ConfigurationError(f"{name} is {number}, but must be at least {at_least}. {way_out}")
     return number
 
 

@@ -6,7 +6,7 @@ import functools
 import inspect
 import warnings
 from collections.abc import Callable, Iterable
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 from ..errors import AccelWarning, ConfigurationError
 from ..text import did_you_mean, preview
@@ -35,9 +35,15 @@ class ForeignName:
         self.way_out = way_out
 
     def __set_name__(self, owner: type, name: str) -> None:
+        self.holder = owner
         self.name = name
 
-    def __get__(self, instance: Any, owner: type) -> NoReturn:
+    def __get__(self, instance: Any, owner: type) -> Any:
+        # `super()` of a method goes on to the bases after the trainer.
+        after = owner.__mro__[owner.__mro__.index(self.holder) + 1 :]
+        value = _defined_in(after, self.name)
+        if value is not None:
+            return value.__get__(instance, owner) if hasattr(value, "__get__") else value
         raise AttributeError(
             f"{owner.__name__!r} object has no attribute {self.name!r}. {self.way_out}",
             name=self.name,
@@ -57,6 +63,7 @@ def answer_foreign_names(trainer_class: _Class) -> _Class:
             answer.__set_name__(trainer_class, name)
             setattr(trainer_class, name, answer)
     trainer_class.__dir__ = _names_to_offer  # type: ignore[method-assign,assignment]
+    trainer_class.__init_subclass__ = _leaving_names_to_others(trainer_class)  # type: ignore[method-assign]
     known = {name: list(inspect.signature(getattr(trainer_class, name)).parameters) for name in _ENTRIES}
     for name in _ENTRIES:
         # One that takes any argument passes it on to a class that answers.
@@ -64,6 +71,30 @@ def answer_foreign_names(trainer_class: _Class) -> _Class:
         if name in vars(trainer_class) and not takes_any:
             setattr(trainer_class, name, _checking_names(vars(trainer_class)[name], known))
     return trainer_class
+
+
+def _defined_in(classes: Iterable[type], name: str) -> Any:
+    """Return what the first of the classes that has `name` itself holds under it; None if none has."""
+    values = (vars(cls).get(name) for cls in classes)
+    return next((value for value in values if value is not None and not isinstance(value, ForeignName)), None)
+
+
+def _leaving_names_to_others(trainer_class: Any) -> Any:
+    """Return an `__init_subclass__` that gives a subclass the names of its further bases.
+
+    In `class Own(Trainer, Mixin)` an answer would else hide what the mixin defines.
+    """
+
+    def init_subclass(cls: type, /, **kwargs: Any) -> None:
+        super(trainer_class, cls).__init_subclass__(**kwargs)
+        for name in FOREIGN_ATTRIBUTES:
+            if not isinstance(inspect.getattr_static(cls, name, None), ForeignName):
+                continue
+            value = _defined_in(cls.__mro__, name)
+            if value is not None:
+                setattr(cls, name, value)
+
+    return classmethod(init_subclass)
 
 
 def _names_to_offer(trainer: Any) -> Iterable[str]:
@@ -127,7 +158,7 @@ def check_callback_class(callback_class: type, base: type) -> None:
         if name in own:
             raise ConfigurationError(
                 f"{callback_class.__name__}.{name} is a hook of another library, which accel never calls. "
-                f"Override {here} instead; {_MORE}"
+                f"Override {here} instead, or give it another name if you call it yourself; {_MORE}"
             )
 
 
@@ -148,9 +179,9 @@ def check_trainer_class(trainer_class: type, optimizer: Any, callback_class: typ
             )
     users = [cls for cls in trainer_class.__mro__ if not cls.__module__.startswith("accel_")]
     for name, here in FOREIGN_STEPS.items():
-        # If the user overrides accel's method too, the other may be a helper that it calls.
-        is_overridden = any(here in vars(cls) for cls in users)
-        if hasattr(trainer_class, name) and not is_overridden:
+        # If the user overrides accel's method too, or another method names it, it may be a helper.
+        is_helper = any(here in vars(cls) or _is_named(name, cls) for cls in users)
+        if callable(getattr(trainer_class, name, None)) and not is_helper:
             raise ConfigurationError(
                 f"{trainer_class.__name__}.{name} is a method that another library calls, but accel never "
                 f"does. Override {here} instead; {_MORE}"
@@ -167,6 +198,22 @@ def check_trainer_class(trainer_class: type, optimizer: Any, callback_class: typ
             # The warning names the line that makes the trainer.
             warnings.warn(message, AccelWarning, stacklevel=4)
     _check_events(users, callback_class)
+
+
+def _is_named(name: str, user_class: type) -> bool:
+    """Whether a method that accel or the user calls names the attribute `name`."""
+    values = [value for other, value in vars(user_class).items() if other not in FOREIGN_STEPS]
+    # Class methods and properties hold a function, and decorated ones another.
+    functions = [getattr(value, "__func__", getattr(value, "fget", value)) for value in values]
+    functions = [inspect.unwrap(function) for function in functions if callable(function)]
+    codes = [function.__code__ for function in functions if hasattr(function, "__code__")]
+    while codes:
+        code = codes.pop()
+        if name in code.co_names:
+            return True
+        # Functions inside it, and comprehensions.
+        codes += [inner for inner in code.co_consts if inspect.iscode(inner)]
+    return False
 
 
 def _check_events(users: list[type], callback_class: type) -> None:
