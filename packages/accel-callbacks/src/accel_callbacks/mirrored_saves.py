@@ -12,6 +12,7 @@ from accel_core.extending import (
     Address,
     Mirror,
     check_can_open,
+    check_is_elsewhere,
     check_place,
     is_distributed,
     run_on_main,
@@ -27,14 +28,20 @@ class MirroredSaves:
     def __init__(
         self,
         mirror: str | Path,
+        save_dir: Path,
         wait_seconds: float,
         states_to_remove: Callable[[Mapping[str, Any]], Iterable[str]],
     ) -> None:
-        """Hold where the copies go. Raises `ConfigurationError` if `mirror` is no place that fsspec knows."""
+        """Hold where the copies go.
+
+        Raises:
+            ConfigurationError: `mirror` is no place that fsspec knows, or is `save_dir` itself.
+        """
         way_out = "Pass an address such as 's3://bucket/run1', or a folder of another disk."
         place = check_place("mirror", mirror, way_out)
         self.address = place if isinstance(place, Address) else Address(str(place.absolute()))
         check_can_open("mirror", self.address)
+        check_is_elsewhere("mirror", self.address, "save_dir", save_dir)
         self.wait_seconds = wait_seconds
         self.mirror = Mirror(self.address, states_to_remove)
 
@@ -56,6 +63,10 @@ class MirroredSaves:
     def add(self, path: Path) -> None:
         """Let a state be copied that stands. The main process calls it."""
         self.mirror.add(path)
+
+    def add_card(self, path: Path) -> None:
+        """Let the run card at `path` be copied. The main process calls it."""
+        self.mirror.add_card(path)
 
     def finish(self, trainer: Trainer, by_all: bool = True) -> None:
         """Wait for what is on its way, and warn of what does not stand there after the longest wait.

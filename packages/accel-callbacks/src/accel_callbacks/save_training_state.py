@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from accel_core import AccelWarning, CheckpointError, TrainerCallback
 from accel_core.extending import (
+    CARD_FILE,
     BackgroundSaves,
     KnownStates,
     NotFiniteError,
@@ -139,7 +140,9 @@ class SaveTrainingStateCallback(TrainerCallback):
         )
         self.mirror = mirror
         self._mirrored = (
-            None if mirror is None else MirroredSaves(mirror, self.mirror_wait_seconds, self._unwanted)
+            None
+            if mirror is None
+            else MirroredSaves(mirror, self.save_dir, self.mirror_wait_seconds, self._unwanted)
         )
         self._known = KnownStates(self.save_dir)
         self._failures = 0
@@ -224,6 +227,7 @@ class SaveTrainingStateCallback(TrainerCallback):
         self._finish_save(trainer)
         self.save_last_state(trainer)
         if self._mirrored is not None:
+            self._mirror_card(trainer)
             self._mirrored.finish(trainer)
 
     def save_last_state(self, trainer: Trainer) -> None:
@@ -249,6 +253,7 @@ class SaveTrainingStateCallback(TrainerCallback):
             if path is not None and self._mirrored is not None:
                 self._mirrored.add(path)
         if self._mirrored is not None:
+            self._mirror_card(trainer)
             # The others may be anywhere.
             self._mirrored.finish(trainer, by_all=False)
 
@@ -403,3 +408,10 @@ class SaveTrainingStateCallback(TrainerCallback):
             }
 
         write_card(trainer, self.save_dir, find_states)
+        if self._mirrored is not None:
+            self._mirrored.add_card(self.save_dir / CARD_FILE)
+
+    def _mirror_card(self, trainer: Trainer) -> None:
+        """Write the card once more while the mirror takes it, which ends before the run is closed."""
+        if self._is_card_old:
+            self._write_card(trainer)

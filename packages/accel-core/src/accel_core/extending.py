@@ -76,6 +76,7 @@ from .screen import separator as separator
 from .screen import width_of as width_of
 from .screen import wrap as wrap
 from .state import files as files
+from .state.cards import CARD_FILE as CARD_FILE
 from .state.export import read_origin as read_origin
 from .state.folder import complete_checkpoints as complete_checkpoints
 from .state.housekeeping import KnownStates as KnownStates
@@ -87,6 +88,7 @@ from .state.housekeeping import set_other_runs_aside as set_other_runs_aside
 from .state.mirror import Mirror as Mirror
 from .state.random import preserving_random_state as preserving_random_state
 from .state.store import check_can_open as check_can_open
+from .state.store import check_is_elsewhere as check_is_elsewhere
 from .state.store import check_place_in_reach as check_place_in_reach
 from .state.weight_names import with_names_of as with_names_of
 from .state.weight_names import with_plain_names as with_plain_names

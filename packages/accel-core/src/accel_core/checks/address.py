@@ -14,6 +14,18 @@ def is_address(value: Any) -> bool:
     return _SCHEME.match(str(value)) is not None
 
 
+def flaw_of_address(text: str) -> str | None:
+    """Return what an address lacks; None if nothing."""
+    scheme = _SCHEME.match(text)
+    if scheme is None or "::" in text:
+        return None
+    if not text[scheme.end() :].strip("/"):
+        return "which names nothing in the store, but must have a name after the scheme"
+    if not text.startswith("//", scheme.end() - 1):
+        return "in which one slash follows the scheme, but must have two"
+    return None
+
+
 @dataclasses.dataclass(frozen=True)
 class Address:
     """A place that fsspec reaches. It names its parts as `pathlib` does."""

@@ -16,7 +16,7 @@ import torch
 
 from ..errors import ConfigurationError
 from ..text import did_you_mean, preview
-from .address import Address, is_address
+from .address import Address, flaw_of_address, is_address
 
 LONGEST_NAME = 255
 """Most bytes in one part of a path, on the file systems in use."""
@@ -113,6 +113,8 @@ def check_place(name: str, value: Any, way_out: str) -> Path | Address:
         raise ConfigurationError(
             f"{name} is '{value}' as a Path, in which the address of a store loses a slash. Pass it as text."
         )
+    if flaw := flaw_of_address(str(value)):
+        raise ConfigurationError(f"{name} is '{value}', {flaw}. {way_out}")
     return Address(str(value).rstrip("/"))
 
 

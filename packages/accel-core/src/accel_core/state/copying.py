@@ -17,6 +17,7 @@ from pathlib import Path
 from ..checks.address import Address
 from ..errors import OtherRunError
 from ..notices import logger_of
+from .cards import CARD_FILE
 from .checkpoint import STATE_FILE, TrainerState, metrics_of
 from .housekeeping import Facts
 from .mirrored import (
@@ -72,8 +73,10 @@ class Copying:
         self.leftovers: list[str] = []
         self.pending: list[Upload] = []
         """Oldest first. The thread takes what is last."""
+        self.card: bytes | None = None
+        """The newest run card, which is to be copied once no state is."""
         self.refusal: OtherRunError | None = None
-        self.current: Upload | None = None
+        self.current: Upload | bytes | None = None
         """What is on its way. It need not be pending any more, if newer states have come."""
         self.is_closing = self.has_given_up = self.has_told = False
         self.changed = threading.Condition()
@@ -127,6 +130,13 @@ class Copying:
                 logger_of("saves").info("'%s' is not mirrored: newer states have come.", item.name)
             self.changed.notify_all()
 
+    def add_card(self, card: bytes) -> None:
+        """Let a run card be copied after the states that it names."""
+        with self.changed:
+            if self.refusal is None:
+                self.card = card
+                self.changed.notify_all()
+
     def finish(self, seconds: float) -> list[str]:
         """Wait for what is still to be copied, end, and return the names of what was not."""
         try:
@@ -143,22 +153,30 @@ class Copying:
             with self.changed:
                 self.has_given_up = True
                 lacking, self.pending = self.pending, []
+                lacks_card, self.card = self.card is not None, None
                 hangs = self.current is not None
                 self.changed.notify_all()
             for item in lacking:
                 _remove(item.folder)
         if not hangs:
             self.thread.join()
-        return [item.name for item in lacking]
+        return [item.name for item in lacking] or [CARD_FILE] * lacks_card
 
     def _is_through(self) -> bool:
-        return not self.pending and self.current is None
+        return self._wanted() is None and self.current is None
+
+    def _wanted(self) -> Upload | bytes | None:
+        """Return what is to be copied next."""
+        return self.pending[-1] if self.pending else self.card
 
     def _run(self) -> None:
         pause = FIRST_PAUSE
         while (item := self._next()) is not None:
             try:
-                self._copy(item)
+                if isinstance(item, Upload):
+                    self._copy(item)
+                else:
+                    self._copy_card(item)
                 pause = FIRST_PAUSE
             except OtherRunError as error:
                 self._refuse(error)
@@ -169,20 +187,20 @@ class Copying:
                     # A newer state is tried at once, since the older one may be gone.
                     self.changed.wait_for(partial(self._has_changed, item), pause)
                     is_given_up = item not in self.pending
-                if is_given_up:
+                if isinstance(item, Upload) and is_given_up:
                     _remove(item.folder)
                 pause = min(2 * pause, LONGEST_PAUSE)
 
-    def _has_changed(self, item: Upload) -> bool:
-        return self.has_given_up or self.pending[-1:] != [item]
+    def _has_changed(self, item: Upload | bytes) -> bool:
+        return self.has_given_up or self._wanted() is not item
 
-    def _next(self) -> Upload | None:
+    def _next(self) -> Upload | bytes | None:
         with self.changed:
             self.current = None
             self.changed.notify_all()
-            self.changed.wait_for(lambda: self.pending or self.is_closing or self.has_given_up)
-            if self.pending and not self.has_given_up:
-                self.current = self.pending[-1]
+            self.changed.wait_for(lambda: self._wanted() or self.is_closing or self.has_given_up)
+            if not self.has_given_up:
+                self.current = self._wanted()
             return self.current
 
     def _copy(self, item: Upload) -> None:
@@ -216,6 +234,13 @@ class Copying:
             leftovers, self.leftovers = set(self.leftovers) - used, []
         remove_leftovers(self.store, leftovers)
 
+    def _copy_card(self, card: bytes) -> None:
+        self.store.write(CARD_FILE, card)
+        with self.changed:
+            # A newer one may have come.
+            if self.card is card:
+                self.card = None
+
     def _superseded(self, states: Mapping[str, TrainerState]) -> list[str]:
         """Return the names of the states that need not be kept."""
         newest: dict[str, str] = {}
@@ -237,7 +262,7 @@ class Copying:
             self.refusal = error
             for item in self.pending:
                 _remove(item.folder)
-            self.pending = []
+            self.pending, self.card = [], None
             self.changed.notify_all()
 
     def tell(self, error: BaseException) -> None:

@@ -44,7 +44,10 @@ def fetch_newest(address: Address, cache: Path, verify: bool) -> Path | None:
         if is_alone:
             for leftover in folder.glob(f"{host_digits()}_*"):
                 shutil.rmtree(leftover, ignore_errors=True)
-        return _fetch_newest(Store(address), cache, verify)
+        store = retried(
+            lambda: Store(address), f"'{address}' could not be opened; pass the address of a mirror"
+        )
+        return _fetch_newest(store, cache, verify)
 
 
 def _fetch_newest(store: Store, cache: Path, verify: bool) -> Path | None:

@@ -9,7 +9,7 @@ from ..checks.values import check_path, check_place
 from ..errors import ConfigurationError
 from .fetch import fetch_newest
 from .folder import WAY_OUT, newest_state
-from .store import check_can_open
+from .store import check_can_open, check_is_elsewhere
 
 
 def latest_checkpoint(
@@ -46,4 +46,5 @@ def latest_checkpoint(
         return newest_state(place, verify)
     kept = check_path("cache", cache, "Pass a folder of this machine, such as 'checkpoints'.")
     address = place if isinstance(place, Address) else Address(str(place.absolute()))
+    check_is_elsewhere("folder", address, "cache", kept)
     return fetch_newest(check_can_open("folder", address), kept, verify)

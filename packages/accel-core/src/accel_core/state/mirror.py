@@ -5,6 +5,7 @@ The folder of this machine is the truth. Whatever the store does, training goes 
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from pathlib import Path
 
@@ -53,7 +54,7 @@ class Mirror:
         self._newest = None
         # What a killed run had still to copy.
         shutil.rmtree(folder / SNAPSHOTS, ignore_errors=True)
-        copying = Copying(self.address, run_id, sets_aside, self._states_to_remove)
+        copying = self._open(run_id, sets_aside)
         try:
             retried(copying.look, f"The mirror '{self.address}' could not be reached")
         except StoreError as error:
@@ -65,6 +66,16 @@ class Mirror:
             copying.tell(error.__cause__ or error)
         self._copying = copying
         copying.thread.start()
+
+    def _open(self, run_id: str, sets_aside: bool) -> Copying:
+        """Raise `ConfigurationError` if fsspec cannot make anything of the address."""
+        try:
+            return retried(
+                lambda: Copying(self.address, run_id, sets_aside, self._states_to_remove),
+                f"mirror is '{self.address}', which could not be opened",
+            )
+        except StoreError as error:
+            raise ConfigurationError(f"{error} Correct the address, or pass another one.") from error
 
     def resume(self, path: Path, updates: int) -> None:
         """Set aside what is damaged and later than the state at `path`, with which the run goes on.
@@ -98,6 +109,12 @@ class Mirror:
         except OSError as error:
             # A full disk, for example. The next state may do better.
             copying.tell(error)
+
+    def add_card(self, path: Path) -> None:
+        """Let the run card at `path` be copied, if there is one."""
+        if self._copying is not None:
+            with contextlib.suppress(OSError):
+                self._copying.add_card(path.read_bytes())
 
     def finish(self, seconds: float) -> list[str]:
         """Wait until everything is copied, at most so long, and end. Return what does not stand there."""

@@ -4,6 +4,7 @@ update_00001200-1f3a9c2e/   a state; `trainer_state.json` is written last and re
                             without it is none. The digits are the beginning of that file's digest: a name is
                             never used for another content, whatever a store still lists or has kept.
 newest.json                 names the newest state, since some stores list a new file late
+run_card.json               of the run, written after the states that it names
 other_run_.../              states of other runs that were set aside
 """
 

@@ -22,7 +22,15 @@ from . import files
 SECONDS_BETWEEN_TRIES = [1.0, 2.0, 4.0]
 """Pauses before something that failed is tried again while somebody waits for it."""
 
-_NEVER_MENDED = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, ValueError)
+_NEVER_MENDED = (
+    FileNotFoundError,
+    PermissionError,
+    IsADirectoryError,
+    NotADirectoryError,
+    ValueError,
+    # Stores that are only read.
+    NotImplementedError,
+)
 _NEVER_MENDED_BY_NAME = ("NoCredentialsError", "PartialCredentialsError", "ParamValidationError")
 
 Result = TypeVar("Result")
@@ -85,6 +93,16 @@ def check_can_open(name: str, address: Address) -> Address:
                 f'{protocol!r}; for S3: pip install "accel-core[s3]". Or pass another address.'
             ) from error
     return address
+
+
+def check_is_elsewhere(name: str, address: Address, other_name: str, other: Path) -> None:
+    """Raise `ConfigurationError` if `address` is the folder `other` itself, where both would mix."""
+    protocol, _, local = str(address).rpartition("://")
+    if protocol in ("", "file", "local") and os.path.realpath(local) == os.path.realpath(other):
+        raise ConfigurationError(
+            f"{name} is '{address}', which is the folder of {other_name} itself, but must be another place. "
+            "Pass a folder of another disk, or the address of a store."
+        )
 
 
 class Store:
