@@ -297,7 +297,7 @@ def test_another_run_that_is_found_late_ends_the_run_at_the_next_save(tmp_path, 
 
     def mend(trainer):
         store.fails_at = frozenset()
-        wait_until(lambda: mine._mirrored.mirror._copying.refusal is not None)
+        wait_until(lambda: mine._saver.mirrored.mirror._copying.refusal is not None)
 
     mine = saver(tmp_path / "b")
     trainer = create_trainer(mine, At(update_6=mend))

@@ -2,44 +2,24 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from accel_core import AccelWarning, CheckpointError, TrainerCallback
-from accel_core.extending import (
-    CARD_FILE,
-    BackgroundSaves,
-    KnownStates,
-    NotFiniteError,
-    OtherRunError,
-    bytes_to_copy,
-    check_choice,
-    check_flag,
-    check_is_shared,
-    check_not_negative,
-    check_path,
-    check_whole_number,
-    notify,
-    remove_checkpoint,
-    remove_leftovers,
-    run_on_main,
-    set_other_runs_aside,
-    write_card,
-)
+from accel_core import TrainerCallback
+from accel_core.extending import check_choice, check_flag, check_not_negative, check_path, check_whole_number
 
+from .failed_saves import MOST_FAILURES as MOST_FAILURES
 from .mirrored_saves import MirroredSaves
 from .periodic import Periodic
-from .rotation import states_to_remove
+from .rotation import Place, states_to_remove
+from .run_folder import RunFolder
+from .state_saver import StateSaver
 from .stop_signals import StopSignals
 from .watched_metric import WatchedMetric
 
 if TYPE_CHECKING:
     from accel_core import Trainer
-
-MOST_FAILURES = 5
-"""Saves that fail in a row, after which also on_error="retry" ends the run."""
 
 
 class SaveTrainingStateCallback(TrainerCallback):
@@ -134,58 +114,29 @@ class SaveTrainingStateCallback(TrainerCallback):
         self.on_error = check_choice("on_error", on_error, ("raise", "retry"))
         self.if_other_run = check_choice("if_other_run", if_other_run, ("raise", "set_aside"))
         self.in_background = check_flag("in_background", in_background)
-        self._background = BackgroundSaves() if in_background else None
         self.mirror_wait_seconds = check_not_negative(
             "mirror_wait_seconds", mirror_wait_seconds, "Use 0 to wait for nothing."
         )
         self.mirror = mirror
-        self._mirrored = (
+        mirrored = (
             None
             if mirror is None
             else MirroredSaves(mirror, self.save_dir, self.mirror_wait_seconds, self._unwanted)
         )
-        self._known = KnownStates(self.save_dir)
-        self._failures = 0
-        """Saves that have failed since the last one that has not."""
-        self._retry_at = 0
-        """The update after which a failed save is tried again."""
-        self._has_card = False
-        """The run card was written by this call of `train`."""
-        self._is_card_old = False
-        """States were saved since the run card was written."""
+        self._saver = StateSaver(self._folder(), self.in_background, mirrored)
         self._stop_saved_at: int | None = None
         self._is_end_saved = False
 
     def describe(self, trainer: Trainer) -> str:
         """Tell what the copies of a background save take, and where the mirror is."""
-        parts = []
-        if self._background is not None:
-            megabytes = bytes_to_copy(trainer.model, trainer.optimizer) / 1e6
-            where = "all processes together" if trainer.engine.shards_parameters else "the main process"
-            parts.append(f"saves in the background, with copies of {megabytes:.1f} MB in memory of {where}")
-        if self._mirrored is not None:
-            parts.append(f"copies each state to '{self._mirrored.address}'")
-        return ", ".join(parts)
+        return self._saver.describe(trainer)
 
     def on_training_run_start(self, trainer: Trainer) -> None:
         """Raise if the folder holds states of another run; begin to count, and save a later stage's start."""
         if self.keep_best is not None:
             self.watched.check_will_be_recorded(trainer)
-        if self._background is not None:
-            self._background.start(trainer)
-        if trainer.engine.shards_parameters:
-            check_is_shared(self.save_dir, trainer.is_main_process)
-        self._known = KnownStates(self.save_dir)
-        aside = run_on_main(lambda: self._open_folder(str(trainer.run_id)), trainer.is_main_process)
-        if aside is not None:
-            notify(
-                trainer, f"The states of another run in '{self.save_dir}' were moved to '{aside}'.", "saves"
-            )
-        if self._mirrored is not None:
-            self._mirrored.start(trainer, self.save_dir, self.if_other_run == "set_aside")
+        self._saver.start(trainer, self._folder(), self.if_other_run == "set_aside")
         self.periodic.start(trainer, self)
-        self._failures = 0
-        self._has_card = self._is_card_old = False
         self._stop_saved_at = None
         self._is_end_saved = False
         self.signals.listen(trainer)
@@ -196,21 +147,18 @@ class SaveTrainingStateCallback(TrainerCallback):
 
     def on_checkpoint_loaded(self, trainer: Trainer, path: Path) -> None:
         """Raise if the folder holds later states of this run; set those aside that are damaged."""
-        updates = trainer.run_progress.updates_completed
-        run_on_main(lambda: self._known.set_damaged_aside(updates), trainer.is_main_process)
-        if self._mirrored is not None:
-            self._mirrored.resume(trainer, path)
-        self._check_folder(trainer)
+        self._saver.resume(trainer, path)
 
     def on_optimizer_step_end(self, trainer: Trainer) -> None:
         """Save if it is due, or if all processes stop now; tell of a save that was written meanwhile."""
-        if self._background is not None and self._background.has_arrived(trainer):
-            self._finish_save(trainer)
+        background = self._saver.background
+        if background is not None and background.has_arrived(trainer):
+            self._saver.finish(trainer, self._retries)
         is_due = self.periodic.is_due_after_update(trainer) or self._has_value(trainer)
         is_stopping = trainer.stop_reason is not None and self._saves_at_end(trainer)
         if is_stopping:
             self._stop_saved_at = trainer.run_progress.updates_completed
-        if is_stopping or self._is_time(trainer, is_due):
+        if is_stopping or self._saver.is_time(trainer, is_due):
             self.save(trainer, is_last=is_stopping)
 
     def on_training_run_epoch_end(self, trainer: Trainer) -> None:
@@ -219,16 +167,14 @@ class SaveTrainingStateCallback(TrainerCallback):
             # Raises in the first epoch if there is no such metric, not when the disk is full of states.
             self.watched.new_value_of_epoch(trainer)
         is_due = self.periodic.is_due_after_epoch(trainer) or self._has_value(trainer)
-        if self._is_time(trainer, is_due):
+        if self._saver.is_time(trainer, is_due):
             self.save(trainer)
 
     def on_training_run_end(self, trainer: Trainer) -> None:
         """Save at the end."""
-        self._finish_save(trainer)
+        self._saver.finish(trainer, self._retries)
         self.save_last_state(trainer)
-        if self._mirrored is not None:
-            self._mirror_card(trainer)
-            self._mirrored.finish(trainer)
+        self._saver.finish_mirror(trainer)
 
     def save_last_state(self, trainer: Trainer) -> None:
         """Save the state at the end of the run, if that is wanted and not done yet.
@@ -241,28 +187,19 @@ class SaveTrainingStateCallback(TrainerCallback):
         # After a stop in the middle of an epoch the other callbacks have closed the epoch already, so the
         # state that was saved after the update is the one to resume from.
         is_saved = is_at_update and self._stop_saved_at == progress.updates_completed
-        is_wanted = self._saves_at_end(trainer) or self._failures > 0
+        is_wanted = self._saves_at_end(trainer) or self._saver.failures.number > 0
         if is_wanted and not (is_saved or self._is_end_saved):
             self._is_end_saved = True
             self.save(trainer, is_last=True)
 
     def on_exception(self, trainer: Trainer, error: BaseException) -> None:
         """Wait for the save that is on its way, and for the mirror."""
-        if self._background is not None:
-            path = self._background.close(trainer)
-            if path is not None and self._mirrored is not None:
-                self._mirrored.add(path)
-        if self._mirrored is not None:
-            self._mirror_card(trainer)
-            # The others may be anywhere.
-            self._mirrored.finish(trainer, by_all=False)
+        self._saver.close_after_error(trainer)
 
     def on_run_close(self, trainer: Trainer) -> None:
         """Give the signal handlers back, and write the run card with all states."""
         self.signals.close()
-        if self._is_card_old:
-            self._write_card(trainer)
-            self._is_card_old = False
+        self._saver.complete_card(trainer)
 
     def save(self, trainer: Trainer, is_last: bool = False) -> None:
         """Save now, between updates, and remove what need not be kept. Every process takes part.
@@ -271,86 +208,18 @@ class SaveTrainingStateCallback(TrainerCallback):
             is_last: no later save could make up for this one, so that a failure is raised in any case.
         """
         path = self.save_dir / f"update_{trainer.run_progress.updates_completed:08d}"
-        if self._background is not None and trainer.is_main_process and not is_last:
-            self._background.warn_of_waiting()
-        self._finish_save(trainer)
-        try:
-            self._check_folder(trainer)
-            # Nothing is won by a thread where training does not go on.
-            if self._background is None or is_last:
-                trainer.save_training_state(path)
-            else:
-                with self._background.taking_saves(trainer):
-                    trainer.save_training_state(path)
-        except NotFiniteError as error:
-            warnings.warn(str(error), AccelWarning)
-        except OtherRunError:
-            raise
-        except CheckpointError as error:
-            self._count_failure(trainer, error, is_last)
-        else:
-            if not self._is_on_its_way:
-                self._after_save(trainer, path)
+        self._saver.save(trainer, path, is_last, self._retries)
 
     @property
     def last_mirrored(self) -> str | None:
         """Address of the newest state of the run in the mirror, as far as the main process knows."""
-        newest = None if self._mirrored is None else self._mirrored.mirror.newest
+        mirrored = self._saver.mirrored
+        newest = None if mirrored is None else mirrored.mirror.newest
         return None if newest is None else str(newest)
 
     @property
-    def _is_on_its_way(self) -> bool:
-        return self._background is not None and self._background.path is not None
-
-    def _finish_save(self, trainer: Trainer) -> None:
-        """Wait for the save that is on its way. Every process takes part."""
-        if self._background is None:
-            return
-        try:
-            path = self._background.finish(trainer)
-        except CheckpointError as error:
-            self._count_failure(trainer, error, is_last=False)
-        else:
-            if path is not None:
-                self._after_save(trainer, path)
-
-    def _after_save(self, trainer: Trainer, path: Path) -> None:
-        """Remove what need not be kept, now that a newer state stands."""
-        if self._failures:
-            notify(trainer, f"The training state could be saved again, to '{path}'.", "saves")
-            self._failures = 0
-        if trainer.is_main_process:
-            if self._mirrored is not None:
-                self._mirrored.add(path)
-            # What a crash has left in the middle of a save that no later save repeats.
-            remove_leftovers(self.save_dir)
-            self._remove_old_states(str(trainer.run_id))
-            # The cost of a save does not grow with their number, so the card is written once more at the end.
-            if not self._has_card:
-                self._write_card(trainer)
-            self._has_card = True
-            self._is_card_old = True
-
-    def _count_failure(self, trainer: Trainer, error: CheckpointError, is_last: bool) -> None:
-        """Raise, or let the save be tried again. The error is the same on every process."""
-        self._failures += 1
-        if self.on_error == "raise" or is_last:
-            raise error
-        if self._failures >= MOST_FAILURES:
-            error.add_note(f"{self._failures} saves in a row have failed, so on_error='retry' ends the run.")
-            raise error
-        # 1, 2, 4 and 8 updates.
-        self._retry_at = trainer.run_progress.updates_completed + 2 ** (self._failures - 1)
-        if self._failures == 1 and trainer.is_main_process:
-            warnings.warn(
-                f"{error} Training goes on, and the save is tried again (on_error='retry').", AccelWarning
-            )
-
-    def _is_time(self, trainer: Trainer, is_due: bool) -> bool:
-        """Whether to save now. What failed is made up for, and what comes due before that waits for it."""
-        if self._failures and not self._is_on_its_way:
-            return trainer.run_progress.updates_completed >= self._retry_at
-        return is_due
+    def _retries(self) -> bool:
+        return self.on_error == "retry"
 
     def _has_value(self, trainer: Trainer) -> bool:
         """Whether the watched metric was recorded at this very update."""
@@ -363,55 +232,13 @@ class SaveTrainingStateCallback(TrainerCallback):
                 return self.watched.is_better(record["value"], None)
         return False
 
-    def _open_folder(self, run_id: str) -> Path | None:
-        """Make sure that the folder is this run's, and return where the states of others were moved to."""
-        aside = set_other_runs_aside(self.save_dir, run_id) if self.if_other_run == "set_aside" else None
-        self._known.refresh()
-        self._known.check(run_id)
-        return aside
-
-    def _check_folder(self, trainer: Trainer) -> None:
-        """Before each save, since another job may have begun to write there. Only what is new is read."""
-        run_id, updates = str(trainer.run_id), trainer.run_progress.updates_completed
-
-        def check() -> None:
-            self._known.refresh()
-            self._known.check(run_id, updates)
-            if self._mirrored is not None:
-                self._mirrored.check(updates)
-
-        run_on_main(check, trainer.is_main_process)
-
     def _saves_at_end(self, trainer: Trainer) -> bool:
         return self.save_at_end or trainer.agreement.signal_number > 0
 
-    def _remove_old_states(self, run_id: str) -> None:
-        if self.keep_last is None and self.keep_best is None:
-            return
-        self._known.refresh()
-        states = self._known.of_run(run_id)
-        for path in states_to_remove(states, self.keep_last, self.keep_best, self.watched):
-            remove_checkpoint(path)
+    def _folder(self) -> RunFolder:
+        keeps_all = self.keep_last is None and self.keep_best is None
+        return RunFolder(self.save_dir, None if keeps_all else self._unwanted)
 
-    def _unwanted(self, states: Mapping[str, Any]) -> list[str]:
-        """Return the names of the states in the mirror that need not be kept."""
+    def _unwanted(self, states: Mapping[Place, Any]) -> list[Place]:
+        """Return the states, in the folder or in the mirror, that need not be kept."""
         return states_to_remove(states, self.keep_last, self.keep_best, self.watched)
-
-    def _write_card(self, trainer: Trainer) -> None:
-        """Write what is needed to repeat the run beside its states. The main process calls it."""
-
-        def find_states() -> dict[str, dict[str, Any]]:
-            self._known.refresh()
-            return {
-                path.name: {"update": facts.progress["updates_completed"], "digest": facts.digest}
-                for path, facts in self._known.of_run(str(trainer.run_id)).items()
-            }
-
-        write_card(trainer, self.save_dir, find_states)
-        if self._mirrored is not None:
-            self._mirrored.add_card(self.save_dir / CARD_FILE)
-
-    def _mirror_card(self, trainer: Trainer) -> None:
-        """Write the card once more while the mirror takes it, which ends before the run is closed."""
-        if self._is_card_old:
-            self._write_card(trainer)
