@@ -37,11 +37,12 @@ async function measure(page, width) {
     found.push([page, width, "page", inside.documentElement.scrollWidth]);
   if (width >= 1280) for (const code of inside.querySelectorAll(".md-content pre > code"))
     if (code.scrollWidth > code.clientWidth) found.push([page, width, "code", code.innerText.slice(0, 80)]);
-  if (width >= 1280) for (const table of inside.querySelectorAll(".md-typeset__table, .md-typeset__scrollwrap"))
+  if (width >= 1280) for (const table of inside.querySelectorAll(".md-content table, .md-typeset__table, .md-typeset__scrollwrap"))
     if (table.scrollWidth > table.clientWidth + 1) found.push([page, width, "table", table.innerText.slice(0, 80)]);
-  // A name of letters and dots alone that takes two lines was broken in mid-word.
+  // A name of letters and dots alone that takes two lines was broken in mid-word, unless a <wbr> after a dot allows it.
+  const lines = name => new Set([...name.getClientRects()].map(box => Math.round(box.top))).size;
   if (width >= 1280) for (const name of inside.querySelectorAll(".md-content td code"))
-    if (/^[\\w.]+$/.test(name.innerText) && name.getClientRects().length > 1) found.push([page, width, "name", name.innerText]);
+    if (/^[\\w.]+$/.test(name.innerText) && lines(name) > 1 + name.querySelectorAll("wbr").length) found.push([page, width, "name", name.innerText]);
   frame.remove();
 }
 (async () => {

@@ -110,6 +110,21 @@ def changelog_page() -> str:
     return "\n".join(parts)
 
 
+def on_page_content(html: str, **_kwargs: Any) -> str:
+    """Let long names in tables take two lines, broken after a point, `(` or `=` and never in mid-word."""
+
+    def allow_breaks(code: re.Match[str]) -> str:
+        return re.sub(r"(?<=\w)[.(=](?=[\w\"][^\s<]{7})", r"\g<0><wbr>", code[0])
+
+    return re.sub(
+        r"<td>.*?</td>",
+        lambda cell: re.sub(
+            r"(?<=<code>)[^<]{28,}(?=</code>)", allow_breaks, cell[0]
+        ),
+        html,
+    )
+
+
 def on_page_context(context: dict[str, Any], **_kwargs: Any) -> dict[str, Any]:
     """Leave out the link for editing of pages that no file of docs/ holds."""
     if context["page"].file.generated_by:

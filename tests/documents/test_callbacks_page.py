@@ -24,9 +24,11 @@ PACKAGES = (
 
 
 def rows() -> list[tuple[int, str, str]]:
-    """Order, name and package of each row of the table."""
+    """Order, name and package of each row of the table. The link into the reference names the package."""
     found = re.findall(
-        r"^\| (-?\d+) \| `(\w+)` \| `([\w.]+)` \|", PAGE.read_text(encoding="utf-8"), flags=re.MULTILINE
+        r"^\| (-?\d+) \| \[`(\w+)`\]\(api/\w+\.md#([\w.]+)\.\2\) \|",
+        PAGE.read_text(encoding="utf-8"),
+        flags=re.MULTILINE,
     )
     return [(int(order), name, package) for order, name, package in found]
 

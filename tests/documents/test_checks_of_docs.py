@@ -88,12 +88,19 @@ def test_what_does_not_fit_is_measured(tmp_path: Path) -> None:
     (tmp_path / "wide.html").write_text(
         f"<!doctype html><body>{body}<p style='width:600px'>text</p></article>"
     )
+    # A table scrolls by itself or in a box around it, and its last column is then out of sight.
+    cell, frame = f"<table {{}}><tr><td>{'y' * 300}</td></tr></table>", "style='display:block;overflow:auto'"
+    (tmp_path / "wide_table.html").write_text(
+        f"<!doctype html><body><article class='md-content'>{cell.format(frame)}"
+        f"<div class='md-typeset__table' {frame}>{cell.format('')}</div></article>"
+    )
     (tmp_path / "fits.html").write_text("<!doctype html><body><article class='md-content'>text</article>")
     browser = next(filter(None, map(shutil.which, WIDTHS["BROWSERS"])))
     problems = WIDTHS["measure"](tmp_path, browser)
-    assert len(problems) == 2
+    assert len(problems) == 4
     assert "wide.html at 1280 pixels has code that scrolls" in problems[0]
     assert "wide.html at 390 pixels is wider" in problems[1]
+    assert all("wide_table.html at 1280 pixels has a table that scrolls" in each for each in problems[2:])
 
 
 def test_without_a_browser_the_check_of_widths_says_so_and_passes(

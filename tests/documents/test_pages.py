@@ -65,13 +65,14 @@ def test_pages_that_are_run_elsewhere_are_named_there(page: str) -> None:
 
 
 def anchors_of(page: Path) -> set[str]:
-    """The anchors of headings, as the site and GitHub make them."""
+    """The anchors of headings, as the site and GitHub make them, and those of the reference's entries."""
+    entries = re.findall(r"^::: ([\w.]+)$", page.read_text("utf-8"), re.M)
     headings = re.findall(
         r"^#+ (.*)$",
         re.sub(r"^```.*?^```", "", page.read_text("utf-8"), flags=re.DOTALL | re.MULTILINE),
         re.M,
     )
-    return {
+    return set(entries) | {
         re.sub(r"[^\w\- ]", "", heading.replace("`", "").lower()).strip().replace(" ", "-")
         for heading in headings
     }
