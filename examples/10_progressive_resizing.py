@@ -1,8 +1,8 @@
 """Begin with small images and let them grow: several calls of `train` on one trainer.
 
     python examples/10_progressive_resizing.py
-    python examples/10_progressive_resizing.py --sizes 28 28 28        full size from the beginning, to
-    compare
+    # Full size from the beginning, to compare.
+    python examples/10_progressive_resizing.py --sizes 28 28 28
 
 Small images cost little, and what a convolutional network learns from them holds for larger ones. The
 trainer, its model and the state of its optimizer stay; only the data changes from call to call, and

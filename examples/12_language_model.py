@@ -1,9 +1,12 @@
-"""Train a causal language model from nothing on real text: a tokenizer, a small transformer, a loss weighted by tokens, a sample.
+"""Train a causal language model from scratch on real text: a tokenizer, a small transformer, a loss weighted by tokens, a sample.
 
     python examples/12_language_model.py
-    python examples/12_language_model.py --epochs 30 --width 256        some minutes, for better sentences
+    # Some minutes, for better sentences.
+    python examples/12_language_model.py --epochs 30 --width 256
 
-    ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2 examples/12_language_model.py
+    # On two processes.
+    ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2 \
+        examples/12_language_model.py
 
 The text is the reference of the Python language, which comes with Python for its `help()` (PSF licence):
 1,600 paragraphs from a line to half a page. An update averages over the tokens of all its paragraphs, in

@@ -1,9 +1,12 @@
 """Train a generative adversarial network: two models and two optimizers in one loop, by subclassing.
 
     python examples/14_two_optimizers.py
-    python examples/14_two_optimizers.py --mnist        28x28 images instead of 8x8
+    # 28x28 images instead of 8x8.
+    python examples/14_two_optimizers.py --mnist
 
-    ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2 examples/14_two_optimizers.py
+    # On two processes.
+    ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2 \
+        examples/14_two_optimizers.py
 
 The trainer's own model and optimizer are the generator's. The discriminator and its optimizer are attributes
 of the trainer, which places, saves and restores them; a step updates them by `step_optimizer` before it

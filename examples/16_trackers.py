@@ -1,8 +1,9 @@
 """Send a run to an experiment tracker: tensorboard, or any other that Accelerate knows, by its name.
 
-    python examples/16_trackers.py                      tensorboard, into outputs/16_trackers
-    python examples/16_trackers.py --tracker wandb      or mlflow, trackio, aim, comet, clearml, dvclive,
-    swanlab
+    # TensorBoard, into outputs/16_trackers.
+    python examples/16_trackers.py
+    # Also mlflow, trackio, aim, comet, clearml, dvclive or swanlab.
+    python examples/16_trackers.py --tracker wandb
 
 A tracker is one callback. It gets the hyper-parameters, the running loss, the learning rates, and all that
 the run history gets, whichever callback recorded it: here the losses and the accuracy of each epoch.

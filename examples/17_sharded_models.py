@@ -1,19 +1,21 @@
 """A model spread over the processes by FSDP2 or DeepSpeed: the same script as for one process, another command.
 
-    python examples/17_sharded_models.py                                                  one process
-    ACCELERATE_USE_CPU=true accelerate launch --config_file examples/configs/two_cpu_processes.yaml \
-        examples/17_sharded_models.py                                                     two, on a CPU, each
-        with all of it
-    accelerate launch --config_file examples/configs/fsdp2.yaml --num_processes 8 \
-        examples/17_sharded_models.py                                                     a part for each of
-        eight GPUs, FSDP2
-    accelerate launch --config_file examples/configs/deepspeed_zero2.yaml --num_processes 8 \
-        examples/17_sharded_models.py                                                     the same by
-        DeepSpeed's ZeRO-2
-    any of them with --resume --epochs 8                                                  goes on from the end
-    of epoch 4
+    # One process.
+    python examples/17_sharded_models.py
+    # Two on a CPU, each with the whole model.
+    ACCELERATE_USE_CPU=true accelerate launch \
+        --config_file examples/configs/two_cpu_processes.yaml \
+        examples/17_sharded_models.py
+    # A part of the model on each of eight GPUs, by FSDP2.
+    accelerate launch --config_file examples/configs/fsdp2.yaml \
+        --num_processes 8 examples/17_sharded_models.py
+    # The same by DeepSpeed's ZeRO-2.
+    accelerate launch --config_file examples/configs/deepspeed_zero2.yaml \
+        --num_processes 8 examples/17_sharded_models.py
+    # Add this to any of them to continue from the end of epoch 4.
+    --resume --epochs 8
 
-Without --resume it begins anew, and removes the training states of the run before.
+Without --resume it starts again, and removes the training states of the run before.
 
 Each update is made of two steps, and its gradients are clipped by their norm over all processes. Training
 states are written by the engine, each process its part; the export has the whole weights, which any program
