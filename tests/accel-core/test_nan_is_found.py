@@ -10,7 +10,13 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from accel_callbacks import SaveTrainingStateCallback
-from accel_core import ConfigurationError, TerminateOnNaNCallback, Trainer, TrainerCallback
+from accel_core import (
+    ConfigurationError,
+    TerminateOnNaNCallback,
+    Trainer,
+    TrainerCallback,
+    latest_checkpoint,
+)
 from launching import launch
 from tiny import tiny_data, tiny_trainer
 
@@ -244,3 +250,17 @@ def test_of_two_processes_the_sample_of_either_is_found(tmp_path):
         ON_TWO, processes=2, args=[tmp_path], env={"PYTHONPATH": str(Path(__file__).parents[1])}
     )
     assert [f"found [11] on {index}" in finished.stdout for index in (0, 1)] == [True, True]
+
+
+def test_a_resumed_run_that_has_not_saved_yet_goes_back_to_what_it_resumed_from(tmp_path):
+    class Stops(TrainerCallback):
+        def on_optimizer_step_end(self, trainer):
+            if trainer.run_progress.updates_completed == 2:
+                trainer.request_stop("enough")
+
+    data = data_with(math.nan)
+    train(tmp_path, nn.Linear(5, 2), data, [Stops()])
+    newest = latest_checkpoint(tmp_path)
+    nans, trainer = train(None, nn.Linear(5, 2), data, resume_from=newest)
+    assert trainer.last_checkpoint is None
+    assert nans.origin.samples == [SAMPLE] and "the batch holds nan" in nans.origin.text

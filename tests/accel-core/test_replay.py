@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from accel_core import CheckpointError, ConfigurationError, Trainer, TrainerCallback
 from accel_core.extending import files
+from accel_core.processes.group import DataGroup
 from launching import launch
 from replaying import (
     ONE_CYCLE,
@@ -297,6 +298,20 @@ class TestRefusals:
         opened = Open()
         with opened.file, pytest.raises(ConfigurationError, match="Open cannot be copied"):
             replay(numbered_trainer([opened]), folder)
+
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [("shards_parameters", True), ("group", DataGroup(1, 0, processes_per_copy=2))],
+    )
+    def test_an_engine_that_spreads_the_model(self, folder, monkeypatch, name, value):
+        trainer = numbered_trainer()
+        monkeypatch.setattr(trainer.engine, name, value)
+        weights = copy.deepcopy(trainer.model.state_dict())
+        with pytest.raises(
+            ConfigurationError, match=rf"replay trains a copy.*but {trainer.engine.name} spreads the model"
+        ):
+            replay(trainer, folder)
+        assert all(torch.equal(weights[key], each) for key, each in trainer.model.state_dict().items())
 
     def test_a_folder_that_is_no_path(self):
         with pytest.raises(ConfigurationError, match="folder is 3, but must be a path"):

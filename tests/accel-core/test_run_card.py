@@ -169,6 +169,40 @@ def test_values_that_json_does_not_know_are_text(tmp_path):
     assert " at 0x" not in text
 
 
+def test_what_cannot_be_shown_is_told_and_leaves_the_card(tmp_path):
+    class Unshown:
+        def __repr__(self):
+            raise OSError("no name")
+
+        def __call__(self, samples):
+            return torch.utils.data.default_collate(samples)
+
+    trainer = tiny_trainer(callbacks=[SaveTrainingStateCallback(tmp_path)])
+    defaults = trainer.optimizer.defaults
+    defaults.update(itself=defaults, list=[defaults], shown=Unshown())
+    trainer.train(tiny_data(), 1, collate_fn=Unshown())
+    card = card_in(tmp_path)
+    told = f"{__name__}.{Unshown.__qualname__}, which raises OSError when it is shown"
+    assert card["arguments"]["collate_fn"] == card["trainer"]["optimizer"]["defaults"]["shown"] == told
+    assert card["trainer"]["optimizer"]["defaults"]["list"][0]["itself"] == "the same again"
+
+
+def test_two_runs_show_a_callback_alike_wherever_it_lies_in_memory():
+    class Own:
+        pass
+
+    class Holds(TrainerCallback):
+        def __init__(self, value):
+            self.value = value
+
+    cards = []
+    for _ in range(2):
+        trainer = tiny_trainer(callbacks=[Holds(Own())])
+        trainer.train(tiny_data(), 1)
+        cards.append(trainer.run_card()["trainer"]["callbacks"])
+    assert "Own object" in cards[0][0] and " at 0x" not in cards[0][0] and cards[0] == cards[1]
+
+
 def test_a_card_before_a_run_is_refused():
     with pytest.raises(ConfigurationError, match=r"run_card was called before train.*Call train first"):
         tiny_trainer().run_card()

@@ -385,7 +385,7 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     "a pickle in trainer_state.json": lambda path: (path / STATE_FILE).write_bytes(pickle.dumps([1])),
     "text as progress": lambda path: change(path, run_progress={"updates_completed": "many"}),
     "a list of files": lambda path: change(path, files=[]),
-    "an unknown format": lambda path: change(path, format_version=3),
+    "an unknown format": lambda path: change(path, format_version=4),
     **{f"{name} missing": lambda path, name=name: (path / name).unlink() for name in FILES},
     **{f"{name} cut off": lambda path, name=name: os.truncate(path / name, 99) for name in FILES},
 }

@@ -21,6 +21,7 @@ from torch.serialization import get_unsafe_globals_in_checkpoint
 from torch.utils.data import TensorDataset
 
 from accel_core import AccelWarning, CheckpointError, ConfigurationError, Trainer, verify_checkpoint
+from accel_core.state import checkpoint
 from accel_core.state.checkpoint import read_model_state, read_optimizer_state
 from accel_core.state.files import write_json
 from case_runner import compare, run_as_script, shared_folder
@@ -286,6 +287,13 @@ def test_every_file_is_checked_by_its_digest(outcomes, folder):
     }
     state = json.loads((folder / "adamw_2" / "trainer_state.json").read_text())
     assert sum(name.startswith("engine/") for name in state["digests"]) == 2
+
+
+def test_a_version_that_knows_no_shards_says_that_another_has_written_them(outcomes, folder, monkeypatch):
+    monkeypatch.setattr(checkpoint, "FORMAT_VERSION", checkpoint.WHOLE_FORMAT_VERSION)
+    assert verify_checkpoint(folder / "adamw_2") == {
+        folder / "adamw_2": "has the format 3, not 1 to 2; use the version of accel that wrote it"
+    }
 
 
 @pytest.mark.parametrize("processes", [2, 3])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -94,20 +95,22 @@ class TerminateOnNaNCallback(TrainerCallback):
 
     def _find(self, trainer: Trainer, update: int) -> None:
         """Replay the update, and print what was found. Every process takes part."""
-        run, newest = trainer._training_run, trainer.last_checkpoint
-        if newest is None or run is None or run.arguments is None:
+        arguments: Any = None if trainer._training_run is None else trainer._training_run.arguments
+        # A resumed run may not have saved yet.
+        newest = trainer.last_checkpoint or getattr(arguments, "resume_from", None)
+        if newest is None:
             notify(
                 trainer,
                 f"The loss became not finite in update {update}. To find where it arose, find=True needs a "
-                "training state to go back to: add SaveTrainingStateCallback(save_every_n_updates=...).",
+                "training state to go back to, and none was saved before: add SaveTrainingStateCallback("
+                "save_every_n_updates=...), or save more often.",
             )
             return
-        arguments = run.arguments
         names = [field.name for field in dataclasses.fields(arguments) if field.name not in _CHOSEN_BY_REPLAY]
         notify(trainer, f"Replaying up to update {update} to find where its loss became not finite.")
         try:
             given = {name: getattr(arguments, name) for name in names}
-            self.origin = find_origin(trainer, update, newest.parent, given)
+            self.origin = find_origin(trainer, update, Path(newest).parent, given)
             notify(trainer, self.origin.text)
         # The run is over, and what it returns is not to be lost because of a search.
         except Exception as error:

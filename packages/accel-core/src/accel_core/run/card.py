@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
+from ..callbacks.callback import TrainerCallback
 from ..data.content import digest_of
 from ..data.readers import is_map_style, length_of, name_of_data
 from ..errors import ConfigurationError
@@ -127,8 +128,8 @@ def _parts(trainer: Any, run: Run) -> dict[str, Any]:
         if trained is None
         else (trained.user_model, trained.user_optimizer)
     )
-    acting = [repr(each) for each in trainer.callbacks if each.runs_in_replay]
-    watching = [repr(each) for each in trainer.callbacks if not each.runs_in_replay]
+    acting = [_text(each) for each in trainer.callbacks if each.runs_in_replay]
+    watching = [_text(each) for each in trainer.callbacks if not each.runs_in_replay]
     return {
         "class": _class_of(trainer),
         "model": _class_of(model),
@@ -269,16 +270,30 @@ def _text(value: Any) -> str:
         given = [*map(_text, value.args), *(f"{name}={_text(each)}" for name, each in value.keywords.items())]
         return f"{_text(value.func)}({', '.join(given)})"
     if callable(value) and hasattr(value, "__qualname__"):
-        return f"{value.__module__}.{value.__qualname__}"
-    return _ADDRESS.sub("", preview(value))
+        return f"{getattr(value, '__module__', None)}.{value.__qualname__}"
+    try:
+        # Two callbacks may differ after the part that a preview shows.
+        shown = repr(value) if isinstance(value, TrainerCallback) else preview(value)
+    # One value that cannot be shown is no reason to have no card.
+    except Exception as error:
+        return f"{_class_of(value)}, which raises {type(error).__name__} when it is shown"
+    return _ADDRESS.sub("", shown)
 
 
-def _as_json(value: Any) -> Any:
-    """Return `value` with what JSON does not know as text."""
+def _as_json(value: Any, outer: tuple[int, ...] = ()) -> Any:
+    """Return `value` with what JSON does not know as text.
+
+    Args:
+        outer: identities of what holds it, which may hold itself.
+    """
+    if id(value) in outer:
+        return "the same again"
+    inside = (*outer, id(value))
     if isinstance(value, Mapping):
-        return {str(name): _as_json(each) for name, each in value.items()}
+        texts = (name if isinstance(name, str) else _text(name) for name in value)
+        return dict(zip(texts, (_as_json(each, inside) for each in value.values()), strict=True))
     if isinstance(value, (list, tuple)):
-        return [_as_json(each) for each in value]
+        return [_as_json(each, inside) for each in value]
     if isinstance(value, float):
         return value if math.isfinite(value) else str(value)
     return value if value is None or isinstance(value, (bool, int, str)) else _text(value)

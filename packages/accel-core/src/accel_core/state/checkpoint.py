@@ -34,9 +34,9 @@ from .read_shards import is_in_shards, read_rest, read_whole_model, read_whole_o
 from .safetensors_file import DTYPES
 from .state_values import find_wrong_value
 
-FORMAT_VERSION = 2
-"""States of version 1 have no digests, and the records of the history in their JSON."""
-
+# States of version 1 have no digests, and the records of the history in their JSON. Those of version 3 have
+# `sharded.pt`. All others are still written as 2, so that older versions of accel read them.
+FORMAT_VERSION, WHOLE_FORMAT_VERSION = 3, 2
 STATE_FILE = "trainer_state.json"
 ATTRIBUTES_FILE = "attributes.pt"
 HISTORY_FILE = "history.jsonl"

@@ -11,9 +11,10 @@ from typing import Any
 
 from ..errors import CheckpointError
 from . import files
-from .checkpoint import FORMAT_VERSION, STATE_FILE, RunState, examine, process_file
+from .checkpoint import FORMAT_VERSION, STATE_FILE, WHOLE_FORMAT_VERSION, RunState, examine, process_file
 from .digests import Written
 from .housekeeping import has_only_own_files, remove_checkpoint, set_damaged_aside
+from .shards import SHARDS_FILE
 
 
 def origin_of(state: RunState) -> dict[str, Any]:
@@ -65,7 +66,7 @@ def publish(
             f"'{staging}' has no {missing}. On several machines it has to be on a disk that they share."
         )
     content = {
-        "format_version": FORMAT_VERSION,
+        "format_version": FORMAT_VERSION if SHARDS_FILE in written else WHOLE_FORMAT_VERSION,
         **state,
         "files": {name: written[name].size for name in sorted(written)},
         "digests": {name: written[name].sha256 for name in sorted(written)},
