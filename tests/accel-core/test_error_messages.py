@@ -445,7 +445,7 @@ CASES = [
     Case(
         "samples_of_no_kind",
         lambda p: p.train([object(), object()]),
-        ("collate_fn", "class 'object'", "Pass a collate_fn", "tensors"),
+        ("collate_fn", "class 'object'", "Pass your own collate_fn", "tensors"),
         TypeError,
     ),
     Case(

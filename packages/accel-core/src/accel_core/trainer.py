@@ -685,7 +685,7 @@ class Trainer:
         *,
         model: torch.nn.Module | None = None,
     ) -> None:
-        """Export the model to a path or an address, atomically: `.safetensors` has weights only, others more.
+        """Export the model to `save_path`, also an address, atomically; `.safetensors` has weights alone.
 
         The keys are `model_state_dict`, `optimizer_state_dict` if `save_optimizer`, `scheduler_state_dict`
         if `save_scheduler`, and those of `checkpoint_kwargs`. The main process writes; engines that shard
@@ -700,7 +700,7 @@ class Trainer:
     def load_checkpoint(
         self, checkpoint_path: str | Path, load_optimizer: bool = True, load_scheduler: bool = True
     ) -> dict[str, Any]:
-        """Load and return the export at a path or address by `load_optimizer` and `load_scheduler`."""
+        """Load and return the export at `checkpoint_path` by `load_optimizer` and `load_scheduler`."""
         return exports.load_export(self, checkpoint_path, load_optimizer, load_scheduler)
 
     def create_model_state(self, model: torch.nn.Module) -> dict[str, Any]:
