@@ -123,3 +123,10 @@ def test_what_fsspec_cannot_open_or_write_is_told_before_the_training(tmp_path, 
     with pytest.raises(ConfigurationError, match=r"where nothing can be written.*NotImplementedError"):
         train(tmp_path)
     assert not list(tmp_path.glob("update_*"))
+
+
+def test_a_state_in_place_of_its_mirror_is_told(tmp_path, store, caplog):
+    train(tmp_path / "a")
+    state = f"{RUN}/{store.states()[-1]}"
+    assert latest_checkpoint(state, cache=tmp_path / "b") is None
+    assert f"'{state}' is itself a training state: pass the mirror that holds it" in caplog.text

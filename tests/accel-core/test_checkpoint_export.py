@@ -268,3 +268,16 @@ class TestPartOfTheModel:
         torch.save({"model_state_dict": {"other": torch.zeros(1)}}, tmp_path / "other.pt")
         with pytest.raises(CheckpointError, match=r"other\.pt' .*another model than Sequential"):
             self.create().load_checkpoint(tmp_path / "other.pt")
+
+
+def test_a_flag_that_is_no_flag_is_refused_and_no_file_is_written(tmp_path):
+    trainer = create_trainer()
+    path = tmp_path / "model.pt"
+    for name in ("save_optimizer", "save_scheduler"):
+        with pytest.raises(ConfigurationError, match=f"^{name} is 'no', but must be one of"):
+            trainer.save_checkpoint(path, **{name: "no"})
+    assert not path.exists()
+    trainer.save_checkpoint(path)
+    for name in ("load_optimizer", "load_scheduler"):
+        with pytest.raises(ConfigurationError, match=f"^{name} is 'no', but must be one of"):
+            trainer.load_checkpoint(path, **{name: "no"})

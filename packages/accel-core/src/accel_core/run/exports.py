@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import torch
 
+from ..checks.values import check_flag
 from ..engines.trained import Trained
 from ..engines.weights import (
     check_finite,
@@ -39,6 +40,8 @@ def save_export(
 ) -> None:
     """Write what `Trainer.save_checkpoint` promises. Every process takes part."""
     path = check_place_in_reach("save_path", save_path, "Pass the name of a file, such as 'model.pt'.")
+    check_flag("save_optimizer", with_optimizer)
+    check_flag("save_scheduler", with_scheduler)
     if trainer.run_progress.stage_skipped:
         warnings.warn(
             f"'{path}' was not written, since the model does not have the weights of stage "
@@ -77,6 +80,8 @@ def load_export(
     place = check_place_in_reach(
         "checkpoint_path", checkpoint_path, "Pass the file that save_checkpoint wrote."
     )
+    check_flag("load_optimizer", with_optimizer)
+    check_flag("load_scheduler", with_scheduler)
     content: dict[str, Any] = run_on_main(lambda: read_export(place), trainer.is_main_process)
     # From here on it is only named, in messages.
     path = cast(Path, place)

@@ -56,6 +56,9 @@ def _fetch_newest(store: Store, cache: Path, verify: bool) -> Path | None:
         f"'{store.address}' could not be listed, so the newest state is not known (to resume from what this "
         f"machine has, pass latest_checkpoint('{cache}'))",
     )
+    itself = f"'{store.address}' could not be read"
+    if not contents.states and retried(lambda: store.read(STATE_FILE), itself) is not None:
+        _logger.warning("'%s' is itself a training state: pass the mirror that holds it.", store.address)
     unusable = {Path(name): state for name, state in contents.unusable.items()}
     for name, reason in contents.unusable.items():
         _logger.warning("'%s/%s' is passed over: it %s.", store.address, name, reason.reason)
