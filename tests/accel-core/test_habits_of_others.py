@@ -221,6 +221,8 @@ def test_an_argument_of_another_method_is_sent_there_and_a_misspelt_one_is_mende
         trainer.evaluate(DATA, zzz=3)
     with pytest.raises(ConfigurationError, match=r"Trainer\.predict was given bs=3"):
         trainer.predict(DATA, bs=3)
+    with pytest.raises(ConfigurationError, match=r"Trainer\.iterate_predictions was given bs=3"):
+        trainer.iterate_predictions(DATA, bs=3)
 
 
 def test_missing_and_doubled_arguments_are_named_in_their_order(parts, trainer):

@@ -286,6 +286,16 @@ class TestRefusals:
         with pytest.raises(CheckpointError, match="its random state is another one"):
             replay(numbered_trainer(seed=4), folder, 2)
 
+    def test_arguments_that_neither_it_nor_train_has(self, folder):
+        with pytest.raises(
+            ConfigurationError, match=r"^IgnoresIndex\.replay was given max_epochs=2, but .* num_epochs"
+        ):
+            replay(numbered_trainer(), folder, max_epochs=2)
+        with pytest.raises(ConfigurationError, match=r"Did you mean 'per_device_batch_size'\?"):
+            replay(numbered_trainer(), folder, device_batch_size=2)
+        with pytest.raises(ConfigurationError, match=r"^layers is 'no', but must be one of"):
+            replay(numbered_trainer(), folder, layers="no")
+
     def test_what_replay_chooses_itself(self, folder):
         with pytest.raises(ConfigurationError, match="replay was given resume_from"):
             replay(numbered_trainer(), folder, resume_from=folder)

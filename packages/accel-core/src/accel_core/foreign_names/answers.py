@@ -21,7 +21,7 @@ from .tables import (
 )
 
 _Class = TypeVar("_Class", bound=type)
-_ENTRIES = ("__init__", "train", "evaluate", "predict")
+_ENTRIES = ("__init__", "train", "evaluate", "predict", "iterate_predictions", "replay")
 _MORE = "docs/coming_from_other_libraries.md has more names."
 
 
@@ -65,6 +65,8 @@ def answer_foreign_names(trainer_class: _Class) -> _Class:
     trainer_class.__dir__ = _names_to_offer  # type: ignore[method-assign,assignment]
     trainer_class.__init_subclass__ = _leaving_names_to_others(trainer_class)  # type: ignore[method-assign]
     known = {name: list(inspect.signature(getattr(trainer_class, name)).parameters) for name in _ENTRIES}
+    # It passes on what it does not know.
+    known["replay"] += known["train"][1:]
     for name in _ENTRIES:
         # One that takes any argument passes it on to a class that answers.
         takes_any = "kwargs" in known[name]

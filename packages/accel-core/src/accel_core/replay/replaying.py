@@ -11,6 +11,7 @@ from typing import Any
 
 from ..callbacks.callback_list import CallbackList
 from ..checks.arguments import check_trainable
+from ..checks.values import check_flag
 from ..data.recorded_order import record_order
 from ..engines.single import SingleProcess
 from ..errors import CheckpointError, ConfigurationError
@@ -79,6 +80,7 @@ def replay_update(
         given: the arguments of `train`.
     """
     check_can_run(trainer, "replay")
+    check_flag("layers", layers)
     _check(trainer, given)
     start: ReplayStart = run_on_main(lambda: choose_replay_start(folder, update), trainer.is_main_process)
     _check_processes(trainer, start)

@@ -100,7 +100,10 @@ def _states_of(name: str, path: Any) -> dict[int, tuple[Path, TrainerState]]:
     state = examine(Path(folder))
     states = complete_checkpoints(folder) if isinstance(state, NoState) else {Path(folder): state}
     if not states:
-        raise CheckpointError(f"{name} is '{path}', which holds no complete training state.")
+        raise CheckpointError(
+            f"{name} is '{path}', which holds no complete training state. Pass a training state, or the "
+            "folder in which SaveTrainingStateCallback has saved."
+        )
     return {each["run_progress"]["updates_completed"]: (found, each) for found, each in states.items()}
 
 
