@@ -152,6 +152,15 @@ def readme(folder: Path) -> None:
     )
 
 
+NARROW_HISTORY = """
+for name, dark in (("history.png", False), ("history_dark.png", True)):
+    figure = plot_history(run_history, dark=dark)
+    figure.set_size_inches(7.2, 3.2)
+    figure.savefig(name, dpi=150)
+"""
+"""The picture of the page is drawn as wide as the page, so that its words are as large as those of other pictures."""
+
+
 def quickstart(folder: Path) -> None:
     """The first model, what describe() says of it, and the picture of its history."""
     blocks = python_blocks(DOCS / "quickstart.md")
@@ -159,13 +168,8 @@ def quickstart(folder: Path) -> None:
     write_output(
         "quickstart", on_screen(run([sys.executable, "train.py"], folder))
     )
-    dark = (
-        blocks[2]
-        .replace("history.png", "history_dark.png")
-        .replace('.png")', '.png", dark=True)')
-    )
     (folder / "further.py").write_text(
-        "\n".join([*blocks[:3], dark, 'print("---")', blocks[3]])
+        "\n".join([*blocks[:3], NARROW_HISTORY, 'print("---")', blocks[3]])
     )
     write_output(
         "describe",
