@@ -8,8 +8,8 @@ the loss is, one more how to evaluate. Prints the four losses of each epoch and 
 new scenes; at the end mAP at an overlap (IoU) of 0.5 is above 0.7. The picture
 outputs/13_object_detection/detections.png shows what was found.
 
-The detector is small and trained from nothing. For photographs take
-torchvision.models.detection.fasterrcnn_resnet50_fpn( weights="DEFAULT"): the trainer stays as it is.
+The detector is small and trained from scratch. For photographs take
+torchvision.models.detection.fasterrcnn_resnet50_fpn(weights="DEFAULT"): the trainer stays as it is.
 """
 
 import argparse

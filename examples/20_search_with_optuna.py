@@ -1,8 +1,8 @@
 """Search for a learning rate and a width with Optuna.
 
-Of the six trials bad ones end early.
+It makes six trials, and ends bad ones early.
 
-    python 20_search_with_optuna.py
+    python examples/20_search_with_optuna.py
 
 The study is in a file of sqlite. If the script is killed, start it again: it
 makes the trials that are left.
