@@ -157,7 +157,7 @@ def run(folder, workers, accumulation, is_saved, slow_seconds, in_background=Fal
     )
     phases = Phases(folder, 10 * slow_seconds)
     if mirror is not None:
-        slow_down_mirror(slow_seconds, phases)
+        slow_down_mirror(5 * slow_seconds, phases)
     patience = EarlyStoppingCallback(1000)
     trainer = Job(
         model,

@@ -96,7 +96,7 @@ def rotate(batch_size):
         accumulation=1,
     )
     Accelerator().wait_for_everyone()
-    return sorted(path.name for path in folder.iterdir())
+    return sorted(path.name for path in folder.glob("update_*"))
 
 
 def train_on_unlike_data(batch_size):
