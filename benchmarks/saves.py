@@ -117,13 +117,14 @@ class TimedUpdates(TrainerCallback):
     order: ClassVar[int] = -1000
 
     def __init__(self, saver: SaveTrainingStateCallback) -> None:
-        self.background = saver._background
+        self.saver = saver
         self.milliseconds: dict[bool, list[float]] = {False: [], True: []}
         self.peak_bytes = 0
 
     @property
     def is_writing(self) -> bool:
-        return self.background is not None and self.background.writer.is_busy
+        background = self.saver._saver.background
+        return background is not None and background.writer.is_busy
 
     def on_train_step_start(self, trainer: Trainer, batch: Any) -> None:
         self.was_writing, self.start = self.is_writing, time.perf_counter()
