@@ -230,8 +230,10 @@ class Copying:
                 known.pop(name)
         # A run that is repeated to the bit gives a state the name of what it had left half written.
         with self.changed:
-            used = {*known, *(item.name for item in self.pending)}
-            leftovers, self.leftovers = set(self.leftovers) - used, []
+            waiting = {item.name for item in self.pending}
+            leftovers = set(self.leftovers) - waiting - set(known)
+            # Of those that wait, some may be superseded before they are copied.
+            self.leftovers = [name for name in self.leftovers if name in waiting]
         remove_leftovers(self.store, leftovers)
 
     def _copy_card(self, card: bytes) -> None:
