@@ -9,20 +9,17 @@ from torch.utils.data import TensorDataset
 from accel_callbacks import ModelEmaCallback, SaveBestModelCallback, SaveTrainingStateCallback
 from accel_core import AccelWarning, CheckpointError, ConfigurationError, Trainer, TrainerCallback
 from accel_core.extending import StoreError
-from accel_core.state import store as store_module
 from stores import Unreliable, s3_server
+
+pytestmark = pytest.mark.usefixtures("store")
 
 POINTS = torch.randn(24, 3, generator=torch.Generator().manual_seed(0))
 DATA = TensorDataset(POINTS, POINTS.sum(1, keepdim=True))
 
 
 @pytest.fixture(autouse=True)
-def store(monkeypatch, tmp_path):
+def own_folder(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    Unreliable.reset()
-    monkeypatch.setattr(store_module, "SECONDS_BETWEEN_TRIES", [0.01, 0.01])
-    yield Unreliable
-    Unreliable.reset()
 
 
 def create_trainer(*callbacks, seed=0):

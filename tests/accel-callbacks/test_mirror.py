@@ -22,25 +22,19 @@ from accel_core import (
     latest_checkpoint,
     verify_checkpoint,
 )
-from accel_core.extending import OtherRunError
+from accel_core.extending import Address, OtherRunError
 from accel_core.state import copying as copying_module
-from accel_core.state import store as store_module
+from accel_core.state.checkpoint import STATE_FILE
+from accel_core.state.mirrored import name_in_mirror
 from stores import Unreliable, s3_server
+
+pytestmark = pytest.mark.usefixtures("store")
 
 POINTS = torch.randn(24, 3, generator=torch.Generator().manual_seed(0))
 DATA = TensorDataset(POINTS, POINTS.sum(1, keepdim=True))
 RUN = "unreliable://run"
 SECONDS = 60
 """Longer than any of these trainings takes, on a machine with much else to do."""
-
-
-@pytest.fixture(autouse=True)
-def store(monkeypatch):
-    Unreliable.reset()
-    monkeypatch.setattr(store_module, "SECONDS_BETWEEN_TRIES", [0.01, 0.01])
-    monkeypatch.setattr(copying_module, "FIRST_PAUSE", 0.01)
-    yield Unreliable
-    Unreliable.reset()
 
 
 class At(TrainerCallback):
@@ -420,6 +414,26 @@ def test_what_a_killed_run_has_left_is_removed(tmp_path, store):
     assert not [path for path in store.store if "0a0a0a0a" in path]
     assert "/run/notes/a.txt" in store.store
     assert not (tmp_path / ".accel_mirror").exists()
+
+
+def test_a_leftover_with_the_name_of_a_state_that_is_never_copied_is_removed(tmp_path, store):
+    train(create_trainer(SaveTrainingStateCallback(tmp_path, save_every_n_updates=4)))
+    paths = [tmp_path / f"update_{number:08}" for number in (4, 8, 12)]
+    items = [(path, name_in_mirror(path), json.loads((path / STATE_FILE).read_text())) for path in paths]
+    run_id = items[0][2]["run_id"]
+    copying = copying_module.Copying(Address(RUN), run_id, False, lambda facts: sorted(facts)[:-2])
+    left = items[0][1]
+    Unreliable().pipe_file(f"/run/{left}/model.safetensors", b"x")
+    copying.look()
+    assert copying.leftovers == [left]
+    # The first state waits while the second is copied, and need not be copied once there is a third.
+    copying.add(*items[0])
+    copying.add(*items[1])
+    copying._copy(copying.pending[-1])
+    copying.add(*items[2])
+    copying._copy(copying.pending[-1])
+    assert store.states() == [items[1][1], items[2][1]]
+    assert not [path for path in store.store if left in path]
 
 
 def test_a_state_may_get_the_name_of_its_own_leftover(tmp_path, store):

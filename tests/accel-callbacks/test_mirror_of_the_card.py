@@ -8,22 +8,13 @@ import pytest
 from accel_callbacks import SaveTrainingStateCallback
 from accel_core import AccelWarning, ConfigurationError, latest_checkpoint
 from accel_core.extending import OtherRunError
-from accel_core.state import copying as copying_module
-from accel_core.state import store as store_module
 from stores import Unreliable
 from tiny import tiny_data, tiny_trainer
 
+pytestmark = pytest.mark.usefixtures("store")
+
 RUN = "unreliable://run"
 CARD = "/run/run_card.json"
-
-
-@pytest.fixture(autouse=True)
-def store(monkeypatch):
-    Unreliable.reset()
-    monkeypatch.setattr(store_module, "SECONDS_BETWEEN_TRIES", [0.01, 0.01])
-    monkeypatch.setattr(copying_module, "FIRST_PAUSE", 0.01)
-    yield Unreliable
-    Unreliable.reset()
 
 
 def train(folder, mirror=RUN, **arguments):
