@@ -42,7 +42,8 @@ def build(project: Path, folder: Path, *targets: str) -> None:
 
 def run(command: list[str | Path], cwd: Path, timeout: float = 120.0, **environment: str) -> str:
     """Run a command without the variables that lead to this repository, and return what it printed."""
-    kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    leading = ("PYTHONPATH", "VIRTUAL_ENV", "HATCH_")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(leading)}
     finished = subprocess.run(
         command,
         cwd=cwd,

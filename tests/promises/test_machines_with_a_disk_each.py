@@ -56,6 +56,7 @@ JOB = """
         assert not shared and "the processes [1] do not see" in str(error) and "a disk that they share" in str(error)
     else:
         assert shared
+    trainer.accelerator.wait_for_everyone()  # The main process removes its probe after the others have seen it.
     assert not list(host.glob("probe/*"))
 """
 
