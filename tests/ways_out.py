@@ -17,7 +17,7 @@ new message fails there until it has a row:
 
 import ast
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,18 +45,67 @@ def name_of(row: Row) -> str:
 
 
 def texts_of_errors(*parts: str) -> Iterator[str]:
-    """The texts of the errors that these files and folders of `packages/` raise, with {} for values."""
+    """The texts of the errors that these files and folders of `packages/` make, with {} for values.
+
+    So are those that a name or a function of the same file stands for, as in `raise CheckpointError(failure)`.
+    """
     for part in parts:
         path = PACKAGES / part
         for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
-            for node in ast.walk(ast.parse(file.read_text())):
-                if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and node.exc.args:
-                    yield _text(node.exc.args[0])
+            module = ast.parse(file.read_text())
+            meanings = _meanings(module)
+            raised = {node.exc for node in ast.walk(module) if isinstance(node, ast.Raise)}
+            for node in ast.walk(module):
+                if isinstance(node, ast.Call) and node.args and (node in raised or _makes_error(node.func)):
+                    yield from _texts(node.args[0], meanings)
+
+
+def ways_out_of_checks(*parts: str) -> Iterator[str]:
+    """The sentences that these files give to checks such as `check_whole_number`, which put them in an error."""
+    for part in parts:
+        path = PACKAGES / part
+        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
+            module = ast.parse(file.read_text())
+            meanings = _meanings(module)
+            for node in ast.walk(module):
+                if isinstance(node, ast.Call) and "check" in ast.unparse(node.func):
+                    given = [*node.args[2:], *(each.value for each in node.keywords if each.arg == "way_out")]
+                    texts = (text for each in given for text in _texts(each, meanings))
+                    yield from (text for text in texts if text.endswith("."))
+
+
+def _makes_error(function: ast.expr) -> bool:
+    name = ast.unparse(function)
+    return name.endswith("Error") or name == "super().__init__"
+
+
+def _meanings(module: ast.Module) -> dict[str, list[ast.expr]]:
+    """What each name of a file is set to, and what each of its functions returns."""
+    meanings: dict[str, list[ast.expr]] = {}
+    for node in ast.walk(module):
+        if isinstance(node, ast.Assign | ast.NamedExpr) and node.value is not None:
+            for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
+                meanings.setdefault(ast.unparse(target), []).append(node.value)
+        if isinstance(node, ast.FunctionDef):
+            returns = [each.value for each in ast.walk(node) if isinstance(each, ast.Return) and each.value]
+            meanings.setdefault(f"{node.name}()", []).extend(returns)
+    return meanings
+
+
+def _texts(node: ast.expr, meanings: Mapping[str, list[ast.expr]], depth: int = 3) -> Iterator[str]:
+    if text := _text(node):
+        yield text
+    elif isinstance(node, ast.IfExp):
+        yield from (text for part in (node.body, node.orelse) for text in _texts(part, meanings, depth))
+    elif depth and isinstance(node, ast.Name | ast.Call):
+        name = node.id if isinstance(node, ast.Name) else f"{ast.unparse(node.func).removeprefix('self.')}()"
+        for meaning in meanings.get(name, []):
+            yield from _texts(meaning, meanings, depth - 1)
 
 
 def _text(node: ast.expr) -> str:
     if isinstance(node, ast.Constant):
-        return str(node.value)
+        return node.value if isinstance(node.value, str) else ""
     if isinstance(node, ast.JoinedStr):
         return "".join(str(part.value) if isinstance(part, ast.Constant) else "{}" for part in node.values)
     return _text(node.left) + _text(node.right) if isinstance(node, ast.BinOp) else ""

@@ -473,6 +473,11 @@ ROWS: tuple[Row, ...] = (
         (lambda: find_batch_size(tiny_trainer(), DATA, 4),),
     ),
     Row(
+        "The run history has no metric {}, only {}.",
+        lambda: train().run_history.get_latest_metric("eval_los_epoch"),
+        (lambda: train().run_history.get_latest_metric("eval_loss_epoch"),),
+    ),
+    Row(
         "run_config is known from the first run on.",
         lambda: tiny_trainer().run_config,
         (lambda: train().run_config, lambda: _evaluated().run_config),
