@@ -97,6 +97,12 @@ def _texts(node: ast.expr, meanings: Mapping[str, list[ast.expr]], depth: int = 
         yield text
     elif isinstance(node, ast.IfExp):
         yield from (text for part in (node.body, node.orelse) for text in _texts(part, meanings, depth))
+    elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(".join"):
+        # Of several lines the first; in map(function, values) a function makes each.
+        lines = node.args[0]
+        maps = isinstance(lines, ast.Call) and ast.unparse(lines.func) == "map"
+        made = ast.Call(lines.args[0], [], []) if maps else lines
+        yield from _texts(made.elts[0] if isinstance(made, ast.List) else made, meanings, depth)
     elif depth and isinstance(node, ast.Name | ast.Call):
         name = node.id if isinstance(node, ast.Name) else f"{ast.unparse(node.func).removeprefix('self.')}()"
         for meaning in meanings.get(name, []):

@@ -412,12 +412,12 @@ CASES = [
     Case(
         "stream_empty",
         lambda p: p.train(iter([])),
-        ("list_iterator", "no batch", "drop_last=True", "Pass enough data"),
+        ("list_iterator", "no batch", "drop_last=True", "Pass more data"),
     ),
     Case(
         "eval_data_smaller_than_a_batch",
         lambda p: p.trainer.evaluate(DATA, 16, {"drop_last": True}),
-        ("TensorDataset", "no batch", "drop_last=True", "Pass enough data"),
+        ("TensorDataset", "no batch", "drop_last=True", "Pass more data"),
     ),
     Case(
         "generator_read_twice",

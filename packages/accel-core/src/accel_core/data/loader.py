@@ -151,7 +151,10 @@ class ShardedDataLoader:
     def __len__(self) -> int:
         """Return the steps of an epoch. Raises `TypeError` if they are not known."""
         if self.num_steps is None:
-            raise TypeError(f"The number of batches of {type(self.dataset).__name__} is not known.")
+            raise TypeError(
+                f"The number of batches of {type(self.dataset).__name__} is not known: it has no __len__. "
+                "Give it one that counts its samples."
+            )
         return self.num_steps
 
     # ------------------------------------------------------------------ an epoch
@@ -196,8 +199,8 @@ class ShardedDataLoader:
         if self._position == 0:
             raise ConfigurationError(
                 f"The data, a {name_of_data(self.dataset)}, gave no batch: it is empty, smaller than a "
-                "batch of all processes with drop_last=True, or was read to its end before. Pass enough "
-                "data, which can be read again from its beginning."
+                "batch of all processes with drop_last=True, or was read to its end before. Pass more "
+                "data, leave drop_last out, or pass an object whose __iter__ begins again."
             )
 
     def __iter__(self) -> Iterator[Any]:
