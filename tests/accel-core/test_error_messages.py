@@ -207,7 +207,7 @@ CASES = [
     Case(
         "optimizer_is_a_word",
         lambda p: p.create(optimizer="adam"),
-        ("optimizer is 'adam'", "SGD(model.parameters())"),
+        ("optimizer is 'adam'", "SGD(model.parameters(), lr=0.1)"),
     ),
     Case(
         "parts_swapped",
@@ -601,22 +601,22 @@ CASES = [
     Case(
         "optimizer_of_a_copy",
         lambda p: p.create(model=copy.deepcopy(p.model)).train(DATA, 1),
-        ("optimizer", "trainable parameters", "parameters of this very model"),
+        ("optimizer", "trainable parameters", "optimizer from its parameters"),
     ),
     Case(
         "optimizer_of_a_moved_copy",
         lambda p: p.create(model=copy.deepcopy(p.model).to(torch.float64)).train(DATA, 1),
-        ("optimizer", "trainable parameters", "after", "moving"),
+        ("optimizer", "trainable parameters", "after", "move"),
     ),
     Case(
         "optimizer_of_a_compiled_copy",
         lambda p: p.create(model=torch.compile(copy.deepcopy(p.model), backend="eager")).train(DATA, 1),
-        ("optimizer", "trainable parameters", "parameters of this very model"),
+        ("optimizer", "trainable parameters", "optimizer from its parameters"),
     ),
     Case(
         "model_as_attribute",
         lambda p: p.trainer_of(network=p.model).train(DATA, 1),
-        ("trainer.network is the model", "Use trainer.model", "delete trainer.network"),
+        ("trainer.network is the model", "Call trainer.model", "remove trainer.network"),
     ),
     # what a loss step returns
     Case(

@@ -2,6 +2,7 @@
 
 import abc
 import copy
+import functools
 import pickle
 import re
 from pathlib import Path
@@ -117,6 +118,30 @@ def test_a_name_of_the_users_own_hides_the_answer(parts):
     assert {"fit", "state"} <= set(dir(trainer))
     twin = pickle.loads(pickle.dumps(copy.deepcopy(Trainer(*parts, callbacks=[]))))
     assert not hasattr(twin, "fit")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "kind"),
+    [
+        ("device", "mine", "property"),
+        ("stop_reason", lambda trainer: "mine", "property"),
+        ("gather", None, "method"),
+        ("run_update", 3, "method"),
+    ],
+)
+def test_a_plain_value_in_place_of_a_property_or_a_method_is_refused(parts, name, value, kind):
+    with pytest.raises(ConfigurationError, match=rf"^Own\.{name} is .* is a {kind} of Trainer.*another name"):
+        type("Own", (Trainer,), {name: value})(*parts, callbacks=[])
+
+
+def test_properties_methods_and_plain_attributes_of_a_subclass_are_its_own(parts):
+    class Own(Trainer, type("Later", (), {"device": "hidden by Trainer"})):
+        prediction_padding = 0.0
+        stop_reason = property(lambda self: "mine")
+        gather = staticmethod(torch.clone)
+        is_main_process = functools.cached_property(lambda self: True)
+
+    assert Own(*parts, callbacks=[]).stop_reason == "mine"
 
 
 class Mixin:

@@ -480,7 +480,9 @@ class TestLimits:
         assert seen.batches == []
         assert_same_end(resumed, finished)
         assert history.to_records() == finished.run_history.to_records()
-        assert re.search("finished after 8 updates.*nothing to do", capsys.readouterr().out)
+        assert re.search(
+            "finished after 8 updates.*nothing to do.*pass a larger num_epochs", capsys.readouterr().out
+        )
 
     def test_more_epochs_go_on_and_the_scheduler_keeps_its_plan(self, tmp_path, capsys):
         scheduler = partial(

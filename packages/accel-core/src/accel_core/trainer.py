@@ -115,8 +115,8 @@ class Trainer:
             ConfigurationError: an argument cannot be used.
         """
         check_trainer_class(type(self), optimizer, TrainerCallback)
-        checks.check_parts(model, loss_func, optimizer)
-        checks.check_instances(run_history=(run_history, RunHistory), accelerator=(accelerator, Accelerator))
+        checks.check_parts(model, loss_func, optimizer, accelerator)
+        checks.check_instance("run_history", run_history, RunHistory, InMemoryRunHistory)
         cpu = torch.device("cpu")  # The real device could touch CUDA before a notebook launches processes.
         self.model = model
         self.loss_func = loss_func

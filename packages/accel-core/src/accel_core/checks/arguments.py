@@ -8,17 +8,19 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 
 from ..errors import AccelWarning, ConfigurationError
 from ..text import preview
 from .values import check_callable, plain
 
 
-def check_parts(model: Any, loss_func: Any, optimizer: Any) -> None:
+def check_parts(model: Any, loss_func: Any, optimizer: Any, accelerator: Any) -> None:
     """Raise unless a trainer can be made of these."""
     check_model(model)
     check_loss_func(loss_func)
     check_optimizer(optimizer)
+    check_instance("accelerator", accelerator, Accelerator, Accelerator)
 
 
 def check_model(model: Any) -> None:
@@ -53,23 +55,24 @@ def check_optimizer(optimizer: Any) -> None:
     # By attributes: optimizers of other libraries need not derive from torch's class.
     if optimizer is not None and not (hasattr(optimizer, "param_groups") and hasattr(optimizer, "step")):
         raise ConfigurationError(
-            f"optimizer is {preview(optimizer)}, but must be a torch.optim.Optimizer. Pass for example "
-            "SGD(model.parameters())."
+            f"optimizer is {preview(optimizer)}, but must be an instance of torch.optim.Optimizer. Create "
+            "one, for example: torch.optim.SGD(model.parameters(), lr=0.1)."
         )
 
 
-def check_instances(**arguments: tuple[Any, type]) -> None:
-    """Raise unless each value is None or of its class.
+def check_instance(name: str, value: Any, kind: type, example: type) -> None:
+    """Raise unless `value` is None or of the class `kind`.
 
     Args:
-        arguments: by name, the value and the class.
+        example: a class of this kind that can be made without arguments, for the error.
     """
-    for name, (value, kind) in arguments.items():
-        if value is not None and not isinstance(value, kind):
-            raise ConfigurationError(
-                f"{name} is {preview(value)}, but must be an instance of {kind.__name__}. Pass "
-                f"{name}={kind.__name__}(...), or leave it out."
-            )
+    if value is not None and not isinstance(value, kind):
+        # The class itself was passed, and not what it makes.
+        example = value if isinstance(value, type) and issubclass(value, kind) else example
+        raise ConfigurationError(
+            f"{name} is {preview(value)}, but must be an instance of {kind.__name__}. Pass "
+            f"{name}={example.__name__}(), or leave it out."
+        )
 
 
 def check_seed(seed: Any) -> int | None:
@@ -106,13 +109,13 @@ def check_trainable(model: torch.nn.Module, optimizer: Any, attributes: Mapping[
     if not own and not trained:
         raise ConfigurationError(
             "The model has no parameter with requires_grad=True, so there is nothing to train. Unfreeze "
-            "some of it."
+            "some of it: parameter.requires_grad_(True)."
         )
     if not trained:
         raise ConfigurationError(
             "The optimizer holds none of the model's trainable parameters, so training would change "
-            "nothing. Create the optimizer from the parameters of this very model, after replacing layers, "
-            "copying and moving it."
+            "nothing. Replace layers, copy and move the model first, and create the optimizer from its "
+            "parameters afterwards."
         )
     known = {id(parameter) for module in modules for parameter in module.parameters()}
     known |= set(map(id, attributes.values()))
@@ -132,8 +135,8 @@ def check_attributes(attributes: Mapping[str, Any], model: torch.nn.Module) -> N
     for name, value in attributes.items():
         if value is model and name != "model":
             raise ConfigurationError(
-                f"trainer.{name} is the model itself, which would bypass what wraps it on several processes. "
-                f"Use trainer.model, and delete trainer.{name}."
+                f"trainer.{name} is the model itself, but must not be: calling it would bypass the wrapper "
+                f"that synchronises several processes. Call trainer.model, and remove trainer.{name}."
             )
 
 

@@ -87,8 +87,9 @@ def check_path(name: str, value: Any, way_out: str) -> Path:
     if is_address(value):
         raise ConfigurationError(
             f"{name} is '{value}', an address of a store, but must be a path of this machine. {way_out} "
-            "SaveTrainingStateCallback(..., mirror='s3://…') keeps states in a store, "
-            "latest_checkpoint('s3://…', cache='checkpoints') brings them back, and exports may be there."
+            "To keep training states in a store, pass SaveTrainingStateCallback(..., mirror='s3://…'), and "
+            "get them back by latest_checkpoint('s3://…', cache='checkpoints'). save_checkpoint writes to a "
+            "store directly."
         )
     if str(value) in ("", ".") and not isinstance(value, Path):
         raise ConfigurationError(f"{name} is {value!r}, but must name something. {way_out}")
@@ -96,8 +97,9 @@ def check_path(name: str, value: Any, way_out: str) -> Path:
     longest = max(Path(value).parts, key=len, default="")
     if len(longest.encode("utf-8", "surrogatepass")) > LONGEST_NAME or "\0" in str(value):
         raise ConfigurationError(
-            f"{name} has a part of {len(longest)} characters ({longest[:20]!r}…), which is no name that a "
-            f"disk takes: at most {LONGEST_NAME}, without a zero. {way_out}"
+            f"{name} has a part of {len(longest)} characters ({longest[:20]!r}…), but names on a disk have "
+            f"at most {LONGEST_NAME} bytes, none of which is zero. Use a shorter name without '\\0'. "
+            f"{way_out}"
         )
     return Path(value)
 
@@ -111,7 +113,8 @@ def check_place(name: str, value: Any, way_out: str) -> Path | Address:
         return check_path(name, value, way_out)
     if isinstance(value, Path):
         raise ConfigurationError(
-            f"{name} is '{value}' as a Path, in which the address of a store loses a slash. Pass it as text."
+            f"{name} is Path('{value}'), an address of a store, which loses a slash as a Path. "
+            "Pass it as text."
         )
     if flaw := flaw_of_address(str(value)):
         raise ConfigurationError(f"{name} is '{value}', {flaw}. {way_out}")

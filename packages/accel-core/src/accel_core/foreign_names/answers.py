@@ -199,6 +199,7 @@ def check_trainer_class(trainer_class: type, optimizer: Any, callback_class: typ
                 raise ConfigurationError(message)
             # The warning names the line that makes the trainer.
             warnings.warn(message, AccelWarning, stacklevel=4)
+    _check_kinds(trainer_class, users)
     _check_events(users, callback_class)
 
 
@@ -216,6 +217,26 @@ def _is_named(name: str, user_class: type) -> bool:
         # Functions inside it, and comprehensions.
         codes += [inner for inner in code.co_consts if inspect.iscode(inner)]
     return False
+
+
+def _check_kinds(trainer_class: type, users: list[type]) -> None:
+    """Raise if a class of the user's has a plain value in place of a property or a method of accel's."""
+    bases = [cls for cls in trainer_class.__mro__ if cls not in users]
+    for name, value in ((name, value) for cls in users for name, value in vars(cls).items()):
+        inherited = None if name.startswith("__") else _defined_in(bases, name)
+        is_property = isinstance(inherited, property)
+        is_hidden = inspect.getattr_static(trainer_class, name) is not value
+        if is_hidden or not (is_property or inspect.isfunction(inherited)):
+            continue
+        # A property, a cached property or a descriptor of the user's own gives what it wants.
+        gives = hasattr(value, "__get__")
+        fits = gives and not inspect.isfunction(value) if is_property else gives or callable(value)
+        if not fits:
+            kind = "property" if is_property else "method"
+            raise ConfigurationError(
+                f"{trainer_class.__name__}.{name} is {preview(value)}, but {name} is a {kind} of Trainer, "
+                f"which accel needs. Give the attribute another name, or define a {kind} {name}."
+            )
 
 
 def _check_events(users: list[type], callback_class: type) -> None:

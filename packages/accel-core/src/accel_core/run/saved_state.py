@@ -52,9 +52,15 @@ def report_finished(trainer: TrainerParts, run: Run) -> None:
         updates = trainer.run_progress.updates_completed
         notify(
             trainer,
-            f"The run in {point.folder} is finished after {updates} updates: nothing to do.",
+            f"The run in {point.folder} is finished after {updates} updates, so there is nothing to do. "
+            f"{_way_on(run)}",
             "resume",
         )
+
+
+def _way_on(run: Run) -> str:
+    limits = [name for name in ("num_epochs", "max_num_train_steps") if getattr(run, name) is not None]
+    return f"To train longer, pass a larger {' and '.join(limits)}. To begin anew, leave out resume_from."
 
 
 def save_run(trainer: TrainerParts, run: Run | None, output_dir: Any, values: dict[str, Any] | None) -> None:
