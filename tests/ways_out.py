@@ -37,6 +37,8 @@ class Row(NamedTuple):
     ways_out: tuple[Callable[[], Any], ...]
     kind: type[Exception] | tuple[type[Exception], ...] = Exception
     """The class of the error."""
+    says: str = ""
+    """A piece of the message in which a value is put in, such as the way out of just this mistake."""
 
 
 def name_of(row: Row) -> str:
@@ -137,5 +139,6 @@ def make_mistake_and_ways_out(row: Row) -> None:
         row.mistake()
     pattern = re.escape(row.text).replace(re.escape("{}"), "(?s:.*?)")
     assert re.search(pattern, str(error.value)), f"{error.value!r}\ndoes not say {row.text!r}"
+    assert row.says in str(error.value)
     for way_out in row.ways_out:
         way_out()

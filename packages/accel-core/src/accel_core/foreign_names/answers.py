@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 import warnings
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
@@ -175,9 +176,11 @@ def check_trainer_class(trainer_class: type, optimizer: Any, callback_class: typ
     for name, here in FOREIGN_METHODS.items():
         # Not only in the class itself: a mixin may bring the method.
         if hasattr(trainer_class, name):
+            # An argument stands in the place of one of them.
+            verb = "Override" if hasattr(trainer_class, re.split(r"\W", here)[0]) else "Use"
             raise ConfigurationError(
                 f"{trainer_class.__name__}.{name} is a method that pytorch-accelerated calls, but accel "
-                f"never does. Override {here} instead; docs/migration.md has all names."
+                f"never does. {verb} {here} instead; docs/migration.md has all names."
             )
     users = [cls for cls in trainer_class.__mro__ if not cls.__module__.startswith("accel_")]
     for name, here in FOREIGN_STEPS.items():
