@@ -113,8 +113,8 @@ class AveragingCallback(TrainerCallback):
         owner = type(self).__name__
         if trainer.engine.shards_parameters and not ShardedAverage.is_possible(trainer.model):
             raise ConfigurationError(
-                f"{owner} was given a model that {trainer.engine.name} has spread over the processes in a "
-                "way that it cannot average. Use DDP or FSDP2, or leave it out."
+                f"{owner} cannot average a model that {trainer.engine.name} has sharded. Use DDP or FSDP2, "
+                f"or leave {owner} out."
             )
         if self.save_path is not None:
             check_export_path(trainer, self, self.save_path)

@@ -86,13 +86,13 @@ def find_batch_size(
     own = set(train_arguments.get("train_dataloader_kwargs") or ()) & {"batch_size", "batch_sampler"}
     if is_ready_loader(dataset) or own:
         given = (
-            f"train_dataloader_kwargs has {sorted(own)}"
+            f"train_dataloader_kwargs has {sorted(own)}, which sets the batch size"
             if own
-            else f"dataset is a ready {type(dataset).__name__}"
+            else f"dataset is a {type(dataset).__name__}, which has a batch size of its own"
         )
+        way_out = "Leave it out" if own else "Pass the data set inside it"
         raise ConfigurationError(
-            f"{given}, which decides on the size of a batch itself, so no other could be tried. Pass the "
-            "data set inside it, and the size as per_device_batch_size."
+            f"{given}, so find_batch_size could try no other. {way_out}, and pass per_device_batch_size."
         )
     share = int(per_device_batch_size) * int(train_arguments.pop("gradient_accumulation_steps", 1))
     records: list[BatchSizeRecord] = []
@@ -110,8 +110,8 @@ def find_batch_size(
         if fits:
             return BatchSize(size, share // size, records)
     raise ConfigurationError(
-        f"per_device_batch_size is {per_device_batch_size}, but not even a step of one sample fits into the "
-        f"memory of {trainer.device}. Use a smaller model, lower precision, or gradient checkpointing."
+        f"per_device_batch_size is {per_device_batch_size}, but not even one sample fits into the memory "
+        f"of {trainer.device}. Use a smaller model, lower precision, or gradient checkpointing."
     )
 
 

@@ -180,7 +180,7 @@ def find_learning_rate(
         raise ConfigurationError(
             f"min_lr is {min_lr}, max_lr {max_lr}, stop_factor {stop_factor} and num_updates {num_updates}, "
             "but min_lr must be below max_lr, stop_factor above 1 and num_updates at least 3. Leave them "
-            "out to take the defaults."
+            "out to use the defaults."
         )
     check_trial("find_learning_rate", trainer, dataset, per_device_batch_size, train_arguments)
     _check_has_rates(trainer.optimizer)
@@ -255,9 +255,8 @@ def _check_has_rates(optimizer: Any) -> None:
     if any(group.get("lr") is None for group in optimizer.param_groups):
         name = type(optimizer).__name__
         raise ConfigurationError(
-            f"find_learning_rate was given a trainer whose {name} has the learning rate None, which {name} "
-            "chooses at each update, so there is none to be found. Give the optimizer a number as lr, or "
-            "leave the test out."
+            f"The learning rate of {name} is None: {name} chooses it at each update, so find_learning_rate "
+            "has none to find. Give the optimizer a number as lr, or do not call find_learning_rate."
         )
 
 

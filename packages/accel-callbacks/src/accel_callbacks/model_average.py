@@ -112,10 +112,15 @@ class ModelAverageCallback(AveragingCallback):
         planned = trainer.run_config.num_update_steps
         first = self.start_update + self.every_n_updates
         if planned is not None and planned < first:
+            way_out = (
+                f"start_update of at most {planned - self.every_n_updates}"
+                if planned >= self.every_n_updates
+                else f"every_n_updates of at most {planned}, and start_update=0"
+            )
             raise ConfigurationError(
                 f"start_update is {self.start_update} and every_n_updates {self.every_n_updates}, so the "
-                f"first weights would be averaged after update {first}, but the run has {planned}. Pass a "
-                f"start_update of at most {max(0, planned - self.every_n_updates)}, or average more often."
+                f"first weights would be averaged after update {first}, but the run has {planned} updates. "
+                f"Pass {way_out}."
             )
         self._latest.clear()
         self._statistics_of = 0
@@ -124,13 +129,13 @@ class ModelAverageCallback(AveragingCallback):
         name = trainer.engine.name
         if self.average == "latest":
             raise ConfigurationError(
-                f"average is 'latest', but {name} has spread the model over the processes, so that no whole "
-                "weights can be kept. Pass average='mean'."
+                f"average is 'latest', but {name} has sharded the model, so no process has whole weights to "
+                "keep. Pass average='mean'."
             )
         if self.update_batch_norm and normalising_modules(trainer.model, trainer.model):
             raise ConfigurationError(
-                f"The statistics of batch norm cannot be computed for a model that {name} has spread over "
-                "the processes. Pass update_batch_norm=False to take those of the model, or use DDP."
+                f"update_batch_norm is True, but the statistics of batch norm cannot be computed for a model "
+                f"that {name} has sharded. Pass update_batch_norm=False to use those of the model, or use DDP."
             )
 
     def is_due(self, trainer: Trainer) -> bool:

@@ -83,7 +83,7 @@ class ModelEmaCallback(AveragingCallback):
         self.decay = check_decay(decay)
         if not isinstance(warmup, bool) and warmup != "timm":
             raise ConfigurationError(
-                f"warmup is {preview(warmup)}, but must be True, False or 'timm'. Use True for a short one."
+                f"warmup is {preview(warmup)}, but must be True, False or 'timm'. Use True for a short warm-up."
             )
         self.warmup = warmup
         way_out = "Leave it out for the warm-up of timm."
@@ -91,7 +91,8 @@ class ModelEmaCallback(AveragingCallback):
         self.warmup_power = check_positive("warmup_power", warmup_power, way_out)
         if warmup != "timm" and (warmup_gamma, warmup_power) != (1.0, 2 / 3):
             raise ConfigurationError(
-                f"warmup is {warmup}, which has no warmup_gamma and no warmup_power. Pass warmup='timm'."
+                f"warmup is {warmup}, but warmup_gamma and warmup_power belong to warmup='timm'. Pass "
+                "warmup='timm', or leave both out."
             )
         self.evaluate_in_mid_epoch = check_flag("evaluate_in_mid_epoch", evaluate_in_mid_epoch)
 

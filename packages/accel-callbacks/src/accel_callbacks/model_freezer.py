@@ -92,7 +92,7 @@ class ModelFreezer:
         return (
             self._find(part)
             if isinstance(part, str)
-            else parameters_in(self._modules_to_freeze(*self._range(part, part)))
+            else parameters_in(self._modules_to_freeze(self._index("part", part)))
         )
 
     def freeze(self, from_index: int = 0, to_index: int = -2, set_modules_as_eval: bool = False) -> None:
@@ -198,19 +198,22 @@ class ModelFreezer:
         return [module for module in modules if self.freeze_batch_norms or not isinstance(module, BN_MODULES)]
 
     def _range(self, from_index: int, to_index: int) -> range:
-        number = len(self._groups())
-        for name, index in (("from_index", from_index), ("to_index", to_index)):
-            if not isinstance(index, numbers.Integral) or not -number <= index < number:
-                owner = type(self.model).__name__
-                names = [child for child, _ in self.model.named_children()]
-                raise ConfigurationError(
-                    f"{name} is {index!r}, but must be between {-number} and {number - 1}, as {owner} has "
-                    f"the layer groups {names or '[the model itself]'}. Pass another index, or use "
-                    "freeze_parameters and unfreeze_parameters with names."
-                )
-        # Negative indices count from the end, and the two may be given in any order.
-        low, high = sorted((from_index % number, to_index % number))
+        # They may be given in any order.
+        low, high = sorted((self._index("from_index", from_index), self._index("to_index", to_index)))
         return range(low, high + 1)
+
+    def _index(self, name: str, index: int) -> int:
+        """Return the index of a layer group from 0; a negative one counts from the end."""
+        number = len(self._groups())
+        if not isinstance(index, numbers.Integral) or not -number <= index < number:
+            owner = type(self.model).__name__
+            names = [child for child, _ in self.model.named_children()]
+            raise ConfigurationError(
+                f"{name} is {index!r}, but must be a whole number from {-number} to {number - 1}, as {owner} "
+                f"has the layer groups {names or '[the model itself]'}. Pass another index, or the names of "
+                "parameters: freeze_parameters and unfreeze_parameters take them, and so does a schedule."
+            )
+        return index % number
 
     def _find(self, names: str | Sequence[str]) -> list[nn.Parameter]:
         # By identity, since tied parameters have several names, and two patterns may match the same one.

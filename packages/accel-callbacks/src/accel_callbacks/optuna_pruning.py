@@ -47,7 +47,8 @@ class OptunaPruningCallback(TrainerCallback):
             ) from None
         if trial is not None and not (hasattr(trial, "report") and hasattr(trial, "should_prune")):
             raise ConfigurationError(
-                f"trial is {trial!r}, but must be a trial of Optuna. Pass the argument of your objective."
+                f"trial is {trial!r}, but must be a trial of Optuna. Pass the one that Optuna gives to your "
+                "objective."
             )
         self.trial = trial
         self.watched = WatchedMetric(type(self).__name__, watch_metric, greater_is_better=False)
@@ -63,7 +64,8 @@ class OptunaPruningCallback(TrainerCallback):
         """
         if trainer.is_main_process and self.trial is None:
             raise ConfigurationError(
-                "trial is None on the main process, which reports. Pass the argument of your objective."
+                "trial is None on the main process, which reports to Optuna. Pass the trial that Optuna gives to "
+                "your objective."
             )
         self.watched.check_will_be_recorded(trainer)
         self._reported = 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -89,7 +89,8 @@ def _runs(given: Any) -> dict[str, list[MetricRecord]]:
     elif isinstance(given, Mapping):
         runs = {str(name): history for name, history in given.items()}
     else:
-        runs = {f"run {number}": history for number, history in enumerate(given, start=1)}
+        several = given if isinstance(given, Iterable) else [given]
+        runs = {f"run {number}": history for number, history in enumerate(several, start=1)}
     for name, history in runs.items():
         if not isinstance(history, RunHistory):
             raise ConfigurationError(
