@@ -133,6 +133,15 @@ def check_every_error_is_known(*parts: str, rows: Iterable[str], facts: Iterable
     assert [each for each in known if not any(each in text for text in texts)] == []
 
 
+def check_every_way_out_is_known(*parts: str, rows: Iterable[str]) -> None:
+    """Do the same for the sentences that these parts give to checks: each row has a whole one, without the values."""
+    given = set(ways_out_of_checks(*parts)) - set(texts_of_errors(*parts))
+    texts = {text for text in given if not ABOUT_EVALUATION.search(text)}
+    known = set(rows)
+    assert texts - known == set()
+    assert known - texts == set()
+
+
 def make_mistake_and_ways_out(row: Row) -> None:
     """Raise `AssertionError` unless the mistake gives its error, and each way out works."""
     with pytest.raises(row.kind) as error:

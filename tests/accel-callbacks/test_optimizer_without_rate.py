@@ -80,5 +80,5 @@ def test_a_rate_in_some_groups_is_recorded() -> None:
 
 
 def test_finding_a_rate_says_that_there_is_none() -> None:
-    with pytest.raises(ConfigurationError, match=r"find_learning_rate.*SelfPaced.*None.*number as lr"):
+    with pytest.raises(ConfigurationError, match=r"SelfPaced is None.*find_learning_rate.*number as lr"):
         find_learning_rate(trainer_with(), tiny_data())

@@ -325,7 +325,7 @@ def test_later_stages_go_on_at_their_epochs():
 
 @pytest.mark.parametrize(
     ("given", "message"),
-    [([], "empty"), ([3], "has 3"), ({"b": InMemoryRunHistory()}, "history b has no values")],
+    [([], "empty"), ([3], "has 3"), (3, "has 3"), ({"b": InMemoryRunHistory()}, "history b has no values")],
 )
 def test_what_is_no_history_is_refused(given, message):
     with pytest.raises(ConfigurationError, match=message):

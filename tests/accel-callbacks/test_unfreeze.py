@@ -260,7 +260,7 @@ def test_a_schedule_that_cannot_be_used_is_reported(schedule: Any, message: str)
 @pytest.mark.parametrize(
     ("schedule", "message"),
     [
-        ({2: 1, 3: 7}, r"from_index is 7.*between -4 and 3.*Network.*\['embed', .*freeze_parameters"),
+        ({2: 1, 3: 7}, r"part is 7.*from -4 to 3.*Network.*\['embed', .*freeze_parameters"),
         ({2: 1, 3: "haed.*"}, r"'haed\.\*'.*Network.*Did you mean 'head\.bias'"),
         ({2: "*"}, "UnfreezeCallback freezes all of Network.*Leave out"),
         ({2: [0, 1], 3: [2, 3]}, "UnfreezeCallback freezes all of Network.*Leave out"),

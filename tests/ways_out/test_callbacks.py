@@ -10,32 +10,42 @@ from typing import Any
 import optuna
 import pytest
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
 from torch import nn
-from torch.optim import SGD, Adam
 from torchmetrics.classification import MulticlassAccuracy
 
 from accel_callbacks import (
     ConvertSyncBatchNormCallback,
+    EarlyStoppingCallback,
+    HistoryFileCallback,
+    MaxTimeCallback,
     MetricsCallback,
     ModelAverageCallback,
     ModelEmaCallback,
     ModelFreezer,
     OptunaPruningCallback,
     PredictionMetricsCallback,
+    ProfileCallback,
     SaveBestModelCallback,
     SaveTrainingStateCallback,
     TrackerCallback,
+    TrainingStatisticsCallback,
     UnfreezeCallback,
     find_batch_size,
     find_learning_rate,
     plot_history,
 )
-from accel_core import ConfigurationError, InMemoryRunHistory, Trainer
-from accel_core.run.trial import trial_of
+from accel_core import ConfigurationError, Trainer
 from case_runner import run_as_script
+from layouts import fsdp2, set_type
 from tiny import tiny_data, tiny_network, tiny_trainer
-from ways_out import Row, check_every_error_is_known, make_mistake_and_ways_out, name_of
+from ways_out import (
+    Row,
+    check_every_error_is_known,
+    check_every_way_out_is_known,
+    make_mistake_and_ways_out,
+    name_of,
+)
 
 DATA, OTHER = tiny_data(16), tiny_data(7)
 
@@ -116,15 +126,22 @@ class HeldWithCopy(Held):
 
 
 class Network(nn.Module):
-    """Three layer groups, one of them without parameters."""
+    """Four layer groups, one of them without parameters."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.encoder, self.act, self.head = nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 2)
+        self.encoder, self.act = nn.Linear(5, 6), nn.Tanh()
+        self.middle, self.head = nn.Linear(6, 6), nn.Linear(6, 2)
         self.double()
 
     def forward(self, inputs: torch.Tensor) -> Any:
-        return self.head(self.act(self.encoder(inputs)))
+        return self.head(self.middle(self.act(self.encoder(inputs))))
+
+
+def folder() -> Path:
+    """One that is there."""
+    Path("models").mkdir(exist_ok=True)
+    return Path("models")
 
 
 def flat() -> Any:
@@ -137,7 +154,13 @@ def prediction_metrics(collect: Any = None, **kwargs: Any) -> Trainer:
 
 
 def of_varying_size(batch: Any, output: Any) -> Any:
+    """As many boxes for each sample as the batch has samples."""
     return torch.ones(len(batch[0]), len(batch[0])), batch[1]
+
+
+def padded(batch: Any, output: Any) -> Any:
+    boxes, targets = of_varying_size(batch, output)
+    return nn.functional.pad(boxes, (0, 4 - len(boxes))), targets
 
 
 def unfreeze(schedule: Any, **kwargs: Any) -> Trainer:
@@ -199,8 +222,8 @@ ROWS: tuple[Row, ...] = (
     ),
     Row(
         "which is a folder, but an export is a file. Pass ",
-        lambda: train(SaveBestModelCallback(".")),
-        (lambda: train(SaveBestModelCallback("./model.pt")),),
+        lambda: train(SaveBestModelCallback(folder())),
+        (lambda: train(SaveBestModelCallback(folder() / "model.pt")),),
     ),
     Row(
         "so each would overwrite what the other has saved.",
@@ -278,7 +301,7 @@ ROWS: tuple[Row, ...] = (
     ),
     Row(
         "has the layer groups {}. Pass another index, or the names of ",
-        lambda: ModelFreezer(Network()).freeze(3),
+        lambda: ModelFreezer(Network()).freeze(4),
         (
             lambda: ModelFreezer(Network()).freeze(2),
             lambda: ModelFreezer(Network()).freeze_parameters("encoder.*"),
@@ -286,7 +309,7 @@ ROWS: tuple[Row, ...] = (
         ),
     ),
     Row(
-        "part is {}, but must be a whole number from ",
+        "{} is {}, but must be a whole number from {} to ",
         lambda: unfreeze({2: 7}),
         (lambda: unfreeze({2: 0}), lambda: unfreeze({2: "encoder.*"})),
     ),
@@ -355,10 +378,10 @@ ROWS: tuple[Row, ...] = (
         " have samples of the shapes {}, which cannot be concatenated. Return lists of one item a sample",
         lambda: prediction_metrics(of_varying_size),
         (
-            lambda: prediction_metrics(lambda batch, output: (list(batch[0]), batch[1])),
             lambda: prediction_metrics(
-                lambda batch, output: (nn.functional.pad(batch[0], (0, 4 - len(batch[0]))), batch[1])
+                lambda batch, output: (list(of_varying_size(batch, output)[0]), batch[1])
             ),
+            lambda: prediction_metrics(padded),
         ),
     ),
     Row(
@@ -417,14 +440,283 @@ ROWS: tuple[Row, ...] = (
     Row(
         "but must have the index of a layer group or the name of parameters.",
         lambda: UnfreezeCallback({2: 0.5}),  # type: ignore[dict-item]
-        (lambda: unfreeze({2: 0}), lambda: unfreeze({2: -3, 3: {"encoder.*": 1e-5}})),
+        (lambda: unfreeze({2: 0}), lambda: unfreeze({2: -2, 3: {"encoder.*": 1e-5}})),
+    ),
+)
+
+CHECKS: tuple[Row, ...] = (
+    Row(
+        "Use 1 to average after each update.",
+        lambda: ModelEmaCallback(every_n_updates=0),
+        (lambda: train(ModelEmaCallback(every_n_updates=1)),),
+    ),
+    Row(
+        "Pass the name of a file, or None to export nothing.",
+        lambda: ModelEmaCallback(save_path=3),  # type: ignore[arg-type]
+        (
+            lambda: train(ModelEmaCallback(save_path="ema.pt")),
+            lambda: train(ModelEmaCallback(save_path=None)),
+        ),
+    ),
+    Row(
+        "Use 2 to have the optimizer's memory in use.",
+        lambda: find_batch_size(tiny_trainer(), DATA, 4, num_updates=0),
+        (lambda: find_batch_size(tiny_trainer(), DATA, 4, num_updates=2),),
+    ),
+    Row(
+        "Use 0.0 to count every better value as an improvement.",
+        lambda: EarlyStoppingCallback(early_stopping_threshold=-1.0),
+        (lambda: train(EarlyStoppingCallback(early_stopping_threshold=0.0)),),
+    ),
+    Row(
+        "Use 0 to stop at any time.",
+        lambda: EarlyStoppingCallback(min_epochs=-1),
+        (lambda: train(EarlyStoppingCallback(min_epochs=0)),),
+    ),
+    Row(
+        "Pass the name of a folder, such as 'run'.",
+        lambda: HistoryFileCallback(3),  # type: ignore[arg-type]
+        (lambda: train(HistoryFileCallback("run")),),
+    ),
+    Row(
+        "Use 1e-7 for a rate at which nothing is learned.",
+        lambda: find_learning_rate(tiny_trainer(), DATA, min_lr=0.0),
+        (lambda: find_learning_rate(tiny_trainer(), DATA, min_lr=1e-7, num_updates=3),),
+    ),
+    Row(
+        "Use 10.0 for a rate at which training fails.",
+        lambda: find_learning_rate(tiny_trainer(), DATA, max_lr=-1.0),
+        (lambda: find_learning_rate(tiny_trainer(), DATA, max_lr=10.0, num_updates=3),),
+    ),
+    Row(
+        "Use 4.0 to stop at four times the lowest loss.",
+        lambda: find_learning_rate(tiny_trainer(), DATA, stop_factor=0),
+        (lambda: find_learning_rate(tiny_trainer(), DATA, stop_factor=4.0, num_updates=3),),
+    ),
+    Row(
+        "Use 100 for a curve that can be read.",
+        lambda: find_learning_rate(tiny_trainer(), DATA, num_updates=0),
+        (lambda: find_learning_rate(tiny_trainer(), DATA, num_updates=100),),
+    ),
+    Row(
+        "Leave the callback out to set no limit.",
+        lambda: MaxTimeCallback(0),
+        (train,),
+    ),
+    Row(
+        "Pass an address such as 's3://bucket/run1', or a folder of another disk.",
+        lambda: SaveTrainingStateCallback("states", mirror=3),  # type: ignore[arg-type]
+        (
+            lambda: train(SaveTrainingStateCallback("states", mirror="memory://bucket/run1")),
+            lambda: train(SaveTrainingStateCallback("other", mirror="disk")),
+        ),
+    ),
+    Row(
+        "Use 0 to average from the beginning.",
+        lambda: ModelAverageCallback(start_update=-1),
+        (lambda: train(ModelAverageCallback(start_update=0)),),
+    ),
+    Row(
+        "Use 5 for the mean of the last five.",
+        lambda: ModelAverageCallback("latest", num_latest=0),
+        (lambda: train(ModelAverageCallback("latest", num_latest=5)),),
+    ),
+    Row(
+        "Leave it out for the warm-up of timm.",
+        lambda: ModelEmaCallback(warmup="timm", warmup_gamma=0.0),
+        (lambda: train(ModelEmaCallback(warmup="timm")),),
+    ),
+    Row(
+        "Use None where this is not wanted.",
+        lambda: SaveTrainingStateCallback("states", save_every_n_updates=0),
+        (lambda: train(SaveTrainingStateCallback("states", save_every_n_updates=None)),),
+    ),
+    Row(
+        "Pass the name of a picture, such as 'history.png'.",
+        lambda: plot_history(train().run_history, 3),  # type: ignore[arg-type]
+        (lambda: plot_history(train().run_history, "history.png"),),
+    ),
+    Row(
+        "Pass collect=lambda batch, batch_output: ..., or leave it out.",
+        lambda: prediction_metrics("labels"),
+        (lambda: prediction_metrics(lambda batch, batch_output: (batch[1], batch[1])), prediction_metrics),
+    ),
+    Row(
+        "Pass the name of a folder, such as 'profile'.",
+        lambda: ProfileCallback(3),  # type: ignore[arg-type]
+        (lambda: ProfileCallback("profile"),),
+    ),
+    Row(
+        "Use 0 to begin at once.",
+        lambda: ProfileCallback("profile", wait=-1),
+        (lambda: ProfileCallback("profile", wait=0),),
+    ),
+    Row(
+        "Use 1, since the first update under a profiler is slow.",
+        lambda: ProfileCallback("profile", warmup=-1),
+        (lambda: ProfileCallback("profile", warmup=1),),
+    ),
+    Row(
+        "Use 1 to profile one update.",
+        lambda: ProfileCallback("profile", active=0),
+        (lambda: ProfileCallback("profile", active=1),),
+    ),
+    Row(
+        "Pass the name of a file, such as 'best_model.pt'.",
+        lambda: SaveBestModelCallback(3),  # type: ignore[arg-type]
+        (lambda: train(SaveBestModelCallback("best_model.pt")),),
+    ),
+    Row(
+        "Use 1 to keep the best model only.",
+        lambda: SaveBestModelCallback(keep=0),
+        (lambda: train(SaveBestModelCallback(keep=1)),),
+    ),
+    Row(
+        "Pass the name of a folder, such as 'checkpoints'.",
+        lambda: SaveTrainingStateCallback(None),  # type: ignore[arg-type]
+        (lambda: train(SaveTrainingStateCallback("checkpoints")),),
+    ),
+    Row(
+        "Use None to keep all.",
+        lambda: SaveTrainingStateCallback("states", keep_last=0),
+        (lambda: train(SaveTrainingStateCallback("states", keep_last=None)),),
+    ),
+    Row(
+        "Use 0 to wait for nothing.",
+        lambda: SaveTrainingStateCallback("states", mirror_wait_seconds=-1.0),
+        (lambda: train(SaveTrainingStateCallback("states", mirror_wait_seconds=0)),),
+    ),
+    Row(
+        "Use 1 to send the loss of every update.",
+        lambda: TrackerCallback("tensorboard", "project", log_every_n_updates=0),
+        (lambda: TrackerCallback("tensorboard", "project", log_every_n_updates=1),),
+    ),
+    Row(
+        "Use 1 to record at every update.",
+        lambda: TrainingStatisticsCallback(record_every_n_updates=0),
+        (lambda: train(TrainingStatisticsCallback(record_every_n_updates=1)),),
+    ),
+    Row(
+        "Pass {2: -2, 4: {'encoder.*': 1e-5}}, for example.",
+        lambda: UnfreezeCallback({"2": -2}),  # type: ignore[dict-item]
+        (lambda: unfreeze({2: -2, 3: {"encoder.*": 1e-5}}),),
     ),
 )
 
 
-@pytest.mark.parametrize("row", ROWS, ids=name_of)
+# ---------------------------------------------------------------------- on two processes
+
+
+def _told(act: Callable[[], Any]) -> str:
+    try:
+        act()
+    except ConfigurationError as error:
+        return str(error)
+    return "nothing"
+
+
+def normed() -> nn.Module:
+    return nn.Sequential(nn.BatchNorm1d(5).double(), tiny_network())
+
+
+def synchronise(batch_size: int) -> Any:
+    return (
+        _told(lambda: train(ConvertSyncBatchNormCallback(), model=normed())),
+        _told(lambda: train(model=normed())),
+    )
+
+
+def _under_fsdp2(act: Callable[[], Any]) -> str:
+    """What `act` says on FSDP2; afterwards trainers run on DDP again."""
+    accelerator = fsdp2()
+    try:
+        return _told(act)
+    finally:
+        set_type(accelerator, DistributedType.MULTI_CPU)
+
+
+def average_flat(batch_size: int) -> Any:
+    """FSDP 1 cannot train on a CPU, so that its refusal is asked for by hand."""
+    accelerator = Accelerator(cpu=True)
+    set_type(accelerator, DistributedType.FSDP)
+    trainer = tiny_trainer()
+    told = _told(lambda: ModelEmaCallback(save_path=None).on_training_run_start(trainer))
+    set_type(accelerator, DistributedType.MULTI_CPU)
+    return (
+        told,
+        _told(lambda: train(ModelEmaCallback(save_path=None))),
+        _under_fsdp2(lambda: train(ModelEmaCallback(save_path=None))),
+    )
+
+
+def average_latest(batch_size: int) -> Any:
+    return (
+        _under_fsdp2(lambda: train(ModelAverageCallback("latest", save_path=None))),
+        _under_fsdp2(lambda: train(ModelAverageCallback("mean", save_path=None))),
+    )
+
+
+def average_statistics(batch_size: int) -> Any:
+    return (
+        _under_fsdp2(lambda: train(ModelAverageCallback(save_path=None), model=normed())),
+        _under_fsdp2(
+            lambda: train(ModelAverageCallback(save_path=None, update_batch_norm=False), model=normed())
+        ),
+        _told(lambda: train(ModelAverageCallback(save_path=None), model=normed())),
+    )
+
+
+def freeze_all_along() -> Trainer:
+    model = Network()
+    ModelFreezer(model).freeze()
+    return train(model=model)
+
+
+def unfreeze_sharded(batch_size: int) -> Any:
+    return (
+        _under_fsdp2(lambda: unfreeze({2: 0})),
+        _told(lambda: unfreeze({2: 0})),
+        _under_fsdp2(freeze_all_along),
+    )
+
+
+ON_PROCESSES = {
+    "ConvertSyncBatchNormCallback needs an accelerator, but this run is on the CPU": synchronise,
+    " cannot average a model that {} has sharded. ": average_flat,
+    "average is 'latest', but ": average_latest,
+    "but the statistics of batch norm cannot be computed for a model ": average_statistics,
+    "UnfreezeCallback cannot unfreeze what ": unfreeze_sharded,
+}
+CASES = ON_PROCESSES
+FACTS = {
+    "The averages are sharded, so there is no averaged model.": "no call reaches it: ema_model is None then",
+}
+
+
+# ---------------------------------------------------------------------- the tests
+
+
+def test_every_error_of_a_callback_has_a_row() -> None:
+    rows = [*(row.text for row in ROWS), *ON_PROCESSES]
+    check_every_error_is_known("accel-callbacks", rows=rows, facts=FACTS)
+    check_every_way_out_is_known("accel-callbacks", rows=(row.text for row in CHECKS))
+
+
+@pytest.mark.parametrize("row", [*ROWS, *CHECKS], ids=name_of)
 def test_what_an_error_of_a_callback_says_instead_works(
     row: Row, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     make_mistake_and_ways_out(row)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("text", ON_PROCESSES)
+def test_what_an_error_of_a_callback_on_two_processes_says_instead_works(outcome: Any, text: str) -> None:
+    for told, *ways_out in outcome.of(text):
+        assert all(part in told for part in text.split("{}")), told
+        assert ways_out == ["nothing"] * len(ways_out)
+
+
+if __name__ == "__main__":
+    run_as_script(CASES)

@@ -134,8 +134,9 @@ class ModelAverageCallback(AveragingCallback):
             )
         if self.update_batch_norm and normalising_modules(trainer.model, trainer.model):
             raise ConfigurationError(
-                f"update_batch_norm is True, but the statistics of batch norm cannot be computed for a model "
-                f"that {name} has sharded. Pass update_batch_norm=False to use those of the model, or use DDP."
+                "update_batch_norm is True, but the statistics of batch norm cannot be computed for a model "
+                f"that {name} has sharded. Pass update_batch_norm=False to use those of the model, or use "
+                "DDP."
             )
 
     def is_due(self, trainer: Trainer) -> bool:

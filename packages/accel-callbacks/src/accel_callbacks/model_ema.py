@@ -83,7 +83,8 @@ class ModelEmaCallback(AveragingCallback):
         self.decay = check_decay(decay)
         if not isinstance(warmup, bool) and warmup != "timm":
             raise ConfigurationError(
-                f"warmup is {preview(warmup)}, but must be True, False or 'timm'. Use True for a short warm-up."
+                f"warmup is {preview(warmup)}, but must be True, False or 'timm'. Use True for a short "
+                "warm-up."
             )
         self.warmup = warmup
         way_out = "Leave it out for the warm-up of timm."

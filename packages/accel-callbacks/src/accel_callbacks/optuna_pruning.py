@@ -64,8 +64,8 @@ class OptunaPruningCallback(TrainerCallback):
         """
         if trainer.is_main_process and self.trial is None:
             raise ConfigurationError(
-                "trial is None on the main process, which reports to Optuna. Pass the trial that Optuna gives to "
-                "your objective."
+                "trial is None on the main process, which reports to Optuna. Pass the trial that Optuna "
+                "gives to your objective."
             )
         self.watched.check_will_be_recorded(trainer)
         self._reported = 0

@@ -49,7 +49,9 @@ class ProfileCallback(TrainerCallback):
         """
         self.folder = check_path("folder", folder, "Pass the name of a folder, such as 'profile'.")
         self.wait = check_whole_number("wait", wait, "Use 0 to begin at once.", at_least=0)
-        self.warmup = check_whole_number("warmup", warmup, "Use 1: what a profiler does first is slow.")
+        self.warmup = check_whole_number(
+            "warmup", warmup, "Use 1, since the first update under a profiler is slow."
+        )
         self.active = check_whole_number("active", active, "Use 1 to profile one update.")
         self.memory = check_flag("memory", memory)
         self.table = ""

@@ -170,8 +170,8 @@ def _entries_of(schedule: Any) -> list[_Entry]:
         epoch = check_whole_number("An epoch in schedule", epoch, example)
         if epoch == 1:
             raise ConfigurationError(
-                f"schedule has {preview(parts)} for epoch 1, but all that schedule names is frozen in epoch 1. "
-                "Begin with epoch 2, and leave out what is to be trained from the beginning."
+                f"schedule has {preview(parts)} for epoch 1, but all that schedule names is frozen in epoch "
+                "1. Begin with epoch 2, and leave out what is to be trained from the beginning."
             )
         parts = plain(parts)
         several = isinstance(parts, Iterable) and not isinstance(parts, str)
