@@ -38,14 +38,14 @@ WAYS = {
     "save_dir of decays": WSDCheckpointCallback,
     "folder": latest_checkpoint,
     "folder of the best": best_checkpoint,
-    "path": verify_checkpoint,
     "path of a table": lambda address: InMemoryRunHistory().to_csv(address),
     "resume_from": train,
     "input_dir": lambda address: create_trainer().load_training_state(address),
 }
 
 
-EXPORTS = {
+TAKEN = {
+    "path": verify_checkpoint,
     "save_path": SaveBestModelCallback,
     "save_path of averages": lambda address: ModelEmaCallback(save_path=address),
     "save_path of an export": lambda address: create_trainer().save_checkpoint(address),
@@ -65,14 +65,14 @@ def test_an_address_is_refused_with_the_way_out(way, address, tmp_path, monkeypa
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("way", EXPORTS)
+@pytest.mark.parametrize("way", TAKEN)
 def test_an_address_as_a_path_is_refused_where_one_as_text_is_taken(way, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     name = way.split(" ")[0]
     with pytest.raises(
         ConfigurationError, match=rf"^{name} is Path\('memory:/run'\).*loses a slash.*Pass it as text"
     ):
-        EXPORTS[way](Path("memory://run"))
+        TAKEN[way](Path("memory://run"))
     assert not list(tmp_path.iterdir())
 
 

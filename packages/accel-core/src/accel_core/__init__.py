@@ -25,7 +25,7 @@ from .run.seen_samples import samples_of as samples_of
 from .run.seen_samples import updates_of as updates_of
 from .state.comparing import RunComparison as RunComparison
 from .state.comparing import compare_runs as compare_runs
-from .state.folder import best_checkpoint as best_checkpoint
+from .state.latest import best_checkpoint as best_checkpoint
 from .state.latest import latest_checkpoint as latest_checkpoint
 from .state.verifying import verify_checkpoint as verify_checkpoint
 from .trainer import Trainer as Trainer

@@ -23,7 +23,6 @@ from .housekeeping import Facts
 from .mirrored import (
     age,
     check_writable,
-    find_flaw_in_mirror,
     list_mirrored,
     mark_damaged,
     name_on_disk,
@@ -36,6 +35,7 @@ from .mirrored import (
     upload,
 )
 from .store import Store
+from .transfer import find_flaw_in_store
 
 SNAPSHOTS = ".accel_mirror"
 """Folder beside the states, with second names of the files that are still to be copied."""
@@ -107,7 +107,7 @@ class Copying:
         """Let later states be none that are damaged, since the run went on from before them."""
         for name, state in list((self.known or {}).items()):
             is_later = state["run_progress"]["updates_completed"] > updates
-            if is_later and (flaw := find_flaw_in_mirror(self.store, name, state)) is not None:
+            if is_later and (flaw := find_flaw_in_store(self.store, name, state)) is not None:
                 mark_damaged(self.store, name, flaw)
                 with self.changed:
                     (self.known or {}).pop(name, None)

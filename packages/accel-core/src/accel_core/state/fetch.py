@@ -1,25 +1,39 @@
-"""Downloads the newest state of a mirror: complete or absent, by one process of each machine."""
+"""Downloads states of a mirror: complete or absent, by one process of each machine."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import secrets
 import shutil
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from ..checks.address import Address
 from ..errors import OtherRunError
 from . import files
-from .checkpoint import STATE_FILE, Kind, NoState, TrainerState, examine, find_mismatch, is_sharded
-from .folder import find_flaw_of, list_states, newest_state, raise_nothing_usable
+from .checkpoint import STATE_FILE, Kind, NoState, TrainerState, examine, is_sharded
+from .folder import (
+    best_first,
+    best_state,
+    find_flaw_of,
+    inode_of,
+    list_states,
+    newest_state,
+    raise_nothing_usable,
+)
 from .lock import locked
-from .mirrored import age, list_mirrored, name_on_disk
+from .mirrored import Contents, age, list_mirrored, name_on_disk
 from .publishing import give_name
 from .staging import host_digits
 from .store import Store, retried
+from .transfer import fetch_file
 
 DOWNLOADS = ".accel_download"
 """Folder inside the cache for the lock and what is being downloaded."""
+
+Place = Path | str
+"""A state of the cache by its path, or one of the mirror by its name there."""
 
 _logger = logging.getLogger("accel_core.resume")
 
@@ -33,6 +47,48 @@ def fetch_newest(address: Address, cache: Path, verify: bool) -> Path | None:
         OtherRunError: the cache holds states of another run than the mirror.
         CheckpointError: the store does not answer, or none of its states can be used.
     """
+    with _opened(address, cache) as store:
+        contents = _look_into(store, cache)
+        unusable = {Path(name): state for name, state in contents.unusable.items()}
+        if contents.states:
+            newest = _fetch_first(
+                store,
+                contents.states,
+                cache,
+                order=lambda states: list(states)[::-1],
+                is_read=lambda state: verify and not is_sharded(state),
+                unusable=unusable,
+            )
+        else:
+            # The mirror is written after the folder, so that a state may stand there alone.
+            newest = newest_state(cache, verify)
+        if newest is None and unusable:
+            raise_nothing_usable(store.address, unusable)
+        return newest
+
+
+def fetch_best(address: Address, cache: Path, metric: str, greater_is_better: bool) -> Path | None:
+    """Return the best of the states in a mirror and in the cache, on the disk of this machine.
+
+    None if no intact state has a value of `metric`. Called and raises like `fetch_newest`.
+    """
+    with _opened(address, cache) as store:
+        contents = _look_into(store, cache)
+        if not contents.states:
+            return best_state(cache, metric, greater_is_better)
+        return _fetch_first(
+            store,
+            contents.states,
+            cache,
+            order=lambda states: best_first(states, metric, greater_is_better),
+            is_read=lambda state: True,
+            unusable={},
+        )
+
+
+@contextlib.contextmanager
+def _opened(address: Address, cache: Path) -> Iterator[Store]:
+    """Open the mirror at `address`, while no other process of this machine downloads into `cache`."""
     folder = cache / DOWNLOADS
     with files.raising_checkpoint_error(folder, "could not be made"):
         files.make_folder(folder)
@@ -44,58 +100,83 @@ def fetch_newest(address: Address, cache: Path, verify: bool) -> Path | None:
         if is_alone:
             for leftover in folder.glob(f"{host_digits()}_*"):
                 shutil.rmtree(leftover, ignore_errors=True)
-        store = retried(
+        yield retried(
             lambda: Store(address), f"'{address}' could not be opened; pass the address of a mirror"
         )
-        return _fetch_newest(store, cache, verify)
 
 
-def _fetch_newest(store: Store, cache: Path, verify: bool) -> Path | None:
+def _look_into(store: Store, cache: Path) -> Contents:
+    """List the states of a mirror, and log what is passed over."""
     contents = retried(
         lambda: list_mirrored(store),
-        f"'{store.address}' could not be listed, so the newest state is not known (to resume from what this "
-        f"machine has, pass latest_checkpoint('{cache}'))",
+        f"'{store.address}' could not be listed, so its states are not known (for those that this machine "
+        f"has, pass '{cache}' as the folder, without a cache)",
     )
     itself = f"'{store.address}' could not be read"
     if not contents.states and retried(lambda: store.read(STATE_FILE), itself) is not None:
         _logger.warning("'%s' is itself a training state: pass the mirror that holds it.", store.address)
-    unusable = {Path(name): state for name, state in contents.unusable.items()}
     for name, reason in contents.unusable.items():
         _logger.warning("'%s/%s' is passed over: it %s.", store.address, name, reason.reason)
-    for name, state in reversed(contents.states.items()):
-        if (newest := _newest_in(cache, state, verify)) is not None:
-            return newest
-        flaw = _download(store, name, state, cache)
-        if flaw is None:
+    return contents
+
+
+def _fetch_first(
+    store: Store,
+    mirrored: dict[str, TrainerState],
+    cache: Path,
+    order: Callable[[Mapping[Place, TrainerState]], list[Place]],
+    is_read: Callable[[TrainerState], bool],
+    unusable: dict[Path, NoState],
+) -> Path | None:
+    """Return the first intact state of the cache and the mirror together, which is downloaded if need be.
+
+    Args:
+        mirrored: states of the mirror by name, at least one, the oldest first.
+        order: given all states, the oldest first, returns those to try, the first of them first.
+        is_read: whether the digests of a state in the cache are compared.
+        unusable: what turns out to be damaged is added.
+
+    Raises:
+        OtherRunError: the cache has a state of another run.
+    """
+    here = list_states(cache).complete
+    places: dict[Place, TrainerState] = {path: here[path] for path in here}
+    copies: dict[Place, str] = {}
+    for name, state in mirrored.items():
+        path = cache / name_on_disk(name)
+        # What stands here too is downloaded only if it is damaged here, and replaces nothing that is newer.
+        if path in here and age(here[path]) >= age(state):
+            copies[path] = name
+        else:
+            places[name] = state
+    for path, found in here.items():
+        _refuse_other_run(path, found, mirrored[next(reversed(mirrored))])
+    for place in order(
+        {place: places[place] for place in sorted(places, key=lambda each: age(places[each]))}
+    ):
+        if isinstance(place, Path):
+            flaw = find_flaw_of(place, here[place]) if is_read(here[place]) else None
+            if flaw is None:
+                return place
+            _logger.warning("'%s' is passed over: it %s.", place, flaw)
+            unusable[place] = NoState(Kind.DAMAGED, flaw)
+        name = copies.get(place, "") if isinstance(place, Path) else place
+        if not name:
+            continue
+        if (flaw := _download(store, name, mirrored[name], cache)) is None:
             return cache / name_on_disk(name)
         _logger.warning("'%s/%s' is passed over: %s.", store.address, name, flaw)
         unusable[Path(name)] = NoState(Kind.DAMAGED, flaw)
-    # The mirror is written after the folder, so that a state may stand there alone.
-    newest = newest_state(cache, verify)
-    if newest is None and unusable:
-        raise_nothing_usable(store.address, unusable)
-    return newest
-
-
-def _newest_in(cache: Path, state: TrainerState, verify: bool) -> Path | None:
-    """Return the newest intact state in the cache, if it is as new as `state` of the mirror.
-
-    Raises:
-        OtherRunError: it is of another run.
-    """
-    for path, found in reversed(list_states(cache).complete.items()):
-        if found["run_id"] != state["run_id"]:
-            raise OtherRunError(
-                f"'{path}' is a state of the run {found['run_id']!r}, but the mirror has states of the run "
-                f"{state['run_id']!r}. Pass an empty folder as cache, or the mirror of that run."
-            )
-        if age(found) < age(state):
-            return None
-        flaw = find_flaw_of(path, found) if verify and not is_sharded(found) else None
-        if flaw is None:
-            return path
-        _logger.warning("'%s' is passed over: it %s.", path, flaw)
     return None
+
+
+def _refuse_other_run(path: Path, found: TrainerState, state: TrainerState) -> None:
+    """Raise `OtherRunError` if what stands in the cache is of another run than a state of the mirror."""
+    if found["run_id"] != state["run_id"]:
+        raise OtherRunError(
+            f"'{path}' is a state of the run {found['run_id']!r}, but the mirror has states of the run "
+            f"{state['run_id']!r}. Pass an empty folder as cache, or the mirror of that run."
+        )
 
 
 def _download(store: Store, name: str, state: TrainerState, cache: Path) -> str | None:
@@ -103,41 +184,23 @@ def _download(store: Store, name: str, state: TrainerState, cache: Path) -> str 
     path = cache / name_on_disk(name)
     _logger.info("Downloading '%s/%s' to '%s'.", store.address, name, path)
     staging = cache / DOWNLOADS / f"{host_digits()}_{secrets.token_hex(4)}" / path.name
+    before = inode_of(path)
     try:
         with files.raising_checkpoint_error(path, "could not be written"):
             files.make_folder(staging)
         for relative in [*sorted(state["files"]), STATE_FILE]:
-            flaw = _download_file(store, f"{name}/{relative}", staging / relative, state, relative)
-            # Once more, since a transfer may have broken off.
-            if flaw is not None:
-                flaw = _download_file(store, f"{name}/{relative}", staging / relative, state, relative)
-            if flaw is not None:
+            if (flaw := fetch_file(store, name, staging, state, relative)) is not None:
                 return flaw
         found = examine(staging)
         if isinstance(found, NoState):
             return f"it {found.reason}"
+        # On a disk that machines share, another one may have been faster. Its processes may read already, so
+        # that what it has given the name has to stay.
+        if inode_of(path) != before and examine(path) == found:
+            return None
         with files.raising_checkpoint_error(path, "could not be written"):
             files.sync(staging)
             give_name(staging, path)
     finally:
         shutil.rmtree(staging.parent, ignore_errors=True)
     return None
-
-
-def _download_file(store: Store, name: str, local: Path, state: TrainerState, relative: str) -> str | None:
-    """Download a file, and return what is wrong with it."""
-    files.make_folder(local.parent)
-
-    def get() -> bool:
-        try:
-            store.get(name, local)
-        # Removed meanwhile, or never there.
-        except FileNotFoundError:
-            return False
-        return True
-
-    if not retried(get, f"'{store.address}/{name}' could not be downloaded"):
-        return f"{relative} is not there"
-    if relative != STATE_FILE and local.stat().st_size != state["files"][relative]:
-        return f"{relative} has another size"
-    return find_mismatch(local.parents[relative.count("/")], state, [relative])

@@ -13,7 +13,7 @@ import os
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 from ..checks.address import Address
 from ..checks.values import check_path
@@ -36,6 +36,8 @@ _SECONDS_UNTIL_LISTED_AGAIN = 0.02
 _MOST_LISTINGS = 100
 
 _logger = logging.getLogger("accel_core")
+
+Place = TypeVar("Place")
 
 
 @dataclasses.dataclass
@@ -80,9 +82,9 @@ def examine_entries(folder: Path, entries: Iterable[tuple[str, int]]) -> Listing
     found: dict[Path, TrainerState] = {}
     for name, _ in entries:
         path = folder / name
-        inode = _inode_of(path)
+        inode = inode_of(path)
         state = examine(path)
-        if inode is None or _inode_of(path) != inode:
+        if inode is None or inode_of(path) != inode:
             # What was read may be of two states that had the same name.
             listing.has_vanished = True
         elif not isinstance(state, NoState):
@@ -121,7 +123,8 @@ def entries_of(folder: Path) -> set[tuple[str, int]]:
         ) from error
 
 
-def _inode_of(path: Path) -> int | None:
+def inode_of(path: Path) -> int | None:
+    """Return what tells a folder from another that gets its name later; None if nothing is there."""
     try:
         return path.lstat().st_ino
     except OSError:
@@ -145,7 +148,7 @@ def newest_state(folder: Path, verify: bool) -> Path | None:
         damaged, has_vanished = dict(listing.unusable), False
         for path, state in reversed(listing.complete.items()):
             reason = find_flaw_of(path, state) if verify and not is_sharded(state) else None
-            if _inode_of(path) is None:
+            if inode_of(path) is None:
                 has_vanished = True
             elif reason is None:
                 return path
@@ -180,29 +183,27 @@ def find_flaw_of(path: Path, state: TrainerState) -> str | None:
         return f"cannot be read: {type(error).__name__}: {error}"
 
 
-def best_checkpoint(
-    folder: str | Path, metric: str = "eval_loss_epoch", greater_is_better: bool = False
-) -> Path | None:
-    """Return the state directly inside `folder` with the best value of `metric`; None if none has one.
-
-    Only states that were saved at the very update at which the metric was recorded have a value. What is
-    damaged is passed over with a warning; of equal ones the older is returned.
-
-    Args:
-        greater_is_better: the best value is the greatest, and not the smallest.
-    """
-    values = {}
-    states = complete_checkpoints(check_path("folder", folder, WAY_OUT))
-    for path, state in states.items():
-        value = metrics_of(state).get(metric)
-        if value is not None and value == value:  # nan is no best value
-            values[path] = value
-    for path in sorted(values, key=values.__getitem__, reverse=greater_is_better):
+def best_state(folder: Path, metric: str, greater_is_better: bool) -> Path | None:
+    """Return what `best_checkpoint` does for a folder of this machine."""
+    states = complete_checkpoints(folder)
+    for path in best_first(states, metric, greater_is_better):
         reason = find_flaw_of(path, states[path])
         if reason is None:
             return path
         _logger.warning("'%s' is passed over: it %s.", path, reason)
     return None
+
+
+def best_first(states: Mapping[Place, TrainerState], metric: str, greater_is_better: bool) -> list[Place]:
+    """Return those of the states that have a value of `metric`, the best first and of equal ones the older.
+
+    Args:
+        states: the oldest first.
+    """
+    values = {place: metrics_of(state).get(metric) for place, state in states.items()}
+    found = {place: value for place, value in values.items() if value is not None and value == value}
+    # No nan is left, which is no best value.
+    return sorted(found, key=found.__getitem__, reverse=greater_is_better)
 
 
 def open_training_state(path: str | Path) -> TrainerState:

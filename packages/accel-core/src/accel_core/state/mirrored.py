@@ -15,14 +15,12 @@ import hashlib
 import json
 import logging
 import re
-import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from ..errors import OtherRunError
 from .checkpoint import ORDER, STATE_FILE, Kind, NoState, TrainerState, parse_state_file
-from .digests import digest_of_file
 from .store import Store
 
 POINTER = "newest.json"
@@ -140,7 +138,7 @@ def remove_state(store: Store, name: str) -> None:
 def remove_leftovers(store: Store, names: Iterable[str]) -> None:
     """Remove what crashes have left. What was found to be damaged stays."""
     for name in names:
-        if store.read(f"{name}/{DAMAGED_STATE_FILE}") is None:
+        if not is_marked(store, name):
             store.remove_folder(name)
 
 
@@ -178,22 +176,9 @@ def refuse_later_states(store: Store, states: Mapping[str, TrainerState], update
             )
 
 
-def find_flaw_in_mirror(store: Store, name: str, state: TrainerState) -> str | None:
-    """Return which file of a state is missing or is not what was written; None if none is.
-
-    Reads all of it.
-    """
-    with tempfile.TemporaryDirectory(prefix="accel_mirror_") as folder:
-        for relative, size in state["files"].items():
-            local = Path(folder, "file")
-            try:
-                store.get(f"{name}/{relative}", local)
-            except FileNotFoundError:
-                return f"{relative} is missing"
-            digest = state.get("digests", {}).get(relative)
-            if local.stat().st_size != size or digest not in (None, digest_of_file(local)):
-                return f"{relative} is not what was written"
-    return None
+def is_marked(store: Store, name: str) -> bool:
+    """Whether `mark_damaged` has let this state be none. Without a name the store is the state itself."""
+    return store.read(f"{name}/{DAMAGED_STATE_FILE}".lstrip("/")) is not None
 
 
 def mark_damaged(store: Store, name: str, flaw: str) -> None:

@@ -162,17 +162,28 @@ class Store:
 
     def folders(self) -> set[str]:
         """Return the names of what stands directly below the address and is no file."""
+        return {name for name, kind in self._entries() if kind == "directory"}
+
+    def file_names(self) -> set[str]:
+        """Return the names of the files directly below the address."""
+        return {name for name, kind in self._entries() if kind == "file"}
+
+    def is_file(self) -> bool:
+        """Whether the address is that of a single file."""
+        self._fs.invalidate_cache()
+        try:
+            return bool(self._fs.info(self._root)["type"] == "file")
+        except FileNotFoundError:
+            return False
+
+    def _entries(self) -> list[tuple[str, str]]:
         # Else fsspec returns what it had listed before.
         self._fs.invalidate_cache()
         try:
             entries = self._fs.ls(self._root, detail=True)
         except FileNotFoundError:
-            return set()
-        return {
-            str(entry["name"]).rstrip("/").rpartition("/")[2]
-            for entry in entries
-            if entry["type"] == "directory"
-        }
+            return []
+        return [(str(entry["name"]).rstrip("/").rpartition("/")[2], entry["type"]) for entry in entries]
 
     def remove(self, name: str) -> None:
         """Remove a file. Nothing happens if it is not there."""

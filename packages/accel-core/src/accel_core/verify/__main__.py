@@ -1,4 +1,4 @@
-"""Check training states and exports: `python -m accel_core.verify PATH`.
+"""Check training states and exports: `python -m accel_core.verify PATH`, or the address of a store.
 
 A line for each says "good" or what is wrong with it. The exit status is 1 if anything is wrong.
 """
@@ -12,7 +12,7 @@ from ..state.verifying import verify_checkpoint
 
 
 def main(arguments: list[str]) -> int:
-    """Print what is wrong with each state and export at the paths, and return the exit status."""
+    """Print what is wrong with each state and export at paths or addresses, and return the exit status."""
     if not arguments:
         sys.stderr.write("Usage: python -m accel_core.verify PATH...\n")
         return 2
