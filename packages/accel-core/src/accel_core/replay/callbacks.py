@@ -18,6 +18,7 @@ from ..data.map_style import MapStyleSource
 from ..errors import ConfigurationError
 from ..processes.group import DataGroup
 from ..run.run_progress import RunProgress
+from ..text import with_full_stop
 
 CPU = torch.device("cpu")
 
@@ -53,8 +54,9 @@ def copy_callbacks(callbacks: Iterable[TrainerCallback], memo: dict[int, Any]) -
         except (RuntimeError, TypeError) as error:
             name = type(callback).__name__
             raise ConfigurationError(
-                f"{name} cannot be copied, but a replay works on copies: {error} Set runs_in_replay = False "
-                f"in {name} if it has no influence on the training, or make copy.deepcopy of it work."
+                f"{name} cannot be copied, but a replay works on copies: {with_full_stop(error)} Set "
+                f"runs_in_replay = False in {name} if it has no influence on the training, or make "
+                "copy.deepcopy of it work."
             ) from error
     return copies
 

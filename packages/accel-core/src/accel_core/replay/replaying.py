@@ -125,9 +125,10 @@ def _check_processes(trainer: Any, start: ReplayStart) -> None:
             "processes, where it cannot be copied. Call it in a script that runs without that engine."
         )
     if group.size not in (1, then):
+        or_alone = ", or on a single one, which takes their batches in turn" if then > 1 else ""
         raise ConfigurationError(
             f"replay was called on {group.size} processes, but {then} made update {start.update}. Start the "
-            f"script on {then}, or on a single one, which takes their batches in turn."
+            f"script on {then}{or_alone}."
         )
 
 
@@ -199,7 +200,11 @@ def _check_beginning(own: Mapping[str, Any], start: ReplayStart) -> None:
     saved = start.state["beginning"]
     for name, what in (
         ("weights", "its model has other weights. Make the trainer as for the run, without training it"),
-        ("random", "its random state is another one. Give the trainer the seed of the run"),
+        (
+            "random",
+            "its random state is another one. Give the trainer the seed of the run; if it had none, replay "
+            "an update after its first state",
+        ),
     ):
         if own.get(name) != saved.get(name):
             raise CheckpointError(

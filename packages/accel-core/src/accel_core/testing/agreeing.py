@@ -58,7 +58,8 @@ def assert_processes_agree(script: str | Path, num_processes: int = 2, *, timeou
         reports = [folder / f"report_{index}.json" for index in range(num_processes)]
         if missing := [index for index, report in enumerate(reports) if not report.exists()]:
             raise AssertionError(
-                f"The processes {missing} left the script before its end, or did not know of each other."
+                f"The processes {missing} left the script before its end, or did not know of each other. "
+                "Let the script run to its end, without sys.exit."
             )
         _raise_if_different([json.loads(report.read_text(encoding="utf-8")) for report in reports])
 
@@ -139,11 +140,15 @@ def _facts_of(trainer: Any) -> dict[str, str]:
 
 def _raise_if_different(reports: list[dict[str, dict[str, str]]]) -> None:
     if not reports[0]:
-        raise AssertionError("The script has no trainer among its global names, so nothing can be compared.")
+        raise AssertionError(
+            "The script has no trainer among its global names, so nothing can be compared. Give each trainer "
+            "a global name."
+        )
     for index, report in enumerate(reports[1:], start=1):
         if report.keys() != reports[0].keys():
             raise AssertionError(
-                f"Process 0 has the trainers {sorted(reports[0])}, process {index} {sorted(report)}."
+                f"Process 0 has the trainers {sorted(reports[0])}, process {index} {sorted(report)}. "
+                "Make the same trainers on every process."
             )
         for trainer, facts in reports[0].items():
             other = report[trainer]

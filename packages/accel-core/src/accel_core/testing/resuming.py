@@ -62,7 +62,10 @@ def assert_resumes_exactly(
     plain = _train(make_trainer, data, given, {})
     last = max(plain.seen, default=0)
     if last < 2:
-        raise ConfigurationError(f"The run has {last} updates, but at least 2 are needed to end in between.")
+        raise ConfigurationError(
+            f"The run has {last} updates, but at least 2 are needed to end in between. Pass more data "
+            "or more epochs."
+        )
     updates = sorted({max(1, number * last // (kills + 1)) for number in range(1, kills + 1)})
     with tempfile.TemporaryDirectory(prefix="accel-testing-") as folder:
         states = {update: Path(folder, str(update)) for update in updates}
