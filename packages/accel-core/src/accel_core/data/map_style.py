@@ -48,13 +48,8 @@ class MapStyleSource:
         if _is_in_memory(loader):
             # Tensors draw no random numbers, so seeding each sample would change nothing.
             self.sampler = ShardedBatchSampler(order, batch_size, drop_last, group, in_tensors=True)
-            self.torch_loader = rebuild_loader(
-                loader,
-                IndexedTensors(dataset),
-                self.generator,
-                batch_sampler=self.sampler,
-                collate_fn=_identity,
-            )
+            tensors = IndexedTensors(dataset)
+            self.torch_loader = rebuild_loader(loader, tensors, self.generator, batch_sampler=self.sampler)
             return
         convert = _with_epoch if seed_each_sample else None
         self.sampler = ShardedBatchSampler(order, batch_size, drop_last, group, convert)
@@ -107,11 +102,18 @@ class MapStyleSource:
         return None if self.sampler.is_live else self.sampler.plan()
 
     def read(self, log: Callable[[str], object]) -> Iterator[Any]:
-        """Return torch's own iterator, so that a step costs no call more."""
+        """Return an iterator over the batches that costs a step no call of its own."""
         loader: Any = self.torch_loader
-        if isinstance(loader.dataset, IndexedTensors):
-            loader.dataset.renew()
-        return self.workers.start(loader)
+        data = loader.dataset
+        if self.has_workers:
+            return self.workers.start(loader)
+        # What torch's iterator does without workers, but for its record of the profiler around each batch,
+        # which takes as long as a small model.
+        if isinstance(data, IndexedTensors):
+            data.renew()
+            return map(data.__getitems__, self.sampler)
+        read_batch = data.__getitem__ if loader.batch_sampler is None else data.__getitems__
+        return map(loader.collate_fn, map(read_batch, self.sampler))
 
     def restore(self, state: Any) -> None:
         """Do nothing: the position is enough."""
@@ -146,10 +148,6 @@ def _is_in_memory(loader: Any) -> bool:
 
 # From the indices of a batch to what the reader is asked for. Functions of the module and no lambdas, since a
 # trainer is pickled with its loader.
-
-
-def _identity(batch: Any) -> Any:
-    return batch
 
 
 def _first(indices: list[Any], epoch: int) -> Any:
