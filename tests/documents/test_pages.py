@@ -1,9 +1,11 @@
 """The Python of every page of the site and of every README runs, and all links lead somewhere."""
 
+import ast
 import json
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -48,6 +50,36 @@ def errors(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str | None]:
 @pytest.mark.parametrize("page", WITH_CODE)
 def test_all_python_of_a_page_runs(page: str, errors: dict[str, str | None]) -> None:
     assert errors[page] is None, errors[page]
+
+
+def brought_by_all() -> set[str]:
+    """The modules that `pip install "accel-core[all]"` brings by name: all requirements and extras but that of stores."""
+    brought = {"accel_core", "accel_callbacks", "accel_integrations", "torch", "accelerate", "tqdm"}
+    for path in REPOSITORY.glob("packages/*/pyproject.toml"):
+        project = tomllib.loads(path.read_text(encoding="utf-8"))["project"]
+        extras = project.get("optional-dependencies", {}).values()
+        for requirement in [*project.get("dependencies", []), *(name for extra in extras for name in extra)]:
+            brought.add(re.split(r"[^\w-]", requirement)[0])
+    return brought
+
+
+@pytest.mark.parametrize("page", [*WITH_CODE, "packages/accel-integrations/README.md"])
+def test_a_page_names_what_to_install_for_its_code(page: str) -> None:
+    """Beyond `accel-core[all]`, which the quickstart installs. The tests have every library, and a reader has not."""
+    text = PAGES[page].read_text(encoding="utf-8")
+    imported = {
+        name.split(".")[0]
+        for node in ast.walk(ast.parse("\n".join(BLOCK.findall(text))))
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for name in (
+            [node.module] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
+        )
+    }
+    needed = {
+        "scikit-learn" if name == "sklearn" else name for name in imported - set(sys.stdlib_module_names)
+    }
+    named = set(re.findall(r"[\w-]+", " ".join(re.findall(r"pip install ((?:[^`\n]|\\\n)*)", text))))
+    assert needed - brought_by_all() <= named
 
 
 def test_the_runner_reports_the_line_of_an_error(tmp_path: Path) -> None:

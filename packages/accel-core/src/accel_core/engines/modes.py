@@ -81,9 +81,10 @@ class TrainingModes:
         if not outermost:
             return None
         shown = ", ".join(map(repr, outermost[:5])) + (", …" if len(outermost) > 5 else "")
+        are = "module of the model is" if len(outermost) == 1 else "modules of the model are"
         return (
-            f"{len(outermost)} modules of the model are in eval mode and stay so in training: {shown}. "
-            "If they are to be trained as usual, call model.train() before."
+            f"{len(outermost)} {are} in eval mode and stay so in training: {shown}. "
+            "To train in train mode, call model.train() before."
         )
 
 
