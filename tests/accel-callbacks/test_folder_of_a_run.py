@@ -176,7 +176,32 @@ class CountWork(TrainerCallback):
         self.opened = self.encoded = 0
 
 
+class CountCalls(SaveTrainingStateCallback):
+    """Counts the Python functions that each save calls."""
+
+    def save(self, trainer, is_last=False):
+        calls = 0
+
+        def count(frame, event, argument):
+            nonlocal calls
+            calls += event == "call"
+
+        sys.setprofile(count)
+        try:
+            super().save(trainer, is_last)
+        finally:
+            sys.setprofile(None)
+        self.calls = [*getattr(self, "calls", []), calls]
+
+
 class TestCost:
+    def test_a_late_save_calls_no_more_functions_than_the_second(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(os, "fsync", lambda _: None)
+        saver = CountCalls(tmp_path, save_every_n_updates=1, save_at_end=False)
+        tiny_trainer(callbacks=[saver]).train(DATA, max_num_train_steps=60)
+        # Names of folders get a few more characters; each state that is there may cost none.
+        assert saver.calls[55] < saver.calls[4] + 25
+
     @pytest.mark.parametrize("keep_last", [None, 2])
     def test_a_late_save_opens_no_more_files_and_encodes_no_more_json_than_the_second(
         self, keep_last, tmp_path, monkeypatch

@@ -10,7 +10,6 @@ from accel_core.extending import (
     CARD_FILE,
     KnownStates,
     remove_checkpoint,
-    remove_leftovers,
     set_other_runs_aside,
     write_card,
 )
@@ -57,8 +56,6 @@ class RunFolder:
 
     def tidy(self, run_id: str) -> None:
         """Remove what need not be kept, now that a newer state stands."""
-        # What a crash has left in the middle of a save that no later save repeats.
-        remove_leftovers(self.path)
         if self.states_to_remove is not None:
             self._known.refresh()
             for path in self.states_to_remove(self._known.of_run(run_id)):

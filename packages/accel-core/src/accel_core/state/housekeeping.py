@@ -53,8 +53,9 @@ class KnownStates:
     def refresh(self) -> None:
         """Read what is new and forget what is gone. One process calls it."""
         entries = entries_of(self.folder)
-        there = {name for name, _ in entries}
-        self.states = {path: facts for path, facts in self.states.items() if path.name in there}
+        # Sets are compared by the interpreter: a save among thousands of states costs what the second did.
+        for name, _ in self._entries - entries:
+            self.states.pop(self.folder / name, None)
         listing = examine_entries(self.folder, entries - self._entries)
         listing.report()
         for path, state in listing.complete.items():
@@ -65,8 +66,10 @@ class KnownStates:
     def check(self, run_id: str, updates_completed: int | None = None) -> None:
         """Raise `CheckpointError` for states of another run, or later ones of this run."""
         for path, facts in self.states.items():
-            refuse_other_run(path, run_id, facts.run_id)
-            refuse_later(path, facts.progress["updates_completed"], updates_completed)
+            if facts.run_id != run_id:
+                refuse_other_run(path, run_id, facts.run_id)
+            if updates_completed is not None and facts.progress["updates_completed"] > updates_completed:
+                refuse_later(path, facts.progress["updates_completed"], updates_completed)
 
     def of_run(self, run_id: str) -> dict[Path, Facts]:
         """Return the states of a run, the newest last."""
@@ -216,7 +219,9 @@ def has_only_own_files(path: Path) -> bool:
 
 def remove_leftovers(folder: Path) -> None:
     """Remove what crashes left in `folder`: incomplete states, and replaced ones whose successor stands."""
-    for name, _ in entries_of(folder):
+    # Paths are made of what may be a leftover alone: a folder may hold thousands of states.
+    names = [name for name, _ in entries_of(folder) if name.endswith((".incomplete", ".replaced"))]
+    for name in names:
         path = folder / name
         if path in being_written:
             continue
@@ -226,7 +231,7 @@ def remove_leftovers(folder: Path) -> None:
             was_state = any((path / own).is_file() for own in (STATE_FILE, process_file(0)))
             if has_only_own_files(path) and (was_state or _STAGING.fullmatch(name)):
                 remove_checkpoint(path)
-        elif name.endswith(".replaced"):
+        else:
             is_own = has_only_own_files(path) or isinstance(examine(path), dict)
             if is_own and isinstance(examine(path.with_name(name.removesuffix(".replaced"))), dict):
                 remove_checkpoint(path)

@@ -55,6 +55,9 @@ def _as_plain(value: Any, where: str, key: str, known: set[type]) -> Any:
             }
         )
     if kind in _COLLECTIONS:
+        # States of random generators are 625 numbers each: no name of an item is put together for them.
+        if _NUMBERS_AND_TEXT.issuperset(map(type, value)):
+            return kind(value)
         items = enumerate(value)
         return kind(_as_plain(item, where, f"{key}.{i}".lstrip("."), known) for i, item in items)
     return value

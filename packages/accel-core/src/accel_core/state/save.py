@@ -146,6 +146,7 @@ def _prepare(path: Path, state: RunState, is_known: bool) -> str | None:
         raise ConfigurationError(
             f"'{path.name}' is a name for what a crash leaves behind. Choose another one."
         )
+    remove_leftovers(path.parent)
     if is_known and is_same_state(path, state["run_id"], state["run_progress"]):
         return None
     found = examine(path)
@@ -154,7 +155,6 @@ def _prepare(path: Path, state: RunState, is_known: bool) -> str | None:
         raise CheckpointError(f"'{path}' is no folder of a training state. Choose an empty or a new folder.")
     refuse_other_run(path, state["run_id"])
     files.make_folder(path.parent)
-    remove_leftovers(path.parent)
     staging = staging_of(path)
     files.make_folder(staging)
     return staging.name
