@@ -449,6 +449,19 @@ def test_a_state_may_get_the_name_of_its_own_leftover(tmp_path, store):
         assert f"/run/{name}/{file.name}" in store.store
 
 
+def test_a_state_that_was_about_to_be_replaced_has_its_own_name_in_the_mirror(tmp_path, store):
+    lost = At(update_5=lambda trainer: trainer.request_stop("the machine", 15))
+    with pytest.raises(RunInterrupted):
+        train(create_trainer(saver(tmp_path, 3), lost))
+    before = store.states()
+    # As if it had been killed between the two renames of a save to the same name.
+    newest = latest_checkpoint(tmp_path)
+    newest.rename(f"{newest}.replaced")
+    train(create_trainer(saver(tmp_path, 3)), resume_from=latest_checkpoint(tmp_path))
+    assert store.states()[: len(before)] == before
+    assert not [path for path in store.store if ".replaced" in path]
+
+
 def test_a_signal_and_an_error_wait_for_the_mirror(tmp_path, store):
     trainer = create_trainer(
         saver(tmp_path / "a"), At(update_5=lambda trainer: trainer.request_stop("x", 15))

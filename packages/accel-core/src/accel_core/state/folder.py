@@ -35,6 +35,9 @@ WAY_OUT = "Pass the folder in which SaveTrainingStateCallback saves, such as 'ch
 _SECONDS_UNTIL_LISTED_AGAIN = 0.02
 _MOST_LISTINGS = 100
 
+_reported: set[tuple[Path, str]] = set()
+"""What this process has logged as passed over, and why."""
+
 _logger = logging.getLogger("accel_core")
 
 Place = TypeVar("Place")
@@ -52,11 +55,17 @@ class Listing:
     has_vanished: bool = False
     """Something was renamed or removed while it was looked at."""
 
-    def report(self) -> None:
-        """Log what is passed over. What was set aside is known to be so by its name."""
+    def report(self, again: bool = True) -> None:
+        """Log what is passed over. What was set aside is known to be so by its name.
+
+        Args:
+            again: also what this process has logged before.
+        """
         for path, state in {**self.unusable, **self.unfinished}.items():
-            if not path.name.startswith(DAMAGED):
+            told = (path.absolute(), state.reason)
+            if not path.name.startswith(DAMAGED) and (again or told not in _reported):
                 _logger.warning("'%s' is passed over: it %s.", path, state.reason)
+                _reported.add(told)
 
 
 def list_states(folder: Path) -> Listing:

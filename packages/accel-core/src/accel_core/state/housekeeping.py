@@ -57,7 +57,8 @@ class KnownStates:
         for name, _ in self._entries - entries:
             self.states.pop(self.folder / name, None)
         listing = examine_entries(self.folder, entries - self._entries)
-        listing.report()
+        # A run that is resumed has asked for the newest state of this folder, and was told there.
+        listing.report(again=False)
         for path, state in listing.complete.items():
             progress, digest = dict(state["run_progress"]), dict(state).get("sha256")
             self.states[path] = Facts(state["run_id"], progress, metrics_of(state), digest)

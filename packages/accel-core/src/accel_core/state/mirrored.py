@@ -47,7 +47,8 @@ class Contents:
 def name_in_mirror(path: Path) -> str:
     """Return the name in a mirror for the complete state at `path`."""
     digest = hashlib.sha256((path / STATE_FILE).read_bytes()).hexdigest()
-    return f"{path.name}-{digest[:8]}"
+    # A crash between two renames leaves a state under this name on the disk.
+    return f"{path.name.removesuffix('.replaced')}-{digest[:8]}"
 
 
 def name_on_disk(name: str) -> str:
