@@ -92,6 +92,19 @@ def missing_names(listing: str, inventory: bytes) -> list[str]:
     return [name for name in public_names(listing) if name not in found]
 
 
+def empty_entries(page: str) -> list[str]:
+    """Names of a page of the reference below which nothing stands but a signature without a type."""
+    heading = r'<h\d id="([\w.]+)" class="doc doc-heading">'
+    _, *parts = re.split(heading, page)
+    return [
+        name
+        for name, part in zip(parts[::2], parts[1::2], strict=True)
+        if not part.partition("</h")[2].count("<p>")
+        and not re.search(r'<span class="p">:</span>', part)
+        and "<td>" not in part
+    ]
+
+
 def missing_searches(
     index: dict, searches: tuple[str, ...] = SEARCHES
 ) -> list[str]:
@@ -133,7 +146,16 @@ def main(site: Path) -> int:
         print(
             f"The search for {search!r} finds nothing: use these words in one section of a page."
         )
-    return len(names) + len(searches)
+    empty = [
+        name
+        for page in sorted(site.glob("api/*.html"))
+        for name in empty_entries(page.read_text("utf-8"))
+    ]
+    for name in empty:
+        print(
+            f"{name} has an empty entry in the reference: give it a docstring."
+        )
+    return len(names) + len(searches) + len(empty)
 
 
 if __name__ == "__main__":

@@ -107,7 +107,8 @@ def terminal_picture(text: str, path: Path, command: str) -> None:
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:.0f} {height}" width="{width:.0f}" role="img" '
         f'aria-label="A terminal in which {html.escape(command)} runs">',
-        f'<rect width="{width:.0f}" height="{height}" rx="8" fill="#1d2329"/>',
+        # The frame parts the terminal from a page that is as dark.
+        f'<rect x="1" y="1" width="{width - 2:.0f}" height="{height - 2}" rx="8" fill="#1d2329" stroke="#5f6b78"/>',
         *(
             f'<circle cx="{20 + 18 * n}" cy="18" r="5.5" fill="{colour}"/>'
             for n, colour in enumerate(("#e0605c", "#e2b34b", "#5bb464"))
@@ -143,7 +144,8 @@ def save_light_and_dark(figure: Any, name: str) -> None:
 def readme(folder: Path) -> None:
     """The script of the README while it runs: what the terminal shows in the middle of an epoch."""
     (folder / "train.py").write_text(python_blocks(REPOSITORY / "README.md")[0])
-    typescript = run([sys.executable, "train.py"], folder)
+    # A page shows 80 columns at a size that can be read; in more of them letters would be smaller.
+    typescript = run([sys.executable, "train.py"], folder, width=80)
     middle = typescript.index("█", typescript.index("Epoch 4/"))
     shown = typescript[: typescript.index("\r", middle)]
     (PICTURES / "running.svg").unlink(missing_ok=True)
@@ -152,13 +154,8 @@ def readme(folder: Path) -> None:
     )
 
 
-NARROW_HISTORY = """
-for name, dark in (("history.png", False), ("history_dark.png", True)):
-    figure = plot_history(run_history, dark=dark)
-    figure.set_size_inches(7.2, 3.2)
-    figure.savefig(name, dpi=150)
-"""
-"""The picture of the page is drawn as wide as the page, so that its words are as large as those of other pictures."""
+DARK_HISTORY = 'plot_history(run_history, "history_dark.png", dark=True)'
+"""Beside the light one, which the page's own code draws."""
 
 
 def quickstart(folder: Path) -> None:
@@ -169,7 +166,7 @@ def quickstart(folder: Path) -> None:
         "quickstart", on_screen(run([sys.executable, "train.py"], folder))
     )
     (folder / "further.py").write_text(
-        "\n".join([*blocks[:3], NARROW_HISTORY, 'print("---")', blocks[3]])
+        "\n".join([*blocks[:3], DARK_HISTORY, 'print("---")', blocks[3]])
     )
     write_output(
         "describe",
@@ -436,14 +433,46 @@ def what_happened(folder: Path) -> None:
     save_light_and_dark(figure, "what_happened")
 
 
+RUN_WITH_DARK_PICTURES = """
+import runpy
+import sys
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from accel_callbacks.dark_figure import darken
+
+save = Figure.savefig
+
+
+def save_both(figure, path, **options):
+    save(figure, path, **options)
+    darken(figure)
+    path = Path(path)
+    save(figure, path.with_stem(f"{path.stem}_dark"), **options)
+
+
+Figure.savefig = save_both
+del sys.argv[0]
+sys.path.insert(0, str(Path(sys.argv[0]).parent))
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+"""An example draws for light pages alone, as its reader does; the site has dark pages too."""
+
+
 def examples(folder: Path) -> None:
     """What each example prints, in 80 columns, and the pictures that it draws; the middle of long outputs is left out."""
     environment = {**os.environ, **ONE_THREAD, "COLUMNS": "80"}
     for example in sorted(EXAMPLES.glob("[0-9]*.py")):
         own = folder / example.stem
         own.mkdir()
+        pictures = list(PICTURES.glob(f"examples/{example.stem}_*.png"))
         printed = subprocess.run(
-            [sys.executable, example],
+            [
+                sys.executable,
+                *(["-c", RUN_WITH_DARK_PICTURES] if pictures else []),
+                example,
+            ],
             cwd=own,
             env=environment,
             capture_output=True,
@@ -455,7 +484,7 @@ def examples(folder: Path) -> None:
             lines = [*lines[:8], "...", *lines[-4:]]
         output = OUTPUT / "examples" / f"{example.stem}.txt"
         output.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        for picture in PICTURES.glob(f"examples/{example.stem}_*.png"):
+        for picture in pictures:
             made = (
                 own
                 / "outputs"

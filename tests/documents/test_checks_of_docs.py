@@ -68,6 +68,16 @@ def test_the_list_of_public_names_is_read_whole() -> None:
     assert {"accel_core.Trainer.train", "accel_integrations.timm_adapter.timm_scheduler_fn"} <= set(names)
 
 
+def test_an_entry_of_the_reference_that_tells_nothing_is_named() -> None:
+    heading = '<h4 id="{}" class="doc doc-heading">{}</h4><div class="doc-signature">{}</div>'
+    told, typed = "<p>What it is.</p>", '<span class="p">:</span> <span class="nb">int</span>'
+    page = "<h1>Title</h1><p>Text.</p>" + "".join(
+        heading.format(f"a.B.{name}", name, signature) + text
+        for name, signature, text in (("x", "x", told), ("y", "y", ""), ("z", typed, ""), ("w", "w", told))
+    )
+    assert SITE["empty_entries"](page) == ["a.B.y"]
+
+
 def test_a_search_that_finds_nothing_is_named() -> None:
     index = {
         "config": {"separator": r"[\s\-()]+|\.(?!\d)"},

@@ -12,6 +12,7 @@ from .batch_size_finder import BatchSize as BatchSize
 from .batch_size_finder import find_batch_size as find_batch_size
 from .convert_sync_batch_norm import ConvertSyncBatchNormCallback as ConvertSyncBatchNormCallback
 from .early_stopping import EarlyStoppingCallback as EarlyStoppingCallback
+from .history_figure import plot_history as plot_history
 from .history_file import HistoryFileCallback as HistoryFileCallback
 from .layer_groups import Layer as Layer
 from .layer_groups import LayerGroup as LayerGroup
@@ -24,7 +25,6 @@ from .model_ema import ModelEmaCallback as ModelEmaCallback
 from .model_freezer import ModelFreezer as ModelFreezer
 from .optuna_pruning import OptunaPruningCallback as OptunaPruningCallback
 from .periodic import Periodic as Periodic
-from .plot_history import plot_history as plot_history
 from .prediction_metrics import PredictionMetricsCallback as PredictionMetricsCallback
 from .profile import ProfileCallback as ProfileCallback
 from .progress_bar import ProgressBarCallback as ProgressBarCallback

@@ -21,8 +21,12 @@ _LIGHTER = {
 
 def darken(figure: Figure) -> None:
     """Change the colours of a finished figure. The style of matplotlib, which is global, stays as it is."""
+    from matplotlib import rcParams
     from matplotlib.text import Text
 
+    # What stands beside the data in a colour of its own, such as the name of a box, keeps it.
+    plain = rcParams["text.color"]
+    notes = {note for axes in figure.axes for note in axes.texts if note.get_color() != plain}
     figure.set_facecolor(GROUND)
     for axes in figure.axes:
         axes.set_facecolor(GROUND)
@@ -38,7 +42,8 @@ def darken(figure: Figure) -> None:
                 line.set_color(_lighter(line.get_color()))
     # Titles, labels, numbers and what legends say. The match is asked for by its class.
     for text in figure.findobj(Text):
-        text.set_color(TEXT)  # type: ignore[attr-defined]
+        if text not in notes:
+            text.set_color(TEXT)  # type: ignore[attr-defined]
 
 
 def _lighter(color: Any) -> Any:

@@ -30,13 +30,23 @@ _MOST_MARKERS = 30
 _MANY_VALUES = 200
 """Values from which on a line is thin."""
 _MOST_BESIDE_CURVES = 4
-"""Entries of a legend that find room beside the curves; more of them get room above."""
-_WIDTH_OF_TITLE = 44
+"""Lines of a legend that find room beside the curves; more of them get room above."""
+_WIDTH_OF_TITLE = 34
 """Width in characters; a longer title would run into the next panel."""
+_WIDTH_OF_ENTRY, _WIDTH_OF_NARROW_ENTRY = 42, 16
+"""Widths in characters of what a legend says: as wide as a panel, and as half of one."""
+_LINE_OF_LEGEND, _AROUND_CURVES = 0.17, 0.8
+"""Heights in inches: of a line of a legend, and of title, numbers and label of a panel."""
+PANEL_WIDTH, PANEL_HEIGHT = 3.6, 3.2
+"""Size in inches of a panel with a small legend. Two beside each other are readable at 600 pixels."""
 
 
-def draw_panel(axes: Axes, name: str, series: list[Series]) -> None:
-    """Draw the metric `name`, with a line for each of `series`, and its title, axes and legend."""
+def draw_panel(axes: Axes, name: str, series: list[Series]) -> float:
+    """Draw the metric `name`, with a line for each of `series`, and its title, axes and legend.
+
+    Returns:
+        The height in inches that the panel needs, which grows with its legend.
+    """
     from matplotlib.ticker import MaxNLocator
 
     by_update = is_drawn_by_update(name, series)
@@ -67,17 +77,29 @@ def draw_panel(axes: Axes, name: str, series: list[Series]) -> None:
     else:
         # No common factor, which matplotlib would write over the title.
         axes.yaxis.set_major_formatter("{x:g}")
-    if len(series) > _MOST_BESIDE_CURVES:
-        _make_room_for_legend(axes)
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
-    if not by_update or len(series) > 1:
-        axes.legend(fontsize="small", framealpha=0.8, ncols=2 if len(series) > 4 else 1)
+    return _draw_legend(axes) if not by_update or len(series) > 1 else PANEL_HEIGHT
 
 
-def _make_room_for_legend(axes: Axes) -> None:
+def _draw_legend(axes: Axes) -> float:
+    """Draw the legend, above the curves if it is long, and return the height that the panel then needs."""
+    handles, labels = axes.get_legend_handles_labels()
+    is_narrow = max(map(len, labels)) <= _WIDTH_OF_NARROW_ENTRY
+    columns = 2 if is_narrow and len(labels) > _MOST_BESIDE_CURVES else 1
+    labels = [textwrap.fill(label, _WIDTH_OF_ENTRY) for label in labels]
+    lines = math.ceil(sum(label.count("\n") + 1 for label in labels) / columns)
+    height = PANEL_HEIGHT + _LINE_OF_LEGEND * max(0, lines - _MOST_BESIDE_CURVES)
+    if lines > _MOST_BESIDE_CURVES:
+        _make_room_above(axes, (lines + 1) * _LINE_OF_LEGEND / (height - _AROUND_CURVES))
+    axes.legend(handles, labels, fontsize="small", framealpha=0.8, ncols=columns)
+    return height
+
+
+def _make_room_above(axes: Axes, part: float) -> None:
+    """Leave the upper `part` of the axes, between 0 and 1, without curves."""
     low, high = axes.get_ylim()
-    share = 0.4
+    share = part / (1 - part)
     is_log = axes.get_yscale() == "log"
     axes.set_ylim(low, high * (high / low) ** share if is_log else high + share * (high - low))
 
@@ -120,6 +142,9 @@ def _draw_series(
             fillstyle="none",
             markeredgewidth=1.5,
         )
+    elif style.get("linestyle") == "none" and len(values) == 1:
+        # A single point is the result of a test, whose value nobody should have to read off an axis.
+        label += f": {values[0]:.4g}"
     axes.plot(
         positions,
         values,

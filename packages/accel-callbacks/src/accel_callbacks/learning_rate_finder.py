@@ -88,14 +88,14 @@ class LearningRateRange:
             [record["loss"] for record in self.records],
             color="#999999",
             linewidth=1,
-            label="of each update",
+            label="loss of each update",
         )
         axes.plot(
             rates,
             [record["smoothed_loss"] for record in self.records],
             color="#0072B2",
             linewidth=2,
-            label="smoothed",
+            label="smoothed loss",
         )
         try:
             suggestion = self.suggestion
@@ -106,9 +106,8 @@ class LearningRateRange:
             loss = next(
                 record["smoothed_loss"] for record in self.records if record["learning_rate"] == suggestion
             )
-            axes.plot(
-                suggestion, loss, "o", color="#D55E00", markersize=9, label=f"fastest fall: {suggestion:.2g}"
-            )
+            label = f"suggestion: {suggestion:.2g}, where it falls fastest"
+            axes.plot(suggestion, loss, "o", color="#D55E00", markersize=9, label=label)
         axes.set_xscale("log")
         axes.set_xlabel("learning rate")
         axes.set_ylabel("training loss")

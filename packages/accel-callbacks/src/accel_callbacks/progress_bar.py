@@ -40,7 +40,9 @@ class ProgressBarCallback(TrainerCallback):
     order = 10
     """After callbacks that put values of their own beside the loss."""
     seconds_between_draws: ClassVar[float] = 0.1
+    """Shortest time between two states of the bar in a terminal or a notebook."""
     seconds_between_lines: ClassVar[float] = 60.0
+    """Time between two lines about an epoch that goes on, where there is no terminal."""
 
     def on_training_run_start(self, trainer: Trainer) -> None:
         """Begin without a bar."""

@@ -51,6 +51,7 @@ class RunInterrupted(SystemExit):
         # The exit status, which `accelerate launch` and job schedulers read.
         super().__init__(128 + signal_number)
         self.signal_number = signal_number
+        """Number of the signal that stopped the run, as in the module `signal` of Python."""
         self.checkpoint = checkpoint
         """The newest complete checkpoint of the run, or None if nothing saved one."""
 

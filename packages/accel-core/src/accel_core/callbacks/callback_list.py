@@ -40,6 +40,7 @@ class CallbackList(TrainerCallback):
 
     def __init__(self, callbacks: Iterable[Any], trainer: Any) -> None:
         self.callback_list: list[TrainerCallback] = []
+        """The callbacks, in the order in which they are called."""
         self._trainer = trainer
         self.add_callbacks(callbacks)
         self.add_callbacks(limits_of_environment())

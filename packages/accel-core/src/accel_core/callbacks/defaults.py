@@ -13,3 +13,4 @@ DEFAULT_CALLBACKS: tuple[type[TrainerCallback], ...] = (
     PrintProgressCallback,
     LogMetricsCallback,
 )
+"""The callbacks of a trainer that is given none: it stops at nan, prints each epoch, and logs the metrics."""

@@ -117,12 +117,15 @@ class TrainerPlaceholderValues:
     """
 
     NUM_EPOCHS: Any = _field("NUM_EPOCHS", "num_epochs")
+    """Epochs of the whole run."""
     NUM_UPDATE_STEPS_PER_EPOCH: Any = _field("NUM_UPDATE_STEPS_PER_EPOCH", "num_update_steps_per_epoch")
+    """Updates of a whole epoch."""
     NUM_UPDATE_STEPS: Any = _field("NUM_UPDATE_STEPS", "num_update_steps")
     """Updates of the whole run."""
     TRAIN_DATALOADER_LEN: Any = _field("TRAIN_DATALOADER_LEN", "train_dataloader_len")
     """Batches of one process in an epoch of training."""
     EVAL_DATALOADER_LEN: Any = _field("EVAL_DATALOADER_LEN", "eval_dataloader_len")
+    """Batches of one process in an evaluation."""
 
 
 def resolve_placeholders(value: Any, run_config: Any) -> Any:

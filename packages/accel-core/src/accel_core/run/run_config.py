@@ -25,18 +25,27 @@ class TrainerRunConfig:
     """
 
     num_epochs: int | None
+    """Epochs of the whole run, of which the limit may cut the last."""
     train_per_device_batch_size: int | None
     """Samples in a step of one process."""
     train_dl_kwargs: dict[str, Any] | None
+    """Arguments of the loader of the training data."""
     eval_per_device_batch_size: int | None
+    """Samples in a batch of an evaluation, on one process."""
     eval_dl_kwargs: dict[str, Any] | None
+    """Arguments of the loaders of evaluations."""
     gradient_accumulation_steps: int
+    """Batches of one process in a full update."""
     gradient_clip_value: float | None
+    """Largest absolute value of a gradient."""
     gradient_clip_norm: float | None
+    """Largest norm of all gradients together."""
     train_total_batch_size: int | None
     """Samples of a full update, on all processes."""
     eval_total_batch_size: int | None
+    """Samples in a batch of an evaluation, on all processes."""
     num_update_steps_per_epoch: int | None
+    """Updates of a whole epoch."""
     max_num_train_steps: int | None
     """The limit of the run in updates: as it was given, or else `num_update_steps`."""
     num_update_steps: int | None
@@ -44,13 +53,19 @@ class TrainerRunConfig:
     train_dataloader_len: int | None
     """Batches of one process in an epoch."""
     eval_dataloader_len: int | None
+    """Batches of one process in an evaluation."""
     is_local_process_zero: bool
     """Whether this is the first process of its machine."""
     is_world_process_zero: bool
+    """Whether this is the main process, the first of all."""
     is_distributed: bool
+    """Whether there are several processes."""
     mixed_precision: str
+    """`no`, `fp16`, `bf16` or `fp8`, as Accelerate names them."""
     num_processes: int
+    """Processes of the run, on all machines."""
     seed: int
+    """Seed of the order of the data."""
 
     num_local_update_steps_per_epoch = ForeignName("Use num_update_steps_per_epoch.")
 

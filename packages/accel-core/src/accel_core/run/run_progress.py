@@ -24,6 +24,7 @@ class RunProgress:
     updates_skipped: int = 0
     """Updates that changed nothing: by a gradient scaler, or since no batch weighed anything."""
     updates_completed_in_epoch: int = 0
+    """Updates in the epoch that goes on."""
     steps_completed_in_epoch: int = 0
     """Batches of this process in the epoch that goes on."""
     samples_completed_in_epoch: int = 0

@@ -86,8 +86,9 @@ class TimmTrainer(Trainer):
         Raises:
             ConfigurationError: timm is missing, or an argument cannot be used.
 
-        Source: mixup https://arxiv.org/abs/1710.09412, cutmix https://arxiv.org/abs/1905.04899, binary
-            targets https://arxiv.org/abs/2110.00476, section 4.2.
+        Source:
+            Mixup: https://arxiv.org/abs/1710.09412. Cutmix: https://arxiv.org/abs/1905.04899. Binary targets:
+            https://arxiv.org/abs/2110.00476, section 4.2.
         """
         import_timm()
         # Before anything else is a local variable: these are the arguments by name.

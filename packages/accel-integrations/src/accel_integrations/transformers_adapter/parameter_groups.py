@@ -36,8 +36,8 @@ def transformers_parameter_groups(
     Raises:
         ConfigurationError: a rate is not above 0, or `weight_decay` below it.
 
-    Source: layer-wise rates, https://arxiv.org/abs/1801.06146, section 3.2, there called discriminative
-        fine-tuning.
+    Source:
+        Layer-wise rates: https://arxiv.org/abs/1801.06146, section 3.2, "discriminative fine-tuning".
     """
     lr = check_positive("lr", lr, "Use 5e-5, for example.")
     weight_decay = check_not_negative("weight_decay", weight_decay, "Use 0.01, or 0.0 for none.")

@@ -1,4 +1,4 @@
-"""plot_history: draw the run history as a picture for a report."""
+"""Draw the run history as a picture for a report."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from accel_core import ConfigurationError, RunHistory
 from accel_core.extending import MetricRecord, check_flag
 
 from .dark_figure import darken
-from .history_panel import draw_panel
+from .history_panel import PANEL_HEIGHT, PANEL_WIDTH, draw_panel
 from .history_series import is_drawn_by_update, sort_into_panels
 from .picture import create_figure, save_figure
 
@@ -32,8 +32,8 @@ def plot_history(
     values in an epoch are drawn by update too. Values that are not finite leave a gap and are marked with a
     cross at the lower edge. Each evaluation set with a name of its own has a line in the panels of its
     metrics. Several runs are drawn on one axis, each in its colour. Losses and errors that span a factor of
-    more than 100 are drawn on a
-    logarithmic axis.
+    more than 100 are drawn on a logarithmic axis. Two panels stand beside each other, so that a page that
+    shows the picture 600 pixels wide can be read.
 
     Needs matplotlib, but changes none of its global state, so that it works without a screen.
 
@@ -53,17 +53,21 @@ def plot_history(
     """
     check_flag("dark", dark)
     panels = sort_into_panels(_runs(run_history))
-    columns = 1 if len(panels) == 1 else 2 if len(panels) <= 4 else 3
+    columns = min(2, len(panels))
     rows = math.ceil(len(panels) / columns)
-    figure = create_figure("plot_history", (1 + 4.8 * columns, 3.4 * rows))
+    # A panel that stands alone has more room, and its words are still as large.
+    width = 2 * PANEL_WIDTH if columns == 2 else 1.6 * PANEL_WIDTH
+    figure = create_figure("plot_history", (width, PANEL_HEIGHT * rows))
     grid = figure.subplots(rows, columns, squeeze=False).flatten()
     by_epoch = [
         axes
         for axes, (name, series) in zip(grid, panels.items(), strict=False)
         if not is_drawn_by_update(name, series)
     ]
-    for axes, (name, series) in zip(grid, panels.items(), strict=False):
-        draw_panel(axes, name, series)
+    heights = [
+        draw_panel(axes, name, series) for axes, (name, series) in zip(grid, panels.items(), strict=False)
+    ]
+    figure.set_figheight(max(heights) * rows)
     if by_epoch:
         # The same epochs in all of these panels, so that they can be compared, with room for marks at the
         # ends.
@@ -73,7 +77,7 @@ def plot_history(
         room = max(0.25, 0.03 * high)
         for axes in by_epoch:
             axes.set_xlim(low - room, high + room)
-    # A grid of 2 by 3 has a cell too many for five panels.
+    # A grid of two columns has a cell too many for three panels.
     for axes in grid[len(panels) :]:
         axes.remove()
     if dark:
