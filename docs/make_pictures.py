@@ -1,13 +1,15 @@
 """Make the pictures and the terminal output of README and site, by running what they show.
 
-    hatch run pictures              all of them, in about two minutes
-    hatch run pictures resume       one of them
+    hatch run pictures                      all of them, in some minutes
+    hatch run pictures resume               one of them
+    hatch run pictures 01_train_digits      what an example prints and draws
 
 What is printed goes to docs/output, as text that pages include; pictures go to docs/pictures.
 """
 
 import contextlib
 import fcntl
+import functools
 import html
 import os
 import pty
@@ -460,45 +462,32 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """An example draws for light pages alone, as its reader does; the site has dark pages too."""
 
 
-def examples(folder: Path) -> None:
-    """What each example prints, in 80 columns, and the pictures that it draws; the middle of long outputs is left out."""
-    environment = {**os.environ, **ONE_THREAD, "COLUMNS": "80"}
-    for example in sorted(EXAMPLES.glob("[0-9]*.py")):
-        own = folder / example.stem
-        own.mkdir()
-        pictures = list(PICTURES.glob(f"examples/{example.stem}_*.png"))
-        printed = subprocess.run(
-            [
-                sys.executable,
-                *(["-c", RUN_WITH_DARK_PICTURES] if pictures else []),
-                example,
-            ],
-            cwd=own,
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
-        lines = printed.replace(f"{own.resolve()}/", "").splitlines()
-        if len(lines) > 80:
-            lines = [*lines[:8], "...", *lines[-4:]]
-        output = OUTPUT / "examples" / f"{example.stem}.txt"
-        output.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        for picture in pictures:
-            made = (
-                own
-                / "outputs"
-                / example.stem
-                / picture.name.removeprefix(f"{example.stem}_")
-            )
-            shutil.copy(made, picture)
+def run_example(folder: Path, path: Path) -> None:
+    """What an example prints, in 80 columns, and the pictures that it draws; the middle of a long output is left out."""
+    pictures = list(PICTURES.glob(f"examples/{path.stem}_*.png"))
+    with_dark = ["-c", RUN_WITH_DARK_PICTURES] if pictures else []
+    printed = subprocess.run(
+        [sys.executable, *with_dark, path],
+        cwd=folder,
+        env={**os.environ, **ONE_THREAD, "COLUMNS": "80"},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    lines = printed.replace(f"{folder.resolve()}/", "").splitlines()
+    if len(lines) > 80:
+        lines = [*lines[:8], "...", *lines[-4:]]
+    output = OUTPUT / "examples" / f"{path.stem}.txt"
+    output.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    for picture in pictures:
+        name = picture.name.removeprefix(f"{path.stem}_")
+        shutil.copy(folder / "outputs" / path.stem / name, picture)
 
 
 MAKERS = {
     maker.__name__: maker
     for maker in (
         readme,
-        examples,
         quickstart,
         two_processes,
         resume,
@@ -507,6 +496,9 @@ MAKERS = {
         seeing,
         what_happened,
     )
+} | {
+    path.stem: functools.partial(run_example, path=path)
+    for path in sorted(EXAMPLES.glob("[0-9]*.py"))
 }
 
 

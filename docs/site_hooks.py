@@ -9,6 +9,7 @@ from typing import Any
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
 
 REPOSITORY = Path(__file__).parents[1]
 EXAMPLES = REPOSITORY / "examples"
@@ -90,8 +91,10 @@ def example_page(example: Path) -> str:
     for picture in sorted(
         (REPOSITORY / "docs/pictures/examples").glob(f"{name}*.png")
     ):
+        # A page shows one of both, by the colours that the reader has chosen.
+        shown = "dark" if picture.stem.endswith("_dark") else "light"
         parts.append(
-            f"![What {name} draws](../pictures/examples/{picture.name})"
+            f"![What {name} draws](../pictures/examples/{picture.name}#only-{shown})"
         )
     parts.append(
         f"## The code\n\n`examples/{example.name}`\n\n```py\n{code}```"
@@ -113,21 +116,27 @@ def changelog_page() -> str:
     return "\n".join(parts)
 
 
-def on_page_content(html: str, **_kwargs: Any) -> str:
-    """Let long names in tables take two lines, broken after a point, `(` or `=` and never in mid-word."""
+def on_page_content(html: str, page: Page, **_kwargs: Any) -> str:
+    """Link the names of examples to their pages, and let long names in tables take two lines."""
+    if not page.file.src_uri.startswith("examples/"):
+        root = "../" * page.file.src_uri.count("/")
+        html = re.sub(
+            r"(?<!\">)<code>examples/(\d\d_\w+)\.py</code>",
+            rf'<a href="{root}examples/\g<1>.html">\g<0></a>',
+            html,
+        )
+    return re.sub(r"<td>.*?</td>", allow_breaks_in_cell, html)
+
+
+def allow_breaks_in_cell(cell: re.Match[str]) -> str:
+    """Let long names break after a point, `(` or `=`, and never in mid-word."""
 
     def allow_breaks(code: re.Match[str]) -> str:
         return re.sub(
             r"(?<=\w)[.(=](?=[\w\"][^\s<]{7})", r"\g<0><wbr>", code[0]
         )
 
-    return re.sub(
-        r"<td>.*?</td>",
-        lambda cell: re.sub(
-            r"(?<=<code>)[^<]{28,}(?=</code>)", allow_breaks, cell[0]
-        ),
-        html,
-    )
+    return re.sub(r"(?<=<code>)[^<]{28,}(?=</code>)", allow_breaks, cell[0])
 
 
 def on_page_context(context: dict[str, Any], **_kwargs: Any) -> dict[str, Any]:
