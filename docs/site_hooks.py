@@ -91,10 +91,12 @@ def example_page(example: Path) -> str:
     for picture in sorted(
         (REPOSITORY / "docs/pictures/examples").glob(f"{name}*.png")
     ):
-        # A page shows one of both, by the colours that the reader has chosen.
-        shown = "dark" if picture.stem.endswith("_dark") else "light"
+        # Of a picture with a dark version a page shows one, by the colours that the reader has chosen.
+        is_dark = picture.stem.endswith("_dark")
+        has_dark = picture.with_stem(f"{picture.stem}_dark").exists()
+        shown = "#only-dark" if is_dark else "#only-light" * has_dark
         parts.append(
-            f"![What {name} draws](../pictures/examples/{picture.name}#only-{shown})"
+            f"![What {name} draws](../pictures/examples/{picture.name}{shown})"
         )
     parts.append(
         f"## The code\n\n`examples/{example.name}`\n\n```py\n{code}```"
