@@ -28,7 +28,7 @@ def record_order(loader: ShardedDataLoader) -> dict[str, Any]:
     order, batch_size = source.sampler.order, source.sampler.batch_size
     kind = type(order.sampler)
     if batch_size is None or order.is_users:
-        return {"unknown": f"the order is the business of {kind.__name__}, which the state does not hold"}
+        return {"unknown": f"the order is chosen by {kind.__name__}, and the state does not hold its choices"}
     record = {
         "version": order.version,
         "sampler": kind.__name__,

@@ -182,19 +182,21 @@ def check_batch_output(output: Any, method: str, needs_gradient: bool, is_first:
         number = _number(output.get(key, 1))
         if number is None or not number >= (key == "batch_size"):
             raise ConfigurationError(
-                f"{method} returned {preview(output[key])} as {key!r}, but it must be a number above 0, such "
-                "as len(xb). Return the number of samples or items that the loss is the mean of."
+                f"{method} returned {preview(output[key])} as {key!r}, but it must be a number of at least "
+                f"{int(key == 'batch_size')}, such as len(xb). Return the number of samples or items that "
+                "the loss is the mean of."
             )
     log = output.get("log", {})
     if not isinstance(log, Mapping) or any(_number(value) is None for value in log.values()):
         raise ConfigurationError(
             f"{method} returned {preview(log)} as 'log', but it must be a dictionary of numbers or tensors "
-            "of one element. Take the mean over the batch, or put what is no number under a key of its own."
+            "of one element. Take the mean over the batch, or return what is not a number under another key."
         )
     if not isinstance(output.get("progress", {}), Mapping):
         raise ConfigurationError(
             f"{method} returned {preview(output['progress'])} as 'progress', but it must be a dictionary of "
-            "numbers, tensors of one element or texts, which the progress bar shows beside the loss."
+            "numbers, tensors of one element or texts, which the progress bar shows beside the loss. Return, "
+            "for example, {'accuracy': accuracy} as 'progress'."
         )
     if needs_gradient and not loss.requires_grad:
         raise ConfigurationError(
@@ -204,7 +206,7 @@ def check_batch_output(output: Any, method: str, needs_gradient: bool, is_first:
     if is_first and not torch.isfinite(loss):
         raise ConfigurationError(
             f"{method} returned the loss {loss.item()} for the first batch, but it must be finite. Look for "
-            "nan or inf in the data, and for log or division of zero in the loss function."
+            "nan or inf in the data, and for a logarithm of 0 or a division by 0 in the loss function."
         )
 
 

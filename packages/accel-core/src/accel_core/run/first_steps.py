@@ -65,8 +65,9 @@ def check_same_batch(group: DataGroup, batch: Any) -> None:
     if len(set(of_copy)) > 1:
         raise ConfigurationError(
             f"The first batch differs between the {len(of_copy)} processes that hold one copy of the model, "
-            "which have to read the same. Pass the same data on all of them; draw no random numbers that "
-            "depend on the process; and shard your own data by trainer.data_group.index, not by the rank."
+            "which must read the same one. Pass the same data on all of them. Draw no random numbers that "
+            "depend on the process. If you shard data yourself, do it by trainer.data_group.index, not by "
+            "the rank."
         )
 
 

@@ -117,8 +117,8 @@ def check_same_on_all(
         if any(value != given[0] for value in given):
             raise ConfigurationError(
                 f"{name} is {given} on the {len(given)} processes, but must be the same on all. Pass the "
-                "whole data and the same arguments on every process: accel shares the samples out itself. "
-                "If each process is to read its own share, pass data_is_sharded=True."
+                "whole data and the same arguments on every process: accel distributes the samples itself. "
+                "If each process brings its own share of the data, pass data_is_sharded=True."
             )
 
 

@@ -79,7 +79,7 @@ def build_scheduler(create_scheduler_fn: Any, optimizer: Any) -> Any:
     if not callable(getattr(scheduler, "step", None)):
         raise ConfigurationError(
             f"create_scheduler_fn returned {preview(scheduler)}, which has no step(). Return a scheduler "
-            "over the given optimizer."
+            "over the optimizer that the function is given."
         )
     if getattr(scheduler, "optimizer", optimizer) is not optimizer:
         raise ConfigurationError(

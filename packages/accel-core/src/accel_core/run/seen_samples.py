@@ -99,15 +99,14 @@ def _size_of_data(record: Mapping[str, Any]) -> int:
 def _open(state_or_folder: Any) -> TrainerState:
     """Return the state that is meant, once it is known to say how its samples were chosen."""
     way_out = "Pass a training state, or the folder in which they are saved."
-    path: Path | None = check_path("state_or_folder", state_or_folder, way_out)
-    state = examine(Path(state_or_folder))
+    path = check_path("state_or_folder", state_or_folder, way_out)
+    state = examine(path)
     if isinstance(state, NoState):
-        path = latest_checkpoint(state_or_folder)
-        if path is None:
-            raise CheckpointError(f"'{state_or_folder}' holds no complete training state. {way_out}")
+        # The newest may go before it is read: a run that saves removes old ones.
+        path = latest_checkpoint(path) or path
         state = examine(path)
     if isinstance(state, NoState):
-        raise CheckpointError(f"'{path}' {state.reason}.")
+        raise CheckpointError(f"'{path}' holds no complete training state. {way_out}")
     launches = state.get("launches", [])
     # A run that an older version began has launches that nobody has noted.
     if not launches or launches[0]["updates_completed"]:
@@ -118,7 +117,8 @@ def _open(state_or_folder: Any) -> TrainerState:
     for launch in launches:
         if "unknown" in launch["order"]:
             raise CheckpointError(
-                f"'{path}' does not know which samples were seen: {launch['order']['unknown']}."
+                f"'{path}' does not know which samples were seen: {launch['order']['unknown']}. Replay the "
+                "update: its result has the batch."
             )
     return state
 

@@ -124,8 +124,8 @@ def _copy_trainer(trainer: Any, memo: dict[int, Any]) -> Any:
     except (RuntimeError, TypeError) as error:
         raise ConfigurationError(
             f"trainer.{name}, a {type(value).__name__}, cannot be copied, but a trial needs a copy: {error} "
-            "Make copy.deepcopy of it work, for example by parametrizations instead of attributes that are "
-            "computed."
+            "Make copy.deepcopy of it work: use parametrizations, for example, in place of an attribute that "
+            "is computed from parameters."
         ) from error
     trial.scheduler = None
     trial.create_scheduler_fn = None

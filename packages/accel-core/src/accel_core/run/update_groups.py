@@ -138,9 +138,9 @@ def check_epoch(loader: ShardedDataLoader, has_weight: bool, unchecked_steps: Co
     num_trained = sum_over_processes(["calculate_train_batch_loss" not in unchecked_steps], loader.device)[0]
     if num_trained:
         raise ConfigurationError(
-            "The batches of an epoch have 0 items together, but must have at least one, since the loss is "
-            "their mean. Leave out samples without any, or return a batch_size or num_items_in_batch above "
-            "0."
+            "All batches of an epoch together have 0 items, but must have at least one, since the loss is "
+            "the mean over them. Leave out samples without items, or return a batch_size or num_items_in_batch "
+            "above 0."
         )
 
 
@@ -193,8 +193,8 @@ class ItemTotals:
         if group.differs_from_plan and not self.is_needed:
             raise ConfigurationError(
                 "The batch_size that calculate_train_batch_loss returned differs from the samples that were "
-                "asked for, or the step began to return num_items_in_batch. Other processes cannot know "
-                "either in mid-run. Return num_items_in_batch in every step."
+                "asked for, or the step began to return num_items_in_batch. The other processes "
+                "cannot learn of it in the middle of a run. Return num_items_in_batch in every step."
             )
         if not self.is_needed:
             return None

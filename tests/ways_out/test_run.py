@@ -1,0 +1,345 @@
+"""Each way out that an error of a training run names works: loss steps, schedules, counted items, trials.
+
+States are in `test_run_states.py`, what needs several processes in `test_run_on_processes.py`.
+"""
+
+import functools
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrizations
+from torch.optim.lr_scheduler import OneCycleLR, StepLR
+from torch.utils.data import TensorDataset
+
+from accel_callbacks import SaveTrainingStateCallback, find_batch_size
+from accel_core import Trainer, TrainerPlaceholderValues, latest_checkpoint
+from accel_core.run.run import Run
+from accel_integrations.timm_adapter import timm_scheduler_fn
+from schedule_free import ScheduleFreeSGD
+from tiny import Stream, tiny_data, tiny_network, tiny_trainer
+from ways_out import Row, make_mistake_and_ways_out, name_of
+
+DATA = tiny_data(16)
+LOSS = nn.functional.cross_entropy
+UPDATES = TrainerPlaceholderValues.NUM_UPDATE_STEPS
+PER_EPOCH = TrainerPlaceholderValues.NUM_UPDATE_STEPS_PER_EPOCH
+
+
+def train(trainer: Trainer | None = None, data: Any = DATA, callbacks: Any = (), **kwargs: Any) -> Trainer:
+    trainer = tiny_trainer(callbacks=callbacks) if trainer is None else trainer
+    trainer.train(data, **{"num_epochs": 1, "per_device_batch_size": 4, **kwargs})
+    assert trainer.run_progress.updates_completed
+    return trainer
+
+
+def training(**kwargs: Any) -> Callable[[], Trainer]:
+    return lambda: train(**kwargs)
+
+
+# ---------------------------------------------------------------------- loss steps
+
+
+def step(**changes: Any) -> Trainer:
+    """A trainer whose step returns what is usual, but for `changes`, functions of the loss."""
+
+    def calculate_train_batch_loss(self: Trainer, batch: Any) -> Any:
+        outputs = self.model(batch[0])
+        loss = LOSS(outputs, batch[1])
+        returned = {"loss": loss, "model_outputs": outputs, "batch_size": len(outputs)}
+        returned.update({key: change(loss) for key, change in changes.items()})
+        return {key: value for key, value in returned.items() if value is not None}
+
+    own = {"calculate_train_batch_loss": calculate_train_batch_loss}
+    return tiny_trainer(type("OwnTrainer", (Trainer,), own))
+
+
+def stepping(**changes: Any) -> Callable[[], Trainer]:
+    return lambda: train(step(**changes))
+
+
+def returning_a_tensor() -> Trainer:
+    own = {"calculate_train_batch_loss": lambda self, batch: self.model(batch[0]).sum()}
+    return train(tiny_trainer(type("OwnTrainer", (Trainer,), own)))
+
+
+STEPS: tuple[Row, ...] = (
+    Row(
+        "{} returned {}, but must return a dictionary. Return the keys 'loss', 'model_outputs' and",
+        returning_a_tensor,
+        (stepping(),),
+    ),
+    Row(
+        "{} returned the keys {}, but {} is missing. Return {}.",
+        stepping(batch_size=lambda loss: None),
+        (stepping(),),
+    ),
+    Row(
+        "{} returned {} as 'loss', but it must be a scalar tensor. Take the mean: loss.mean().",
+        stepping(loss=lambda loss: loss.expand(4)),
+        (stepping(loss=lambda loss: loss.expand(4).mean()),),
+    ),
+    Row(
+        "{} returned {} as {}, but it must be a number of at least {}, such as len(xb). Return the number",
+        stepping(batch_size=lambda loss: 0),
+        (stepping(batch_size=lambda loss: 4), stepping(num_items_in_batch=lambda loss: 12)),
+    ),
+    Row(
+        "{} returned {} as 'log', but it must be a dictionary of numbers or tensors of one element.",
+        stepping(log=lambda loss: {"losses": loss.expand(4)}),
+        (
+            stepping(log=lambda loss: {"losses": loss.expand(4).mean()}),
+            stepping(losses=lambda loss: loss.expand(4)),
+        ),
+    ),
+    Row(
+        "as 'progress', but it must be a dictionary of numbers, tensors of one element or texts, which the "
+        "progress bar shows beside the loss. Return, for example, {'accuracy': accuracy} as 'progress'.",
+        stepping(progress=lambda loss: 0.5),
+        (stepping(progress=lambda loss: {"accuracy": 0.5}),),
+    ),
+    Row(
+        "{} returned a 'loss' without a gradient, so nothing could be learned. Compute it from the model's",
+        stepping(loss=lambda loss: loss.detach()),
+        (stepping(),),
+    ),
+    Row(
+        "{} returned the loss {} for the first batch, but it must be finite. Look for nan or inf in the data",
+        lambda: train(data=TensorDataset(torch.full((8, 5), torch.nan).double(), DATA.tensors[1][:8])),
+        (training(), stepping(loss=lambda loss: (loss + 1e-6).log())),
+    ),
+    Row(
+        "Leave out samples without items, or return a batch_size or num_items_in_batch above 0.",
+        stepping(num_items_in_batch=lambda loss: 0),
+        (stepping(num_items_in_batch=lambda loss: 1), stepping(batch_size=lambda loss: 1)),
+    ),
+)
+
+# ---------------------------------------------------------------------- schedules
+
+
+def partial(function: Any, *args: Any, **kwargs: Any) -> Any:
+    return functools.partial(function, *args, **kwargs)
+
+
+def over_another(optimizer: Any) -> Any:
+    return StepLR(torch.optim.SGD([nn.Parameter(torch.ones(1))]), 1)
+
+
+def by_epochs(optimizer: Any, num_update_steps_per_epoch: int) -> Any:
+    return StepLR(optimizer, num_update_steps_per_epoch)
+
+
+class ByEpoch:
+    """A scheduler that needs the epoch in each step."""
+
+    def __init__(self, optimizer: Any, **kwargs: Any) -> None:
+        self.optimizer = optimizer
+
+    def step(self, epoch: int) -> None: ...
+
+
+def one_cycle(total_steps: Any) -> Any:
+    return partial(OneCycleLR, max_lr=0.1, total_steps=total_steps)
+
+
+def stream(**kwargs: Any) -> Trainer:
+    return train(data=Stream(DATA), **kwargs)
+
+
+def half_a_run(total_steps: Any) -> Any:
+    """A state in the middle of a run of two epochs, whose schedule has `total_steps`."""
+    saver = SaveTrainingStateCallback("checkpoints", save_every_n_updates=4, if_other_run="set_aside")
+    train(callbacks=[saver], create_scheduler_fn=one_cycle(total_steps))
+    return latest_checkpoint("checkpoints")
+
+
+def in_a_second_call() -> Trainer:
+    trainer = train(create_scheduler_fn=one_cycle(UPDATES), resume_from=half_a_run(4))
+    return train(trainer, create_scheduler_fn=one_cycle(UPDATES), reset_run_history=False)
+
+
+SCHEDULES: tuple[Row, ...] = (
+    Row(
+        "create_scheduler_fn returned {}, which has no step(). Return a scheduler over the optimizer that",
+        lambda: train(create_scheduler_fn=lambda optimizer: optimizer.param_groups),
+        (training(create_scheduler_fn=lambda optimizer: StepLR(optimizer, 1)),),
+    ),
+    Row(
+        "over another optimizer than the trainer's, so it would change nothing. Build it over the optimizer",
+        lambda: train(create_scheduler_fn=over_another),
+        (training(create_scheduler_fn=lambda optimizer: StepLR(optimizer, 1)),),
+    ),
+    Row(
+        "create_scheduler_fn returned a {}, whose step needs the epoch, as those of timm do. Pass",
+        lambda: train(create_scheduler_fn=ByEpoch),
+        (training(create_scheduler_fn=timm_scheduler_fn("cosine", num_epochs=1)),),
+    ),
+    Row(
+        "The schedule of {} has {} {}, but this run has {}: the step after them would raise {} ({}). {}",
+        lambda: train(create_scheduler_fn=one_cycle(2)),
+        (training(create_scheduler_fn=one_cycle(UPDATES)),),
+    ),
+    Row(
+        "The schedule of {} has {} {}",
+        training(create_scheduler_fn=one_cycle(2), num_epochs=5, scheduler_step_every="epoch"),
+        (
+            training(
+                create_scheduler_fn=one_cycle(TrainerPlaceholderValues.NUM_EPOCHS),
+                num_epochs=5,
+                scheduler_step_every="epoch",
+            ),
+        ),
+    ),
+    Row(
+        "The schedule of {} has {} {}",
+        lambda: train(num_epochs=2, create_scheduler_fn=one_cycle(UPDATES), resume_from=half_a_run(UPDATES)),
+        (in_a_second_call,),
+    ),
+    Row(
+        "{} {} needed{}, but not known in this run, because the data set has no length",
+        lambda: stream(create_scheduler_fn=one_cycle(UPDATES)),
+        (
+            lambda: stream(create_scheduler_fn=one_cycle(4)),
+            lambda: stream(create_scheduler_fn=one_cycle(UPDATES), max_num_train_steps=3),
+        ),
+    ),
+    Row(
+        "{} {} needed{}",
+        lambda: stream(create_scheduler_fn=partial(by_epochs, num_update_steps_per_epoch=PER_EPOCH)),
+        (lambda: stream(create_scheduler_fn=partial(by_epochs, num_update_steps_per_epoch=4)),),
+    ),
+    Row(
+        "{} {} needed{}",
+        lambda: stream(create_scheduler_fn=partial(StepLR, step_size=PER_EPOCH)),
+        (
+            lambda: stream(create_scheduler_fn=partial(StepLR, step_size=4)),
+            lambda: stream(create_scheduler_fn=partial(StepLR, step_size=UPDATES), max_num_train_steps=3),
+        ),
+    ),
+    Row(
+        "{} {} needed{}",
+        lambda: train(
+            num_epochs=None,
+            max_num_train_steps=3,
+            data=Stream(DATA),
+            create_scheduler_fn=partial(StepLR, step_size=TrainerPlaceholderValues.NUM_EPOCHS),
+        ),
+        (
+            lambda: stream(
+                num_epochs=1,
+                create_scheduler_fn=partial(StepLR, step_size=TrainerPlaceholderValues.NUM_EPOCHS),
+            ),
+        ),
+    ),
+)
+
+# ---------------------------------------------------------------------- the run and its data
+
+
+def with_pandas_missing() -> Any:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "pandas", None)
+        return train().run_history.to_dataframe()
+
+
+class Computed(nn.Module):
+    """A layer with an attribute that is computed from its parameter, which torch cannot copy."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(5, 2, dtype=torch.float64)
+        self.doubled = self.linear.weight * 2
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return self.linear(inputs)
+
+
+def parametrized() -> nn.Module:
+    return parametrizations.weight_norm(nn.Linear(5, 2, dtype=torch.float64))
+
+
+def trial(model: nn.Module, **kwargs: Any) -> int:
+    return find_batch_size(tiny_trainer(model=model), DATA, 4, **kwargs)
+
+
+def holding_weights(holds: bool, optimizer_class: Any) -> Trainer:
+    """A run with an engine that holds the weights in a copy of its own, as DeepSpeed does."""
+    model = tiny_network()
+    trainer = Trainer(model, LOSS, optimizer_class(model.parameters(), lr=0.1), callbacks=())
+    if holds:
+        trainer.engine.steps_in_backward = True
+    return train(trainer)
+
+
+def sets(**by_name: Any) -> Trainer:
+    return train(eval_dataset=by_name.get("sets", {"": DATA, "shifted": DATA}))
+
+
+RUNS: tuple[Row, ...] = (
+    Row(
+        "run_card was called before train, which makes a run. Call train first.",
+        lambda: tiny_trainer().run_card(),
+        (lambda: train().run_card(),),
+    ),
+    Row(
+        "The run has no training data yet. Call train.",
+        lambda: Run(tiny_trainer().engine).loader_to_train,
+        (training(),),
+    ),
+    Row(
+        "train_dataset gives no batch: it is empty, or smaller than one batch of all processes with "
+        "drop_last=True. Pass more data, a smaller per_device_batch_size, or leave out drop_last.",
+        lambda: train(per_device_batch_size=32, train_dataloader_kwargs={"drop_last": True}),
+        (
+            training(
+                data=tiny_data(32), per_device_batch_size=32, train_dataloader_kwargs={"drop_last": True}
+            ),
+            training(per_device_batch_size=16, train_dataloader_kwargs={"drop_last": True}),
+            training(per_device_batch_size=32),
+        ),
+    ),
+    Row(
+        "to_dataframe needs the package 'pandas', which is not installed. Install it with: pip install",
+        with_pandas_missing,
+        (
+            lambda: train().run_history.to_dataframe(),
+            lambda: train().run_history.to_records(),
+            lambda: train().run_history.to_csv("history.csv"),
+        ),
+    ),
+    Row("{} is empty, but must have at least one data set. {}", lambda: sets(sets={}), (sets,)),
+    Row("{} has the name {}, but names must be strings. {}", lambda: sets(sets={1: DATA}), (sets,)),
+    Row(
+        "The optimizer {} exchanges the weights by its train() and eval(), but {} holds them in a copy",
+        lambda: holding_weights(True, ScheduleFreeSGD),
+        (
+            lambda: holding_weights(False, ScheduleFreeSGD),
+            lambda: holding_weights(False, torch.optim.SGD),
+        ),
+    ),
+    Row(
+        "{} got {}, but takes only {} of the arguments of train. Leave out the rest",
+        lambda: trial(tiny_network(), create_scheduler_fn=StepLR),
+        (lambda: trial(tiny_network(), gradient_clip_norm=1.0),),
+    ),
+    Row(
+        "cannot be copied, but a trial needs a copy: {} Make copy.deepcopy of it work: use parametrizations",
+        lambda: trial(Computed()),
+        (lambda: trial(parametrized()),),
+    ),
+)
+
+ROWS = STEPS + SCHEDULES + RUNS
+
+
+@pytest.mark.parametrize("row", ROWS, ids=name_of)
+def test_what_an_error_of_a_run_says_instead_works(
+    row: Row, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_mistake_and_ways_out(row)
