@@ -113,7 +113,7 @@ def test_an_update_without_any_token_is_an_error_that_says_what_to_leave_out() -
             return {**super().calculate_train_batch_loss(batch), "num_items_in_batch": 0}
 
     with pytest.raises(
-        ConfigurationError, match=r" 0 items .*at least one.*Leave out samples.*num_items_in_batch above 0"
+        ConfigurationError, match=r" 0 items, .*at least one.*Leave out samples.*num_items_in_batch above 0"
     ):
         train_in_parts(2, 3, trainer_class=EmptyTrainer)
 

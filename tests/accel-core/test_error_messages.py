@@ -688,7 +688,7 @@ CASES = [
     Case(
         "batch_size_none",
         lambda p: p.trainer_of(returning(batch_size=None)).train(DATA, 1),
-        ("calculate_train_batch_loss", "None", "'batch_size'", "above 0", "len(xb)"),
+        ("calculate_train_batch_loss", "None", "'batch_size'", "at least 1", "len(xb)"),
     ),
     Case(
         "no_items",
@@ -703,7 +703,7 @@ CASES = [
             "{'note': 'fine'}",
             "'log'",
             "dictionary of numbers",
-            "a key of its own",
+            "another key",
         ),
     ),
     Case(

@@ -138,9 +138,9 @@ def check_epoch(loader: ShardedDataLoader, has_weight: bool, unchecked_steps: Co
     num_trained = sum_over_processes(["calculate_train_batch_loss" not in unchecked_steps], loader.device)[0]
     if num_trained:
         raise ConfigurationError(
-            "All batches of an epoch together have 0 items, but must have at least one, since the loss is "
-            "the mean over them. Leave out samples without items, or return a batch_size or num_items_in_batch "
-            "above 0."
+            "All batches of an epoch together have 0 items, but must have at least one: the loss is the mean "
+            "over them. Leave out samples without items, or return a batch_size or num_items_in_batch above "
+            "0."
         )
 
 
