@@ -22,7 +22,7 @@ _CHUNK = 1 << 26
 SECONDS_UNTIL_SEEN = 5.0
 """Network disks show a new file late."""
 
-_SHARE = "On several machines it has to be on a disk that they share."
+_SHARE = "Use a folder on a disk that they share."
 
 
 def sees(folder: Path, state: TrainerState) -> bool:
@@ -64,7 +64,10 @@ def handed_out(folder: Path, state: TrainerState, is_main: bool) -> Iterator[Pat
         failure = _send(folder, [*state["files"], STATE_FILE], is_main, own if is_filled else None, failure)
         failures = [text for text in all_gather_object(failure) if text is not None]
         if failures or used is None:
-            raise CheckpointError(f"'{folder}' could not be handed out to {lacking}: {failures}")
+            raise CheckpointError(
+                f"'{folder}' is not seen by the processes {lacking}, and could not be handed out to them: "
+                f"{' '.join(failures)}. Make room in their folder for temporary files. Or: {_SHARE}"
+            )
         yield used
         # Others of this machine may still be reading.
         all_gather_object(None)

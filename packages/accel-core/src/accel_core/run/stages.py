@@ -84,8 +84,8 @@ def choose_start(trainer: TrainerParts, arguments: TrainArguments) -> Start:
     if folder is None or state is None:
         if progress.stage_skipped:
             raise ConfigurationError(
-                "resume_from is None, but the call of train before did nothing, since its state is of a "
-                f"stage later than stage {progress.stage}. The model lacks its weights. "
+                "resume_from is None, but the call of train before did nothing, since the state that it was "
+                f"given is of a later stage than {progress.stage}. So the model lacks its weights. "
                 "Pass the same resume_from to all calls of train."
             )
         return Start(stage, known_states=known, run_before=run_before)

@@ -18,6 +18,7 @@ from ..errors import AccelWarning, CheckpointError, ConfigurationError
 from ..processes.collectives import all_gather_object
 from ..state import files
 from ..state.checkpoint import ATTRIBUTES_FILE, TrainerState
+from ..text import with_full_stop
 from .run import Run
 from .trainer_parts import TrainerParts
 
@@ -122,7 +123,7 @@ def read_state(
             raise CheckpointError(
                 f"'{folder}' does not fit this trainer: {has} {sorted(names)} among the attributes, which "
                 f"{lacks}. Give the trainer the modules, optimizers and schedulers of the run that was "
-                "saved, or begin a new run from an export."
+                "saved, or begin a new run from an export: load_checkpoint(path, load_optimizer=False)."
             )
     return files.read_object(folder / ATTRIBUTES_FILE, dict) if saved else {}
 
@@ -152,7 +153,8 @@ def _load(trained: Trained, content: dict[str, dict[str, Any]], source: Path) ->
                 trained.modules[name].load_state_dict(state)
             except (RuntimeError, KeyError) as error:
                 raise CheckpointError(
-                    f"'{source}' holds the state of another module than trainer.{name}: {error}"
+                    f"'{source}' holds the state of another module than trainer.{name}: "
+                    f"{with_full_stop(error)} Make trainer.{name} as it was in the run that was saved."
                 ) from error
     for name, state in content.get("optimizers", {}).items():
         if name in trained.optimizers:
