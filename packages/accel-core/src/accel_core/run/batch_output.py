@@ -186,6 +186,21 @@ def check_batch_output(output: Any, method: str, needs_gradient: bool, is_first:
                 f"{int(key == 'batch_size')}, such as len(xb). Return the number of samples or items that "
                 "the loss is the mean of."
             )
+    _check_extras(output, method)
+    if needs_gradient and not loss.requires_grad:
+        raise ConfigurationError(
+            f"{method} returned a 'loss' without a gradient, so nothing could be learned. Compute it from "
+            "the model's outputs without detach(), item() or torch.no_grad()."
+        )
+    if is_first and not torch.isfinite(loss):
+        raise ConfigurationError(
+            f"{method} returned the loss {loss.item()} for the first batch, but it must be finite. Look for "
+            "nan or inf in the data, and for a logarithm of 0 or a division by 0 in the loss function."
+        )
+
+
+def _check_extras(output: Mapping[str, Any], method: str) -> None:
+    """Raise unless what is averaged over the epoch, and what the progress bar shows, can be so."""
     log = output.get("log", {})
     if not isinstance(log, Mapping) or any(_number(value) is None for value in log.values()):
         raise ConfigurationError(
@@ -197,16 +212,6 @@ def check_batch_output(output: Any, method: str, needs_gradient: bool, is_first:
             f"{method} returned {preview(output['progress'])} as 'progress', but it must be a dictionary of "
             "numbers, tensors of one element or texts, which the progress bar shows beside the loss. Return, "
             "for example, {'accuracy': accuracy} as 'progress'."
-        )
-    if needs_gradient and not loss.requires_grad:
-        raise ConfigurationError(
-            f"{method} returned a 'loss' without a gradient, so nothing could be learned. Compute it from "
-            "the model's outputs without detach(), item() or torch.no_grad()."
-        )
-    if is_first and not torch.isfinite(loss):
-        raise ConfigurationError(
-            f"{method} returned the loss {loss.item()} for the first batch, but it must be finite. Look for "
-            "nan or inf in the data, and for a logarithm of 0 or a division by 0 in the loss function."
         )
 
 
