@@ -170,6 +170,10 @@ def test_a_store_that_does_not_answer_is_no_flaw_of_a_state(tmp_path, store, mon
         verify_checkpoint(RUN)
 
 
+def test_a_folder_without_states_has_no_flaws_as_a_path_or_as_an_address(tmp_path):
+    assert verify_checkpoint(tmp_path) == verify_checkpoint(f"file://{tmp_path}") == {}
+
+
 def test_an_address_with_nothing_or_that_nothing_knows_is_told(store):
     with pytest.raises(
         CheckpointError, match=r"'unreliable://missing' does not exist\. Pass a training state"

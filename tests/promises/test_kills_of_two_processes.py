@@ -1,4 +1,7 @@
-"""Two processes under DDP are killed, both or one, while the main one writes in the background; then started again.
+"""Two processes are killed, both or one, while they write in the background; then started again.
+
+Under DDP the main process writes. Under FSDP2 each writes its part, the main one copies the states to a mirror, and
+the folder of the states is lost after every second kill.
 
 ACCEL_TEST_KILLS chooses the number of kills. The script forks the processes from one that has imported torch.
 """
@@ -6,6 +9,7 @@ ACCEL_TEST_KILLS chooses the number of kills. The script forks the processes fro
 import contextlib
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -23,8 +27,11 @@ from torch.utils.data import TensorDataset
 from accel_callbacks import SaveTrainingStateCallback
 from accel_core import Trainer, TrainerCallback, latest_checkpoint, verify_checkpoint
 from accel_core.state import files
+from accel_core.state.checkpoint import read_model_state, read_optimizer_state
+from accel_core.state.shards import Shards
+from layouts import fsdp2
 
-KILLS = int(os.environ.get("ACCEL_TEST_KILLS", "6"))
+KILLS = {name: int(os.environ.get("ACCEL_TEST_KILLS", number)) for name, number in (("ddp", 6), ("fsdp2", 4))}
 UPDATES = 40
 SECONDS_OF_A_FILE = 0.02
 LONGEST = 0.2
@@ -36,9 +43,9 @@ class Told(TrainerCallback):
 
     order = 2000
 
-    def __init__(self, folder):
+    def __init__(self, folder, newest):
         self.folder = folder
-        told, newest = lines(folder / "told"), latest_checkpoint(folder / "states")
+        told = lines(folder / "told")
         assert not told or (newest is not None and newest.name >= told[-1]), (told, newest)
 
     def on_optimizer_step_end(self, trainer):
@@ -60,39 +67,54 @@ def lines(path):
     return path.read_text().split() if path.exists() else []
 
 
-def job(folder, is_saved):
-    create = files.create
+def slow_down():
+    """Let each file, and the part of each process, take some time."""
 
-    def slow(path):
-        time.sleep(SECONDS_OF_A_FILE)
-        return create(path)
+    def slow(function):
+        def slowed(*args):
+            time.sleep(SECONDS_OF_A_FILE)
+            return function(*args)
 
-    files.create = slow
-    accelerator = Accelerator(cpu=True)
-    assert accelerator.num_processes == 2 and accelerator.distributed_type == DistributedType.MULTI_CPU
-    torch.manual_seed(time.time_ns() if latest_checkpoint(folder / "states") else 0)
+        return slowed
+
+    files.create, Shards.write = slow(files.create), slow(Shards.write)
+
+
+def address_of_mirror(folder):
+    return f"file://{folder / 'mirror'}"
+
+
+def job(folder, engine, is_saved):
+    slow_down()
+    accelerator = fsdp2() if engine == "fsdp2" else Accelerator(cpu=True)
+    kind = DistributedType.FSDP if engine == "fsdp2" else DistributedType.MULTI_CPU
+    assert accelerator.num_processes == 2 and accelerator.distributed_type == kind
+    mirror = address_of_mirror(folder) if engine == "fsdp2" and is_saved else None
+    newest = latest_checkpoint(mirror or folder / "states", cache=folder / "states" if mirror else None)
+    torch.manual_seed(time.time_ns() if newest else 0)
     model = nn.Sequential(nn.Linear(6, 12), nn.Dropout(0.3), nn.Tanh(), nn.Linear(12, 2))
     saver = SaveTrainingStateCallback(
-        folder / "states", save_every_n_updates=3, keep_last=2, in_background=True
+        folder / "states", save_every_n_updates=3, keep_last=2, in_background=True, mirror=mirror
     )
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
-    callbacks = [Told(folder), *[saver][:is_saved]]
+    callbacks = [Told(folder, newest), *[saver][:is_saved]]
     trainer = Trainer(model, nn.CrossEntropyLoss(), optimizer, callbacks, seed=3, accelerator=accelerator)
     generator = torch.Generator().manual_seed(5)
     data = TensorDataset(torch.randn(96, 6, generator=generator), torch.arange(96) % 2)
-    trainer.train(
-        data,
-        max_num_train_steps=UPDATES,
-        per_device_batch_size=4,
-        resume_from=latest_checkpoint(folder / "states") if is_saved else None,
-    )
+    trainer.train(data, max_num_train_steps=UPDATES, per_device_batch_size=4, resume_from=newest)
+    # A state has whole tensors, whatever a process holds of them.
+    trainer.save_training_state(folder / "last")
     if trainer.is_main_process:
-        content = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+        content = content_of(folder / "last")
         files.replace_file(folder / "result.pt", lambda aside: torch.save(content, aside))
     accelerator.end_training()
 
 
-def start_both(folder, is_saved=True):
+def content_of(state):
+    return {"model": read_model_state(state), "optimizer": read_optimizer_state(state)}
+
+
+def start_both(folder, engine, is_saved=True):
     """Fork the two processes, and return their numbers."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
@@ -105,7 +127,7 @@ def start_both(folder, is_saved=True):
             os.environ.update({key: str(value) for key, value in world.items()}, MASTER_ADDR="127.0.0.1")
             status = 1
             try:
-                job(folder, is_saved)
+                job(folder, engine, is_saved)
                 status = 0
             except BaseException:
                 traceback.print_exc()
@@ -135,14 +157,14 @@ def wait_for(pids, seconds=60):
     return [statuses[pid] for pid in pids]
 
 
-def run_series(folder, kills, seed):
+def run_series(folder, engine, kills, seed):
     """Kill and start again, and look at the folder after each kill. A job that is through gives way to a new one."""
-    rng, met = random.Random(seed), {"one": 0, "both": 0, "in the middle of a state": 0}
+    rng, met = random.Random(seed), {"one": 0, "both": 0, "in the middle of a state": 0, "lost": 0}
     number = 0
     while True:
         own = folder / f"killed_{number}"
         own.mkdir(exist_ok=True)
-        pids = start_both(own)
+        pids = start_both(own, engine)
         is_killed = met["one"] + met["both"] < kills and wait_for_save(own, rng)
         if is_killed:
             how = rng.choice(["one", "both"])
@@ -150,14 +172,25 @@ def run_series(folder, kills, seed):
             met[how] += 1
         statuses = wait_for(pids)
         met["in the middle of a state"] += is_killed and any((own / "states").glob("*.incomplete"))
-        flaws = verify_checkpoint(own / "states")
-        assert set(flaws.values()) <= {None}, flaws
+        check_whole(own / "states")
+        if (own / "mirror").exists():
+            check_whole(address_of_mirror(own))
+            if is_killed and (met["one"] + met["both"]) % 2 == 0:
+                shutil.rmtree(own / "states")
+                # What only the lost machine had was told as saved there, and not as mirrored.
+                (own / "told").unlink(missing_ok=True)
+                met["lost"] += 1
         if (own / "result.pt").exists():
             number += 1
             if met["one"] + met["both"] >= kills:
                 return met
         else:
             assert is_killed, statuses
+
+
+def check_whole(place):
+    flaws = verify_checkpoint(place)
+    assert set(flaws.values()) <= {None}, flaws
 
 
 def wait_for_save(folder, rng):
@@ -172,14 +205,19 @@ def wait_for_save(folder, rng):
     return True
 
 
+@pytest.fixture(params=KILLS)
+def engine(request):
+    return request.param
+
+
 @pytest.mark.slow
-@pytest.mark.timeout(120 + 10 * KILLS)
-def test_killed_while_the_main_process_writes_they_end_with_the_same_bits(tmp_path):
+@pytest.mark.timeout(120 + 10 * max(KILLS.values()))
+def test_killed_while_they_write_they_end_with_the_same_bits(tmp_path, engine):
     (tmp_path / "whole").mkdir()
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    finished = subprocess.run(
-        [sys.executable, __file__, tmp_path, str(KILLS)], env=environment, capture_output=True, text=True
-    )
+    environment["PYTHONPATH"] = str(Path(__file__).parents[1])
+    command = [sys.executable, __file__, tmp_path, engine, str(KILLS[engine])]
+    finished = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert finished.returncode == 0, finished.stdout + finished.stderr
     whole = torch.load(tmp_path / "whole" / "result.pt")
     for job_folder in tmp_path.glob("killed_*"):
@@ -188,6 +226,14 @@ def test_killed_while_the_main_process_writes_they_end_with_the_same_bits(tmp_pa
         states = sorted(path.name for path in (job_folder / "states").glob("update_*"))
         # The processes may be killed when the last one stands and the oldest is not removed yet.
         assert states[-1] == f"update_{UPDATES:08d}" and len(states) <= 3
+        if engine == "fsdp2":
+            # Another machine gets the parts of all processes.
+            newest = latest_checkpoint(
+                address_of_mirror(job_folder), cache=tmp_path / "other" / job_folder.name
+            )
+            assert newest.name == states[-1] and verify_checkpoint(newest) == {newest: None}
+            assert len(list((newest / "engine").iterdir())) == 2
+            torch.testing.assert_close(content_of(newest), whole, rtol=0, atol=0)
     print(finished.stdout)
 
 
@@ -195,6 +241,9 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     # Imports what torch imports at the first optimizer.
     torch.optim.AdamW([torch.zeros(1, requires_grad=True)])
-    target = Path(sys.argv[1])
-    assert wait_for(start_both(target / "whole", is_saved=False)) == [0, 0]
-    print(run_series(target, int(sys.argv[2]), seed=time.time_ns()))
+    target, chosen = Path(sys.argv[1]), sys.argv[2]
+    if chosen == "fsdp2":
+        import torch.distributed.checkpoint
+        import torch.distributed.fsdp
+    assert wait_for(start_both(target / "whole", chosen, is_saved=False)) == [0, 0]
+    print(run_series(target, chosen, int(sys.argv[3]), seed=time.time_ns()))

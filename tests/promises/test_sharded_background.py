@@ -1,8 +1,10 @@
-"""FSDP2 on two processes: each writes its part in the background, and nothing is exchanged for it meanwhile."""
+"""FSDP2 on two processes, HSDP on two times two: each writes its part in the background, and nothing is exchanged meanwhile."""
 
 import os
+import sys
 import threading
 import warnings
+from functools import partial
 
 import pytest
 import torch
@@ -117,6 +119,7 @@ def go_on(batch_size):
         "left": left,
         "weights": [weights_of(each) for each in (whole, rest, rest_of_4)],
         "flaws": list(verify_checkpoint(other).values()),
+        "engine": whole.engine.name,
     }
 
 
@@ -192,6 +195,7 @@ CASES = {
     "wait": wait,
     "before": write_as_before,
 }
+CASES_OF_HSDP = {name: CASES[name] for name in ("whole", "go on")}
 
 
 @pytest.fixture(scope="module")
@@ -199,13 +203,22 @@ def outcome(tmp_path_factory):
     return compare(CASES, __file__, 2, tmp_path_factory.mktemp("cases"))
 
 
-def test_states_hold_what_stood_when_they_were_due_and_all_hear_of_them_at_once(outcome):
-    first, second = outcome.of("go on")
-    assert first["told"] == second["told"]
+@pytest.fixture(scope="module")
+def outcome_of_hsdp(tmp_path_factory):
+    return compare(CASES_OF_HSDP, __file__, 4, tmp_path_factory.mktemp("cases_of_hsdp"))
+
+
+@pytest.mark.parametrize("layout", ["outcome", "outcome_of_hsdp"], ids=["FSDP2", "HSDP"])
+def test_states_hold_what_stood_when_they_were_due_and_all_hear_of_them_at_once(layout, request):
+    outcome = request.getfixturevalue(layout)
+    results = outcome.of("go on")
+    first = results[0]
+    assert first["engine"] == {2: "FSDP2", 4: "HSDP"}[outcome.processes]
+    assert [each["told"] for each in results] == [first["told"]] * outcome.processes
     (name, update), *later = first["told"]
     assert name == "update_00000004" and 6 < update <= 8
     assert [name for name, _ in later] == ["update_00000008"]
-    for result, bits in zip((first, second), outcome.of("whole"), strict=True):
+    for result, bits in zip(results, outcome.of("whole"), strict=True):
         for weights in result["weights"]:
             torch.testing.assert_close(weights, bits, rtol=0, atol=0)
         assert result["flaws"] == [None, None]
@@ -236,10 +249,11 @@ def test_what_torch_cannot_write_in_shards_is_written_at_once(outcome):
 
 
 if __name__ == "__main__":
+    is_hsdp = sys.argv[1] == "4"
     run_as_script(
-        CASES,
+        CASES_OF_HSDP if is_hsdp else CASES,
         # Torch and Accelerate warn of their own calls of each other.
         ignore=".*",
-        create_accelerator=fsdp2,
+        create_accelerator=partial(fsdp2, replicas=2 if is_hsdp else 1),
         distributed_type=DistributedType.FSDP,
     )

@@ -168,13 +168,13 @@ class Store:
         """Return the names of the files directly below the address."""
         return {name for name, kind in self._entries() if kind == "file"}
 
-    def is_file(self) -> bool:
-        """Whether the address is that of a single file."""
+    def kind(self) -> str | None:
+        """Return whether the address is that of a "file" or a "directory"; None if nothing is there."""
         self._fs.invalidate_cache()
         try:
-            return bool(self._fs.info(self._root)["type"] == "file")
+            return str(self._fs.info(self._root)["type"])
         except FileNotFoundError:
-            return False
+            return None
 
     def _entries(self) -> list[tuple[str, str]]:
         # Else fsspec returns what it had listed before.

@@ -73,7 +73,8 @@ def _verify_folder(path: Path) -> Verified:
 def _verify_store(address: Address) -> Verified:
     unreadable = f"'{address}' could not be read"
     store = retried(lambda: Store(address), f"'{address}' could not be opened")
-    if retried(store.is_file, unreadable):
+    kind = retried(store.kind, unreadable)
+    if kind == "file":
         return {str(address): _flaw_of_export(address)}
     text = retried(lambda: store.read(STATE_FILE), unreadable)
     if text is not None:
@@ -82,7 +83,7 @@ def _verify_store(address: Address) -> Verified:
         return {str(address): _SET_ASIDE}
     contents = retried(lambda: list_mirrored(store), unreadable)
     names = retried(store.file_names, unreadable)
-    if not names and not retried(store.folders, unreadable):
+    if kind is None and not names and not retried(store.folders, unreadable):
         raise CheckpointError(f"'{address}' does not exist. {_WAY_OUT}")
     every: dict[str, TrainerState | NoState] = {**contents.states, **contents.unusable}
     found = {name: _flaw_of_mirrored(store, name, every[name]) for name in sorted(every)}
