@@ -23,6 +23,7 @@ from accel_core import (
     verify_checkpoint,
 )
 from accel_core.state import save as save_module
+from accel_core.state.digests import hashes_beside
 from accel_core.state.snapshot import Snapshots
 from launching import launch
 
@@ -47,6 +48,7 @@ class Gate:
 
     def __call__(self, *args):
         self.threads.append(threading.current_thread())
+        self.hashes_beside = hashes_beside.get()
         assert self.may_write.wait(SECONDS)
         if self.failures > 0:
             self.failures -= 1
@@ -97,6 +99,7 @@ def test_training_goes_on_while_a_thread_writes_and_the_state_is_told_once_it_st
     assert [found for found in watch.updates if found[0] < 5] == [(update, None) for update in (1, 2, 3, 4)]
     assert watch.told == [("update_00000003", 5)]
     assert gate.threads[0] is not threading.main_thread()
+    assert not gate.hashes_beside and hashes_beside.get()  # The training needs the other core.
     assert verify_checkpoint(tmp_path) == {tmp_path / "update_00000003": None}
 
 

@@ -11,6 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from accel_core import (
     latest_checkpoint,
     verify_checkpoint,
 )
-from accel_core.state import files
+from accel_core.state import digests, files
 from accel_core.state.digests import SMALL, digest_of_value
 from states import STATE_FILE, edit, flip_bit, zero_sector
 from tiny import ONE_CYCLE, SaveAt, tiny_data, tiny_network, weights_of
@@ -341,6 +342,28 @@ class TestFormat:
         }.items():
             content = (tmp_path / name).read_bytes()
             assert written == (len(content), hashlib.sha256(content).hexdigest())
+
+    @pytest.mark.parametrize("beside", [True, False])
+    def test_a_file_of_many_pieces_has_its_digest_and_a_second_thread_only_where_one_may_hash(
+        self, beside, tmp_path, monkeypatch
+    ):
+        monkeypatch.setattr(digests, "PIECE", SMALL)
+        started = []
+        start = threading.Thread.start
+        monkeypatch.setattr(threading.Thread, "start", lambda self: (started.append(self.name), start(self)))
+        content = torch.arange(SMALL, dtype=torch.int32).numpy().tobytes() + b"end"
+        written = []
+
+        def write() -> None:
+            digests.hashes_beside.set(beside)
+            written.append(files.write_bytes(tmp_path / "file", content))
+
+        writer = threading.Thread(target=write, name="writer")
+        writer.start()
+        writer.join()
+        assert (tmp_path / "file").read_bytes() == content
+        assert written == [(len(content), hashlib.sha256(content).hexdigest())]
+        assert [name.partition("_")[0] for name in started] == ["writer", *["accel-digest"] * beside]
 
     def test_the_digest_of_a_value_is_that_of_what_comes_back(self, tmp_path):
         value = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
+from .digests import hashes_beside
 from .snapshot import Snapshots
 
 
@@ -36,6 +37,7 @@ class BackgroundWriter:
         self._complete = complete
 
         def run() -> None:
+            hashes_beside.set(False)
             try:
                 self.snapshots.wait()
                 write()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -16,8 +18,14 @@ Buffer = bytes | memoryview
 SMALL = 1 << 16
 """Bytes. Handing less than this to another thread takes longer than hashing it."""
 
-LARGE = 1 << 25
-"""Bytes. A piece of this size takes the disk long enough that waiting for it pays."""
+PIECE = 1 << 25
+"""Bytes after which the disk is asked to begin with what it has."""
+
+hashes_beside: ContextVar[bool] = ContextVar("hashes_beside", default=True)
+"""Whether a second thread hashes. Each thread has its own answer.
+
+One that writes in the background says no: the training needs the second core.
+"""
 
 _CHUNK = 1 << 20
 
@@ -33,7 +41,7 @@ class Written(NamedTuple):
 class HashingFile:
     """A file open for writing that hashes what it writes.
 
-    A large piece is hashed by a second thread while it goes to the disk: both leave Python's lock.
+    A second thread hashes what is not small while it goes to the disk: both leave Python's lock.
     Nothing is read back, so what is hashed is what the memory held.
     """
 
@@ -46,29 +54,38 @@ class HashingFile:
     def write(self, data: Buffer) -> int:
         """Write and hash all of `data`, which may change once this has returned."""
         view = memoryview(data).cast("B")
-        self._size += len(view)
-        if len(view) < SMALL:
-            self._hash.update(view)
-            self._file.write(view)
-            return len(view)
+        hashed = self._hash_beside(view) if len(view) >= SMALL and hashes_beside.get() else None
+        try:
+            for begin in range(0, len(view), PIECE):
+                piece = view[begin : begin + PIECE]
+                self._file.write(piece)
+                self._size += len(piece)
+                if len(piece) == PIECE:
+                    self._start_disk()
+                if hashed is None:
+                    self._hash.update(piece)
+        finally:
+            if hashed is not None:
+                hashed.result()
+        return len(view)
+
+    def _hash_beside(self, view: memoryview) -> Future[None] | None:
+        """Let the second thread hash; return None if there can be none."""
         try:
             self._thread = self._thread or ThreadPoolExecutor(1, "accel-digest")
-            hashed = self._thread.submit(self._hash.update, view)
+            return self._thread.submit(self._hash.update, view)
         # Python that has begun to end starts no more threads, and waits for a save that is on its way.
         except RuntimeError:
-            self._hash.update(view)
-            self._file.write(view)
-            return len(view)
-        try:
-            self._file.write(view)
-            # The system takes a piece faster than it is hashed, so the disk works on it meanwhile. Without
-            # this the whole file would wait for the disk after the last digest.
-            if len(view) >= LARGE and not hashed.done():
-                self._file.flush()
-                os.fsync(self._file.fileno())
-        finally:
-            hashed.result()
-        return len(view)
+            return None
+
+    def _start_disk(self) -> None:
+        """Ask the system to begin with the last piece."""
+        # Else the disk would rest until all is written and hashed. Linux begins to write what it is told to
+        # drop, and waits for nothing; what is not on the disk yet stays in memory.
+        if hasattr(os, "posix_fadvise"):
+            self._file.flush()
+            with contextlib.suppress(OSError):
+                os.posix_fadvise(self._file.fileno(), self._size - PIECE, PIECE, os.POSIX_FADV_DONTNEED)
 
     def flush(self) -> None:
         """Hand what is buffered to the system."""

@@ -60,6 +60,9 @@ class Snapshots:
             return copy.deepcopy(value)
         if isinstance(value, dict):
             return kind({name: self._copy(item, (*key, name)) for name, item in value.items()})
+        # States of random generators are 625 numbers each.
+        if _NEVER_CHANGE.issuperset(map(type, value)):
+            return kind(value)
         return kind(self._copy(item, (*key, index)) for index, item in enumerate(value))
 
     def _copy_tensor(self, tensor: torch.Tensor, key: Key) -> torch.Tensor:
