@@ -179,7 +179,7 @@ def test_an_attribute_may_be_left_out_if_it_changes_nothing():
 
 
 def test_a_run_that_cannot_end_in_between_is_refused():
-    with pytest.raises(ConfigurationError, match="1 updates, but at least 2"):
+    with pytest.raises(ConfigurationError, match="1 update, but at least 2"):
         assert_resumes_exactly(trainer_with(), tiny_data(8), num_epochs=1)
     with pytest.raises(ConfigurationError, match="kills is 0"):
         assert_resumes_exactly(trainer_with(), tiny_data(8), kills=0)
@@ -234,5 +234,5 @@ def test_a_script_that_proves_nothing_is_no_success(script, told):
 
 
 def test_processes_that_do_not_end_are_ended():
-    with pytest.raises(AssertionError, match="did not end within 1 seconds"):
+    with pytest.raises(AssertionError, match="did not end within 1 second"):
         assert_processes_agree("import time\ntime.sleep(600)", 2, timeout=1)

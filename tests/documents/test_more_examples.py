@@ -43,7 +43,7 @@ def test_transfer_needs_fewer_labels(run):
     output = run("09_transfer_learning.py")
     from_nothing = number_after("Accuracy with 25 labels from nothing:", output)
     assert number_after("Accuracy with 25 labels by transfer:", output) >= from_nothing + 8
-    assert output.count(" more parameters are trained from epoch ") == 2
+    assert output.count(" more parameters from epoch ") == 2
 
 
 def test_transfer_takes_photographs_in_folders_and_weights_of_timm(run, tmp_path):

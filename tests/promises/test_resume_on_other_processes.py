@@ -176,7 +176,7 @@ def test_two_processes_go_on_to_the_bit_and_another_number_goes_on_with_the_next
     assert alone.run_progress.updates_completed == 17
     assert "1 instead of 2 processes" in capsys.readouterr().out
     finished = launch(Path(__file__), args=[tmp_path, "other"], env=ENVIRONMENT)
-    assert "2 instead of 1 processes" in finished.stdout
+    assert "2 instead of 1 process" in finished.stdout
     assert samples_seen(tmp_path, "first", "second", "third") == once
     losses = losses_in(latest_checkpoint(tmp_path / "states"))
     assert [record["epoch"] for record in losses] == [1, 2, 3]

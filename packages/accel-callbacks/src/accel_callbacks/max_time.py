@@ -6,7 +6,7 @@ import time
 from typing import TYPE_CHECKING
 
 from accel_core import TrainerCallback
-from accel_core.extending import check_positive
+from accel_core.extending import check_positive, counted
 
 if TYPE_CHECKING:
     from accel_core import Trainer
@@ -46,4 +46,4 @@ class MaxTimeCallback(TrainerCallback):
     def _stop_if_over(self, trainer: Trainer) -> None:
         # The processes' clocks differ a little: the first one over asks, and all stop after the same update.
         if time.monotonic() >= self.ends_at:
-            trainer.request_stop(f"the time limit of {self.minutes:g} minutes is reached")
+            trainer.request_stop(f"the time limit of {counted(self.minutes, 'minutes')} is reached")

@@ -14,6 +14,7 @@ from accel_core.extending import (
     check_can_open,
     check_is_elsewhere,
     check_place,
+    counted,
     is_distributed,
     run_on_main,
 )
@@ -81,7 +82,7 @@ class MirroredSaves:
             lacking = self.mirror.finish(self.wait_seconds)
         if lacking and trainer.is_main_process:
             warnings.warn(
-                f"After {self.wait_seconds:g} seconds the mirror '{self.address}' does not have "
+                f"After {counted(self.wait_seconds, 'seconds')} the mirror '{self.address}' does not have "
                 f"{', '.join(map(repr, lacking))}. They stand on this machine. "
                 "Pass mirror_wait_seconds to wait longer.",
                 AccelWarning,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from accel_core import TrainerCallback
-from accel_core.extending import check_flag, check_path, check_whole_number, notify
+from accel_core.extending import check_flag, check_path, check_whole_number, counted, notify
 
 from .profile_ranges import RANGES, Ranges
 
@@ -111,15 +111,18 @@ class ProfileCallback(TrainerCallback):
         if ranges is not None:
             ranges.take_off()
         profiler.stop()
-        counted = self._updates - self.wait - self.warmup
-        if counted <= 0:
+        recorded = self._updates - self.wait - self.warmup
+        if recorded <= 0:
             needed = self.wait + self.warmup + 1
-            notify(trainer, f"ProfileCallback has nothing to show: it needs a run of {needed} updates.")
+            notify(
+                trainer,
+                f"ProfileCallback has nothing to show: it needs a run of {counted(needed, 'updates')}.",
+            )
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         number = trainer.data_group.index
         profiler.export_chrome_trace(str(self.folder / f"trace_{number}.json"))
-        self.table = table_of(profiler.events(), min(counted, self.active))
+        self.table = table_of(profiler.events(), min(recorded, self.active))
         (self.folder / f"table_{number}.txt").write_text(self.table + "\n", encoding="utf-8")
         trainer.print(self.table)
 

@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from torch import nn
 
 from accel_core import ConfigurationError, TrainerCallback
-from accel_core.extending import check_flag, check_positive, check_whole_number, notify, plain, preview
+from accel_core.extending import (
+    check_flag,
+    check_positive,
+    check_whole_number,
+    counted,
+    notify,
+    plain,
+    preview,
+)
 
 from .model_freezer import ModelFreezer
 
@@ -118,7 +126,11 @@ class UnfreezeCallback(TrainerCallback):
         # The trainer has put the whole model in train mode just before.
         freezer.restore_eval_modes()
         if num_unfrozen:
-            notify(trainer, f"{num_unfrozen:,} more parameters are trained from epoch {epoch} on.")
+            notify(
+                trainer,
+                f"Training includes {counted(format(num_unfrozen, ','), 'more parameters')} from epoch "
+                f"{epoch} on.",
+            )
 
     def _check_parts(self, parameters_of_parts: list[list[nn.Parameter]]) -> None:
         """Raise if the schedule names only modules without parameters for some epoch."""

@@ -92,6 +92,7 @@ from .state.store import check_is_elsewhere as check_is_elsewhere
 from .state.store import check_place_in_reach as check_place_in_reach
 from .state.weight_names import with_names_of as with_names_of
 from .state.weight_names import with_plain_names as with_plain_names
+from .text import counted as counted
 from .text import did_you_mean as did_you_mean
 from .text import preview as preview
 from .text import with_full_stop as with_full_stop

@@ -1,4 +1,4 @@
-"""Helps to write messages: suggests a name, previews a value, ends a sentence."""
+"""Helps to write messages: suggests a name, previews a value, counts things, ends a sentence."""
 
 from __future__ import annotations
 
@@ -23,6 +23,21 @@ def preview(value: Any) -> str:
         return f"a tensor of shape {tuple(value.shape)} and {value.dtype}"
     text = f"the class {value.__name__}" if isinstance(value, type) else " ".join(repr(value).split())
     return text if len(text) <= 120 else f"{text[:117]}..."
+
+
+def counted(number: float | str, things: str) -> str:
+    """Return a number and what it counts, as in "1 batch" and "2 batches".
+
+    Args:
+        number: as it is, or written already, such as "1,024".
+        things: in the plural, such as "batches" or "more parameters".
+    """
+    written = (
+        number if isinstance(number, str) else f"{number:g}" if isinstance(number, float) else str(number)
+    )
+    if written == "1":
+        things = things.removesuffix("es" if things.endswith(("ches", "sses")) else "s")
+    return f"{written} {things}"
 
 
 def with_full_stop(error: Exception) -> str:

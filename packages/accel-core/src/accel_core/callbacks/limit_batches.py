@@ -9,6 +9,7 @@ from types import TracebackType
 from ..checks.values import check_flag, check_whole_number
 from ..data.loader import ShardedDataLoader
 from ..errors import ConfigurationError
+from ..text import counted
 from .callback import TrainerCallback
 
 LIMIT_BATCHES_ENV_VAR = "ACCEL_LIMIT_BATCHES"
@@ -71,7 +72,7 @@ class LimitBatchesCallback(TrainerCallback):
             if self.eval_only
             else "epoch"
         )
-        batches = "1 batch" if self.num_batches == 1 else f"{self.num_batches} batches"
+        batches = counted(self.num_batches, "batches")
         again = ", the same ones again and again" if self.overfit else ""
         return f"Each {what} is limited to {batches} a process{again}."
 

@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 
 from ..errors import AccelWarning, ConfigurationError
-from ..text import preview
+from ..text import counted, preview
 from .values import check_callable, plain
 
 
@@ -121,9 +121,9 @@ def check_trainable(model: torch.nn.Module, optimizer: Any, attributes: Mapping[
     known |= set(map(id, attributes.values()))
     if held - known:
         warnings.warn(
-            f"The optimizer holds {len(held - known)} parameters that are not the model's, as if layers had "
-            "been replaced after it was created. Create it afterwards, or let modules that belong to it be "
-            "attributes of the trainer.",
+            f"The optimizer holds {counted(len(held - known), 'parameters')} of which the model has none, "
+            "as if layers had been replaced after it was created. Create it afterwards, or let modules "
+            "that belong to it be attributes of the trainer.",
             AccelWarning,
             # The warning names the line that calls `train`.
             stacklevel=5,

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 
 from ..processes.group import DataGroup
 from ..state.random import SeededRandomness, derive_seed
+from ..text import counted
 from .exact_streams import restores_exactly
 from .readers import name_of_data, unwrapped
 from .shares import compare_first_items
@@ -245,7 +246,7 @@ class SequentialSource:
                 yield batch
             elif time.monotonic() > last_message + SECONDS_BETWEEN_MESSAGES:
                 last_message = time.monotonic()
-                log(f"{number + 1} of {self._steps_to_skip} batches are read and left out.")
+                log(f"Read and left out: {number + 1} of {counted(self._steps_to_skip, 'batches')}.")
 
     def _own_batches(self) -> Iterator[Any]:
         # Data that shuffles at its start draws from (seed, epoch), so that all processes have one order.
@@ -282,9 +283,14 @@ class SequentialSource:
         name = name_of_data(self.dataset)
         sentences = []
         if steps and not has_position:
-            sentences.append(f"Reading and leaving out {steps} batches of {name}, on which it has trained.")
+            sentences.append(
+                f"Reading and leaving out {counted(steps, 'batches')} of {name}, on which it has trained."
+            )
         if rest and not has_position and getattr(self.loader, "num_workers", 0):
-            sentences.append(f"Up to {rest} samples of {name} come twice, since workers read whole batches.")
+            sentences.append(
+                f"Up to {counted(rest, 'samples')} of {name} may come twice, since workers read whole "
+                "batches."
+            )
         if steps:
             sentences.append(f"Random numbers that {name} draws while it is read will differ.")
         return sentences

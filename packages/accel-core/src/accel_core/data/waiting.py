@@ -8,6 +8,7 @@ from typing import Any
 
 from torch.utils.data import IterableDataset
 
+from ..text import counted
 from .readers import is_in_memory, is_map_style
 
 MOST_WORKERS = 8
@@ -80,7 +81,9 @@ class WaitingReport:
         useful = max(min(cores // self.num_local_processes, MOST_WORKERS), 1)
         present = getattr(self.loader, "num_workers", 0)
         if present >= useful:
-            return f"its {present} workers cannot keep up, so make the reading of a sample cheaper"
+            return (
+                f"its {counted(present, 'workers')} cannot keep up, so make the reading of a sample cheaper"
+            )
         if isinstance(dataset, IterableDataset):
             return "workers help if each reads a part of its own: see torch.utils.data.get_worker_info"
         if not is_map_style(dataset):

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from ..text import counted
 from .trained import parameters_of
 
 
@@ -80,8 +81,9 @@ class HeldApart:
         own, groups = self.state_dict(), self._own_groups()
         if state["shapes"] != own["shapes"] or len(state["groups"]) != len(groups):
             raise ValueError(
-                f"beside the model it holds parameters of the shapes {own['shapes']} in {len(groups)} groups "
-                f"of their own, and the state has {state['shapes']} in {len(state['groups'])}."
+                f"beside the model it holds parameters of the shapes {own['shapes']} in "
+                f"{counted(len(groups), 'groups')} of their own, and the state has {state['shapes']} in "
+                f"{len(state['groups'])}."
             )
         for held in self._with_state():
             del self.optimizer.state[held]

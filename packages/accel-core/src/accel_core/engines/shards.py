@@ -12,6 +12,7 @@ from ..errors import CheckpointError
 from ..state.read_shards import ShardReader, model_state_of, optimizer_targets, read_rest
 from ..state.shards import SHARDS_FILE
 from ..state.weight_names import plain_name, with_names_of
+from ..text import counted
 from .parts import is_dtensor
 from .weights import load_into
 
@@ -78,7 +79,7 @@ def _check_fit(
 
 def _told(held: Any) -> str:
     names = [name for group in held or [] for name, _ in group]
-    return f"{len(names)} parameters in {len(held or [])} groups, {names[:5]}"
+    return f"{counted(len(names), 'parameters')} in {counted(len(held or []), 'groups')}, {names[:5]}"
 
 
 def _target(parameter: Any, shape: torch.Size, dtype: torch.dtype, spread: list[int] | None) -> torch.Tensor:

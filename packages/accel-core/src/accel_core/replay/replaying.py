@@ -23,6 +23,7 @@ from ..run.train_arguments import TrainArguments
 from ..run.trial import trial_of
 from ..state.checkpoint import library_versions
 from ..state.resume import versions_changed
+from ..text import counted
 from .callbacks import Recorder, ReplayCallbacks, UpdateReached, copy_callbacks
 from .in_turn import InTurn, OtherProcess
 from .result import ReplayResult
@@ -127,8 +128,8 @@ def _check_processes(trainer: Any, start: ReplayStart) -> None:
     if group.size not in (1, then):
         or_alone = ", or on a single one, which takes their batches in turn" if then > 1 else ""
         raise ConfigurationError(
-            f"replay was called on {group.size} processes, but {then} made update {start.update}. Start the "
-            f"script on {then}{or_alone}."
+            f"replay was called on {counted(group.size, 'processes')}, but {then} made update "
+            f"{start.update}. Start the script on {then}{or_alone}."
         )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ..errors import AccelError, ConfigurationError
-from ..text import preview
+from ..text import counted, preview
 
 _KEYS = {
     "loss": "the mean loss of the batch as a scalar tensor",
@@ -131,8 +131,8 @@ class UnclearBatchSize(int):
         """Raise `ConfigurationError`."""
         raise ConfigurationError(
             f"The targets of the batch have the length {int(self)}, but its collate function was given "
-            f"{self.given} samples, so it is not known what the loss is the mean of. Let the targets have "
-            "one entry for each sample, or override calculate_train_batch_loss and "
+            f"{counted(self.given, 'samples')}, so it is not known what the loss is the mean of. Let the "
+            "targets have one entry for each sample, or override calculate_train_batch_loss and "
             "calculate_eval_batch_loss: call super() and set 'batch_size', the number of samples, in what "
             "it returns."
         )

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch.utils.data import DataLoader
 
 from ..callbacks.callback import TrainerCallback
 from ..callbacks.callback_list import EVENTS, CallbackList
 from ..callbacks.limit_batches import batch_limits
 from ..processes.lost import collective_timeout
+from ..text import counted
 from .evaluation_sets import label_of, named_sets
 from .run_config import TrainerRunConfig
 from .trainer_parts import TrainerParts
@@ -30,8 +32,9 @@ def describe_briefly(trainer: Any) -> str:
     optimizer = None if trainer.optimizer is None else type(trainer.optimizer).__name__
     updates, epochs = progress.updates_completed, progress.epochs_completed
     return (
-        f"{type(trainer).__name__}(model={type(trainer.model).__name__}, optimizer={optimizer}, "
-        f"trained {updates:,} updates in {epochs:,} epochs, callbacks={list(trainer.callbacks)!r})"
+        f"{type(trainer).__name__}(model={type(trainer.model).__name__}, optimizer={optimizer}, trained "
+        f"{counted(format(updates, ','), 'updates')} in {counted(format(epochs, ','), 'epochs')}, "
+        f"callbacks={list(trainer.callbacks)!r})"
     )
 
 
@@ -54,9 +57,9 @@ def describe_run(
     }
     parameters = list(model.parameters())
     trainable = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
-    total = sum(parameter.numel() for parameter in parameters)
+    total = counted(format(sum(parameter.numel() for parameter in parameters), ","), "parameters")
     lines = [
-        f"model: {type(model).__name__}, {total:,} parameters, {trainable:,} of them trainable",
+        f"model: {type(model).__name__}, {total}, {trainable:,} of them trainable",
         f"optimizer: {'none' if optimizer is None else type(optimizer).__name__}",
         f"processes: {engine.group.num_processes}, layout: {engine.name}, device: {accelerator.device}, "
         f"precision: {accelerator.mixed_precision}",
@@ -67,12 +70,7 @@ def describe_run(
             f"data: {engine.group.processes_per_copy} processes hold a copy of the model and read the same "
             f"batches; {engine.group.size} such groups share the data"
         )
-    timeout = collective_timeout(accelerator.device)
-    if timeout is not None:
-        lines.append(
-            f"waiting: a process gives up on the others after {timeout.total_seconds() / 60:g} minutes, by "
-            "InitProcessGroupKwargs(timeout=...) of accelerate"
-        )
+    lines += _describe_waiting(accelerator.device)
     if engine.steps_in_backward:
         lines.append(
             f"engine: {engine.name} steps inside backward, so at "
@@ -93,6 +91,17 @@ def describe_run(
     return "\n".join(lines)
 
 
+def _describe_waiting(device: torch.device) -> list[str]:
+    timeout = collective_timeout(device)
+    if timeout is None:
+        return []
+    minutes = counted(timeout.total_seconds() / 60, "minutes")
+    return [
+        f"waiting: a process gives up on the others after {minutes}, by InitProcessGroupKwargs(timeout=...) "
+        "of accelerate"
+    ]
+
+
 def _describe_training(config: TrainerRunConfig) -> list[str]:
     def known(number: int | None) -> str:
         return "an unknown number" if number is None else f"{number:,}"
@@ -100,18 +109,20 @@ def _describe_training(config: TrainerRunConfig) -> list[str]:
     clipping = {"value": config.gradient_clip_value, "norm": config.gradient_clip_norm}
     clipped = ", ".join(f"{how} {most}" for how, most in clipping.items() if most is not None)
     lines = [
-        f"batches: {known(config.train_per_device_batch_size)} samples by process and step, "
-        f"{config.gradient_accumulation_steps} steps and {known(config.train_total_batch_size)} samples an "
-        "update",
+        f"batches: {counted(known(config.train_per_device_batch_size), 'samples')} by process and step, "
+        f"{counted(config.gradient_accumulation_steps, 'steps')} and "
+        f"{counted(known(config.train_total_batch_size), 'samples')} an update",
         f"updates: {known(config.num_update_steps)} in all, {known(config.num_update_steps_per_epoch)} an "
-        f"epoch, {known(config.num_epochs)} epochs",
+        f"epoch, {counted(known(config.num_epochs), 'epochs')}",
         f"gradients: {f'clipped by {clipped}' if clipped else 'not clipped'}",
         f"seed of the order of the data: {config.seed}",
     ]
     if config.eval_total_batch_size is not None:
         # Behind the batches of training.
         lines.insert(
-            1, f"evaluation batches: {known(config.eval_per_device_batch_size)} samples by process and step"
+            1,
+            f"evaluation batches: {counted(known(config.eval_per_device_batch_size), 'samples')} by process "
+            "and step",
         )
     return lines
 
@@ -120,7 +131,7 @@ def _size(dataset: Any) -> str:
     # The length of a loader counts batches; that of its data counts samples.
     source: Any = dataset.dataset if isinstance(dataset, DataLoader) else dataset
     try:
-        size = f"{len(source):,} samples"
+        size = counted(format(len(source), ","), "samples")
     # Data without a length has no `__len__`, or one that raises.
     except (TypeError, NotImplementedError):
         size = "an unknown number of samples"

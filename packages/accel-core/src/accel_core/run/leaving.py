@@ -7,6 +7,7 @@ import sys
 import torch
 
 from ..processes.lost import collective_timeout, is_unanswered, waiting_call
+from ..text import counted
 from .run import Run
 from .run_progress import RunProgress
 
@@ -20,7 +21,7 @@ def report_leaving(error: BaseException, run: Run, progress: RunProgress, device
     if group.is_only_process:
         return
     who = f"Process {group.process_index} of {group.num_processes}"
-    where = f"{run.phase.value}, after {progress.updates_completed} updates"
+    where = f"{run.phase.value}, after {counted(progress.updates_completed, 'updates')}"
     if isinstance(error, SystemExit):
         # A launcher takes status 0 for success and goes on waiting for the others, so this is the only trace.
         sys.stderr.write(
@@ -39,7 +40,7 @@ def report_leaving(error: BaseException, run: Run, progress: RunProgress, device
 
 def _ways_out(device: torch.device) -> str:
     timeout = collective_timeout(device)
-    limit = "" if timeout is None else f" of {timeout.total_seconds():g} seconds"
+    limit = "" if timeout is None else f" of {counted(timeout.total_seconds(), 'seconds')}"
     return (
         "Look for the first error or sys.exit in the output of the others, or for a collective that not all "
         f"of them call. The limit{limit} is that of InitProcessGroupKwargs(timeout=...); "

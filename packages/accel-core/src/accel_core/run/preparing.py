@@ -19,6 +19,7 @@ from ..processes.collectives import broadcast_object
 from ..processes.shutdown import check_processes
 from ..state.checkpoint import TrainerState
 from ..state.random import capture_random_state, restore_random_state, seed_process
+from ..text import counted
 from .batch_output import add_way_out
 from .counted_loss import counted_loss
 from .ending import heed_earlier_signals, pass_on_signal, tell_launcher, tell_of_interrupt
@@ -52,9 +53,9 @@ def begin_run(trainer: TrainerParts, run: Run, state: TrainerState | None, keep_
     check_processes(group.num_processes)
     check_accumulation(trainer.accelerator)
     logger_of("engine").info(
-        "%s runs the steps on %s process(es), device %s, precision %s.",
+        "%s runs the steps on %s, device %s, precision %s.",
         run.engine.name,
-        group.size,
+        counted(group.size, "processes"),
         trainer.device,
         trainer.accelerator.mixed_precision,
     )

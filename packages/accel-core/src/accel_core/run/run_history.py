@@ -14,7 +14,7 @@ from ..callbacks.metric_table import html_table
 from ..checks.values import check_path
 from ..errors import ConfigurationError
 from ..foreign_names.answers import ForeignName
-from ..text import did_you_mean
+from ..text import counted, did_you_mean
 
 
 class MetricRecord(TypedDict):
@@ -140,7 +140,8 @@ class RunHistory(ABC):
 
     def __repr__(self) -> str:
         names = ", ".join(sorted(self.get_metric_names())) or "no metrics yet"
-        return f"{type(self).__name__}({len(self)} epochs, {self.current_update} updates: {names})"
+        epochs, updates = counted(len(self), "epochs"), counted(self.current_update, "updates")
+        return f"{type(self).__name__}({epochs}, {updates}: {names})"
 
     def _repr_html_(self) -> str:
         rows = [

@@ -28,6 +28,7 @@ from ..state.checkpoint import (
 from ..state.random import capture_random_state, restore_random_state
 from ..state.resume import compare, read_resume_point
 from ..state.save import Saved, save_folder
+from ..text import counted
 from .checked_state import open_state, setting_damage_aside
 from .choose_load import choose_load
 from .evaluations import step_if_due
@@ -52,8 +53,8 @@ def report_finished(trainer: TrainerParts, run: Run) -> None:
         updates = trainer.run_progress.updates_completed
         notify(
             trainer,
-            f"The run in {point.folder} is finished after {updates} updates, so there is nothing to do. "
-            f"{_way_on(run)}",
+            f"The run in {point.folder} is finished after {counted(updates, 'updates')}, so there is nothing "
+            f"to do. {_way_on(run)}",
             "resume",
         )
 

@@ -16,6 +16,7 @@ from ..errors import CheckpointError, ConfigurationError
 from ..processes.group import DataGroup
 from ..state.checkpoint import NoState, TrainerState, examine
 from ..state.latest import latest_checkpoint
+from ..text import counted
 
 
 class _Stretch(NamedTuple):
@@ -79,7 +80,8 @@ def updates_of(state_or_folder: str | Path, sample: int) -> list[int]:
     sizes = {_size_of_data(each.launch["order"]) for each in stretches}
     if sizes and sample >= max(sizes):
         raise ConfigurationError(
-            f"sample is {sample}, but the data of the run had {max(sizes)} samples, counted from 0."
+            f"sample is {sample}, but the data of the run had {counted(max(sizes), 'samples')}, counted from "
+            "0."
         )
     updates: set[int] = set()
     for stretch in stretches:

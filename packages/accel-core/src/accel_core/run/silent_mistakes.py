@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from ..callbacks.callback_list import CallbackList
 from ..engines.engine import Engine
 from ..errors import AccelWarning
+from ..text import counted
 
 _ELEMENTWISE = {
     nn.MSELoss: F.mse_loss,
@@ -78,8 +79,8 @@ def warn_of_batch(batch: Any, step_class: type, callbacks: CallbackList) -> None
         callback.reads_batches for callback in listeners
     ):
         _warn(
-            f"The batch has {len(batch)} elements, but the default step takes the first two as inputs and "
-            "targets and leaves out the rest. Override calculate_train_batch_loss and "
+            f"The batch has {counted(len(batch), 'elements')}, but the default step takes the first two as "
+            "inputs and targets and leaves out the rest. Override calculate_train_batch_loss and "
             "calculate_eval_batch_loss to use them (sample weights, for example), or let the data set "
             "return pairs."
         )

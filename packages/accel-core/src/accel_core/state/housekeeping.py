@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import OtherRunError
+from ..text import counted
 from . import files
 from .checkpoint import (
     ORDER,
@@ -118,8 +119,9 @@ def refuse_later(path: Path, updates: int, updates_completed: int | None) -> Non
     """Raise `CheckpointError` if a state of this run has more updates than the run has made."""
     if updates_completed is not None and updates > updates_completed:
         raise OtherRunError(
-            f"'{path}' holds {updates} updates of this run, which has gone on from {updates_completed}: "
-            "latest_checkpoint would choose what was given up. Remove it, or save to another folder."
+            f"'{path}' holds {counted(updates, 'updates')} of this run, which has gone on from "
+            f"{updates_completed}: latest_checkpoint would choose what was given up. Remove it, or save to "
+            "another folder."
         )
 
 

@@ -20,6 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from ..errors import OtherRunError
+from ..text import counted
 from .checkpoint import ORDER, STATE_FILE, Kind, NoState, TrainerState, parse_state_file
 from .store import Store
 
@@ -170,9 +171,9 @@ def refuse_later_states(store: Store, states: Mapping[str, TrainerState], update
         found = state["run_progress"]["updates_completed"]
         if found > updates:
             raise OtherRunError(
-                f"The mirror '{store.address}' has '{name}' with {found} updates of this run, which has gone "
-                f"on from {updates}: latest_checkpoint would choose what was given up. Remove it there, pass "
-                "another mirror, or continue from it by "
+                f"The mirror '{store.address}' has '{name}' with {counted(found, 'updates')} of this run, "
+                f"which has gone on from {updates}: latest_checkpoint would choose what was given up. Remove "
+                "it there, pass another mirror, or continue from it by "
                 f"resume_from=latest_checkpoint('{store.address}', cache=...)."
             )
 

@@ -9,6 +9,7 @@ from typing import Any, TypedDict
 
 from ..errors import ConfigurationError
 from ..processes.group import DataGroup
+from ..text import counted
 from . import files
 from .checkpoint import RunState, TrainerState, process_file
 
@@ -87,11 +88,12 @@ def _compare_data(saved: TrainerState, now: RunState) -> Iterator[str]:
     position = saved["run_progress"]["samples_completed_in_epoch"]
     if position:
         raise ConfigurationError(
-            f"train_dataset has {now['num_samples']} samples, but the state was saved after {position} of "
-            f"{saved['num_samples']} samples of an epoch. Resume with the same data, or start a new run from "
-            "an export with load_checkpoint."
+            f"train_dataset has {counted(str(now['num_samples']), 'samples')}, but the state was saved after "
+            f"{position} of {counted(str(saved['num_samples']), 'samples')} of an epoch. Resume with the "
+            "same data, or start a new run from an export with load_checkpoint."
         )
-    yield f"The data has changed from {saved['num_samples']} to {now['num_samples']} samples."
+    samples = counted(str(now["num_samples"]), "samples")
+    yield f"The data has changed from {saved['num_samples']} to {samples}."
 
 
 def _compare_launches(saved: TrainerState, now: RunState, keeps_schedule: bool) -> Iterator[str]:
@@ -99,9 +101,9 @@ def _compare_launches(saved: TrainerState, now: RunState, keeps_schedule: bool) 
     after: dict[str, Any] = dict(now["launched"])
     if before["num_processes"] != after["num_processes"]:
         yield (
-            f"The run resumes with {after['num_processes']} instead of {before['num_processes']} processes, "
-            "with the next sample. Random numbers of dropout and augmentation, and metrics so far in this "
-            "epoch, cannot be carried over."
+            f"The run resumes with {after['num_processes']} instead of "
+            f"{counted(before['num_processes'], 'processes')}, with the next sample. Random numbers of "
+            "dropout and augmentation, and metrics so far in this epoch, cannot be carried over."
         )
     plan = " (the saved scheduler keeps its own plan)" if keeps_schedule else ""
     for key, what in (

@@ -20,6 +20,7 @@ from ..checks.values import check_whole_number
 from ..engines.trained import without_wrappers
 from ..errors import ConfigurationError
 from ..state.digests import digest_of_value
+from ..text import counted
 from .resuming import content_of
 
 _RUNNER = "import sys\nfrom accel_core.testing.agreeing import run_script\nrun_script(*sys.argv[1:])\n"
@@ -95,7 +96,7 @@ def _launch(script: list[str], num_processes: int, folder: Path, timeout: float)
         what = (
             f"failed with exit status {status}"
             if status is not None
-            else f"did not end within {timeout:g} seconds: one may wait for what another never does"
+            else f"did not end within {counted(timeout, 'seconds')}: one may wait for what another never does"
         )
         raise AssertionError("\n".join([f"The {num_processes} processes {what}.", *lines]))
 

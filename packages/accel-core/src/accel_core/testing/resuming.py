@@ -20,6 +20,7 @@ from ..engines.trained import without_wrappers
 from ..errors import ConfigurationError
 from ..state.digests import digest_of_value
 from ..state.random import capture_random_state
+from ..text import counted
 
 _MOST_NESTED = 20
 _OF_MODULES = frozenset(vars(torch.nn.Module()))
@@ -63,8 +64,8 @@ def assert_resumes_exactly(
     last = max(plain.seen, default=0)
     if last < 2:
         raise ConfigurationError(
-            f"The run has {last} updates, but at least 2 are needed to end in between. Pass more data "
-            "or more epochs."
+            f"The run has {counted(last, 'updates')}, but at least 2 are needed to end in between. Pass more "
+            "data or more epochs."
         )
     updates = sorted({max(1, number * last // (kills + 1)) for number in range(1, kills + 1)})
     with tempfile.TemporaryDirectory(prefix="accel-testing-") as folder:

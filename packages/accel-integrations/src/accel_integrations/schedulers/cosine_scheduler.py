@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from torch.optim import Optimizer
 
 from accel_core import TrainerPlaceholderValues
-from accel_core.extending import plain
+from accel_core.extending import counted, plain
 
 from .scheduler_base import (
     StatefulSchedulerBase,
@@ -190,8 +190,8 @@ def _count_updates(epochs: dict[str, float], num_update_steps_per_epoch: int) ->
         "total_num_epochs",
         epochs["total_num_epochs"],
         total > warmup + cooldown,
-        f"longer than warm-up and cooldown, as {total} updates cannot hold {warmup} of warm-up, {cooldown} "
-        "of cooldown and at least 1 between them",
+        f"longer than warm-up and cooldown, as {counted(total, 'updates')} cannot hold {warmup} of warm-up, "
+        f"{cooldown} of cooldown and at least 1 between them",
         "Shorten them (fractions such as num_warmup_epochs=0.5 are allowed), or train for longer.",
     )
     return [total, warmup, cooldown]

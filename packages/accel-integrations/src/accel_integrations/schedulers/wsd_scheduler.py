@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 from torch.optim import Optimizer
 
 from accel_core import TrainerPlaceholderValues
-from accel_core.extending import plain
+from accel_core.extending import counted, plain
 
 from .scheduler_base import StatefulSchedulerBase, check_argument, interpolate
 from .wsd_arguments import check_decay, check_warmup, count_total_steps
@@ -248,8 +248,8 @@ class WSDLrScheduler(StatefulSchedulerBase):
             "total_steps",
             self.total_steps,
             self.total_steps > updates,
-            f"more than the {updates} updates that the state has completed, as totals count from the "
-            "beginning of the first run",
+            f"more than the {counted(updates, 'updates')} that the state has completed, as totals count "
+            "from the beginning of the first run",
             f"For 1000 more updates, pass total_steps={updates + 1000}; with the trainer, raise num_epochs.",
         )
         # Raises before anything is changed if too few updates are left for the checkpoints.
