@@ -1,9 +1,14 @@
-"""Two processes that see different disks, by working folders of their own: saved by one, resumed by both, equal to one machine."""
+"""Two hosts with a disk each: saved by one, resumed by both, equal to one host.
+
+They are two working folders of one host, or two network namespaces with mounts of their own.
+"""
 
 import re
+import textwrap
 
 import pytest
 
+from hosts import two_hosts
 from launching import launch
 
 JOB = """
@@ -15,8 +20,8 @@ JOB = """
     from accel_core import ConfigurationError, Trainer, TrainerCallback, latest_checkpoint
     from accel_core.extending import check_is_shared
 
-    shared, rank = sys.argv[1] == "one machine", int(os.environ["RANK"])
-    host = Path(sys.argv[2]) / ("host" if shared else f"host_{rank}")
+    shared, rank = sys.argv[1] in ("one host", "shared disk"), int(os.environ["RANK"])
+    host = Path(sys.argv[2]) / (f"host_{rank}" if sys.argv[1] == "two folders" else "host")
     host.mkdir(exist_ok=True)
     os.chdir(host)
 
@@ -61,16 +66,38 @@ JOB = """
 """
 
 
-def run(kind, folder, what):
-    finished = launch(JOB, processes=2, args=[kind, folder, what], env={"TMPDIR": str(folder)})
+def weights_in(finished):
     return sorted(re.findall(r"^weights .*$", finished.stdout, re.M))
 
 
+def run(kind, folder, what):
+    folder.mkdir(exist_ok=True)
+    return weights_in(launch(JOB, processes=2, args=[kind, folder, what], env={"TMPDIR": str(folder)}))
+
+
 @pytest.mark.slow
-def test_a_stop_on_one_machine_is_resumed_on_both_to_the_bit(tmp_path):
-    for name in ("apart", "one"):
-        (tmp_path / name).mkdir()
-    assert run("two machines", tmp_path / "apart", "stop") == []
-    apart = run("two machines", tmp_path / "apart", "go on")
-    one = run("one machine", tmp_path / "one", "through")
+def test_a_stop_on_one_host_is_resumed_on_both_to_the_bit(tmp_path):
+    assert run("two folders", tmp_path / "apart", "stop") == []
+    apart = run("two folders", tmp_path / "apart", "go on")
+    one = run("one host", tmp_path / "one", "through")
     assert apart == one and len(one) == 2
+
+
+@pytest.mark.slow
+def test_two_hosts_with_a_network_between_them_equal_one_to_the_bit(tmp_path, monkeypatch):
+    script, disk, shared = (tmp_path / name for name in ("job.py", "disk", "shared"))
+    script.write_text(textwrap.dedent(JOB))
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    for folder in (disk, shared):
+        folder.mkdir()
+    one = run("one host", tmp_path / "one", "through")
+    with two_hosts() as hosts:
+        both = hosts.launch(script, ["shared disk", shared, "through"])
+        # The gradients of 24 updates have come through the cable, and there is no other way.
+        assert min(hosts.received()) > 10_000
+        stopped = hosts.launch(script, ["disk each", disk, "stop"], disks=disk)
+        gone_on = hosts.launch(script, ["disk each", disk, "go on"], disks=disk)
+    assert weights_in(both) == one and len(one) == 2
+    assert weights_in(stopped) == [] and weights_in(gone_on) == one
+    assert list((tmp_path / "disk_of_host_0").glob("host/states/*")) and not list(disk.iterdir())
+    assert not (tmp_path / "disk_of_host_1" / "host" / "states").exists()
