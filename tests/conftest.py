@@ -6,8 +6,11 @@ from collections.abc import Iterator
 # Read when torch is imported, here and in the processes that tests start: several of them share few cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from types import SimpleNamespace
+
 import pytest
 import torch
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 
 from case_runner import Outcome, compare
@@ -32,6 +35,13 @@ def fresh_accelerate() -> Iterator[None]:
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
+
+
+@pytest.fixture
+def deepspeed_plugin(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give every accelerator the configuration that the engine of DeepSpeed reads, without DeepSpeed."""
+    plugin = SimpleNamespace(deepspeed_config={"zero_optimization": {}})
+    monkeypatch.setattr(Accelerator, "deepspeed_plugin", plugin)
 
 
 @pytest.fixture(scope="module")

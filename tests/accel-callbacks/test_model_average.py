@@ -311,13 +311,13 @@ def test_a_run_that_is_too_short_is_told_before_it_begins_and_the_way_out_works(
     [
         ({"average": "latest"}, ("average is 'latest'", "Pass average='mean'")),
         ({}, ("statistics of batch norm", "update_batch_norm=False")),
-        ({"update_batch_norm": False}, ("ModelAverageCallback", "FSDP", "Use DDP or FSDP2")),
+        ({"update_batch_norm": False}, ("ModelAverageCallback", "DEEPSPEED", "Use DDP or FSDP2")),
     ],
 )
 def test_what_a_sharded_model_does_not_allow_is_refused(kwargs: Any, parts: Any) -> None:
     trainer = tiny_trainer(model=normed())
     # Before the trainer has an engine, which it keeps.
-    trainer.accelerator.state.distributed_type = DistributedType.FSDP
+    trainer.accelerator.state.distributed_type = DistributedType.DEEPSPEED
     with pytest.raises(ConfigurationError) as raised:
         ModelAverageCallback(**kwargs).on_training_run_start(trainer)
     assert all(part in str(raised.value) for part in parts), raised.value
@@ -372,7 +372,8 @@ def test_processes_have_one_average_with_the_statistics_of_all_their_batches(out
     first, second = outcome.of("average")
     assert_same_tensors(first["state"], second["state"])
     assert first["records"] == second["records"]
-    # Eight batches of four on each of both; the mean over all samples is that of the data but for the short ones.
+    # Eight batches of four on each of both; the mean over all samples is that of the data but for the short
+    # ones.
     assert int(first["state"]["0.num_batches_tracked"]) == 16
     mean = tiny_data(61).tensors[0].mean(0)
     assert torch.allclose(first["state"]["0.running_mean"], mean, atol=0.05)

@@ -488,8 +488,8 @@ def test_a_model_that_cannot_be_copied_is_reported() -> None:
 def test_sharded_models_are_refused() -> None:
     trainer = tiny_trainer()
     # Before the trainer has an engine, which it keeps.
-    trainer.accelerator.state.distributed_type = DistributedType.FSDP
-    with pytest.raises(ConfigurationError, match=r"ModelEmaCallback.* FSDP .*Use DDP"):
+    trainer.accelerator.state.distributed_type = DistributedType.DEEPSPEED
+    with pytest.raises(ConfigurationError, match=r"ModelEmaCallback.* DEEPSPEED .*Use DDP or FSDP2"):
         ModelEmaCallback().on_training_run_start(trainer)
 
 

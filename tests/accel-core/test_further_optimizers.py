@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
 from accel_core import CheckpointError, ConfigurationError, Trainer, TrainerCallback
-from accel_core.engines.fsdp import FSDP
+from accel_core.engines.deepspeed import DeepSpeed
 from accel_core.processes.group import DataGroup
 from accel_core.state import files
 from case_runner import run_as_script, shared_folder
@@ -427,10 +427,11 @@ def test_outside_of_a_run_it_is_refused():
         trainer.step_optimizer(trainer.critic_optimizer)
 
 
-def test_engines_that_shard_refuse_a_second_optimizer_by_name():
+@pytest.mark.usefixtures("deepspeed_plugin")
+def test_deepspeed_refuses_a_second_optimizer_by_name():
     trainer = AdversarialTrainer()
-    trainer._engine = FSDP(trainer.accelerator, DataGroup())
-    with pytest.raises(ConfigurationError, match=r"trainer\.critic_optimizer .*FSDP"):
+    trainer._engine = DeepSpeed(trainer.accelerator, DataGroup())
+    with pytest.raises(ConfigurationError, match=r"trainer\.critic_optimizer .*DEEPSPEED"):
         train(trainer, 8)
 
 

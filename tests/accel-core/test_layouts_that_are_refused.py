@@ -64,7 +64,36 @@ def test_a_way_to_lay_out_one_copy_that_nobody_knows_is_refused(monkeypatch):
         choose_engine(accelerator_of(), DataGroup(3))
 
 
-@pytest.mark.parametrize("plugin", ["DEEPSPEED", "FSDP", "MEGATRON_LM"])
+def fsdp1():
+    accelerator = accelerator_of(DistributedType.FSDP)
+    accelerator.is_fsdp2 = False
+    return accelerator
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "named", "way_out"),
+    [
+        (fsdp1(), "version 1 of FSDP", "FullyShardedDataParallelPlugin(fsdp_version=2)"),
+        (accelerator_of(DistributedType.MEGATRON_LM), "Megatron-LM", "use FSDP2, DeepSpeed or tp_size"),
+        (accelerator_of(DistributedType.XLA), "XLA", "Use GPUs or CPUs"),
+        (accelerator_of(DistributedType.XLA, num_processes=1), "XLA", "Use GPUs or CPUs"),
+    ],
+    ids=["version 1 of FSDP", "Megatron-LM", "XLA", "XLA on one process"],
+)
+def test_an_engine_that_no_test_can_compare_is_refused_by_name(accelerator, named, way_out):
+    with pytest.raises(ConfigurationError) as caught:
+        choose_engine(accelerator, DataGroup(accelerator.num_processes))
+    assert named in str(caught.value)
+    assert way_out in str(caught.value)
+
+
+def test_megatron_that_accelerate_has_dropped_is_refused(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_MEGATRON_LM", "true")
+    with pytest.raises(ConfigurationError, match=r"Megatron-LM.*Remove the plugin"):
+        choose_engine(accelerator_of(DistributedType.MULTI_CPU), DataGroup(4))
+
+
+@pytest.mark.parametrize("plugin", ["DEEPSPEED", "FSDP"])
 def test_a_plugin_that_accelerate_has_dropped_is_refused(monkeypatch, plugin):
     monkeypatch.setenv(f"ACCELERATE_USE_{plugin}", "true")
     with pytest.raises(ConfigurationError, match=r"(?s)has dropped it.*MULTI_CPU.*remove the plugin"):
@@ -98,6 +127,42 @@ def test_processes_of_one_copy_are_one_reader_of_data():
     group = data_group(accelerator_of(tp_size=2))
     assert group == DataGroup(size=2, index=0, processes_per_copy=2, index_in_copy=1)
     assert (group.num_processes, group.process_index, group.is_main) == (4, 1, False)
+
+
+UNTESTED = """
+import torch
+from accelerate import Accelerator, DistributedType, FullyShardedDataParallelPlugin
+from accelerate.state import PartialState
+from torch import nn
+from accel_core import ConfigurationError, Trainer
+
+accelerator = Accelerator()
+accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(fsdp_version=1)
+data = torch.utils.data.TensorDataset(torch.randn(8, 4), torch.randn(8, 4))
+
+for kind in (DistributedType.FSDP, DistributedType.MEGATRON_LM, DistributedType.XLA):
+    PartialState._shared_state["distributed_type"] = accelerator.state.distributed_type = kind
+    model = nn.Linear(4, 4)
+    before = model.weight.detach().clone()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    trainer = Trainer(model, nn.MSELoss(), optimizer, [], seed=1, accelerator=accelerator)
+    for call in (lambda: trainer.train(data, 1), lambda: trainer.evaluate(data), lambda: trainer.predict(data)):
+        try:
+            call()
+        except ConfigurationError as error:
+            assert "accel does not run it" in str(error), error
+            assert trainer.run_progress.updates_completed == 0 and torch.equal(model.weight, before)
+            print(f"process {accelerator.process_index} refused", flush=True)
+PartialState._shared_state["distributed_type"] = DistributedType.MULTI_CPU
+accelerator.state.distributed_type = DistributedType.MULTI_CPU
+accelerator.end_training()
+"""
+
+
+@pytest.mark.slow
+def test_an_engine_that_no_test_can_compare_is_refused_on_all_processes_in_every_call():
+    printed = launch(UNTESTED).stdout
+    assert printed.count("process 0 refused") == printed.count("process 1 refused") == 9
 
 
 FOREIGN = """

@@ -118,6 +118,14 @@ def test_the_newest_state_is_found(folder: str) -> None:
     assert latest_checkpoint(PAST / folder) == PAST / folder / "mid_epoch"
 
 
+@pytest.mark.slow
+def test_a_run_of_version_1_of_fsdp_goes_on_with_fsdp2_to_the_end_that_it_had(tmp_path: Path) -> None:
+    past = Path(__file__).parent
+    launch(past / "fsdp1.py", args=[2, tmp_path, past / "fsdp1" / "mid_epoch"], env=ENVIRONMENT)
+    expected = json.loads((past / "fsdp1" / "end.json").read_text())
+    assert_same_end(json.loads((tmp_path / "end.json").read_text()), expected)
+
+
 def main(folder: Path) -> None:
     """What two processes do."""
     for state in STATES:

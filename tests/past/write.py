@@ -140,7 +140,12 @@ def create_trainer(*callbacks: TrainerCallback, is_empty: bool) -> PastTrainer:
     )
 
 
-def train(trainer: Trainer, resume_from: Path | None = None, per_device_batch_size: int = 3) -> None:
+def train(
+    trainer: Trainer,
+    resume_from: Path | None = None,
+    per_device_batch_size: int = 3,
+    gradient_clip_norm: float | None = 2.0,
+) -> None:
     """Train to the end of the run."""
     trainer.train(
         Points(NUM_SAMPLES),
@@ -149,7 +154,7 @@ def train(trainer: Trainer, resume_from: Path | None = None, per_device_batch_si
         per_device_batch_size=per_device_batch_size,
         eval_per_device_batch_size=4,
         gradient_accumulation_steps=2,
-        gradient_clip_norm=2.0,
+        gradient_clip_norm=gradient_clip_norm,
         create_scheduler_fn=partial(torch.optim.lr_scheduler.StepLR, step_size=2, gamma=0.8),
         scheduler_step_every="update",
         train_dataloader_kwargs={"num_workers": 0, "shuffle": True},

@@ -749,7 +749,7 @@ class Trainer:
 
     @property
     def engine(self) -> Engine:
-        """Return what runs the steps (one process, DDP, FSDP, DeepSpeed), chosen when first asked for."""
+        """Return what runs the steps (one process, DDP, FSDP2, DeepSpeed), chosen when first asked for."""
         if self._engine is None:
             self._engine = choose_engine(self.accelerator, data_group(self.accelerator))
         return self._engine

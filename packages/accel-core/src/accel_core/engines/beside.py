@@ -16,10 +16,10 @@ from .apart import HeldApart, held_apart
 from .averaging import check_equal_parameters
 from .clearing import call_both
 from .ddp import DDP
-from .engine import LoadState, StepWeight
+from .engine import LoadState
 from .mixtures import check_mixtures, compute_one_by_one
 from .parts import is_dtensor, reshard
-from .trained import Trained, clear_gradients
+from .trained import clear_gradients
 
 
 class TrainsBeside(DDP):
@@ -49,10 +49,6 @@ class TrainsBeside(DDP):
         with contextlib.nullcontext() if apart is None else apart.taken_out():
             return super().prepare(model, optimizer)
 
-    def train_beside(self, trained: Trained, step_weight: StepWeight, stepped: list[Any]) -> None:
-        """Begin what is beside the model from the main process's values."""
-        DDP.train_beside(self, trained, step_weight, stepped)
-
     def _find_beside(self) -> None:
         # Between a forward pass and its backward the model has other parameters than its optimizer.
         reshard(self._parts().model)
@@ -74,10 +70,6 @@ class TrainsBeside(DDP):
         """Return the prepared model, after a look at what the optimizer was given."""
         self._notice_what_was_added()
         return super().model_to_train()
-
-    def average_beside(self) -> None:
-        """Average by one all-reduce, if there is anything beside the model."""
-        DDP.average_beside(self)
 
     def parameters_to_clip(self, model: torch.nn.Module) -> list[torch.Tensor]:
         """Return those of the model, and what the optimizer holds beside it."""

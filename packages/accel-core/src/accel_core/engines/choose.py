@@ -14,10 +14,10 @@ from accelerate import Accelerator, DistributedType
 
 from ..errors import ConfigurationError
 from ..processes.group import DataGroup
-from .ddp import DDP, XLA
-from .deepspeed import DeepSpeed, MegatronLM
+from .ddp import DDP
+from .deepspeed import DeepSpeed
 from .engine import Engine
-from .fsdp import FSDP, FSDP2, HSDP
+from .fsdp import FSDP2, HSDP
 from .single import SingleProcess
 from .tensor_parallel import TensorParallel
 
@@ -43,6 +43,10 @@ def _is_fsdp2(accelerator: Accelerator) -> bool:
     )
 
 
+def _is_fsdp1(accelerator: Accelerator) -> bool:
+    return accelerator.distributed_type is DistributedType.FSDP and not _is_fsdp2(accelerator)
+
+
 def _is_hsdp(accelerator: Accelerator) -> bool:
     return _is_fsdp2(accelerator) and sizes_of(accelerator)["dp_replicate_size"] > 1
 
@@ -52,17 +56,13 @@ LAYOUTS = [
     Layout(_is(DistributedType.NO), SingleProcess),
     Layout(_is_hsdp, HSDP),
     Layout(_is_fsdp2, FSDP2),
-    Layout(_is(DistributedType.FSDP), FSDP),
     Layout(_is(DistributedType.DEEPSPEED), DeepSpeed),
-    Layout(_is(DistributedType.MEGATRON_LM), MegatronLM),
-    Layout(_is(DistributedType.XLA), XLA),
     # GPUs of all makers, and CPUs with gloo or MPI.
     Layout(lambda accelerator: accelerator.distributed_type.value.startswith("MULTI_"), DDP),
 ]
 """The layouts that accel runs. The first one that runs is taken.
 
-Before that, `REFUSED` is asked. Tests compare all of them with one process, but for three that run on no CPU:
-version 1 of FSDP, Megatron-LM and XLA.
+Before that, `REFUSED` is asked. Tests compare all of them with one process.
 """
 
 
@@ -94,8 +94,7 @@ def _is_dropped(plugin: str, kind: DistributedType) -> Callable[[Accelerator], b
     def is_dropped(accelerator: Accelerator) -> bool:
         # Accelerate keeps no trace but this variable, which it sets itself for a plugin that is passed.
         is_asked = os.environ.get(f"ACCELERATE_USE_{plugin}", "false").lower() == "true"
-        is_other = accelerator.distributed_type not in (kind, DistributedType.XLA)
-        return is_asked and is_other and accelerator.num_processes > 1
+        return is_asked and accelerator.distributed_type is not kind and accelerator.num_processes > 1
 
     return is_dropped
 
@@ -116,9 +115,40 @@ _DROPPED = (
     "it does on a CPU (ACCELERATE_USE_CPU or cpu=True). {way_out}"
 )
 
-_USE_GPUS = "Use GPUs, or remove the plugin to train by DDP."
+_UNTESTED = (
+    "The Accelerator runs {what}. accel does not run it: no test can compare it with one process, since it "
+    "{reason}. {way_out}"
+)
+
+_is_megatron = _is(DistributedType.MEGATRON_LM)
+_has_lost_megatron = _is_dropped("MEGATRON_LM", DistributedType.MEGATRON_LM)
 
 REFUSED = [
+    Refused(
+        _is(DistributedType.XLA),
+        _UNTESTED.format(
+            what="XLA, as on a TPU",
+            reason="needs torch_xla, whose newest release is for torch 2.9",
+            way_out="Use GPUs or CPUs, without torch_xla in the environment.",
+        ),
+    ),
+    Refused(
+        lambda accelerator: _is_megatron(accelerator) or _has_lost_megatron(accelerator),
+        _UNTESTED.format(
+            what="or was asked for Megatron-LM",
+            reason="needs GPUs and a model of its own",
+            way_out="Remove the plugin, and use FSDP2, DeepSpeed or tp_size of a ParallelismConfig for a "
+            "model that does not fit on one GPU.",
+        ),
+    ),
+    Refused(
+        _is_fsdp1,
+        "The Accelerator runs version 1 of FSDP. accel does not run it: Accelerate loads no state of its "
+        "optimizer from sharded states, so a resumed run would differ without an error. Pass "
+        "fsdp_plugin=FullyShardedDataParallelPlugin(fsdp_version=2) to the Accelerator, or write "
+        "fsdp_version: 2 into the configuration of accelerate launch. FSDP2 goes on from sharded states of "
+        "version 1.",
+    ),
     Refused(
         _asks_for("cp_size"),
         "The ParallelismConfig has cp_size={cp_size}: context parallelism, in which several processes share "
@@ -171,11 +201,9 @@ REFUSED = [
     ),
     Refused(
         _is_dropped("FSDP", DistributedType.FSDP),
-        _DROPPED.format(what="FSDP", runs="{runs}", way_out=_USE_GPUS),
-    ),
-    Refused(
-        _is_dropped("MEGATRON_LM", DistributedType.MEGATRON_LM),
-        _DROPPED.format(what="Megatron-LM", runs="{runs}", way_out=_USE_GPUS),
+        _DROPPED.format(
+            what="FSDP", runs="{runs}", way_out="Use GPUs, or remove the plugin to train by DDP."
+        ),
     ),
 ]
 """The first layout that is asked for is named."""
@@ -198,7 +226,7 @@ def choose_engine(accelerator: Accelerator, group: DataGroup) -> Engine:
             return layout.create_engine(accelerator, group)
     raise ConfigurationError(
         f"The Accelerator uses {accelerator.distributed_type}, which accel does not know. Use one process, "
-        "DDP, FSDP or DeepSpeed."
+        "DDP, FSDP2 or DeepSpeed."
     )
 
 

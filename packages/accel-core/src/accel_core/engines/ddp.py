@@ -172,21 +172,6 @@ class DDP(SingleProcess):
         return _NOTHING if is_last else self.accelerator.no_sync(model)
 
 
-class XLA(DDP):
-    """Runs the steps of processes on XLA devices, where Accelerate marks the steps."""
-
-    name = "XLA"
-    wraps_by_ddp = False
-
-    def __init__(self, accelerator: Accelerator, group: DataGroup) -> None:
-        super().__init__(accelerator, group)
-        self.has_collective_forward = not group.is_single
-
-    def bypasses_accelerate(self, optimizer: Any) -> bool:
-        """Return False."""
-        return False
-
-
 def _num_held_by(optimizer: Any) -> int:
     return 0 if optimizer is None else sum(len(group["params"]) for group in optimizer.param_groups)
 

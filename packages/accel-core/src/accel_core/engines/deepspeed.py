@@ -1,4 +1,4 @@
-"""DeepSpeed and Megatron-LM: engines that change the parameters inside backward."""
+"""DeepSpeed: an engine that changes the parameters inside backward."""
 
 from __future__ import annotations
 
@@ -13,29 +13,33 @@ from accelerate import Accelerator
 
 from ..errors import CheckpointError, ConfigurationError
 from ..processes.group import DataGroup
-from .engine import Context
+from ..text import counted
+from .engine import Context, StepWeight
 from .fsdp import Sharded
+from .trained import Trained
 
 _NOTHING = contextlib.nullcontext()
 
 
-class StepsInBackward(Sharded):
-    """What the engines have in common that change the parameters inside backward."""
+class DeepSpeed(Sharded):
+    """Runs the steps of DeepSpeed, with ZeRO of any stage."""
 
+    name = "DEEPSPEED"
     steps_in_backward = True
 
     def __init__(self, accelerator: Accelerator, group: DataGroup) -> None:
         super().__init__(accelerator, group)
+        self.may_skip_updates = True
         if not group.is_single:
             self.synchronize = self._announce_last_step
 
     def check(self, overridden: list[str], clip_value: Any, clip_norm: Any, has_plan: bool) -> None:
-        """Refuse to override what happens in backward, and data whose weight is only known afterwards."""
+        """Refuse to override what happens in backward, unplanned weights, and two norms to clip by."""
         super().check(overridden, clip_value, clip_norm, has_plan)
         if overridden:
             raise ConfigurationError(
                 f"{overridden} are overridden, but {self.name} does that inside backward. Remove them, or "
-                "use DDP or FSDP."
+                "use DDP or FSDP2."
             )
         if not has_plan:
             raise ConfigurationError(
@@ -43,6 +47,35 @@ class StepsInBackward(Sharded):
                 f"{self.name} changes the parameters inside backward. Override count_items(batch) to return "
                 "the samples of a batch."
             )
+        configured = self._configured_clipping()
+        if clip_norm is not None and configured is not None and clip_norm != configured:
+            raise ConfigurationError(
+                f"gradient_clip_norm is {clip_norm}, but the configuration of DeepSpeed has "
+                f"gradient_clipping={configured}. Leave one of them out."
+            )
+
+    def check_trained(self, modules: Iterable[str], optimizers: Iterable[str]) -> None:
+        """Refuse parameters beside the model, and further optimizers."""
+        for name in modules:
+            raise ConfigurationError(
+                f"trainer.{name} has parameters that the optimizer holds, but is no part of the model, and "
+                f"{self.name} trains what is in the model only. Make it a part of the model, or use DDP."
+            )
+        for name in optimizers:
+            raise ConfigurationError(
+                f"trainer.{name} is a further optimizer, but {self.name} trains by one. Use DDP, or wrap it "
+                "yourself: override prepare and call accelerator.prepare there."
+            )
+
+    def train_beside(self, trained: Trained, step_weight: StepWeight, stepped: list[Any]) -> None:
+        """Train what is in the model only: the engine has exchanged what the optimizer holds."""
+
+    def average_beside(self) -> None:
+        """Do nothing: there is nothing beside the model."""
+
+    def check_equal_parameters(self) -> str | None:
+        """Return None: each process has a part of its own."""
+        return None
 
     def bypasses_accelerate(self, optimizer: Any) -> bool:
         """Return False."""
@@ -65,42 +98,14 @@ class StepsInBackward(Sharded):
         super().check_files(folder, saved_processes, trust_engine_files)
         if saved_processes != self.group.size:
             raise CheckpointError(
-                f"'{folder}' was saved by {saved_processes} processes, and {self.name} continues with that "
-                f"number only, not with {self.group.size}. Start as many, or begin a new run from an export."
+                f"'{folder}' was saved by {counted(saved_processes, 'processes')}, and {self.name} continues "
+                f"with that number only, not with {self.group.size}. Start as many, or begin a new run from "
+                "an export."
             )
 
     def _announce_last_step(self, model: torch.nn.Module, is_last: bool) -> Context:
         self.accelerator.gradient_state._set_sync_gradients(is_last)
         return _NOTHING
-
-
-class MegatronLM(StepsInBackward):
-    """Runs the steps of Megatron-LM."""
-
-    name = "MEGATRON_LM"
-
-    def _load_shards(self, wrapper: Any, model: torch.nn.Module, state: dict[str, Any]) -> None:
-        model.load_state_dict(state)
-
-
-class DeepSpeed(StepsInBackward):
-    """Runs the steps of DeepSpeed, with ZeRO of any stage."""
-
-    name = "DEEPSPEED"
-
-    def __init__(self, accelerator: Accelerator, group: DataGroup) -> None:
-        super().__init__(accelerator, group)
-        self.may_skip_updates = True
-
-    def check(self, overridden: list[str], clip_value: Any, clip_norm: Any, has_plan: bool) -> None:
-        """Refuse two different norms to clip by too."""
-        super().check(overridden, clip_value, clip_norm, has_plan)
-        configured = self._configured_clipping()
-        if clip_norm is not None and configured is not None and clip_norm != configured:
-            raise ConfigurationError(
-                f"gradient_clip_norm is {clip_norm}, but the configuration of DeepSpeed has "
-                f"gradient_clipping={configured}. Leave one of them out."
-            )
 
     @contextlib.contextmanager
     def completed_config(self, per_device_batch_size: int) -> Iterator[None]:

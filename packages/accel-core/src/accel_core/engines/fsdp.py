@@ -1,4 +1,4 @@
-"""FSDP: parameters, gradients and optimizer states are spread over the processes."""
+"""FSDP2: parameters, gradients and optimizer states are spread over the processes."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from ..state.weight_names import with_plain_names
 from .beside import TrainsBeside
 from .clearing import choose_zero_grad
 from .ddp import DDP
-from .engine import CreateState, LoadState, StepWeight
+from .engine import CreateState, LoadState
 from .exchanged import Exchanged
 from .mixtures import compute_one_by_one
 from .partial_loading import parameters_held
 from .parts import check_whole, clip_norm, reshard
 from .shards import load_shards
-from .trained import Trained, clear_gradients, parameters_of
+from .trained import clear_gradients, parameters_of
 from .weights import share_buffers
 
 
@@ -59,40 +59,15 @@ class Sharded(DDP):
             check_whole(model.named_parameters(), self.name)
             self._exchanged.remember(model)
 
-    def check_trained(self, modules: Iterable[str], optimizers: Iterable[str]) -> None:
-        """Refuse parameters beside the model, and further optimizers."""
-        for name in modules:
-            raise ConfigurationError(
-                f"trainer.{name} has parameters that the optimizer holds, but is no part of the model, and "
-                f"{self.name} trains what is in the model only. Make it a part of the model, or use DDP."
-            )
-        for name in optimizers:
-            raise ConfigurationError(
-                f"trainer.{name} is a further optimizer, but {self.name} trains by one. Use DDP, or wrap it "
-                "yourself: override prepare and call accelerator.prepare there."
-            )
-
     def check_attributes(self, attributes: Mapping[str, Any]) -> None:
         """Refuse attributes with a parameter that preparing has exchanged."""
         self._exchanged.check(attributes, self.name)
-
-    def train_beside(self, trained: Trained, step_weight: StepWeight, stepped: list[Any]) -> None:
-        """Train what is in the model only: the engine has exchanged what the optimizer holds."""
-
-    def average_beside(self) -> None:
-        """Do nothing: there is nothing beside the model."""
-
-    def check_equal_parameters(self) -> str | None:
-        """Return None: each process has a part of its own."""
-        return None
 
     def parameters_to_clip(self, model: torch.nn.Module) -> list[torch.Tensor]:
         """Return those of the model, as Accelerate wants; clear the gradients that no optimizer holds."""
         held = set(map(id, parameters_of(self.optimizer)))
         parameters: list[torch.Tensor] = list(model.parameters())
-        # What is flattened over several parameters is the optimizer's as a whole.
-        if held & set(map(id, parameters)):
-            clear_gradients(parameter for parameter in parameters if id(parameter) not in held)
+        clear_gradients(parameter for parameter in parameters if id(parameter) not in held)
         return parameters
 
     def bind(self, optimizer: Any) -> None:
@@ -180,13 +155,7 @@ class Sharded(DDP):
             )
 
 
-class FSDP(Sharded):
-    """Runs the steps of several processes that hold a part of each parameter, by version 1 of FSDP."""
-
-    name = "FSDP"
-
-
-class FSDP2(TrainsBeside, FSDP):
+class FSDP2(TrainsBeside, Sharded):
     """Runs the steps of several processes that hold a part of each parameter, by `fully_shard`."""
 
     name = "FSDP2"

@@ -35,7 +35,7 @@ def begin_train_mode(trainer: TrainerParts, run: Run) -> None:
     if with_modes and run.engine.steps_in_backward:
         raise ConfigurationError(
             f"The optimizer {type(with_modes[0]).__name__} exchanges the weights by its train() and eval(), "
-            f"but {run.engine.name} holds them in a copy of its own. Use DDP or FSDP, or another optimizer."
+            f"but {run.engine.name} holds them in a copy of its own. Use DDP or FSDP2, or another optimizer."
         )
     put_in_train_mode(trainer, run)
     if message := run.training_modes.describe(own_model(trainer)):
