@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import copy
 import io
 import statistics
 import time
@@ -141,9 +142,11 @@ def measure(name: str, pairs: int, steps: int, device: str, tiny: bool) -> str:
     """Return the row of a table. The first pair only warms up."""
     loops: list[Callable[..., None]] = [train_by_hand, train_by_accel]
     seconds: dict[str, list[float]] = {loop.__name__: [] for loop in loops}
+    created, data, batch_size = create_task(name, steps, tiny)
     for number in range(pairs + 1):
         for loop in loops[:: 1 if number % 2 else -1]:
-            model, data, batch_size = create_task(name, steps, tiny)
+            # Drawing weights and images anew would take longer than the steps.
+            model = copy.deepcopy(created)
             clock = Clock(model, steps, device)
             loop(model, data, batch_size, device)
             if number:

@@ -1,6 +1,8 @@
 """What `hatch run gpu` does around the tests and the benchmark: ends what hangs, and writes what there is."""
 
+import os
 import runpy
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -58,3 +60,22 @@ def test_each_test_has_a_row_with_outcome_and_seconds(tmp_path):
         "| `test_two` | failure | 0.5 |",
         "| `test_three` | skipped | 0.0 |",
     ]
+
+
+@pytest.mark.slow
+def test_without_a_gpu_everything_is_skipped_and_says_so(tmp_path):
+    environment = {name: value for name, value in os.environ.items() if name != "ACCEL_TEST_DEVICE"}
+    command = [sys.executable, Path(__file__).parent / "gpu" / "run.py", "--out", tmp_path]
+    finished = subprocess.run(
+        command,
+        env={**environment, "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=True,
+    )
+    assert "needs a CUDA GPU, and torch sees none" in finished.stdout
+    figures = (tmp_path / "gpu.md").read_text()
+    rows = [line for line in figures.splitlines() if line.startswith("| `test_")]
+    assert len(rows) > 15 and all("| skipped |" in row for row in rows)
+    assert figures.startswith("# Figures of no GPU") and "Skipped: torch sees no GPU" in figures

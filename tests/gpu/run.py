@@ -72,7 +72,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, default=Path("gpu-figures"), help="folder for the figures")
-    parser.add_argument("--minutes", type=float, default=15, help="at most, for all of it")
+    parser.add_argument("--minutes", type=float, default=8, help="at most, for all of it")
     parser.add_argument("--select", default="", help="as -k of pytest")
     arguments = parser.parse_args()
     out = arguments.out.absolute()

@@ -203,6 +203,25 @@ def test_no_step_waits_for_the_gpu(clip_norm: float | None) -> None:
 
 
 @only_cuda
+def test_batches_come_from_pinned_memory_without_a_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the host waits until a batch is on the GPU."""
+    copies: list[tuple[bool, Any]] = []
+    original = torch.Tensor.to
+
+    def to(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        moved = original(tensor, *args, **kwargs)
+        if tensor.ndim == 4 and tensor.device.type == "cpu" and moved.device.type == "cuda":
+            copies.append((tensor.is_pinned(), kwargs.get("non_blocking")))
+        return moved
+
+    trainer = create_trainer()
+    trainer.model.to(DEVICE)
+    monkeypatch.setattr(torch.Tensor, "to", to)
+    trainer.train(create_data(), num_epochs=1, per_device_batch_size=8)
+    assert copies == [(True, True)] * 8
+
+
+@only_cuda
 def test_the_peak_of_memory_is_that_of_the_loop_by_hand() -> None:
     """Of a batch whose activations take more than weights and workspaces; each loop runs once before."""
     size, peaks = 8192, []
