@@ -3,10 +3,10 @@
     python examples/07_notebook_launcher.py
 
 Trains on two processes, by `accelerate.notebook_launcher`: a process for each of two GPUs, or on a CPU where
-there are fewer. In a notebook, what follows is the content of a cell. Everything that touches a device (the
-trainer, its accelerator, tensors on a GPU) has to be made within the function: processes are forked, and a
-device that was in use before cannot be used in them. Prints the loss of each epoch, and the test accuracy: at
-least 90 %.
+there are fewer; Accelerate announces CUDAs there too. In a notebook, what follows is the content of a cell.
+Everything that touches a device (the trainer, its accelerator, tensors on a GPU) has to be made within the
+function: processes are forked, and a device that was in use before cannot be used in them. Prints the loss of
+each epoch, and the test accuracy: at least 90 %.
 """
 
 import os

@@ -209,7 +209,8 @@ def draw(scenes, detections, folder):
     import matplotlib.pyplot as plt
 
     folder.mkdir(parents=True, exist_ok=True)
-    figure, axes = plt.subplots(2, 3, figsize=(9, 6), layout="constrained")
+    figure, axes = plt.subplots(2, 3, figsize=(7.2, 5.2), layout="constrained")
+    figure.suptitle("Six scenes, with the boxes and digits that were found")
     for scene, found, ax in zip(scenes, detections, axes.flat, strict=True):
         ax.imshow(scene[0], cmap="gray")
         ax.axis("off")
@@ -231,10 +232,16 @@ def draw(scenes, detections, folder):
                     linewidth=2,
                 )
             )
+            # Above the box, or in it where the picture ends.
             ax.text(
-                left, top - 1, str(int(label) - 1), color="orange", fontsize=14
+                left + 1,
+                max(top, 0) + 1 if top < 8 else top - 1,
+                str(int(label) - 1),
+                color="orange",
+                fontsize=12,
+                verticalalignment="top" if top < 8 else "bottom",
             )
-    figure.savefig(folder / "detections.png", dpi=100)
+    figure.savefig(folder / "detections.png", dpi=150)
     print(f"Picture in {folder}")
 
 

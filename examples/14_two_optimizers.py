@@ -148,13 +148,12 @@ def draw(generated, folder):
 
     folder.mkdir(parents=True, exist_ok=True)
     side = int(generated.shape[1] ** 0.5)
-    figure, axes = plt.subplots(4, 10, figsize=(10, 4))
+    figure, axes = plt.subplots(4, 10, figsize=(7.2, 3.6), layout="constrained")
+    figure.suptitle("Digits that the generator drew")
     for image, ax in zip(generated, axes.flat, strict=True):
         ax.imshow(image.reshape(side, side), cmap="gray_r")
         ax.axis("off")
-    figure.savefig(
-        folder / "generated_digits.png", dpi=100, bbox_inches="tight"
-    )
+    figure.savefig(folder / "generated_digits.png", dpi=150)
     print(f"Picture in {folder}")
 
 
