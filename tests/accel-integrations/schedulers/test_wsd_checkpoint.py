@@ -1,5 +1,6 @@
 """What is saved before and after each decay, and that a run goes on from there."""
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,16 @@ def train(
 
 
 def names_in(folder: Path) -> set[str]:
-    return {path.name for path in folder.iterdir()}
+    """What the schedule has saved, without the run card."""
+    return {path.name for path in folder.iterdir()} - {"run_card.json"}
+
+
+def test_the_run_card_names_the_states(tmp_path: Path) -> None:
+    trainer = train(create(WSDCheckpointCallback(tmp_path)), schedule=TWICE)
+    card = json.loads((tmp_path / "run_card.json").read_text())
+    assert card["run_id"] == trainer.run_id
+    states = {name: state["update"] for name, state in card["states"].items()}
+    assert states == {"checkpoint_18_wsd_pre_decay": 18, "checkpoint_38_wsd_pre_decay": 38}
 
 
 TWICE = {"num_warmup_epochs": 0.5, "num_checkpoints": 2}

@@ -131,7 +131,9 @@ def test_averages_of_adapters_are_exported_without_the_base_and_load(tmp_path: P
 
 def test_other_adapters_are_refused(tmp_path: Path) -> None:
     train(create_trainer(), 1).save_checkpoint(tmp_path / "adapters.pt", save_optimizer=False)
-    with pytest.raises(CheckpointError, match=r"adapters\.pt' .*PeftModelForCausalLM.*lacks \['base_model"):
+    with pytest.raises(
+        CheckpointError, match=r"adapters\.pt' .*PeftModelForCausalLM.*only this model has \['base_model"
+    ):
         create_trainer(target_modules=["k_proj"]).load_checkpoint(tmp_path / "adapters.pt")
 
 

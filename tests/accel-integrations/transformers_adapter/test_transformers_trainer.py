@@ -143,7 +143,9 @@ class TestLoss:
 
     def test_a_batch_without_labels_is_reported(self) -> None:
         samples = [{"input_ids": torch.arange(1, 5)} for _ in range(4)]
-        with pytest.raises(ConfigurationError, match=r"no loss .*\['input_ids'\].*Add 'labels'.*loss_func"):
+        with pytest.raises(
+            ConfigurationError, match=r"no loss .*\['input_ids'\].*Add 'labels' to the samples"
+        ):
             create_trainer("classes").train(samples, 1)
 
     @pytest.mark.parametrize("kind", ["classes", "seq2seq"])

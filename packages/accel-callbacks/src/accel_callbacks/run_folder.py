@@ -63,14 +63,6 @@ class RunFolder:
 
     def write_card(self, trainer: Trainer) -> Path:
         """Write what is needed to repeat the run beside its states, and return where."""
-
-        def find_states() -> dict[str, dict[str, Any]]:
-            self._known.refresh()
-            return {
-                path.name: {"update": facts.progress["updates_completed"], "digest": facts.digest}
-                for path, facts in self._known.of_run(str(trainer.run_id)).items()
-            }
-
-        write_card(trainer, self.path, find_states)
+        write_card(trainer, self._known)
         self.has_card = True
         return self.path / CARD_FILE

@@ -10,8 +10,7 @@ import math
 import os
 import platform
 import re
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -26,6 +25,7 @@ from ..state.cards import CARD_FILE
 from ..state.checkpoint import library_versions
 from ..state.digests import digest_of_value
 from ..state.folder import complete_checkpoints
+from ..state.housekeeping import KnownStates
 from ..state.random import preserving_random_state, seed_process
 from ..text import preview
 from .evaluation_sets import named_sets
@@ -77,17 +77,19 @@ def create_card(trainer: Any, states: Mapping[str, Mapping[str, Any]] | None = N
     return _as_json(card)  # type: ignore[no-any-return]
 
 
-def write_card(trainer: Any, folder: Path, find_states: Callable[[], dict[str, Any]]) -> None:
-    """Write the card into the folder of the run. The main process calls it.
+def write_card(trainer: Any, known: KnownStates) -> None:
+    """Write the card into the folder of the states that are known. The main process calls it.
 
     It holds what the user has passed. Whatever fails there is logged, since the states of the run stand.
-
-    Args:
-        find_states: returns what `create_card` wants of the states.
     """
     try:
-        card = create_card(trainer, find_states())
-        files.replace_file(folder / CARD_FILE, functools.partial(files.write_json, value=card))
+        known.refresh()
+        states = {
+            path.name: {"update": facts.progress["updates_completed"], "digest": facts.digest}
+            for path, facts in known.of_run(str(trainer.run_id)).items()
+        }
+        card = create_card(trainer, states)
+        files.replace_file(known.folder / CARD_FILE, functools.partial(files.write_json, value=card))
     except Exception as error:
         _logger.warning("The run card was not written: %s: %s", type(error).__name__, error)
 

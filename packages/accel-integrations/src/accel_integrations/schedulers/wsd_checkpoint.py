@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING
 
 from accel_core import AccelWarning, ConfigurationError, TrainerCallback
 from accel_core.extending import (
+    KnownStates,
     NotFiniteError,
     check_path,
     complete_checkpoints,
     refuse_other_run,
     run_on_main,
+    write_card,
 )
 
 from .wsd_scheduler import WSDLrScheduler
@@ -26,7 +28,7 @@ class WSDCheckpointCallback(TrainerCallback):
 
     For a decay from update 900 to 1000, `save_dir` gets the folder `checkpoint_900_wsd_pre_decay`, from which
     the run can be continued for longer, and the file `checkpoint_1000_wsd_post_decay.pt`, a model that is
-    ready for use. To continue:
+    ready for use. `run_card.json` beside them says what is needed to repeat the run. To continue:
 
     ```python
     create_scheduler_fn = WSDLrScheduler.create_scheduler_fn(
@@ -108,6 +110,8 @@ class WSDCheckpointCallback(TrainerCallback):
         try:
             if any(step == period["pre_decay_step"] for period in periods):
                 trainer.save_training_state(self.save_dir / f"checkpoint_{before + step}_wsd_pre_decay")
+                if trainer.is_main_process:
+                    write_card(trainer, KnownStates(self.save_dir))
             if any(step == period["period_end"] for period in periods):
                 path = self.save_dir / f"checkpoint_{before + step}_wsd_post_decay.pt"
                 trainer.save_checkpoint(

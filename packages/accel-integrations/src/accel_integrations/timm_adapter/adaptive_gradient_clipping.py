@@ -47,7 +47,7 @@ class AdaptiveGradientClippingCallback(TrainerCallback):
         if trainer.engine.shards_parameters:
             raise ConfigurationError(
                 "AdaptiveGradientClippingCallback needs whole parameters, but "
-                f"{trainer.engine.name} shards them. Remove it, or use DDP."
+                f"{trainer.engine.name} shards them. Leave the callback out, or use DDP."
             )
         model: Any = trainer.get_model(keep_torch_compile=False)
         classifier = model.get_classifier() if hasattr(model, "get_classifier") else ()

@@ -122,7 +122,7 @@ def _check_name(name: Any) -> None:
         # What comes after the dot is wrong, or the name is no string at all.
         tags = models.list_models(f"{str(name).partition('.')[0]}.*", pretrained=True)
         raise ConfigurationError(
-            f"name is {name!r}, but must be that of a model of timm: {error} "
+            f"name is {name!r}, but must be the name of a model of timm: {error} "
             + (f"There are {tags}." if tags else _SEE)
         ) from None
     if source is None and not models.is_model(architecture):

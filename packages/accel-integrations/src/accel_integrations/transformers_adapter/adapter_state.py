@@ -34,7 +34,8 @@ def load_adapter_state(model: torch.nn.Module, trained: torch.nn.Module, state: 
     lacking = sorted(set(missing) - _frozen_names(trained))
     if lacking or unexpected:
         raise RuntimeError(
-            f"it lacks {lacking[:3]}, and has {sorted(unexpected)[:3]}, which this model does not have."
+            f"only this model has {lacking[:3] or 'nothing'}, only the state has "
+            f"{sorted(unexpected)[:3] or 'nothing'}."
         )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from accel_core import CheckpointError, ConfigurationError
-from accel_core.extending import files
+from accel_core.extending import files, with_full_stop
 
 _ENDINGS = frozenset([".json", ".safetensors", ".bin", ".txt", ".model", ".jinja", ".md"])
 """Endings of the files of a saved model and its tokenizer."""
@@ -43,7 +43,8 @@ def write_pretrained_folder(folder: Path, write: Callable[[Path], None]) -> None
         _replace(folder, staging, replaced)
     except OSError as error:
         raise CheckpointError(
-            f"'{folder}' could not be written; what was there is untouched: {error}"
+            f"'{folder}' could not be written: {with_full_stop(error)} What was there is untouched. Choose "
+            "another folder, or let this process write there."
         ) from error
 
 
@@ -71,6 +72,6 @@ def _check_is_own(path: Path) -> None:
     )
     if names and not (is_model and (path.suffix == ".incomplete" or names.intersection(_CONFIGS))):
         raise ConfigurationError(
-            f"'{path}' is in the way: it is no folder that holds a saved model and nothing else, so it is "
-            "not replaced. Choose an empty or a new folder."
+            f"'{path}' is in the way: it holds something else than a saved model, so it is not replaced. "
+            "Choose an empty or a new folder."
         )

@@ -242,9 +242,10 @@ class TransformersTrainer(Trainer):
                 f"{type(model).__name__} has no save_pretrained. Use save_checkpoint instead."
             )
         if base_name is not None and not (base_name and adapter_state.has_adapters(model)):
+            problem = f"{type(model).__name__} has no adapters of PEFT" if base_name else "it names nothing"
             raise ConfigurationError(
-                f"base_name is {base_name!r}, but must be the name of the base of adapters of PEFT, which "
-                f"{type(model).__name__} may lack. Leave it out."
+                f"base_name is {base_name!r}, but {problem}. Leave it out, or give the base of your adapters "
+                "a name such as 'organisation/model'."
             )
         check_finite(self.model)
 
@@ -271,9 +272,9 @@ def _loss_of(outputs: Any, batch: Mapping[str, Any]) -> torch.Tensor:
         else None
     )
     if loss is None:
+        way_out = "Pass a loss_func" if "labels" in batch else "Add 'labels' to the samples"
         raise ConfigurationError(
-            f"The model returned no loss for a batch with the entries {list(batch)}. Add 'labels' to the "
-            "samples, or pass a loss_func."
+            f"The model returned no loss for a batch with the entries {list(batch)}. {way_out}."
         )
     return loss  # type: ignore[no-any-return]
 
