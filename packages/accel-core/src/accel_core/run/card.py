@@ -24,7 +24,6 @@ from ..state import files
 from ..state.cards import CARD_FILE
 from ..state.checkpoint import library_versions
 from ..state.digests import digest_of_value
-from ..state.folder import complete_checkpoints
 from ..state.housekeeping import KnownStates
 from ..state.random import preserving_random_state, seed_process
 from ..text import preview
@@ -40,12 +39,11 @@ _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 _logger = logging.getLogger("accel_core")
 
 
-def create_card(trainer: Any, states: Mapping[str, Mapping[str, Any]] | None = None) -> dict[str, Any]:
+def create_card(trainer: Any, known: KnownStates | None = None) -> dict[str, Any]:
     """Return the card of the latest training run, as `Trainer.run_card` promises.
 
     Args:
-        states: update and digest of each training state, by the name of its folder; None looks for them
-            beside the newest one.
+        known: the training states whose updates and digests it names; None looks beside the newest one.
     """
     run: Run | None = trainer._training_run
     if run is None or run.arguments is None:
@@ -71,7 +69,7 @@ def create_card(trainer: Any, states: Mapping[str, Mapping[str, Any]] | None = N
         "interruptions": _count_interruptions(launches),
         "progress": trainer.run_progress.state_dict(),
         "metrics": _metrics(trainer),
-        "states": _states(trainer) if states is None else dict(states),
+        "states": _states(trainer, known),
     }
     card["to_repeat"] = _needs(card, run)
     return _as_json(card)  # type: ignore[no-any-return]
@@ -80,16 +78,12 @@ def create_card(trainer: Any, states: Mapping[str, Mapping[str, Any]] | None = N
 def write_card(trainer: Any, known: KnownStates) -> None:
     """Write the card into the folder of the states that are known. The main process calls it.
 
-    It holds what the user has passed. Whatever fails there is logged, since the states of the run stand.
+    It holds what the user has passed: whatever fails there is logged, since the states stand.
     """
     try:
         known.refresh()
-        states = {
-            path.name: {"update": facts.progress["updates_completed"], "digest": facts.digest}
-            for path, facts in known.of_run(str(trainer.run_id)).items()
-        }
-        card = create_card(trainer, states)
-        files.replace_file(known.folder / CARD_FILE, functools.partial(files.write_json, value=card))
+        write = functools.partial(files.write_json, value=create_card(trainer, known))
+        files.replace_file(known.folder / CARD_FILE, write)
     except Exception as error:
         _logger.warning("The run card was not written: %s: %s", type(error).__name__, error)
 
@@ -223,14 +217,16 @@ def _metrics(trainer: Any) -> dict[str, Any]:
     }
 
 
-def _states(trainer: Any) -> dict[str, Any]:
-    newest = trainer.last_checkpoint
-    if newest is None or not newest.parent.is_dir():
-        return {}
+def _states(trainer: Any, known: KnownStates | None) -> dict[str, Any]:
+    if known is None:
+        newest = trainer.last_checkpoint
+        if newest is None or not newest.parent.is_dir():
+            return {}
+        known = KnownStates(newest.parent)
+        known.refresh()
     return {
-        path.name: {"update": state["run_progress"]["updates_completed"], "digest": dict(state).get("sha256")}
-        for path, state in complete_checkpoints(newest.parent).items()
-        if state["run_id"] == trainer.run_id
+        path.name: {"update": facts.progress["updates_completed"], "digest": facts.digest}
+        for path, facts in known.of_run(str(trainer.run_id)).items()
     }
 
 

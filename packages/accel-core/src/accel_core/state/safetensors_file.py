@@ -48,7 +48,10 @@ def pieces(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> 
             or tensor.dtype not in _NAMES
         ):
             kind = getattr(tensor, "dtype", type(tensor).__name__)
-            raise TypeError(f"{name!r} is no dense tensor of a type that safetensors knows, but {kind}")
+            raise TypeError(
+                f"{name!r} is no dense tensor of a type that safetensors knows, but {kind}. Save to a .pt "
+                "file, which holds any"
+            )
     ranks = {dtype: rank for rank, dtype in enumerate(_NAMES)}
     order = sorted(tensors, key=lambda name: (-ranks[tensors[name].dtype], name))
     header: dict[str, object] = {"__metadata__": dict(metadata)}
