@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import NoReturn, TypeVar
 
 from ..checks.address import Address
-from ..checks.values import check_path
 from ..errors import CheckpointError
 from .checkpoint import (
     ORDER,
@@ -220,7 +219,7 @@ def open_training_state(path: str | Path) -> TrainerState:
 
     Raises `CheckpointError` if `path` is no complete state: what it is instead.
     """
-    path = check_path("path", path, "Pass the folder of a training state.")
+    path = Path(path)
     state = examine(path)
     if not isinstance(state, NoState):
         return state
