@@ -16,7 +16,8 @@ from torch.utils.data import TensorDataset
 
 from accel_callbacks import ModelAverageCallback, ModelEmaCallback
 from accel_core import ConfigurationError, Trainer
-from accel_core.state.files import read_tensors
+from accel_core.state import save_shards
+from accel_core.state.files import read_object, read_tensors
 from case_runner import Outcome, assert_equal, compare, run_as_script, shared_folder
 from layouts import fsdp2
 from tiny import SaveAt
@@ -185,7 +186,25 @@ def resume_beside(batch_size):
     folder = Path(sys.argv[3]) / "beside"
     whole = run(make_beside([SaveAt(4, folder)]), batch_of(batch_size), **IN_THREE_EPOCHS)
     rest = run(make_beside(seed=4), batch_of(batch_size), resume_from=folder, **IN_THREE_EPOCHS)
+    assert kinds_beside(folder) == ["modules"]
     return outcome_beside(whole), outcome_beside(rest)
+
+
+def resume_beside_of_older(batch_size):
+    """Older versions wrote what the optimizer keeps of parameters beside the model among the attributes too."""
+    folder = shared_folder() / "state"
+    without_apart, save_shards.without_apart = save_shards.without_apart, dict
+    try:
+        run(make_beside([SaveAt(4, folder)]), batch_of(batch_size), **IN_THREE_EPOCHS)
+    finally:
+        save_shards.without_apart = without_apart
+    assert kinds_beside(folder) == ["apart", "modules"]
+    rest = run(make_beside(seed=4), batch_of(batch_size), resume_from=folder, **IN_THREE_EPOCHS)
+    return outcome_beside(rest)
+
+
+def kinds_beside(folder):
+    return sorted(read_object(folder / "attributes.pt", dict))
 
 
 def resume_beside_from_other(batch_size):
@@ -291,6 +310,7 @@ CASES = {
     **EQUAL,
     "beside resumed": resume_beside,
     "beside resumed from others": resume_beside_from_other,
+    "beside resumed from an older state": resume_beside_of_older,
     "two models": train_two_models,
     "refused": refuse_beside,
     "average": partial(average, exponential),
@@ -337,6 +357,13 @@ def test_what_is_beside_the_model_is_resumed_to_the_bit(outcome):
         torch.testing.assert_close(rest, whole, rtol=0, atol=0)
         rates, sizes = whole[0]["groups"]
         assert rates[1] == pytest.approx(rates[0] / 5) and sizes == [3, 1, 4]
+
+
+def test_what_an_older_version_has_saved_beside_the_model_goes_on(outcome):
+    for rest, (_, rest_of_new) in zip(
+        outcome.of("beside resumed from an older state"), outcome.of("beside resumed"), strict=True
+    ):
+        torch.testing.assert_close(rest, rest_of_new, rtol=0, atol=0)
 
 
 def test_what_is_beside_the_model_goes_on_on_another_number_of_processes(outcomes):

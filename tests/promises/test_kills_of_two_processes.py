@@ -211,7 +211,7 @@ def engine(request):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(120 + 10 * max(KILLS.values()))
+@pytest.mark.timeout(120 + 20 * max(KILLS.values()))
 def test_killed_while_they_write_they_end_with_the_same_bits(tmp_path, engine):
     (tmp_path / "whole").mkdir()
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}

@@ -18,11 +18,12 @@ from ..errors import AccelWarning, CheckpointError, ConfigurationError
 from ..processes.collectives import all_gather_object
 from ..state import files
 from ..state.checkpoint import ATTRIBUTES_FILE, TrainerState
+from ..state.shards import APART
 from ..text import with_full_stop
 from .run import Run
 from .trainer_parts import TrainerParts
 
-_KINDS = ("modules", "optimizers", "schedulers", "apart")
+_KINDS = ("modules", "optimizers", "schedulers", APART)
 
 
 def what_is_trained(trainer: TrainerParts, prepared: Prepared | None) -> Trained:
@@ -161,7 +162,7 @@ def _load(trained: Trained, content: dict[str, dict[str, Any]], source: Path) ->
             load_into(trained.optimizers[name], source, state)
             # It has stepped before. Else torch warns of a scheduler that steps first.
             trained.optimizers[name]._opt_called = True  # type: ignore[attr-defined]
-    for name, state in content.get("apart", {}).items():
+    for name, state in content.get(APART, {}).items():
         if name in trained.apart:
             load_into(trained.apart[name], source, state)
     # A scheduler changes nothing of its optimizer when it is loaded, and its rates are in the optimizer's

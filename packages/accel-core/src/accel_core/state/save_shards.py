@@ -14,12 +14,12 @@ from typing import Any
 from ..errors import CheckpointError
 from . import files
 from .background import BackgroundWriter
-from .checkpoint import process_file
+from .checkpoint import ATTRIBUTES_FILE, process_file
 from .digests import Written
 from .housekeeping import being_written, remove_checkpoint
 from .one_save import OneSave
 from .publishing import as_copyable, origin_of, publish, write_contents
-from .shards import SHARDS_FILE, SHARDS_FOLDER, Shards, read_back
+from .shards import APART, SHARDS_FILE, SHARDS_FOLDER, Shards, read_back
 from .written_notes import note_written, written_by_all
 
 CreateContents = Callable[[], Mapping[str, Any]]
@@ -129,8 +129,15 @@ def _own_contents(
     contents = dict(create_main_files()) if save.is_main else {}
     if save.is_main and shards is not None:
         contents[SHARDS_FILE] = shards.rest
+        if ATTRIBUTES_FILE in contents:
+            contents[ATTRIBUTES_FILE] = without_apart(contents[ATTRIBUTES_FILE])
     contents[process_file(save.process_index)] = create_process_state()
     return contents
+
+
+def without_apart(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out what the shards hold with the rest of the optimizer. States of older versions have both."""
+    return {kind: content for kind, content in attributes.items() if kind != APART}
 
 
 def _files_of_engine(folder: Path) -> list[str]:

@@ -24,6 +24,12 @@ from .safetensors_file import DTYPES
 SHARDS_FILE = "sharded.pt"
 SHARDS_FOLDER = "engine"
 
+APART = "apart"
+"""The key in `attributes.pt` of what the optimizer keeps of parameters beside the model.
+
+Shards have it among the rest of the optimizer, so it stands there only if an engine writes files of its own.
+"""
+
 TENSOR = "accel_tensor"
 """The key of what stands in `sharded.pt` for a tensor: its name in the files, and `sharded`.
 
