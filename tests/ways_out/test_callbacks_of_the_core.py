@@ -233,6 +233,21 @@ ROWS: tuple[Row, ...] = (
 
 OF_OTHER_LIBRARIES: tuple[Row, ...] = (
     Row(
+        " of Trainer, which accel needs. Give the attribute another name, or define a {} {}.",
+        lambda: own(is_main_process=True)(tiny_network(), None, None),
+        (
+            lambda: train(tiny_trainer(own(is_main=True))),
+            lambda: train(tiny_trainer(own(is_main_process=property(lambda self: True)))),
+        ),
+        says="define a property is_main_process",
+    ),
+    Row(
+        " of Trainer, which accel needs. Give the attribute another name, or define a {} {}.",
+        lambda: own(run_train_epoch=3)(tiny_network(), None, None),
+        (lambda: train(tiny_trainer(own(my_epoch=3))), lambda: overrides("run_train_epoch")),
+        says="define a method run_train_epoch",
+    ),
+    Row(
         "{} object has no attribute {}. {}",
         lambda: train().global_step,  # type: ignore[attr-defined]
         (lambda: train().run_progress.updates_completed,),

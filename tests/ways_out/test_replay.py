@@ -260,7 +260,7 @@ def processes_agree() -> None:
 
 OF_TESTING: tuple[Row, ...] = (
     Row(
-        "The run has {} updates, but at least 2 are needed to end in between. Pass more data or more epochs.",
+        "The run has {}, but at least 2 are needed to end in between. Pass more data or more epochs.",
         lambda: resumes(data=tiny_data(4), num_epochs=1),
         (
             lambda: resumes(data=tiny_data(8), num_epochs=1),
@@ -365,7 +365,7 @@ IN_TURN = "processes made this update, and one process cannot take their batches
 WITHOUT_SEED = (
     "seed is None, so nothing says with which random states the other processes began. Replay an update after"
 )
-OTHER_NUMBER = "replay was called on {} processes, but {} made update {}. Start the script on {}{}."
+OTHER_NUMBER = "replay was called on {}, but {} made update {}. Start the script on {}{}."
 SPREAD = "replay trains a copy of the model, but {} spreads the model over the processes, where it cannot be copied."
 
 

@@ -59,12 +59,12 @@ class DeepSpeed(Sharded):
         for name in modules:
             raise ConfigurationError(
                 f"trainer.{name} has parameters that the optimizer holds, but is no part of the model, and "
-                f"{self.name} trains what is in the model only. Make it a part of the model, or use DDP."
+                f"{self.name} trains what is in the model only. Make it a part of the model, or use DDP or "
+                "FSDP2."
             )
         for name in optimizers:
             raise ConfigurationError(
-                f"trainer.{name} is a further optimizer, but {self.name} trains by one. Use DDP, or wrap it "
-                "yourself: override prepare and call accelerator.prepare there."
+                f"trainer.{name} is a further optimizer, but {self.name} trains by one. Use DDP or FSDP2."
             )
 
     def train_beside(self, trained: Trained, step_weight: StepWeight, stepped: list[Any]) -> None:

@@ -82,7 +82,7 @@ class PartialLoad:
         if own and kept >= set(own):
             raise CheckpointError(
                 f"'{self.source}' holds the state of another model than {type(model).__name__}: no name "
-                f"fits. It has {list(state)[:5]}, and the model {list(own)[:5]}."
+                f"fits. It has {list(state)[:5]}, and the model {list(own)[:5]}. Load a state of this model."
             )
         merged = OrderedDict((name, own[name] if name in kept else state[name]) for name in own)
         # Here torch keeps the versions of the modules, which say how to read what is in the state.

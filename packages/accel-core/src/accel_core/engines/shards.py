@@ -74,7 +74,10 @@ def _check_fit(
     # `fully_shard` gives the model a class of its own.
     kind = type(model).__name__.removeprefix("FSDP")
     if told := "; ".join(f"{what}: {found[:5]}" for what, found in differing.items() if found):
-        raise CheckpointError(f"'{folder}' holds the state of another model than {kind}: {told}.")
+        raise CheckpointError(
+            f"'{folder}' holds the state of another model than {kind}: {told}. Build the model as in the run "
+            "that was saved."
+        )
 
 
 def _told(held: Any) -> str:
