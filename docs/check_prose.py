@@ -1,4 +1,4 @@
-"""Check the prose of README, site and docstrings: `python docs/check_prose.py [PAGE...]`.
+"""Check the prose of README, changelogs, site and docstrings: `python docs/check_prose.py [PAGE...]`.
 
 Sentences are short and have few commas, words are those of the field, and cells of tables are brief. Each message names the place,
 what is wrong and what to write. Of docstrings it checks the words alone. Pages that are still to be rewritten are listed in prose_to_rewrite.txt: a page that passes has to
@@ -152,6 +152,7 @@ def main(names: list[str]) -> int:
     found += [
         *REPOSITORY.glob("docs/**/*.md"),
         *REPOSITORY.glob("packages/*/README.md"),
+        *REPOSITORY.glob("packages/*/CHANGELOG.md"),
         *REPOSITORY.glob("packages/*/src/**/*.py"),
     ]
     pages = [Path(name).resolve() for name in names] or sorted(found)
