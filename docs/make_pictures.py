@@ -305,7 +305,7 @@ def schedules(folder: Path) -> None:
             history.get_metric_values("learning_rate"), label=name, color=colour
         )
     axes.set_xlabel("update")
-    axes.set_title("learning rate", loc="left")
+    axes.set_title("Learning rate", loc="left")
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend()

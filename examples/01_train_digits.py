@@ -10,7 +10,7 @@
 
 Prints a progress bar with the loss, the losses and the accuracy of each epoch, and the test accuracy of the
 best model at the end: at least 96 % on the digits. Training ends early when the accuracy no longer improves.
-The folder that the last line names, outputs/01_train_digits, holds the best model, the metrics as CSV, and a
+The folder that the last line names, `outputs/01_train_digits`, holds the best model, the metrics as CSV, and a
 picture of them. Two processes share the same global batch.
 """
 

@@ -6,10 +6,10 @@ The images are scenes of handwritten digits in random places and sizes; a detect
 which it is. Batches are lists, since the number of digits differs from scene to scene; one method says what
 the loss is, one more how to evaluate. Prints the four losses of each epoch and the mean average precision on
 new scenes; at the end mAP at an overlap (IoU) of 0.5 is above 0.7. The picture
-outputs/13_object_detection/detections.png shows what was found.
+`outputs/13_object_detection/detections.png` shows what was found.
 
 The detector is small and trained from scratch. For photographs take
-torchvision.models.detection.fasterrcnn_resnet50_fpn(weights="DEFAULT"): the trainer stays as it is.
+`torchvision.models.detection.fasterrcnn_resnet50_fpn(weights="DEFAULT")`: the trainer stays as it is.
 """
 
 import argparse

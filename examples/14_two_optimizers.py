@@ -12,7 +12,7 @@ The trainer's own model and optimizer are the generator's. The discriminator and
 of the trainer, which places, saves and restores them; a step updates them by `step_optimizer` before it
 returns the generator's loss. Prints both losses of each epoch, and at the end how far a generated digit is
 from the nearest one of the data: not much farther than a real digit that was held out. All ten digits are
-generated. The picture outputs/14_two_optimizers/generated_digits.png shows some of them.
+generated. The picture `outputs/14_two_optimizers/generated_digits.png` shows some of them.
 """
 
 import argparse

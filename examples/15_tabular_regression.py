@@ -9,8 +9,8 @@ afterwards: cross-validation. Prints the learning rate that a range test suggest
 why it stopped, and the share of the variance that is explained (R^2) on cars that were not seen: about 0.87,
 where linear regression explains 0.81.
 
-The folder outputs/15_tabular_regression holds the pictures learning_rate.png, of the range test, and
-history.png, of the first network, and the best models.
+The folder `outputs/15_tabular_regression` holds the pictures `learning_rate.png`, of the range test, and
+`history.png`, of the first network, and the best models.
 """
 
 import argparse
