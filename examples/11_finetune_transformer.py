@@ -142,7 +142,7 @@ def main():
     )
     trainer.save_pretrained(OUTPUT)
     if trainer.is_main_process:
-        show(eval_samples[:6])
+        show(eval_samples[6:12])
 
     labels = torch.tensor([label for _, label in eval_samples])
     majority = max((labels == label).double().mean() for label in (0, 1))
@@ -157,7 +157,7 @@ def show(samples):
     classify = pipeline("text-classification", OUTPUT, device="cpu")
     for texts, _ in samples:
         answer = classify(dict(zip(("text", "text_pair"), texts, strict=False)))
-        text = textwrap.shorten(" | ".join(texts), 90, placeholder=" ...")
+        text = textwrap.shorten(" | ".join(texts), 60, placeholder=" ...")
         print(f"{answer['label']:>9} ({answer['score']:.0%}): {text}")
 
 
