@@ -7,7 +7,7 @@ import torch
 from accelerate import DistributedType
 
 from accel_core import ConfigurationError
-from accel_core.engines.choose import choose_engine
+from accel_core.engines.choose import REFUSED, choose_engine
 from accel_core.processes.group import DataGroup, data_group
 from launching import launch
 from tiny import tiny_trainer
@@ -129,19 +129,46 @@ def test_processes_of_one_copy_are_one_reader_of_data():
     assert (group.num_processes, group.process_index, group.is_main) == (4, 1, False)
 
 
-UNTESTED = """
+EACH = """
+import os
+from types import SimpleNamespace
 import torch
 from accelerate import Accelerator, DistributedType, FullyShardedDataParallelPlugin
 from accelerate.state import PartialState
 from torch import nn
 from accel_core import ConfigurationError, Trainer
+from accel_core.engines.choose import REFUSED
 
 accelerator = Accelerator()
+assert accelerator.num_processes == 2
 accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(fsdp_version=1)
 data = torch.utils.data.TensorDataset(torch.randn(8, 4), torch.randn(8, 4))
+SIZES = dict.fromkeys(("dp_replicate_size", "dp_shard_size", "tp_size", "cp_size", "sp_size"), 1)
+# The layouts as a job on GPUs would have them, in the order of the table.
+LAYOUTS = [
+    {"kind": DistributedType.XLA},
+    {"kind": DistributedType.MEGATRON_LM},
+    {"kind": DistributedType.FSDP},
+    {"cp_size": 2},
+    {"sp_size": 2},
+    {"tp_size": 2, "dp_shard_size": 2},
+    {"tp_size": 2, "dp_replicate_size": 2},
+    {"non_data_parallel_size": 3},
+    {"dp_shard_size": 2},
+    {"variable": "ACCELERATE_USE_DEEPSPEED"},
+    {"variable": "ACCELERATE_USE_FSDP"},
+]
+assert len(LAYOUTS) == len(REFUSED)
 
-for kind in (DistributedType.FSDP, DistributedType.MEGATRON_LM, DistributedType.XLA):
+def set_layout(kind=DistributedType.MULTI_CPU, variable=None, **sizes):
     PartialState._shared_state["distributed_type"] = accelerator.state.distributed_type = kind
+    accelerator.state.parallelism_config = SimpleNamespace(**SIZES | sizes) if sizes else None
+    for name in ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP"):
+        os.environ[name] = str(name == variable).lower()
+
+for number, layout in enumerate(LAYOUTS):
+    set_layout(**layout)
+    assert [each.is_asked(accelerator) for each in REFUSED].index(True) == number, layout
     model = nn.Linear(4, 4)
     before = model.weight.detach().clone()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -150,19 +177,20 @@ for kind in (DistributedType.FSDP, DistributedType.MEGATRON_LM, DistributedType.
         try:
             call()
         except ConfigurationError as error:
-            assert "accel does not run it" in str(error), error
+            assert str(error)[:30] == REFUSED[number].message.format(runs="MULTI_CPU", **SIZES | layout)[:30]
             assert trainer.run_progress.updates_completed == 0 and torch.equal(model.weight, before)
-            print(f"process {accelerator.process_index} refused", flush=True)
-PartialState._shared_state["distributed_type"] = DistributedType.MULTI_CPU
-accelerator.state.distributed_type = DistributedType.MULTI_CPU
+            print(f"process {accelerator.process_index} refused {number}", flush=True)
+set_layout()
 accelerator.end_training()
 """
 
 
 @pytest.mark.slow
-def test_an_engine_that_no_test_can_compare_is_refused_on_all_processes_in_every_call():
-    printed = launch(UNTESTED).stdout
-    assert printed.count("process 0 refused") == printed.count("process 1 refused") == 9
+def test_each_layout_of_the_table_is_refused_on_all_processes_in_every_call():
+    printed = launch(EACH).stdout
+    for number in range(len(REFUSED)):
+        for process in range(2):
+            assert printed.count(f"process {process} refused {number}\n") == 3
 
 
 FOREIGN = """
