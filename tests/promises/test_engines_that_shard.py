@@ -30,7 +30,9 @@ from accel_core import (
     Trainer,
     TrainerCallback,
 )
+from accel_core.engines.deepspeed import DeepSpeed
 from accel_core.engines.parts import local_shard
+from accel_core.processes.group import DataGroup
 from accel_core.state.files import read_tensors
 from case_runner import assert_equal, compare, run_as_script, shared_folder
 from sharding import ENGINES, create_accelerator, environment_of
@@ -411,6 +413,14 @@ def test_batch_statistics_of_the_main_process_are_evaluated_and_exported(outcome
     for measured, alone in results:
         assert measured == results[0][0]
         assert measured == pytest.approx(alone, rel=1e-5)
+
+
+def test_a_state_of_deepspeed_goes_on_on_the_same_number_of_processes_only(tmp_path):
+    (tmp_path / "engine").mkdir()
+    deepspeed = DeepSpeed(Accelerator(cpu=True), DataGroup(2))
+    deepspeed.check_files(tmp_path, saved_processes=2, trust_engine_files=True)
+    with pytest.raises(CheckpointError, match=r"by 3 processes.*not with 2.*new run from an export"):
+        deepspeed.check_files(tmp_path, saved_processes=3, trust_engine_files=True)
 
 
 def test_what_the_engine_cannot_do_is_refused_with_the_way_out(outcome, engine):

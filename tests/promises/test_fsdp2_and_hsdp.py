@@ -13,8 +13,9 @@ import torch
 from accelerate import Accelerator, DistributedType
 from torch import nn
 from torch.utils.data import TensorDataset
+from torchmetrics.classification import MulticlassAccuracy
 
-from accel_callbacks import ModelAverageCallback, ModelEmaCallback
+from accel_callbacks import MetricsCallback, ModelAverageCallback, ModelEmaCallback
 from accel_core import ConfigurationError, Trainer
 from accel_core.state import save_shards
 from accel_core.state.files import read_object, read_tensors
@@ -54,6 +55,18 @@ def outcome_of(trainer):
 
 def train(batch_size):
     return outcome_of(run(make_trainer(), batch_size, gradient_accumulation_steps=2))
+
+
+def evaluate_and_predict(batch_size):
+    """Sizes at which processes have no sample, before and after training, with a metric of torchmetrics."""
+    metrics = MetricsCallback({"accuracy": MulticlassAccuracy(3, average="micro")})
+    trainer = make_trainer([metrics])
+    before = [trainer.evaluate(make_data(size), per_device_batch_size=batch_size) for size in (13, 1)]
+    run(trainer, batch_size)
+    after = [trainer.evaluate(make_data(size), per_device_batch_size=batch_size) for size in (61, 13, 3, 1)]
+    assert all("evaluation_accuracy" in values for values in after)
+    predicted = [trainer.predict(make_data(size), per_device_batch_size=batch_size) for size in (13, 1)]
+    return before, after, predicted, outcome_of(trainer)
 
 
 def batch_of(batch_size):
@@ -305,7 +318,12 @@ def describe(batch_size):
     return make_trainer().describe()
 
 
-EQUAL = {"training": train, "two trainers": two_trainers, "beside": train_beside}
+EQUAL = {
+    "training": train,
+    "evaluation": evaluate_and_predict,
+    "two trainers": two_trainers,
+    "beside": train_beside,
+}
 CASES = {
     **EQUAL,
     "beside resumed": resume_beside,
