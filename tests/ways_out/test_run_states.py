@@ -204,7 +204,7 @@ ROWS: tuple[Row, ...] = (
         (lambda: updates_of(FOLDER, 0),),
     ),
     Row(
-        "sample is {}, but the data of the run had {} samples, counted from 0.",
+        "sample is {}, but the data of the run had {}, counted from 0.",
         lambda: updates_of(saved(), 16),
         (lambda: updates_of(FOLDER, 15),),
     ),
