@@ -272,6 +272,15 @@ OF_OTHER_LIBRARIES: tuple[Row, ...] = (
         says="Use the argument callbacks, and trainer.callbacks instead",
     ),
     Row(
+        "{}.{} is {}, but {} is a {} of Trainer, which accel needs. Give the attribute another name, or define",
+        lambda: train(tiny_trainer(own(device="mine"))),
+        (
+            lambda: train(tiny_trainer(own(own_device="mine"))),
+            lambda: train(tiny_trainer(own(device=property(lambda trainer: trainer.accelerator.device)))),
+        ),
+        says="define a property device.",
+    ),
+    Row(
         " is a method that another library calls, but accel never does. Override {} instead",
         lambda: own(training_step=step)(tiny_network(), None, None),
         (lambda: overrides("calculate_train_batch_loss"),),
