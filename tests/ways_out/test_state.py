@@ -13,6 +13,7 @@ from torch import nn
 
 from accel_callbacks import SaveTrainingStateCallback
 from accel_core import (
+    CheckpointError,
     Trainer,
     TrainerCallback,
     best_checkpoint,
@@ -205,7 +206,7 @@ def fetch_into_other_run(own_mirror: bool = False, empty: bool = False) -> None:
 
 def below_a_file() -> str:
     Path("file").write_text("mine")
-    return "file/mirror"
+    return "file/inside"
 
 
 def mirror_below_a_file(mended: bool = False) -> None:
@@ -213,6 +214,13 @@ def mirror_below_a_file(mended: bool = False) -> None:
     if mended:
         Path("file").unlink()
     saved(mirror=address)
+
+
+def export_below_a_file(mended: bool = False) -> None:
+    path = Path(below_a_file())
+    if mended:
+        Path("file").unlink()
+    tiny_trainer().save_checkpoint(path)
 
 
 class Keeps(TrainerCallback):
@@ -317,9 +325,14 @@ ROWS: tuple[Row, ...] = (
         (lambda: fetch_into_other_run(empty=True), lambda: fetch_into_other_run(own_mirror=True)),
     ),
     Row(
-        "'{}' {}: {}: {}.",
+        "'{}' {}: {}: {}.{}",
         lambda: load(cut_off()),
         (lambda: load(exported()),),
+    ),
+    Row(
+        "'{}' {}: {}: {}.{}",
+        export_below_a_file,
+        (lambda: export_below_a_file(mended=True), exported),
     ),
     Row(
         " training states, and none of them can be used: {} To start afresh, move them away or delete them",
@@ -495,3 +508,9 @@ def test_what_an_error_about_states_says_instead_works(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     make_mistake_and_ways_out(row)
+
+
+def test_a_disk_that_fails_is_told_with_a_way_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CheckpointError, match=r"FileExistsError.* Save to another place, or make room"):
+        export_below_a_file()

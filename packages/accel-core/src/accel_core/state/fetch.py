@@ -90,7 +90,7 @@ def fetch_best(address: Address, cache: Path, metric: str, greater_is_better: bo
 def _opened(address: Address, cache: Path) -> Iterator[Store]:
     """Open the mirror at `address`, while no other process of this machine downloads into `cache`."""
     folder = cache / DOWNLOADS
-    with files.raising_checkpoint_error(folder, "could not be made"):
+    with files.writing(folder, "could not be made"):
         files.make_folder(folder)
 
     def tell() -> None:
@@ -186,7 +186,7 @@ def _download(store: Store, name: str, state: TrainerState, cache: Path) -> str 
     staging = cache / DOWNLOADS / f"{host_digits()}_{secrets.token_hex(4)}" / path.name
     before = inode_of(path)
     try:
-        with files.raising_checkpoint_error(path, "could not be written"):
+        with files.writing(path):
             files.make_folder(staging)
         for relative in [*sorted(state["files"]), STATE_FILE]:
             if (flaw := fetch_file(store, name, staging, state, relative)) is not None:
@@ -198,7 +198,7 @@ def _download(store: Store, name: str, state: TrainerState, cache: Path) -> str 
         # that what it has given the name has to stay.
         if inode_of(path) != before and examine(path) == found:
             return None
-        with files.raising_checkpoint_error(path, "could not be written"):
+        with files.writing(path):
             files.sync(staging)
             give_name(staging, path)
     finally:

@@ -34,7 +34,7 @@ _UNSEALED = "0" * 64
 @contextlib.contextmanager
 def create(path: Path) -> Iterator[HashingFile]:
     """Open a new file, and have it on the disk at the end. All files of a save are written through here."""
-    with raising_checkpoint_error(path, "could not be written"), path.open("wb") as file:
+    with writing(path), path.open("wb") as file:
         hashing = HashingFile(file)
         try:
             yield hashing
@@ -84,7 +84,7 @@ def write_json(path: Path, value: Any, is_sealed: bool = False) -> Written:
     Args:
         is_sealed: the last key of the dictionary is a digest of all the rest, which `read_json` checks.
     """
-    with raising_checkpoint_error(path, "could not be written"):
+    with writing(path):
         value = {**value, "sha256": _UNSEALED} if is_sealed else value
         text = (json.dumps(value, indent=2) + "\n").encode()
     return write_bytes(path, sealed(text) if is_sealed else text)
@@ -164,7 +164,7 @@ def find_flaw(value: Any, form: Any, name: str = "the content") -> str | None:
 
 def replace_file(path: Path, write: Callable[[Path], Any]) -> None:
     """Let `write` fill a file and give it the name `path`: there is the old content or the new."""
-    with raising_checkpoint_error(path, "could not be written; what was there is untouched"):
+    with writing(path, "could not be written; what was there is untouched"):
         make_folder(path.parent)
         with replacing(path) as staging:
             write(staging)
@@ -213,9 +213,21 @@ def reading(path: Path) -> Iterator[None]:
         raise DamagedError(str(error)) from error.__cause__
 
 
+def writing(
+    path: Path, what: str = "could not be written"
+) -> contextlib.AbstractContextManager[None, bool | None]:
+    """Raise what fails within as a `CheckpointError`, which says what to do if it is the disk."""
+    for_disk = " Save to another place, or make room there and let this process write."
+    return raising_checkpoint_error(path, what, for_disk=for_disk)
+
+
 @contextlib.contextmanager
-def raising_checkpoint_error(path: Path, what: str) -> Iterator[None]:
-    """Raise what fails within as a `CheckpointError` about the file; an error of accel passes as it is."""
+def raising_checkpoint_error(path: Path, what: str, for_disk: str = "") -> Iterator[None]:
+    """Raise what fails within as a `CheckpointError` about the file; an error of accel passes as it is.
+
+    Args:
+        for_disk: the end of the message, if it is the disk that fails.
+    """
     try:
         yield
     except AccelError:
@@ -226,4 +238,5 @@ def raising_checkpoint_error(path: Path, what: str) -> Iterator[None]:
         cause = error.__context__ if isinstance(error.__context__, OSError) else error
         is_refused = isinstance(error, pickle.UnpicklingError) or "weights_only" in str(error)
         reason = "it is damaged or holds objects" if is_refused else str(cause).rstrip(". ")
-        raise CheckpointError(f"'{path}' {what}: {type(cause).__name__}: {reason}.") from error
+        advice = for_disk if isinstance(cause, OSError) else ""
+        raise CheckpointError(f"'{path}' {what}: {type(cause).__name__}: {reason}.{advice}") from error

@@ -164,7 +164,7 @@ class Shards:
     def write(self, folder: Path) -> dict[str, Written]:
         """Write the parts of this process, and read them back for sizes and digests."""
         target = folder / SHARDS_FOLDER
-        with files.raising_checkpoint_error(target, "could not be written"):
+        with files.writing(target):
             files.make_folder(target)
             results = self._writer.write_data(self._plan, self._planner).wait()
             names = sorted({f"{SHARDS_FOLDER}/{each.storage_data.relative_path}" for each in results})
