@@ -157,4 +157,5 @@ def test_the_states_of_a_schedule_with_decays_are_named_by_all_updates(tmp_path:
         "checkpoint_4_wsd_post_decay.pt",
         "checkpoint_6_wsd_pre_decay",
         "checkpoint_8_wsd_post_decay.pt",
+        "run_card.json",
     ]

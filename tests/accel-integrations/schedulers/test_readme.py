@@ -20,4 +20,5 @@ def test_a_run_is_made_longer_from_where_its_decay_began(tmp_path: Path) -> None
         "checkpoint_189_wsd_pre_decay",  # a tenth of the 110 updates since
         "checkpoint_200_wsd_post_decay.pt",
         "checkpoint_90_wsd_pre_decay",
+        "run_card.json",
     ]
