@@ -1,8 +1,10 @@
 """Each way out that an error about callbacks and names of other libraries gives works."""
 
+import inspect
 import logging
 import operator
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,8 @@ import pytest
 import torch
 from torch import nn
 
+import accel_callbacks
+import accel_core
 from accel_callbacks import EarlyStoppingCallback, SaveTrainingStateCallback
 from accel_core import (
     DEFAULT_CALLBACKS,
@@ -20,7 +24,9 @@ from accel_core import (
 )
 from accel_core.callbacks.limit_batches import LIMIT_BATCHES_ENV_VAR
 from accel_core.foreign_names.tables import (
+    FOREIGN_ARGUMENTS,
     FOREIGN_ATTRIBUTES,
+    FOREIGN_CALLBACKS,
     FOREIGN_EVENTS,
     FOREIGN_HOOKS,
     FOREIGN_METHODS,
@@ -367,3 +373,21 @@ def test_what_is_named_in_place_of_an_event_or_a_method_is_called(
         for method in re.split(r" or |, and .*", name):
             if hasattr(Trainer, method):
                 overrides(method)
+
+
+@pytest.mark.parametrize("sentence", sorted({*FOREIGN_ARGUMENTS.values()}))
+def test_what_is_named_in_place_of_an_argument_takes_it(sentence: str) -> None:
+    """Such as "Pass num_epochs to train."."""
+    for name, methods in re.findall(r"[Pp]ass (?:an )?(\w+)\b.*? to ((?:\w+(?:, | or )?)+)", sentence):
+        for method in re.findall(r"train|evaluate|predict|Trainer", methods):
+            entry = Trainer.__init__ if method == "Trainer" else getattr(Trainer, method)
+            # The sentence may begin with whose data it speaks of.
+            assert name in {*inspect.signature(entry).parameters, "its", "what"}
+    for name in re.findall(r"\b(\w+Callback)\b", sentence):
+        assert any(hasattr(package, name) for package in (accel_core, accel_callbacks))
+
+
+@pytest.mark.parametrize("sentence", sorted({*FOREIGN_CALLBACKS.values()}))
+def test_what_is_named_in_place_of_a_callback_is_one(sentence: str) -> None:
+    for name, package in re.findall(r"(\w+)[^.]*? of (accel_callbacks|accel_core)", sentence):
+        assert issubclass(getattr(sys.modules[package], name), TrainerCallback)
