@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from accel_callbacks import ProgressBarCallback
+from accel_callbacks import ProgressBarCallback, StepBasedEvaluationCallback, bar, progress_bar
 from accel_core import ConfigurationError, Trainer, TrainerCallback
 
 SCRIPT = """
@@ -196,3 +196,24 @@ def test_progress_that_is_no_dictionary_is_refused_at_the_first_step() -> None:
     data = TensorDataset(torch.ones(8, 4), torch.ones(8, 1))
     with pytest.raises(ConfigurationError, match=r"0\.5 as 'progress'.*dictionary"):
         trainer.train(data, num_epochs=1)
+
+
+def test_the_bar_of_an_evaluation_is_full_at_its_end_whatever_set_it_is_on(monkeypatch):
+    bars = []
+
+    class Noted(bar.Bar):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            bars.append(self)
+
+    monkeypatch.setattr(progress_bar, "Bar", Noted)
+    model = nn.Linear(4, 1)
+    data, other, third = (TensorDataset(torch.ones(n, 4), torch.ones(n, 1)) for n in (64, 24, 40))
+    callbacks = [ProgressBarCallback, StepBasedEvaluationCallback(5, third)]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    trainer = Trainer(model, nn.functional.mse_loss, optimizer, callbacks=callbacks)
+    trainer.train(data, 1, {"": data, "other": other}, per_device_batch_size=8)
+    trainer.evaluate(third, per_device_batch_size=4)
+    trainer.evaluate({"": third, "other": other}, per_device_batch_size=4)
+    found = [(each.total, each.completed) for each in bars if each.title == "Evaluation"]
+    assert found == [(steps, steps) for steps in (5, 8, 3, 10, 10, 6)]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from tqdm import tqdm
 
 from accel_core import LogMetricsCallback, TrainerCallback
-from accel_core.extending import columns_of, how_it_ended, wrap
+from accel_core.extending import columns_of, how_it_ended, loader_of_evaluation, wrap
 
 from .bar import Bar, TextBar
 
@@ -101,7 +101,7 @@ class ProgressBarCallback(TrainerCallback):
 
     def on_eval_epoch_start(self, trainer: Trainer, is_intermediate: bool, metric_prefix: str) -> None:
         """Open the bar of the evaluation."""
-        loader = trainer.eval_dataloader
+        loader = loader_of_evaluation(trainer)
         if trainer.is_main_process:
             total = loader.num_steps if loader is not None and loader.has_certain_length else None
             samples_in_step = _samples_in_step(trainer, loader)

@@ -57,6 +57,7 @@ from .run.counted_samples import create_batch_output as create_batch_output
 from .run.counted_samples import samples_of as samples_of
 from .run.evaluation_sets import named_sets as named_sets
 from .run.evaluation_sets import prefix_of as prefix_of
+from .run.loaders import loader_of_evaluation as loader_of_evaluation
 from .run.loss_tracker import MeanTrackers as MeanTrackers
 from .run.machines import check_is_shared as check_is_shared
 from .run.modes import weights_to_export as weights_to_export

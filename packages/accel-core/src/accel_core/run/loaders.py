@@ -115,9 +115,19 @@ def loader_to_evaluate(
     Args:
         name: that of the evaluation set.
     """
+    with _loader_of(trainer, run, dataset, name) as loader:
+        run.evaluated_loader = loader
+        try:
+            yield loader
+        finally:
+            run.evaluated_loader = None
+        _announce_epoch_again(run, loader)
+
+
+@contextlib.contextmanager
+def _loader_of(trainer: TrainerParts, run: Run, dataset: Any, name: str) -> Iterator[ShardedDataLoader]:
     if isinstance(dataset, ShardedDataLoader):
         yield dataset
-        _announce_epoch_again(run, dataset)
         return
     arguments = EvaluationArguments(dataset, set_name=name)
     if run.arguments is not None:
@@ -129,10 +139,14 @@ def loader_to_evaluate(
     loader = create_eval_loader(trainer, run, arguments, trainer.collate_fn)
     try:
         yield loader
-        _announce_epoch_again(run, loader)
     finally:
         run.loaders.remove(loader)
         loader.close()
+
+
+def loader_of_evaluation(trainer: TrainerParts) -> ShardedDataLoader | None:
+    """Return the loader that the evaluation at this moment reads; None outside of one."""
+    return None if trainer._run is None else trainer._run.evaluated_loader
 
 
 @contextlib.contextmanager

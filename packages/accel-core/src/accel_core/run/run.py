@@ -75,6 +75,9 @@ class Run:
     evaluation_ended_on: dict[str, Any] | None = None
     """The sets of an evaluation while callbacks are told of its end, if they are not those of the run."""
 
+    evaluated_loader: ShardedDataLoader | None = None
+    """What the evaluation at this moment reads."""
+
     order_version = ORDER_VERSION
     """Of the function from seed and epoch to the order of the samples; a resumed run keeps its own."""
 
