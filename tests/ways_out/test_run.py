@@ -1,6 +1,6 @@
-"""Each way out that an error of a training run names works: loss steps, schedules, counted items, trials.
+"""Each way out that an error of a training run names works: schedules, data, trials.
 
-States are in `test_run_states.py`, what needs several processes in `test_run_on_processes.py`.
+Loss steps are in `test_run_steps.py`, states in `test_run_states.py`, what needs several processes in `test_run_on_processes.py`.
 """
 
 import functools
@@ -14,7 +14,6 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations
 from torch.optim.lr_scheduler import OneCycleLR, StepLR
-from torch.utils.data import TensorDataset
 
 from accel_callbacks import SaveTrainingStateCallback, find_batch_size
 from accel_core import Trainer, TrainerPlaceholderValues, latest_checkpoint
@@ -49,84 +48,6 @@ def train(trainer: Trainer | None = None, data: Any = DATA, callbacks: Any = (),
 def training(**kwargs: Any) -> Callable[[], Trainer]:
     return lambda: train(**kwargs)
 
-
-# ---------------------------------------------------------------------- loss steps
-
-
-def step(**changes: Any) -> Trainer:
-    """A trainer whose step returns what is usual, but for `changes`, functions of the loss."""
-
-    def calculate_train_batch_loss(self: Trainer, batch: Any) -> Any:
-        outputs = self.model(batch[0])
-        loss = LOSS(outputs, batch[1])
-        returned = {"loss": loss, "model_outputs": outputs, "batch_size": len(outputs)}
-        returned.update({key: change(loss) for key, change in changes.items()})
-        return {key: value for key, value in returned.items() if value is not None}
-
-    own = {"calculate_train_batch_loss": calculate_train_batch_loss}
-    return tiny_trainer(type("OwnTrainer", (Trainer,), own))
-
-
-def stepping(**changes: Any) -> Callable[[], Trainer]:
-    return lambda: train(step(**changes))
-
-
-def returning_a_tensor() -> Trainer:
-    own = {"calculate_train_batch_loss": lambda self, batch: self.model(batch[0]).sum()}
-    return train(tiny_trainer(type("OwnTrainer", (Trainer,), own)))
-
-
-STEPS: tuple[Row, ...] = (
-    Row(
-        "{} returned {}, but must return a dictionary. Return the keys 'loss', 'model_outputs' and",
-        returning_a_tensor,
-        (stepping(),),
-    ),
-    Row(
-        "{} returned the keys {}, but {} is missing. Return {}.",
-        stepping(batch_size=lambda loss: None),
-        (stepping(),),
-    ),
-    Row(
-        "{} returned {} as 'loss', but it must be a scalar tensor. Take the mean: loss.mean().",
-        stepping(loss=lambda loss: loss.expand(4)),
-        (stepping(loss=lambda loss: loss.expand(4).mean()),),
-    ),
-    Row(
-        "{} returned {} as {}, but it must be a number of at least {}, such as len(xb). Return the number",
-        stepping(batch_size=lambda loss: 0),
-        (stepping(batch_size=lambda loss: 4), stepping(num_items_in_batch=lambda loss: 12)),
-    ),
-    Row(
-        "{} returned {} as 'log', but it must be a dictionary of numbers or tensors of one element.",
-        stepping(log=lambda loss: {"losses": loss.expand(4)}),
-        (
-            stepping(log=lambda loss: {"losses": loss.expand(4).mean()}),
-            stepping(losses=lambda loss: loss.expand(4)),
-        ),
-    ),
-    Row(
-        "as 'progress', but it must be a dictionary of numbers, tensors of one element or texts, which the "
-        "progress bar shows beside the loss. Return, for example, {'accuracy': accuracy} as 'progress'.",
-        stepping(progress=lambda loss: 0.5),
-        (stepping(progress=lambda loss: {"accuracy": 0.5}),),
-    ),
-    Row(
-        "{} returned a 'loss' without a gradient, so nothing could be learned. Compute it from the model's",
-        stepping(loss=lambda loss: loss.detach()),
-        (stepping(),),
-    ),
-    Row(
-        "{} returned the loss {} for the first batch, but it must be finite. Look for nan or inf in the data",
-        lambda: train(data=TensorDataset(torch.full((8, 5), torch.nan).double(), DATA.tensors[1][:8])),
-        (training(), stepping(loss=lambda loss: (loss + 1e-6).log())),
-    ),
-    Row(
-        "Leave out samples without items, or return a batch_size or num_items_in_batch above 0.",
-        stepping(num_items_in_batch=lambda loss: 0),
-        (stepping(num_items_in_batch=lambda loss: 1), stepping(batch_size=lambda loss: 1)),
-    ),
-)
 
 # ---------------------------------------------------------------------- schedules
 
@@ -338,7 +259,7 @@ RUNS: tuple[Row, ...] = (
     ),
 )
 
-ROWS = STEPS + SCHEDULES + RUNS
+ROWS = SCHEDULES + RUNS
 
 FACTS = {
     "Use the version of accel that wrote it.": "no test has a version that is still to come",
@@ -351,7 +272,13 @@ FACTS = {
 def test_every_error_of_a_run_has_a_row() -> None:
     beside = [path.relative_to(PACKAGES).as_posix() for path in (PACKAGES / CORE).glob("*.py")]
     parts = [f"{CORE}/run", f"{CORE}/checks", *beside]
-    names = ("test_checks.py", "test_run.py", "test_run_states.py", "test_run_on_processes.py")
+    names = (
+        "test_checks.py",
+        "test_run.py",
+        "test_run_steps.py",
+        "test_run_states.py",
+        "test_run_on_processes.py",
+    )
     given = set(ways_out_of_checks(*parts))
     rows = [text for text in texts_of_rows(*names) if text not in given]
     check_every_error_is_known(*parts, rows=rows, facts=FACTS)
