@@ -22,7 +22,7 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 from torch.utils.data import TensorDataset
 
 from accel_core import AccelError, CheckpointError, Trainer, TrainerCallback
-from accel_core.engines.choose import choose_engine
+from accel_core.engines.choose import REFUSED, choose_engine
 from accel_core.errors import NotFiniteError
 from accel_core.processes.group import DataGroup
 from case_runner import Outcome, compare, run_as_script
@@ -227,21 +227,26 @@ class OtherNames(nn.Module):
         return self.inner(inputs)
 
 
-def of_kind(kind: Any) -> Any:
+def of_kind(kind: Any, num_processes: int = 4, more: int = 1, is_fsdp2: bool = True, **sizes: int) -> Any:
     """What an accelerator of machines says that no test has."""
+    config = SimpleNamespace(non_data_parallel_size=max(more, sizes.get("tp_size", 1)), **sizes)
     return SimpleNamespace(
         gradient_accumulation_steps=1,
         distributed_type=kind,
-        state=SimpleNamespace(parallelism_config=None),
-        is_fsdp2=kind is DistributedType.FSDP,
-        num_processes=4,
+        state=SimpleNamespace(parallelism_config=config),
+        is_fsdp2=kind is DistributedType.FSDP and is_fsdp2,
+        num_processes=num_processes,
         process_index=0,
         scaler=None,
     )
 
 
-def choose(kind: Any) -> Any:
-    return choose_engine(of_kind(kind), DataGroup(4))
+def choose(kind: Any, asks_for: str = "", **kwargs: Any) -> Any:
+    """Choose an engine, perhaps with a plugin that Accelerate has dropped."""
+    with pytest.MonkeyPatch.context() as patch:
+        if asks_for:
+            patch.setenv(f"ACCELERATE_USE_{asks_for}", "true")
+        return choose_engine(of_kind(kind, **kwargs), DataGroup(4))
 
 
 def launched_as(world_size: str) -> Trainer:
@@ -320,6 +325,41 @@ ALONE: tuple[Row, ...] = (
         (lambda: launched_as("1"),),
     ),
 )
+
+GPUS, SHARDED, DEEP = DistributedType.MULTI_GPU, DistributedType.FSDP, DistributedType.DEEPSPEED
+BY_DDP, BY_FSDP2, BY_DEEPSPEED = (partial(choose, kind) for kind in (GPUS, SHARDED, DEEP))
+BY_TENSORS = partial(choose, GPUS, tp_size=4)
+
+REFUSED_LAYOUTS: tuple[Row, ...] = (
+    Row("XLA", lambda: choose(DistributedType.XLA), (BY_DDP, partial(choose, DistributedType.MULTI_CPU))),
+    Row("Megatron-LM", lambda: choose(DistributedType.MEGATRON_LM), (BY_FSDP2, BY_DEEPSPEED, BY_TENSORS)),
+    Row("version 1 of FSDP", lambda: choose(SHARDED, is_fsdp2=False), (BY_FSDP2,)),
+    Row("context parallelism", lambda: choose(SHARDED, cp_size=2), (BY_FSDP2,)),
+    Row("sequence parallelism", lambda: choose(DEEP, sp_size=2), (BY_FSDP2, BY_DEEPSPEED)),
+    Row("tensor parallelism with FSDP2", lambda: choose(SHARDED, tp_size=2), (BY_TENSORS, BY_FSDP2)),
+    Row(
+        "tensor parallelism with several copies of the model",
+        lambda: choose(GPUS, tp_size=2, dp_replicate_size=2),
+        (BY_TENSORS, BY_FSDP2, partial(choose, GPUS, dp_replicate_size=4)),
+    ),
+    Row("in a way that accel does not know", lambda: choose(GPUS, more=2), (BY_TENSORS, BY_FSDP2, BY_DDP)),
+    Row(
+        ", which does not shard. Pass fsdp_plugin=",
+        lambda: choose(GPUS, dp_shard_size=4),
+        (partial(choose, SHARDED, dp_shard_size=4), BY_DDP),
+    ),
+    Row(
+        "given DeepSpeed, but Accelerate has dropped it",
+        lambda: choose(DistributedType.MULTI_CPU, "DEEPSPEED"),
+        (partial(choose, DEEP, "DEEPSPEED"), partial(choose, DistributedType.MULTI_CPU)),
+    ),
+    Row(
+        "given FSDP, but Accelerate has dropped it",
+        lambda: choose(DistributedType.MULTI_CPU, "FSDP"),
+        (partial(choose, SHARDED, "FSDP"), partial(choose, DistributedType.MULTI_CPU)),
+    ),
+)
+"""A piece of each message of `REFUSED`, and layouts that it leads to."""
 
 # ---------------------------------------------------------------------- DDP
 
@@ -763,7 +803,13 @@ def test_every_error_of_an_engine_is_known() -> None:
     check_every_error_is_known(*PLACES, rows=rows, facts=NO_WAY_OUT)
 
 
-@pytest.mark.parametrize("row", ALONE, ids=name_of)
+def test_every_layout_that_is_refused_is_known() -> None:
+    known = [row.text for row in REFUSED_LAYOUTS]
+    messages = [layout.message for layout in REFUSED]
+    assert [message for message in messages if not any(text in message for text in known)] == []
+
+
+@pytest.mark.parametrize("row", [*ALONE, *REFUSED_LAYOUTS], ids=name_of)
 def test_what_an_error_of_an_engine_says_instead_works(
     row: Row, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
