@@ -635,10 +635,10 @@ def _under_fsdp2(act: Callable[[], Any]) -> str:
         set_type(accelerator, DistributedType.MULTI_CPU)
 
 
-def average_flat(batch_size: int) -> Any:
-    """FSDP 1 cannot train on a CPU, so that its refusal is asked for by hand."""
+def average_under_deepspeed(batch_size: int) -> Any:
+    """DeepSpeed is no part of this environment, so that its refusal is asked for by hand."""
     accelerator = Accelerator(cpu=True)
-    set_type(accelerator, DistributedType.FSDP)
+    set_type(accelerator, DistributedType.DEEPSPEED)
     trainer = tiny_trainer()
     told = _told(lambda: ModelEmaCallback(save_path=None).on_training_run_start(trainer))
     set_type(accelerator, DistributedType.MULTI_CPU)
@@ -682,7 +682,7 @@ def unfreeze_sharded(batch_size: int) -> Any:
 
 ON_PROCESSES = {
     "ConvertSyncBatchNormCallback needs an accelerator, but this run is on the CPU": synchronise,
-    " cannot average a model that {} has sharded. ": average_flat,
+    " cannot average a model that {} has sharded. ": average_under_deepspeed,
     "average is 'latest', but ": average_latest,
     "but the statistics of batch norm cannot be computed for a model ": average_statistics,
     "UnfreezeCallback cannot unfreeze what ": unfreeze_sharded,
