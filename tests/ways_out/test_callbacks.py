@@ -10,7 +10,7 @@ from typing import Any
 import optuna
 import pytest
 import torch
-from accelerate import Accelerator, DistributedType
+from accelerate import DistributedType
 from torch import nn
 from torchmetrics.classification import MulticlassAccuracy
 
@@ -637,9 +637,10 @@ def _under_fsdp2(act: Callable[[], Any]) -> str:
 
 def average_under_deepspeed(batch_size: int) -> Any:
     """DeepSpeed is no part of this environment, so that its refusal is asked for by hand."""
-    accelerator = Accelerator(cpu=True)
-    set_type(accelerator, DistributedType.DEEPSPEED)
     trainer = tiny_trainer()
+    # An accelerator that is made later would import DeepSpeed.
+    accelerator = trainer.accelerator
+    set_type(accelerator, DistributedType.DEEPSPEED)
     told = _told(lambda: ModelEmaCallback(save_path=None).on_training_run_start(trainer))
     set_type(accelerator, DistributedType.MULTI_CPU)
     return (
