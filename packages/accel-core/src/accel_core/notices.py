@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import time
 from typing import Any, Protocol
@@ -29,6 +30,7 @@ class _WithProcess(logging.LoggerAdapter):  # type: ignore[type-arg]
         return msg, kwargs
 
 
+@functools.cache
 def logger_of(room: str) -> logging.LoggerAdapter[logging.Logger]:
     """Return the logger `accel_core.<room>`: `engine`, `loader`, `resume`, `saves`, `evaluations`, `run`."""
     return _WithProcess(logging.getLogger(f"accel_core.{room}"), {})

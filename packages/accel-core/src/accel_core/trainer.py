@@ -16,7 +16,6 @@ What is not the loop is called in one line and lives in a room of its own, such 
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -71,7 +70,6 @@ from .run.stages import choose_start, skip_stage
 from .run.steps import Step, report_left_out
 from .run.train_arguments import EvaluationArguments
 from .run.update_groups import WEIGHS_NOTHING, UpdateGroup, check_epoch, items_of, update_groups
-from .state.random import preserving_random_state
 
 
 @answer_foreign_names
@@ -309,11 +307,9 @@ class Trainer:
     def _run_eval_set(self, run: Run, dataset: Any, kind: EvaluationKind, num_sets: int | None) -> None:
         """Evaluate on one set; `num_sets` belong to the evaluation of the epoch, or None if it is another."""
         logs = MeanTrackers(self.device)
-        # Training goes on as if nothing had been evaluated.
-        preserving = preserving_random_state(self.device) if run.arguments else contextlib.nullcontext()
         event: dict[str, Any] = {"is_intermediate": kind.is_intermediate, "metric_prefix": kind.full_prefix}
         with loaders.loader_to_evaluate(self, run, dataset, kind.set_name) as loader:
-            with preserving, preparing.evaluating(self, run):
+            with preparing.evaluating(self, run):
                 self.eval_epoch_start()
                 self.callbacks.on_eval_epoch_start(self, **event)
                 for step in run.eval_steps(loader, kind.is_intermediate):

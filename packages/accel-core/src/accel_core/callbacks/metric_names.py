@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ _WORDS = {"eval": "val"}
 """Parts of names that people know by another word."""
 
 
+@functools.lru_cache(maxsize=4096)  # The same few names in every epoch.
 def readable_name(name: str) -> str:
     """Return the name of a metric for people: `eval_loss_epoch` is `val loss`, `top_5` is `top 5`."""
     parts = name.removesuffix("_epoch").split("_")

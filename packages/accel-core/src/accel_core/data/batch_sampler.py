@@ -125,15 +125,16 @@ class ShardedBatchSampler(Sampler[Any]):
 
     def plan(self) -> Sequence[tuple[int, int]]:
         """Return the samples of all processes and of this one for each global step of the epoch."""
+        items = self.items
         if self.batch_size is None:
             return [
-                (sum(map(len, self.items[first:stop])), sum(map(len, self.items[part])))
-                for first, stop, part in self._steps()
+                (sum(map(len, items[first:stop])), sum(map(len, items[part])))
+                for first, stop, part in self._steps(items)
             ]
-        firsts, num_items = self._firsts(), len(self.items)
+        firsts = self._firsts(items)
         if not firsts:
             return []
-        size_of_last = min(self.step_size, num_items - firsts[-1])
+        size_of_last = min(self.step_size, len(items) - firsts[-1])
         return StepPlan(len(firsts), self._sizes(self.step_size), self._sizes(size_of_last))
 
     def _sizes(self, size: int) -> tuple[int, int]:
@@ -143,8 +144,9 @@ class ShardedBatchSampler(Sampler[Any]):
     @property
     def last_step_lacks_batches(self) -> bool:
         """Whether a process is without a batch in the last step of the epoch begun."""
-        firsts = self._firsts()
-        return bool(firsts) and min(self.step_size, len(self.items) - firsts[-1]) < self.group.size
+        items = self.items
+        firsts = self._firsts(items)
+        return bool(firsts) and min(self.step_size, len(items) - firsts[-1]) < self.group.size
 
     def __iter__(self) -> Iterator[Any]:
         return self._live_batches() if self.is_live else self._planned_batches()
@@ -181,7 +183,7 @@ class ShardedBatchSampler(Sampler[Any]):
     def _planned_batches(self) -> Iterator[Any]:
         has_batch = False
         items = self.items
-        for first, _, part in self._steps():
+        for first, _, part in self._steps(items):
             if part.stop == part.start:
                 # Only the last step may lack samples, so a batch that was read before can be repeated.
                 if has_batch:
@@ -207,32 +209,40 @@ class ShardedBatchSampler(Sampler[Any]):
     def batches_with_samples(self) -> Iterator[list[Any]]:
         """Yield the indices of this process for each global step, from the position on; maybe none."""
         items = self.items
-        for _, _, part in self._steps():
+        for _, _, part in self._steps(items):
             batch = items[part]
             batch = batch.tolist() if isinstance(batch, np.ndarray) else list(batch)
             yield batch if self.batch_size is not None else list(itertools.chain.from_iterable(batch))
 
-    def _firsts(self) -> range:
-        """Return the first item of each global step, from the position on."""
-        num_items = len(self.items)
+    def _firsts(self, items: Any) -> range:
+        """Return the first of `items` of each global step, from the position on."""
         # An incomplete step is left out with drop_last, on all processes.
-        firsts = range(self._start, num_items - (self.step_size - 1 if self.drop_last else 0), self.step_size)
+        end = len(items) - (self.step_size - 1 if self.drop_last else 0)
+        firsts = range(self._start, end, self.step_size)
         if self.max_steps is None:
             return firsts
         # The limit counts from the beginning of the epoch; a step that the position cuts counts as one.
         steps_before = -(-self._start // self.step_size)
         return firsts[: max(self.max_steps - steps_before, 0)]
 
-    def _steps(self) -> Iterator[tuple[int, int, slice]]:
-        """Yield first item, end and this process's slice of each global step, from the position on."""
-        num_items = len(self.items)
+    def _steps(self, items: Any) -> Iterator[tuple[int, int, slice]]:
+        """Return first item, end and this process's slice of each global step, from the position on."""
+        firsts = self._firsts(items)
+        if not firsts:
+            return iter(())
+        last = firsts[-1]
+        stop = min(last + self.step_size, len(items))
         part = shard_of(self.step_size, self.group)
-        for first in self._firsts():
-            stop = first + self.step_size
-            if stop > num_items:
-                stop = num_items
-                part = shard_of(stop - first, self.group)
-            yield first, stop, slice(first + part.start, first + part.stop)
+        part_of_last = shard_of(stop - last, self.group)
+        full = firsts[:-1]
+        # Without a call of Python in each step.
+        parts = map(slice, _shifted(full, part.start), _shifted(full, part.stop))
+        step = (last, stop, slice(last + part_of_last.start, last + part_of_last.stop))
+        return itertools.chain(zip(full, _shifted(full, self.step_size), parts, strict=True), [step])
+
+
+def _shifted(numbers: range, by: int) -> range:
+    return range(numbers.start + by, numbers.stop + by, numbers.step)
 
 
 def sampler_of(loader: Any) -> tuple[Any, int | None, bool]:

@@ -204,10 +204,13 @@ def evaluation_mode(
     share_buffers(model)
     modes = [(part, part.training) for part in model.modules()]
     trained = model if engine.prepared is None else engine.prepared.user_model
-    with_modes = {str(number): each for number, each in enumerate(optimizers_with_modes(attributes))}
-    set_optimizer_modes(with_modes, getattr(trained, "_orig_mod", trained).training)
+    switching: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+    if optimizers := optimizers_with_modes(attributes):
+        with_modes = {str(number): each for number, each in enumerate(optimizers)}
+        set_optimizer_modes(with_modes, getattr(trained, "_orig_mod", trained).training)
+        switching = optimizers_in_mode(with_modes, training=False)
     try:
-        with optimizers_in_mode(with_modes, training=False), torch.no_grad():
+        with switching, torch.no_grad():
             module.eval()
             yield module
     finally:

@@ -166,16 +166,25 @@ def standing_in(trainer: TrainerParts, model: torch.nn.Module | None) -> Iterato
 
 @contextlib.contextmanager
 def evaluating(trainer: TrainerParts, run: Run) -> Iterator[None]:
-    """Let `trainer.model` be the module to evaluate. Every process takes part."""
+    """Let `trainer.model` be the module to evaluate. Every process takes part.
+
+    Afterwards all is as it was. Training draws the random numbers that it would have drawn without it.
+    """
     model = trainer.model
+    before = (run.phase, run.lacks_batches)
+    # An evaluation on its own draws like any other code.
+    random_state = None if run.arguments is None else capture_random_state(trainer.device)
     updates = trainer.run_progress.updates_completed
     logger_of("evaluations").debug("An evaluation begins after update %s.", updates)
     trainer.eval_loss.reset()
     try:
-        with run.evaluating(), evaluation_mode(run.engine, model, vars(trainer)) as trainer.model:
+        with evaluation_mode(run.engine, model, vars(trainer)) as trainer.model:
             yield
     finally:
         trainer.model = model
+        run.phase, run.lacks_batches = before
+        if random_state is not None:
+            restore_random_state(random_state, trainer.device)
 
 
 class running:  # noqa: N801  # A context manager is named like a function.

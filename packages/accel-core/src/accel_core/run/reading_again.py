@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from ..state.random import preserving_random_state
 from . import preparing
 from .loaders import training_data_again
 from .run import require_training
@@ -25,7 +24,6 @@ def reading_training_data(trainer: TrainerParts, model: torch.nn.Module) -> Iter
     run, arguments = require_training(trainer._run, "reading_training_data")
     with (
         training_data_again(trainer, run, arguments) as loader,
-        preserving_random_state(trainer.device),
         preparing.standing_in(trainer, model),
         preparing.evaluating(trainer, run),
     ):

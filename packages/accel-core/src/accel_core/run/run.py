@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import enum
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -217,15 +216,6 @@ class Run:
     def completes_evaluation(self, progress: RunProgress) -> bool:
         """Whether the sets of an evaluation are counted: after an epoch's training, and at the start."""
         return progress.train_epoch_completed or self.is_evaluating_start
-
-    @contextlib.contextmanager
-    def evaluating(self) -> Iterator[None]:
-        """Put phase and `lacks_batches` back afterwards: an evaluation may come in mid-epoch."""
-        before = (self.phase, self.lacks_batches)
-        try:
-            yield
-        finally:
-            self.phase, self.lacks_batches = before
 
     def eval_steps(self, loader: ShardedDataLoader, is_intermediate: bool = False) -> Iterator[Step]:
         """Return the steps of an evaluation; padding only for engines whose forward needs every process."""

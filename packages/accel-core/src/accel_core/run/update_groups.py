@@ -218,8 +218,8 @@ def update_groups(
         return
     num_processes = loader.group.size
     steps = planned_steps(loader, plan, gradient_accumulation_steps)
-    for first in range(0, len(plan), gradient_accumulation_steps):
-        totals = [total for total, _ in plan[first : first + gradient_accumulation_steps]]
+    sizes = iter(plan)
+    while totals := [total for total, _ in itertools.islice(sizes, gradient_accumulation_steps)]:
         num_samples = sum(totals)
         needs_no_weight = len(totals) == num_processes == 1
         group_steps = itertools.islice(steps, len(totals))
