@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from ..text import counted
 from .engine import Engine
 from .parts import local_shard, reshard
 from .weights import share_buffers
@@ -81,10 +82,10 @@ class TrainingModes:
         if not outermost:
             return None
         shown = ", ".join(map(repr, outermost[:5])) + (", …" if len(outermost) > 5 else "")
-        are = "module of the model is" if len(outermost) == 1 else "modules of the model are"
+        are, stay = ("is", "stays") if len(outermost) == 1 else ("are", "stay")
         return (
-            f"{len(outermost)} {are} in eval mode and stay so in training: {shown}. "
-            "To train in train mode, call model.train() before."
+            f"{counted(len(outermost), 'module')} of the model {are} in eval mode and {stay} so in training: "
+            f"{shown}. To train in train mode, call model.train() before."
         )
 
 
