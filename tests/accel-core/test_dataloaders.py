@@ -178,9 +178,7 @@ def test_an_iterable_without_a_length_can_end_by_updates_alone() -> None:
 
 def test_a_stream_that_ends_too_early_is_told_when_it_is_begun_again() -> None:
     trainer = Recording()
-    with pytest.raises(
-        ConfigurationError, match=r"list_iterator.*no batch.*read to its end.*begins again"
-    ):
+    with pytest.raises(ConfigurationError, match=r"list_iterator.*no batch.*read to its end.*begins again"):
         trainer.train(iter(PAIRS), max_num_train_steps=10, train_dataloader_kwargs={"batch_size": 8})
     assert trainer.run_progress.epochs_completed == 1
 
