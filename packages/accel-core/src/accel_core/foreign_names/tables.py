@@ -65,7 +65,7 @@ FOREIGN_ATTRIBUTES = {
     "hyperparameter_search": "Call train in your own loop; OptunaPruningCallback ends hopeless trials.",
     "get_preds": "Use predict(dataset).",
     "predict_on_batch": "Use calculate_predictions(batch), or predict(dataset).",
-    "manual_backward": "Use trainer.accelerator.backward(loss), then step_optimizer.",
+    "manual_backward": "Use backward_step(loss), then step_optimizer(optimizer).",
     # where a run stands
     "global_step": "Use trainer.run_progress.updates_completed.",
     "current_epoch": "Use trainer.run_progress.current_epoch.",
