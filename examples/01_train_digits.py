@@ -1,4 +1,4 @@
-"""Train a classifier of handwritten digits: the whole way from data to test accuracy.
+"""Train a classifier of handwritten digits: from the data to the test accuracy.
 
     # The digits of scikit-learn, 1,797 images of 8x8 pixels: a few seconds.
     python examples/01_train_digits.py
@@ -8,10 +8,11 @@
     ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2 \
         examples/01_train_digits.py
 
-Prints a progress bar with the loss, the losses and the accuracy of each epoch, and the test accuracy of the
-best model at the end: at least 96 % on the digits. Training ends early when the accuracy no longer improves.
-The folder that the last line names, `outputs/01_train_digits`, holds the best model, the metrics as CSV, and a
-picture of them. Two processes share the same global batch.
+It shows a progress bar, and prints the losses and the accuracy of each epoch.
+Training ends early if the accuracy no longer improves. The test accuracy of the
+best model is at least 96 % on the digits. The folder `outputs/01_train_digits`
+holds the best model, the metrics as CSV, and a picture of them. Two processes
+share the same global batch.
 """
 
 import argparse

@@ -2,9 +2,10 @@
 
     python examples/02_metrics_by_subclassing.py
 
-The metrics are attributes of the trainer, which moves them to its device; `eval_epoch_end` computes them over
-all processes and records them in the run history. Prints the losses, accuracy, precision and recall of each
-epoch: the same numbers as example 03.
+The metrics are attributes of the trainer, which moves them to its device.
+`eval_epoch_end` computes them over all processes and records them in the run
+history. It prints the losses, accuracy, precision and recall of each epoch. The
+numbers are those of example 03.
 """
 
 import torch

@@ -1,9 +1,11 @@
-"""Track metrics by a callback: first written out, then by `MetricsCallback`, which does the same for any metric.
+"""Track metrics by a callback: your own, and `MetricsCallback`.
 
     python examples/03_metrics_by_callback.py
 
-Trains twice. Prints the losses, accuracy, precision and recall of each epoch, and that both callbacks gave
-the same numbers, which are those of example 02 too.
+It trains twice: first with a callback that is written out here, then with
+`MetricsCallback`, which does the same for any metric. It prints the losses,
+accuracy, precision and recall of each epoch. Both callbacks give the numbers of
+example 02.
 """
 
 import torch

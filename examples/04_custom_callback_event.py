@@ -2,9 +2,10 @@
 
     python examples/04_custom_callback_event.py
 
-The trainer calls `verify_train_batch` on every callback that has such a method, here to look at the first
-batch of each epoch. If no callback has one, nothing happens. Prints the range of the pixels and the labels of
-that batch for each of three epochs, and how many batches were looked at.
+The trainer calls `verify_train_batch` on every callback that has such a method.
+If no callback has one, nothing happens. Here the callback looks at the first
+batch of each epoch. It prints the range of the pixels and the labels of that
+batch for each of three epochs, and the number of batches.
 """
 
 import torch

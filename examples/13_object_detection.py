@@ -1,12 +1,15 @@
-"""Detect objects with torchvision's Faster R-CNN: a model that computes its own losses, a batch of lists, mean average precision.
+"""Detect objects with torchvision's Faster R-CNN.
 
     python examples/13_object_detection.py
 
-The images are scenes of handwritten digits in random places and sizes; a detector finds each digit and says
-which it is. Batches are lists, since the number of digits differs from scene to scene; one method says what
-the loss is, one more how to evaluate. Prints the four losses of each epoch and the mean average precision on
-new scenes; at the end mAP at an overlap (IoU) of 0.5 is above 0.7. The picture
-`outputs/13_object_detection/detections.png` shows what was found.
+The images are scenes of handwritten digits in random places and sizes. The
+detector finds and classifies each digit. Batches are lists, since the number of
+digits differs from scene to scene. The model computes its own losses, so one
+method returns their sum, and another evaluates.
+
+It prints the four losses of each epoch and the mean average precision (mAP) on
+new scenes. At the end mAP at an overlap (IoU) of 0.5 is above 0.7. The picture
+`outputs/13_object_detection/detections.png` shows the boxes found.
 
 The detector is small and trained from scratch. For photographs take
 `torchvision.models.detection.fasterrcnn_resnet50_fpn(weights="DEFAULT")`: the trainer stays as it is.

@@ -1,4 +1,4 @@
-"""Train a generative adversarial network: two models and two optimizers in one loop, by subclassing.
+"""Train a generative adversarial network: two models and two optimizers.
 
     python examples/14_two_optimizers.py
     # 28x28 images instead of 8x8.
@@ -8,11 +8,15 @@
     ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2 \
         examples/14_two_optimizers.py
 
-The trainer's own model and optimizer are the generator's. The discriminator and its optimizer are attributes
-of the trainer, which places, saves and restores them; a step updates them by `step_optimizer` before it
-returns the generator's loss. Prints both losses of each epoch, and at the end how far a generated digit is
-from the nearest one of the data: not much farther than a real digit that was held out. All ten digits are
-generated. The picture `outputs/14_two_optimizers/generated_digits.png` shows some of them.
+The trainer's own model and optimizer are those of the generator. The
+discriminator and its optimizer are attributes of the trainer, which places, saves
+and restores them. A step updates them by `step_optimizer`, and then returns the
+loss of the generator.
+
+It prints both losses of each epoch. At the end it prints how far a generated
+digit is from the nearest one in the data: not much farther than a real digit that
+was held out. All ten digits are generated. The picture
+`outputs/14_two_optimizers/generated_digits.png` shows some of them.
 """
 
 import argparse

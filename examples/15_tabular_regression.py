@@ -1,16 +1,20 @@
-"""Predict a number from a table: find the learning rate, stop early, keep the best model, and compare with linear regression.
+"""Predict a number from a table.
 
     python examples/15_tabular_regression.py
 
-The table is Auto MPG, which the package mlxtend ships: how many miles 392 cars of 1970 to 1982 go on a
-gallon, by cylinders, displacement, horsepower, weight, acceleration, year and origin. A table this small has
-few rows to test on, so five networks are trained, each without a fifth of the cars, which it predicts
-afterwards: cross-validation. Prints the learning rate that a range test suggests, for each network when and
-why it stopped, and the share of the variance that is explained (R^2) on cars that were not seen: about 0.87,
-where linear regression explains 0.81.
+The table is Auto MPG, which the package mlxtend ships. It has the miles per gallon
+of 392 cars of 1970 to 1982, with seven columns such as horsepower, weight and
+year. A table this small has few rows to test on. So the script trains five
+networks, each without a fifth of the cars, and lets it predict that fifth: this
+is cross-validation.
 
-The folder `outputs/15_tabular_regression` holds the pictures `learning_rate.png`, of the range test, and
-`history.png`, of the first network, and the best models.
+A range test finds the learning rate. Each network stops early and keeps its best
+weights. The script prints the rate, and when and why each network stopped. At the
+end the networks explain about 0.87 of the variance (R^2) of unseen cars. Linear
+regression explains 0.81.
+
+The folder `outputs/15_tabular_regression` holds the best models and two pictures:
+`learning_rate.png` of the range test, and `history.png` of the first network.
 """
 
 import argparse

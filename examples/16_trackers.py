@@ -1,15 +1,18 @@
-"""Send a run to an experiment tracker: tensorboard, or any other that Accelerate knows, by its name.
+"""Send a run to TensorBoard or another experiment tracker.
 
     # TensorBoard, into outputs/16_trackers.
     python examples/16_trackers.py
     # Also mlflow, trackio, aim, comet, clearml, dvclive or swanlab.
     python examples/16_trackers.py --tracker wandb
 
-A tracker is one callback. It gets the hyper-parameters, the running loss, the learning rates, and all that
-the run history gets, whichever callback recorded it: here the losses and the accuracy of each epoch.
-Everything is on one axis, that of updates. Prints the losses and the accuracy of each epoch, the command that
-shows the run in a browser, and, for tensorboard, what was read back from its files: every metric with the
-number of its values, and a last accuracy that is the one of the run history, at least 93 %.
+A tracker is one callback. It sends the hyper-parameters, the running loss, the
+learning rates and every record of the run history. Here these are the losses and
+the accuracy of each epoch. All values share one axis, that of updates.
+
+It prints the losses and the accuracy of each epoch, and the command that shows
+the run in a browser. For TensorBoard it reads the files back, and prints the
+number of values of each metric. The last accuracy is that of the run history, at
+least 93 %.
 """
 
 import argparse

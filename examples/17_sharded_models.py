@@ -1,4 +1,4 @@
-"""A model spread over the processes by FSDP2 or DeepSpeed: the same script as for one process, another command.
+"""Shard a model over the processes by FSDP2 or DeepSpeed.
 
     # One process.
     python examples/17_sharded_models.py
@@ -15,12 +15,16 @@
     # Add this to any of them to continue from the end of epoch 4.
     --resume --epochs 8
 
-Without --resume it starts again, and removes the training states of the run before.
+The script is the same as for one process. Without `--resume` it starts again, and
+removes the training states of the run before.
 
-Each update is made of two steps, and its gradients are clipped by their norm over all processes. Training
-states are written by the engine, each process its part; the export has the whole weights, which any program
-can read. Prints the engine, the losses of each epoch, and the test accuracy (at least 90 %), as measured by
-the trainer and by plain PyTorch with the exported weights: twice the same.
+Each update has two steps, and its gradients are clipped by their norm over all
+processes. Each process writes its part of a training state. The export has the
+whole weights, which any program can read.
+
+It prints the engine and the losses of each epoch. It measures the test accuracy,
+at least 90 %, twice: by the trainer, and by plain PyTorch with the exported
+weights. Both are the same.
 """
 
 import argparse
@@ -65,7 +69,7 @@ def main():
     parser.add_argument(
         "--resume",
         action="store_true",
-        help="go on from the newest training state",
+        help="continue from the newest training state",
     )
     args = parser.parse_args()
 

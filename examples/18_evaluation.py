@@ -2,9 +2,9 @@
 
     python examples/18_evaluation.py
 
-Trains one long epoch on handwritten digits. Every ten updates it evaluates on
+It trains one long epoch on handwritten digits. Every ten updates it evaluates on
 clean images and on noisy ones, and exports the model whenever the loss on the
-noisy images was the best so far. Prints the best update, and the accuracies of
+noisy images was the best so far. It prints the best update, and the accuracies of
 the exported model on both sets.
 """
 

@@ -1,4 +1,4 @@
-"""A contrastive loss (CLIP) over the pairs of all processes.
+"""Train with a contrastive loss (CLIP) over the pairs of all processes.
 
 On one process:
 
@@ -11,11 +11,11 @@ On two, on a CPU:
         examples/19_contrastive_pairs.py
 
 A digit is cut into its upper and its lower half, and two encoders learn which
-halves belong together: each pair is compared with all others of the global
-batch, so the embeddings of all processes are needed, with gradients
-(`gather_with_grad`). Prints the loss, and for how many of 271 test images the
-lower half is among the five nearest of all: the same lines, on one process and
-on two.
+halves belong together. The loss compares each pair with all others of the global
+batch. So it needs the embeddings of all processes with their gradients, which
+`gather_with_grad` returns. The script prints the loss, and for how many of 271
+test images the lower half is among the five nearest of all. The lines are the
+same on one process and on two.
 
 Source: Radford et al. 2021, arXiv:2103.00020, figure 3.
 """

@@ -41,8 +41,8 @@ def test_averaged_weights_recognise_digits_after_training_on_mixed_ones(run):
 
 def test_transfer_needs_fewer_labels(run):
     output = run("09_transfer_learning.py")
-    from_nothing = number_after("Accuracy with 25 labels from nothing:", output)
-    assert number_after("Accuracy with 25 labels by transfer:", output) >= from_nothing + 8
+    from_scratch = number_after("Accuracy with 25 labels from scratch:", output)
+    assert number_after("Accuracy with 25 labels by transfer:", output) >= from_scratch + 8
     assert output.count(" more parameters from epoch ") == 2
 
 
@@ -67,7 +67,7 @@ def test_transfer_takes_photographs_in_folders_and_weights_of_timm(run, tmp_path
         "9",
     )
     output = run("09_transfer_learning.py", *options)
-    assert number_after("Accuracy with 12 labels from nothing:", output) > 50
+    assert number_after("Accuracy with 12 labels from scratch:", output) > 50
     assert re.findall(r"trained from epoch (\d)", output) == ["5", "9"]
     assert "Accuracy with 12 labels by transfer:" in output
 
