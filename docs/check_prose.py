@@ -1,8 +1,8 @@
 """Check the prose of README, changelogs, site and docstrings: `python docs/check_prose.py [PAGE...]`.
 
 Sentences are short and have few commas, words are those of the field, and cells of tables are brief. Each message names the place,
-what is wrong and what to write. Of docstrings it checks the words alone. Pages that are still to be rewritten are listed in prose_to_rewrite.txt: a page that passes has to
-leave the list, and no page may join it.
+what is wrong and what to write. Of docstrings it checks the words alone. Pages that are still to be rewritten are listed in
+prose_to_rewrite.txt: a page that passes has to leave the list, and no page may join it.
 """
 
 import ast
@@ -25,7 +25,7 @@ WORDS = {
     r"that never was": "that was never interrupted",
     r"as long as you like|whenever you like": "at any time",
     r"(?:the )?one that one": "a loop written by hand",
-    r"goes? on (?:with|after|from|to|in)": "continues",
+    r"go(?:es)? on (?:with|after|from|to|in)|that goes? on": "continues, current",
     r"belongs? into": "belongs in",
     r"safe point": "after the current update",
     r"an update is that": "an update equals",

@@ -172,7 +172,7 @@ class AveragingCallback(TrainerCallback):
             self.weights.release()
 
     def on_checkpoint_loaded(self, trainer: Trainer, path: Path) -> None:
-        """Go on with the averages of the state, or begin with its weights if it has none."""
+        """Continue with the averages of the state, or begin with its weights if it has none."""
         state = self._loaded_state
         self._loaded_state = None
         # The model has its weights of the state only now, after `on_training_run_start`.

@@ -123,7 +123,7 @@ class EarlyStoppingCallback(TrainerCallback):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state`."""
+        """Continue from `state`."""
         self.best_metric = state["best_metric"]
         # In earlier versions each epoch had one evaluation.
         name = "evaluations_without_improvement"

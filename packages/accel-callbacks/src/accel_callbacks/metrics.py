@@ -118,7 +118,7 @@ class MetricsCallback(RecordsMetrics):
         return {"num_processes": self._num_processes, "metrics": states}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on with the sums of `state`.
+        """Continue with the sums of `state`.
 
         Sums of another number of processes cannot be divided, so the metrics then cover only the rest of the
         epoch.

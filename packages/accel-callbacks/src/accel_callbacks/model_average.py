@@ -184,7 +184,7 @@ class ModelAverageCallback(AveragingCallback):
         return state
 
     def on_checkpoint_loaded(self, trainer: Trainer, path: Path) -> None:
-        """Go on with the averages and the latest weights of the state."""
+        """Continue with the averages and the latest weights of the state."""
         state = self._loaded_state
         super().on_checkpoint_loaded(trainer, path)
         self._latest.clear()

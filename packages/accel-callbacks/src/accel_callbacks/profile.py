@@ -73,7 +73,7 @@ class ProfileCallback(TrainerCallback):
             self._ranges.open_data()
 
     def on_train_epoch_end(self, trainer: Trainer) -> None:
-        """End to wait for data."""
+        """Stop waiting for data."""
         if self._ranges is not None:
             self._ranges.close_data()
 

@@ -42,7 +42,7 @@ class ProgressBarCallback(TrainerCallback):
     seconds_between_draws: ClassVar[float] = 0.1
     """Shortest time between two states of the bar in a terminal or a notebook."""
     seconds_between_lines: ClassVar[float] = 60.0
-    """Time between two lines about an epoch that goes on, where there is no terminal."""
+    """Time between two lines about the current epoch, if there is no terminal."""
 
     def on_training_run_start(self, trainer: Trainer) -> None:
         """Begin without a bar."""

@@ -192,7 +192,7 @@ class SaveBestModelCallback(TrainerCallback):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state`."""
+        """Continue from `state`."""
         # States of earlier versions have the best value alone.
         value = state.get("best_metric")
         old = [] if value is None else [{"run_id": None, "update": None, "value": value}]

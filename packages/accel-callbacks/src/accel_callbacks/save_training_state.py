@@ -91,13 +91,13 @@ class SaveTrainingStateCallback(TrainerCallback):
             if_other_run: "raise" refuses a folder with states of another run. "set_aside" moves them into a
                 folder inside of it, which `latest_checkpoint` does not see.
             in_background: copy the state in memory, and let a thread of the main process write it while
-                training goes on; with FSDP2 one of each process. A save that is due before the one before is
+                training continues; with FSDP2 one of each process. A save that is due while another one is
                 written waits for it. The save at the end, or at a stop, is written before `train` returns.
                 Not for other engines that shard.
             mirror: address of a store, such as "s3://bucket/run1", or a folder of another disk. A thread of
                 the main process copies each state there once it stands in `save_dir`, and removes what
                 `keep_last` and `keep_best` do not keep. A store that fails is tried again, and never ends
-                the run. Go on with `latest_checkpoint(mirror, cache=save_dir)`.
+                the run. Continue with `latest_checkpoint(mirror, cache=save_dir)`.
             mirror_wait_seconds: the longest wait for the mirror at the end of the run.
 
         Raises:

@@ -24,7 +24,7 @@ _OTHER_NAMES = {"comet": "comet_ml"}
 _PACKAGES = {"tensorboard": '"accel-callbacks[tensorboard]"', "comet_ml": "comet-ml"}
 """Packages to install that are not named like their trackers."""
 _KEEP_CONFIG = ("tensorboard", "mlflow")
-"""Trackers that show the configuration twice, or refuse a changed one, in a run that goes on."""
+"""Trackers that show the configuration twice, or refuse a changed one, in a run that continues."""
 
 
 _NAMED_BY_RUN = "(run id)"
@@ -162,7 +162,7 @@ class TrackerCallback(TrainerCallback):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state`."""
+        """Continue from `state`."""
         self._is_continued = True
         self._num_records_sent = state["num_records_sent"]
         self._tracker_run_id = state["tracker_run_id"]

@@ -19,7 +19,7 @@ class TrainingStatisticsCallback(TrainerCallback):
 
     - `learning_rate`: rate of this update for the first group of parameters; `learning_rate_<name>` for each
       further group whose rate differs from it, `<name>` being the group's own `"name"`, or its number from 0;
-    - `gradient_norm`: L2 norm of all gradients of this update together, before clipping; not for FSDP and
+    - `gradient_norm`: L2 norm of all gradients of this update together, before clipping; not for FSDP2 and
       DeepSpeed, which spread the gradients over the processes;
     - `samples_per_second` and `updates_per_second`: speed of all processes together since the previous
       record, without evaluations;

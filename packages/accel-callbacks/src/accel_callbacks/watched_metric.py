@@ -93,7 +93,7 @@ class WatchedMetric:
         return {"values_seen": self.values_seen}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state`, which in earlier versions had nothing of this."""
+        """Continue from `state`, which in earlier versions had nothing of this."""
         self.values_seen = state.get("values_seen")
 
     def _values(self, trainer: Trainer) -> list[float]:

@@ -36,7 +36,7 @@ class StoreError(CheckpointError):
 
 
 class AccelWarning(UserWarning):
-    """Warns of something that the user should change, though training goes on."""
+    """Warns of something that the user should change, although training continues."""
 
 
 # A SystemExit, so that an `except Exception` of a script does not swallow the signal.

@@ -25,7 +25,7 @@ def replay(
     It begins with the nearest complete training state before, or with the trainer's own weights if the run
     began with them. Nothing is written; the trainer and all random numbers stay as they are. As many
     processes as made the update replay it together, and all get the result. A single one replays what several
-    did; of more than two, up to rounding, which `messages` of the result says.
+    did. If they were more than two, it is equal up to rounding, as `messages` of the result tells.
 
     Args:
         train_dataset: as `num_epochs` and all further arguments, what `train` was given.
@@ -49,8 +49,8 @@ def run_card(self: Any) -> dict[str, Any]:
     """Return what the latest training run was made of, and what is needed to repeat it, ready for JSON.
 
     Versions, hardware, settings of torch, the trainer's parts, the arguments of `train`, length and digest
-    of the first samples of each data set, seed and order, digests of how the run began, how each call of
-    `train` has gone on and how often it was interrupted, the latest metrics, and the training states with
+    of the first samples of each data set, seed and order, digests of how the run began, what each call of
+    `train` was and how often it was interrupted, the latest metrics, and the training states with
     digests. `to_repeat` says it in sentences. `SaveTrainingStateCallback` writes the same as
     `run_card.json`, and `compare_runs` reads that.
 

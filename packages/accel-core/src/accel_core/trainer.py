@@ -83,7 +83,7 @@ class Trainer:
     trust_engine_files: bool = False
     """Allows loading states of DeepSpeed and old ones of FSDP, though unpickling can run code in them."""
     load_partial_states: bool = False
-    """Loads of a state or an export what fits the model by name and shape, and prints what was left."""
+    """Loads those parts of a state or an export that fit the model by name and shape; prints the others."""
     replay = proving.replay
     run_card = proving.run_card
 
@@ -105,7 +105,7 @@ class Trainer:
                 scalar; None if `calculate_train_batch_loss` is overridden.
             optimizer: over the parameters of `model`; None is enough to evaluate.
             callbacks: instances, or classes without arguments; `run_history` keeps what is measured.
-            accelerator: your own, for mixed precision, FSDP, DeepSpeed or trackers; see `create_accelerator`.
+            accelerator: your own, for mixed precision, FSDP2, DeepSpeed, trackers; see `create_accelerator`.
             seed: decides the order of the data, and all random numbers from the first run on. None takes the
                 seed of the order from `torch.initial_seed()` and seeds nothing.
 
@@ -144,7 +144,7 @@ class Trainer:
         self._made_accelerator = accelerator
         self._engine: Engine | None = None
         self._run: Run | None = None
-        """The run that goes on; None between runs."""
+        """The current run; None between runs."""
         self._training_run: Run | None = None
         """The latest training run, whose state may be saved afterwards too."""
         self.callbacks = CallbackList(callbacks, self)
@@ -288,7 +288,7 @@ class Trainer:
             metric_prefix: begins the names of the losses that are recorded, after the name of the set.
             is_intermediate: the evaluation happens between two updates of an epoch.
             model: is evaluated in place of the trainer's, such as an average of its weights.
-            dataloader: the name of `dataset` in versions before 0.2; it goes with the next one.
+            dataloader: the former name of `dataset`, which 0.2 removes.
         """
         run = self._run or outside_run("run_eval_epoch")
         dataset = take_old_name("run_eval_epoch", "dataset", dataset, "dataloader", dataloader)
@@ -344,7 +344,7 @@ class Trainer:
     def calculate_train_batch_loss(self, batch: Any) -> dict[str, Any]:
         """Return `loss` (mean over the batch), `batch_size`, and for callbacks `model_outputs` of a batch.
 
-        The batch is `(inputs, targets)` unless this is overridden. Further keys travel to the callbacks.
+        The batch is `(inputs, targets)` unless this is overridden. Callbacks get further keys.
         `num_items_in_batch` says that the loss is the mean over that many items, such as tokens. Scalars
         in the dictionary `log` are averaged and recorded as `train_<name>_epoch`, in `progress` only shown.
         """
@@ -538,9 +538,9 @@ class Trainer:
             gradient_accumulation_steps: steps of each process in an update.
             gradient_clip_value: largest absolute value of an element of a gradient.
             create_scheduler_fn: makes a scheduler of the optimizer; may hold `TrainerPlaceholderValues`.
-            train_dataloader_kwargs: of torch's `DataLoader`, as is `collate_fn`; they win over the defaults.
+            train_dataloader_kwargs: of torch's `DataLoader`, as is `collate_fn`; they replace the defaults.
             reset_run_history: begin a new run with an empty history. False continues with the run before, if
-                there is one: history, epochs and updates count on, as its next stage. A resumed run keeps it.
+                there is one: history, epochs and updates continue, as its next stage. A resumed run keeps it.
             resume_from: a folder of `save_training_state`; None starts afresh. If its state is of a later
                 stage, this call does nothing; if it is of an earlier one, the call begins its own.
             gradient_clip_norm: largest L2 norm of all gradients together.
@@ -595,8 +595,8 @@ class Trainer:
         """Evaluate the model and return the metrics of this evaluation; they are added to the run history.
 
         Args:
-            dataset: like `eval_dataset` of `train`, also by name, as `data_is_sharded`; None takes the
-                evaluation data of the latest run.
+            dataset: like `eval_dataset` of `train`, also several by name; `data_is_sharded` is as there.
+                None takes the evaluation data of the latest run.
             per_device_batch_size: of all sets, or by name, as `dataloader_kwargs`; `collate_fn` is of all.
         """
         entering.check_can_run(self, "evaluate", "calculate_eval_batch_loss", Trainer)
@@ -616,9 +616,9 @@ class Trainer:
     ) -> Any:
         """Return the outputs of `calculate_predictions` for the whole `dataset`, on the CPU.
 
-        They are in the order of the data, of the processes with `data_is_sharded`, and like those of one
-        batch: tensors are joined on the first dimension, lists of mappings or plain values have one item a
-        sample. `per_device_batch_size`, `dataloader_kwargs` and `collate_fn` are as for `evaluate`.
+        They are in the order of the data, or with `data_is_sharded` in that of the processes. Tensors are
+        joined on the first dimension. Lists of mappings or plain values have one item per sample.
+        `per_device_batch_size`, `dataloader_kwargs` and `collate_fn` are as for `evaluate`.
 
         Args:
             on: `"all"`, or `"main"` to join them on the main process only, and return None on the others.
@@ -635,7 +635,7 @@ class Trainer:
         dataloader_kwargs: dict[str, Any] | None = None,
         collate_fn: Callable[[list[Any]], Any] | None = None,
     ) -> Iterator[tuple[torch.Tensor, Any]]:
-        """Yield places in the data and outputs, a batch at a time; the arguments are those of `predict`.
+        """Yield indices of samples and their outputs, batch by batch; the arguments are those of `predict`.
 
         The outputs are on the CPU, and nothing is gathered: a process has its own share, in the order of the
         data. Every process takes part when the loop begins. On several processes the data needs a length.
@@ -712,7 +712,7 @@ class Trainer:
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state`, which `state_dict` returned; called twice, like that of a callback."""
+        """Continue from `state`, which `state_dict` returned; called twice, like that of a callback."""
 
     def save_training_state(
         self, output_dir: str | Path, checkpoint_kwargs: dict[str, Any] | None = None

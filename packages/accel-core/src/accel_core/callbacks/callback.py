@@ -49,11 +49,11 @@ class TrainerCallback:
     """All callbacks derive from this class: override the events that you need.
 
     The default of each does nothing and costs nothing. Arguments arrive by keyword, so a method may name
-    those that it uses and take the rest as `**kwargs`. What fails in a callback fails the run.
+    those that it uses and take the rest as `**kwargs`. An error in a callback ends the run.
     """
 
     reads_batches: ClassVar[bool] = True
-    """Whether its events of steps may look at more of a batch than the loss does, such as a sample number."""
+    """Whether its events of steps may read more of a batch than the loss does, such as a sample number."""
     runs_in_replay: ClassVar[bool] = True
     """Whether `Trainer.replay` calls a copy of it, with its state, so that the replay is exact.
 
@@ -172,7 +172,7 @@ class TrainerCallback:
         """React when the training state in the folder `path` is restored."""
 
     def on_exception(self, trainer: Trainer, error: BaseException) -> None:
-        """React to `error`, any exception, before it is raised on.
+        """React to `error`, any exception, before `train` raises it.
 
         Do nothing collective here: the other processes may never come.
         """
@@ -188,7 +188,7 @@ class TrainerCallback:
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state`.
+        """Continue from `state`.
 
         On resuming it is called twice, so assign the state, do not accumulate it. The first call comes before
         the optimizer's state is loaded, so that changes of the parameter groups can be made again; the second

@@ -35,8 +35,7 @@ class LimitBatchesCallback(TrainerCallback):
         Args:
             eval_only: leave training as it is.
             intermediate_only: limit the evaluations in the middle of an epoch alone.
-            overfit: train on the same batches in every epoch, to see whether the model can learn them by
-                heart.
+            overfit: train on the same batches in every epoch, to see whether the model can overfit them.
 
         Raises:
             ConfigurationError: an argument cannot be used.

@@ -1,4 +1,4 @@
-"""Say where two runs part: `python -m accel_core.compare A B`, each a training state or the folder of a run.
+"""Tell where two runs part: `python -m accel_core.compare A B`, each a training state or the folder of a run.
 
 The exit status is 0 if they are equal, 1 if they differ, and 2 if they cannot be compared.
 """

@@ -110,7 +110,7 @@ class CarriedWord:
         return news > 0 if 0 < mark < 1 else None
 
     def any_differs(self) -> bool | None:
-        """Return whether some process's items of the update that goes on differ from the plan.
+        """Return whether some process's items of the current update differ from the plan.
 
         None if it is not known: no backward pass was reduced, or reading would wait for an accelerator.
         """

@@ -142,7 +142,7 @@ class Engine(Protocol):
         """Train what is beside the model too, from the same values on every process.
 
         Args:
-            step_weight: returns what this process weighs in the step that goes on, or None outside of steps.
+            step_weight: returns what this process weighs in the current step, or None outside of steps.
             stepped: takes the further optimizers that step inside that step.
         """
 

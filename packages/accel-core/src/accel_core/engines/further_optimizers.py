@@ -21,9 +21,9 @@ class FurtherOptimizers:
         trained: knows the optimizers, and which of their parameters nothing else averages.
         scaler: that of float16, or None.
         is_single_process: nothing is averaged.
-        step_weight: returns what this process weighs in the step that goes on, which is its number of
+        step_weight: returns what this process weighs in the current step, which is its number of
             samples, or None outside of steps.
-        stepped: takes those that step inside the step that goes on.
+        stepped: takes those that step inside the current step.
     """
 
     def __init__(

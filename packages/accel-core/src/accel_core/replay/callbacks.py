@@ -83,7 +83,7 @@ class Recorder(TrainerCallback):
         self.model: Any = None
 
     def is_at_update(self, trainer: Any) -> bool:
-        """Whether the update that goes on is the one to replay."""
+        """Whether the current update is the one to replay."""
         return bool(trainer.run_progress.updates_completed + 1 == self.update)
 
     def on_train_step_start(self, trainer: Any, batch: Any) -> None:
@@ -153,7 +153,7 @@ class Recorder(TrainerCallback):
 
 
 def indices_of_update(loader: ShardedDataLoader, progress: RunProgress, config: Any) -> list[Any] | None:
-    """Return the indices of the samples of the update that goes on: those of each process after another.
+    """Return the indices of the samples of the current update: those of each process after another.
 
     None if the data has no index, or gives another order whenever it is asked.
     """

@@ -34,7 +34,7 @@ class OtherProcess:
     loader: ShardedDataLoader
     random: dict[str, Any]
     groups: Iterator[UpdateGroup] | None = None
-    """The updates of the epoch that goes on; None before its first."""
+    """The updates of the current epoch; None before its first."""
 
 
 class TotalsInTurn:
@@ -182,7 +182,7 @@ def _random_state_of(trainer: Any, start: ReplayStart, index: int) -> dict[str, 
 
 
 def _next_group(trainer: Any, other: OtherProcess) -> UpdateGroup:
-    """Return the steps of the other process in the update that goes on."""
+    """Return the steps of the other process in the current update."""
     if other.groups is None:
         progress, loader = trainer.run_progress, other.loader
         loader.begin_epoch(progress.order_epoch, progress.samples_completed_in_epoch, loader.max_steps)

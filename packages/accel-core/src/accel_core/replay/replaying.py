@@ -41,7 +41,7 @@ class ReplayState:
     """See the steps of all processes."""
     others: list[OtherProcess] = dataclasses.field(default_factory=list)
     buffers: list[Any] = dataclasses.field(default_factory=list)
-    """Of the model before the first step of the update that goes on, on several processes."""
+    """Of the model before the first step of the current update, on several processes."""
 
 
 class Replaying:

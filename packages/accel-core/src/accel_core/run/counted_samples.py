@@ -66,7 +66,7 @@ def create_batch_output(
 
 
 def samples_of(trainer: TrainerParts, targets: Any, inputs: Any) -> int:
-    """Return the samples of the batch of the step that goes on, by the loader and by its targets.
+    """Return the samples of the batch of the current step, by the loader and by its targets.
 
     An `UnclearBatchSize` if the two differ.
     """

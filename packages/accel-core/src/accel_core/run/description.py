@@ -47,7 +47,7 @@ def describe_run(
 
     Args:
         counting: what the loss of a batch is the mean of.
-        config: the numbers of the training run that goes on or was the latest; None before the first.
+        config: the numbers of the current or latest training run; None before the first.
     """
     model, optimizer, callbacks = trainer.model, trainer.optimizer, trainer.callbacks
     accelerator, engine = trainer.accelerator, trainer.engine

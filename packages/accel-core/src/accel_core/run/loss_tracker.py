@@ -71,7 +71,7 @@ class LossTracker:
         return {"total": float(self.total), "count": float(self.count)}
 
     def load_state_dict(self, state: LossTrackerState) -> None:
-        """Go on from `state`."""
+        """Continue from `state`."""
         self.reset()
         # In place, so that the sum stays on the device.
         self.total += state["total"]
@@ -116,7 +116,7 @@ class MeanTrackers:
         return {name: tracker.state_dict() for name, tracker in self.trackers.items()}
 
     def load_state_dict(self, state: dict[str, LossTrackerState]) -> None:
-        """Go on from `state`."""
+        """Continue from `state`."""
         self.trackers = {name: LossTracker(self.device) for name in state}
         for name, tracker in self.trackers.items():
             tracker.load_state_dict(state[name])

@@ -67,7 +67,7 @@ class Run:
     afterwards: tuple[Callable[[], None], ...] = ()
     """What is done when the run is closed and the trainer may run again, unless an error has ended it."""
     is_between_sets = False
-    """No run can go on from here: in mid-epoch between two sets, or in an evaluation of another model."""
+    """No run can continue from here: in mid-epoch between two sets, or in an evaluation of another model."""
     is_evaluating_start = False
     """The evaluation before the first update goes on."""
 
@@ -98,11 +98,11 @@ class Run:
         self.may_wrap_anew = not engine.group.is_single
         """Freezing and unfreezing parameters in mid-run may need the model wrapped again."""
         self.step: Step | None = None
-        """The step of training or evaluation that goes on, or was the latest."""
+        """The current or latest step of training or evaluation."""
         self.group: UpdateGroup | None = None
-        """The update that goes on, or was the latest."""
+        """The current or latest update."""
         self.stepped: list[torch.optim.Optimizer] = []
-        """Further optimizers that have stepped inside the step that goes on."""
+        """Further optimizers that have stepped inside the current step."""
         self.lacks_gradients = False
         """Trainable parameters of the optimizer had no gradient in the first update on this process."""
         self.are_weights_compared = engine.group.is_only_process
@@ -152,7 +152,7 @@ class Run:
         return self.phase in (Phase.IN_STEPS, Phase.IN_UPDATE)
 
     def weight_of_step(self) -> float | None:
-        """Return the samples of this process in the step that goes on; None outside of steps.
+        """Return the samples of this process in the current step; None outside of steps.
 
         Gradients of a loss that is the mean over them weigh as much. What has no plan weighs the same on all
         processes.
@@ -237,7 +237,7 @@ class Run:
             )
 
     def check_collective(self, call: str) -> None:
-        """Raise if a process may be without a batch in the step that goes on, and would never answer.
+        """Raise if a process may be without a batch in the current step, and would never answer.
 
         Args:
             call: what was called, for the message.
@@ -265,7 +265,7 @@ def outside_run(method: str) -> NoReturn:
 
 
 def require_training(run: Run | None, method: str) -> tuple[Run, TrainArguments]:
-    """Return the training run that goes on, and its arguments.
+    """Return the current training run, and its arguments.
 
     Raises `ConfigurationError` if there is none.
     """

@@ -42,7 +42,7 @@ class RunHistory(ABC):
         self.metric_name_prefix: str = ""
         """`update_metric` puts it before each name."""
         self.current_epoch: int = 1
-        """The epoch that goes on, from 1; set by the trainer."""
+        """The current epoch, from 1; set by the trainer."""
         self.current_update: int = 0
         """Updates completed; set by the trainer."""
 

@@ -22,13 +22,13 @@ class RunProgress:
     updates_completed: int = 0
     """Updates of the run, with those of earlier stages and those that were skipped."""
     updates_skipped: int = 0
-    """Updates that changed nothing: by a gradient scaler, or since no batch weighed anything."""
+    """Updates that changed nothing: skipped by a gradient scaler, or all batches had weight zero."""
     updates_completed_in_epoch: int = 0
-    """Updates in the epoch that goes on."""
+    """Updates in the current epoch."""
     steps_completed_in_epoch: int = 0
-    """Batches of this process in the epoch that goes on."""
+    """Batches of this process in the current epoch."""
     samples_completed_in_epoch: int = 0
-    """Samples of all processes in the epoch that goes on: the position from which a run is resumed."""
+    """Samples of all processes in the current epoch: the position from which a run is resumed."""
     train_epoch_completed: bool = False
     """The training of the current epoch is done and its loss recorded, the epoch itself not yet."""
     eval_epoch_completed: bool = False
@@ -42,13 +42,13 @@ class RunProgress:
     start_evaluated: bool = False
     """The evaluation before the first update of the stage is done."""
     scheduler_values_used: int = 0
-    """Values of its metric by which a scheduler that follows evaluations has stepped, or passed over."""
+    """Values of its metric that a scheduler that follows evaluations has used or left out."""
     epoch_cut_by_limit: bool = False
     """A limit of the run ended the training of the current epoch before all of its data was seen."""
     run_completed: bool = False
     """That epoch is closed as well: nothing is left to do unless the limit is raised."""
     stage: int = 1
-    """The call of `train` that goes on or was the latest, counted from 1 within the run."""
+    """The current or latest call of `train`, counted from 1 within the run."""
     stage_skipped: bool = False
     """That call did nothing, since its `resume_from` is of a later stage: the model has other weights."""
     epochs_before_stage: int = 0
@@ -60,7 +60,7 @@ class RunProgress:
 
     @property
     def current_epoch(self) -> int:
-        """Return the epoch that goes on, counted from 1, for people to read."""
+        """Return the current epoch, counted from 1, for people to read."""
         return self.epochs_completed + 1
 
     def complete_update(self, steps: int, samples: int, was_skipped: bool) -> None:
@@ -91,7 +91,7 @@ class RunProgress:
             self.eval_epoch_completed, self.eval_sets_completed = True, 0
 
     def reopen_epoch(self) -> None:
-        """Go on with an epoch that a limit had cut, now that the limit is higher."""
+        """Continue with an epoch that a limit had cut, now that the limit is higher."""
         if self.epoch_cut_by_limit:
             self.train_epoch_completed = self.eval_epoch_completed = self.evaluation_told = False
             self.eval_sets_completed = 0

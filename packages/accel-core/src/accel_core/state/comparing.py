@@ -26,7 +26,7 @@ Replay = Callable[[int], Any]
 
 @dataclasses.dataclass(frozen=True)
 class RunComparison:
-    """Holds where two runs part. Its text is "equal" if they do not."""
+    """Holds where two runs diverge. Its text is "equal" if they do not."""
 
     first_difference: int | None
     """The update that differs first; without replays that of the first state that differs. None if equal."""
@@ -55,10 +55,10 @@ class RunComparison:
 
 
 def compare_runs(a: str | Path, b: str | Path, replay: tuple[Replay, Replay] | None = None) -> RunComparison:
-    """Return where two runs part, by the weights and optimizers in their states.
+    """Return where two runs diverge, by the weights and optimizers in their states.
 
-    States of the same update are compared, by bisection: runs that have parted are taken to stay apart. A
-    state that only one of them has is passed over. What their run cards say differently stands beside it.
+    States of the same update are compared, by bisection: runs that differ once are taken to differ from
+    then on. A state that only one of them has is left out. `cards` has the differences of the run cards.
 
     Args:
         a: a training state, or the folder of a run.

@@ -17,8 +17,8 @@ def latest_checkpoint(
 ) -> Path | None:
     """Return the newest complete state directly inside `folder`; None if there is none or no folder.
 
-    In a folder of this machine it writes nothing. It passes over damaged states with a warning each. While
-    another process saves and removes states there, it finds one as long as one is complete at every moment.
+    In a folder of this machine it writes nothing. It skips damaged states, with a warning for each. It
+    also works while another process saves and removes states there.
 
     With `cache`, `folder` is a mirror that `SaveTrainingStateCallback` has written. If the cache has no state
     that is as new, the newest is downloaded into it: complete or absent, by one process of each machine,

@@ -28,13 +28,13 @@ _logger = logging.getLogger("accel_core")
 def verify_checkpoint(path: str | Path) -> dict[Path | str, str | None]:
     """Read every byte of a state, an export, or all in a folder, and return what is wrong with each.
 
-    None stands for what is good. States and exports of older versions have no digests: of them sizes are
-    compared, and that they can be read; the log names it. What is unfinished or foreign is left out.
+    None stands for what is good. States and exports of older versions have no digests. Of these only sizes
+    are compared, and whether they can be read; the log names them. What is unfinished or foreign is left out.
     Nothing is changed.
 
     Args:
-        path: of this machine, or the address of a store, such as that of a mirror, `"s3://bucket/run1"`. Of a
-            store one file after the other is copied to the folder for temporary files, and removed again.
+        path: of this machine, or the address of a store, such as that of a mirror, `"s3://bucket/run1"`.
+            From a store one file at a time is copied to the folder for temporary files, and removed again.
 
     Returns:
         What is wrong with each, by its path; by its address as text if it stands in a store.

@@ -41,16 +41,16 @@ def assert_resumes_exactly(
     ignore: tuple[str, ...] = (),
     **arguments: Any,
 ) -> None:
-    """Assert that a run that ended at any update goes on as if nothing had happened.
+    """Assert that a run that ended at any update continues as if nothing had happened.
 
-    Trains once without an end before time, once more while states are saved, and from each of these states
-    once with a new trainer. Everything happens in this process: what a module keeps in its globals is not
+    Trains once without a stop, once more while states are saved, and from each of these states once with a
+    new trainer. Everything happens in this process: what a module keeps in its globals is not
     lost as it would be with the process.
 
     Args:
         make_trainer: returns a new trainer with new callbacks, a seed, and no callback that saves states.
         data: the training data; each run has a copy of its own.
-        kills: states to go on from, spread over the run.
+        kills: states to continue from, spread over the run.
         num_epochs: as `arguments`, what `Trainer.train` takes.
         ignore: attributes that may differ, such as `"MyCallback.started_at"`.
 
@@ -86,7 +86,7 @@ def assert_resumes_exactly(
 
 
 class _Recorder(TrainerCallback):
-    """Notes after each update what a run that goes on would have to hold too."""
+    """Notes after each update what a resumed run would have to hold too."""
 
     order = 2**31
     """After all others, so that it sees what they did after the same update."""

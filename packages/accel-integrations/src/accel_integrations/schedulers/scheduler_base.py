@@ -175,7 +175,7 @@ class StatefulSchedulerBase(SchedulerBase, ABC):
         return {"num_updates": self.num_updates, **super().state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from `state_dict`, which gives the groups the value that they had when it was saved."""
+        """Continue from `state_dict`, which gives the groups the value that they had when it was saved."""
         super().load_state_dict(state_dict)
         self.num_updates = state_dict["num_updates"]
         self.step_update(self.num_updates)

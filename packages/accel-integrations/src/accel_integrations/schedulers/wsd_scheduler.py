@@ -176,7 +176,7 @@ class WSDLrScheduler(StatefulSchedulerBase):
         return self.get_phase_info(self.num_updates)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from `state_dict` with its plan, or with a new one if this continues it to another total.
+        """Continue from `state_dict` with its plan, or with a new one if this continues it to another total.
 
         Raises:
             ConfigurationError: the state is of another class or another number of parameter groups, or this

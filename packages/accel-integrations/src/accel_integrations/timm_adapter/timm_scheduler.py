@@ -193,7 +193,7 @@ class TimmScheduler:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state`, whose plan replaces that of this object.
+        """Continue from `state`, whose plan replaces that of this object.
 
         Raises:
             ValueError: it is the state of another class of schedulers.
