@@ -10,7 +10,7 @@
 
 It shows a progress bar, and prints the losses and the accuracy of each epoch.
 Training ends early if the accuracy no longer improves. The test accuracy of the
-best model is at least 96 % on the digits. The folder `outputs/01_train_digits`
+best model is at least 96% on the digits. The folder `outputs/01_train_digits`
 holds the best model, the metrics as CSV, and a picture of them. Two processes
 share the same global batch.
 """

@@ -13,7 +13,7 @@
 Each process trains on its share of every batch, and evaluates its share of the
 271 test images. Only the last process looks at the training loss, and asks all
 to stop. The script prints the loss of each epoch, and why the processes have
-stopped. It prints the test accuracy, above 90 %, as a metric and counted by
+stopped. It prints the test accuracy, above 90%, as a metric and counted by
 hand. The lines are the same on one process and on two.
 """
 

@@ -7,7 +7,7 @@ two on the CPU if there are fewer. In a notebook, the code below is the content 
 a cell. Create everything that touches a device inside the function: the trainer,
 its accelerator, tensors on a GPU. The processes are forked, and cannot use a
 device that was in use before. The script prints the loss of each epoch, and the
-test accuracy: at least 90 %. Accelerate prints that it launches on CUDAs, on a
+test accuracy: at least 90%. Accelerate prints that it launches on CUDAs, on a
 CPU too.
 """
 

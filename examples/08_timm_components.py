@@ -8,7 +8,7 @@
 It uses mixup and cutmix, learning rates by layer, a cosine schedule and averaged
 weights. It prints the losses and the accuracy of the model and of its averaged
 weights for each epoch. The training loss stays high, since mixed images are hard.
-At the end the averaged weights recognise at least 96 % of the digits.
+At the end the averaged weights recognise at least 96% of the digits.
 """
 
 import argparse

@@ -12,8 +12,8 @@ what it has learned, so that at first only a new head is trained.
 rates towards the input.
 
 It prints the losses and the accuracy of each epoch. At the end the accuracy on
-unseen images is about 86 %. The same network, trained from scratch on the 25
-images for as many epochs, reaches about 75 %.
+unseen images is about 86%. The same network, trained from scratch on the 25
+images for as many epochs, reaches about 75%.
 
 FOLDER holds the folders train and test, with a folder of photographs for each
 class in both. The pretrained weights come from the hub, once. With

@@ -12,7 +12,7 @@ ships them) of 12, then 20, then 28 pixels.
 
 It prints the losses and the accuracy of each epoch at its size. At the end it
 prints the seconds of training and the accuracy at full size. That is at least
-95 %, about as much as with full size from the beginning, in less time.
+95%, about as much as with full size from the beginning, in less time.
 """
 
 import argparse

@@ -17,7 +17,7 @@ mrpc` needs `pip install datasets` and a network.
 
 It learns from 256 messages, and prints the losses, accuracy and F1 of each epoch.
 It loads the saved model, and prints its answers to some messages. At the end it
-prints the accuracy on 300 unseen messages, at least 96 %, and that of always
+prints the accuracy on 300 unseen messages, at least 96%, and that of always
 giving the more frequent answer.
 """
 

@@ -12,7 +12,7 @@ the accuracy of each epoch. All values share one axis, that of updates.
 It prints the losses and the accuracy of each epoch, and the command that shows
 the run in a browser. For TensorBoard it reads the files back, and prints the
 number of values of each metric. The last accuracy is that of the run history, at
-least 93 %.
+least 93%.
 """
 
 import argparse

@@ -23,7 +23,7 @@ processes. Each process writes its part of a training state. The export has the
 whole weights, which any program can read.
 
 It prints the engine and the losses of each epoch. It measures the test accuracy,
-at least 90 %, twice: by the trainer, and by plain PyTorch with the exported
+at least 90%, twice: by the trainer, and by plain PyTorch with the exported
 weights. Both are the same.
 """
 
