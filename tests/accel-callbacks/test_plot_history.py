@@ -380,3 +380,8 @@ def test_later_stages_go_on_at_their_epochs():
 def test_what_is_no_history_is_refused(given, message):
     with pytest.raises(ConfigurationError, match=message):
         plot_history(given)
+
+
+def test_runs_whose_names_begin_with_an_underscore_have_a_picture_without_a_legend():
+    history = build_history(3)
+    assert all(axes.get_legend() is None for axes in plot_history({"_a": history, "_b": history}).axes)

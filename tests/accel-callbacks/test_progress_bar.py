@@ -15,8 +15,15 @@ import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from accel_callbacks import ProgressBarCallback, StepBasedEvaluationCallback, bar, progress_bar
+from accel_callbacks import (
+    LimitBatchesCallback,
+    ProgressBarCallback,
+    StepBasedEvaluationCallback,
+    bar,
+    progress_bar,
+)
 from accel_core import ConfigurationError, Trainer, TrainerCallback
+from accel_core.extending import loader_of_evaluation
 
 SCRIPT = """
 import torch
@@ -217,3 +224,24 @@ def test_the_bar_of_an_evaluation_is_full_at_its_end_whatever_set_it_is_on(monke
     trainer.evaluate({"": third, "other": other}, per_device_batch_size=4)
     found = [(each.total, each.completed) for each in bars if each.title == "Evaluation"]
     assert found == [(steps, steps) for steps in (5, 8, 3, 10, 10, 6)]
+    bars.clear()
+    trainer.callbacks.add_callback(LimitBatchesCallback(2, intermediate_only=True))
+    trainer.train(data, 1, data, per_device_batch_size=8)
+    found = [(each.total, each.completed) for each in bars if each.title == "Evaluation"]
+    assert found == [(2, 2), (8, 8)]
+
+
+def test_an_evaluation_within_another_leaves_the_outer_one_its_loader():
+    found = []
+
+    class Nested(TrainerCallback):
+        def on_eval_epoch_end(self, trainer, is_intermediate, metric_prefix):
+            before = loader_of_evaluation(trainer)
+            if metric_prefix == "evaluation":
+                trainer.run_eval_epoch(TensorDataset(torch.ones(8, 4), torch.ones(8, 1)), "nested")
+                found.append(loader_of_evaluation(trainer) is before is not None)
+
+    model = nn.Linear(4, 1)
+    trainer = Trainer(model, nn.functional.mse_loss, None, callbacks=[Nested])
+    trainer.evaluate(TensorDataset(torch.ones(16, 4), torch.ones(16, 1)), 8)
+    assert found == [True] and loader_of_evaluation(trainer) is None

@@ -95,7 +95,7 @@ def test_all_in_a_mirror_is_checked_without_a_copy_that_stays(tmp_path, store, t
     assert f"'{RUN}/notes.pt'" in found.pop(f"{RUN}/notes.pt")
     assert found == {
         f"{RUN}/{names[0]}": "is damaged: optimizer.pt is not what was written, since its digest differs",
-        f"{RUN}/{names[1]}": "model.safetensors is not there",
+        f"{RUN}/{names[1]}": "is damaged: model.safetensors is not there",
         f"{RUN}/{names[2]}": None,
         f"{RUN}/good.pt": None,
     }
@@ -203,7 +203,7 @@ def test_the_command_takes_an_address_of_a_real_server(tmp_path, monkeypatch):
         s3fs.S3FileSystem().pipe_file(f"{state}/model.safetensors", b"x")
         finished = subprocess.run([*command, state], capture_output=True, text=True, timeout=120)
         assert finished.returncode == 1
-        assert finished.stdout == f"{state}: model.safetensors has another size\n"
+        assert finished.stdout == f"{state}: is damaged: model.safetensors has another size\n"
 
 
 def test_the_best_of_a_mirror_is_downloaded_once(tmp_path, store, monkeypatch):
@@ -265,6 +265,37 @@ def test_an_older_state_of_the_mirror_replaces_no_newer_one_of_the_same_update(t
         del store.store[path]
     assert best_checkpoint(RUN, "value", cache=tmp_path / "a") == here
     assert name_in_mirror(here) == last
+
+
+def test_a_damaged_newer_state_gives_way_to_that_of_the_mirror_but_not_its_place(
+    tmp_path, store, monkeypatch
+):
+    monkeypatch.setattr(copying, "remove_state", lambda store, name: None)
+    train(tmp_path / "a", 1.0, 2.0, 0.5)
+    here = tmp_path / "a" / "update_00000012"
+    last = name_in_mirror(here)
+    for path in [path for path in store.store if last in path]:
+        del store.store[path]
+    flip(here / "optimizer.pt")
+    # What is left of update 12 in the mirror is of the moment before the epoch was closed.
+    assert latest_checkpoint(RUN, cache=tmp_path / "a") == here
+    assert verify_checkpoint(here) == {here: None} and name_in_mirror(here) != last
+    assert (tmp_path / "a" / "damaged_update_00000012").is_dir()
+
+
+def test_what_the_cache_has_under_another_name_is_not_downloaded(tmp_path, monkeypatch):
+    train(tmp_path / "a")
+    newest, replaced = (tmp_path / "a" / name for name in ("update_00000012", "update_00000012.replaced"))
+    newest.rename(replaced)  # A crash between two renames leaves it.
+    monkeypatch.setattr(fetch, "_download", None)
+    assert latest_checkpoint(RUN, cache=tmp_path / "a") == replaced
+
+
+def test_a_cache_that_cannot_be_made_says_to_pass_another(tmp_path):
+    train(tmp_path / "a")
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"could not be made: .*Pass another folder as cache"):
+        latest_checkpoint(RUN, cache=tmp_path / "file" / "cache")
 
 
 def test_a_cache_of_another_run_has_no_best_state_of_this_one(tmp_path):

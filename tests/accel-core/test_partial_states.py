@@ -9,7 +9,10 @@ from torch.utils.data import TensorDataset
 
 from accel_callbacks import ModelEmaCallback
 from accel_core import CheckpointError, ConfigurationError, Trainer
+from accel_core.engines.partial_loading import parameters_held
+from accel_core.engines.trained import Trained
 from accel_core.state.checkpoint import read_parameters_held
+from accel_core.state.shards import named_tensors
 from case_runner import run_as_script, shared_folder
 from tiny import assert_same_tensors
 
@@ -297,3 +300,18 @@ def test_processes_load_the_same(outcome):
 
 if __name__ == "__main__":
     run_as_script(CASES)
+
+
+def test_parameters_that_are_called_alike_are_not_taken_for_each_other():
+    """`out.weight` of the model and of a module beside it: no tensor of a state takes the place of another."""
+    model, beside = Net(), nn.Linear(2, 5)
+    optimizer = torch.optim.AdamW([*model.parameters(), *beside.parameters()], lr=0.01)
+    sum(parameter.sum() for group in optimizer.param_groups for parameter in group["params"]).backward()
+    optimizer.step()
+    trained = Trained({"out": beside, "optimizer": optimizer}, model, optimizer)
+    trained.refresh()
+    held = parameters_held(trained, optimizer)
+    names = [name for name, _ in held[0]]
+    assert names.count("") == 4 and len(set(names) - {""}) == len(names) - 4
+    tensors, _ = named_tensors({}, optimizer.state_dict(), held)
+    assert len(tensors) == 3 * len(names)

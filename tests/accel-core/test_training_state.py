@@ -233,10 +233,13 @@ def test_the_state_of_another_run_is_refused_with_both_names(is_damaged: bool, t
     save(tmp_path / "state", 3, run_id="first")
     if is_damaged:
         (tmp_path / "state" / "optimizer.pt").unlink()
+    # What the first run writes at this moment.
+    written = "state.0123abcd.incomplete"
+    shutil.copytree(tmp_path / "state", tmp_path / written)
     with pytest.raises(CheckpointError, match=r"the run 'first'.* the run 'second'") as caught:
         save(tmp_path / "state", 4, run_id="second")
     assert "another folder" in str(caught.value) and "resume_from=" in str(caught.value)
-    assert names(tmp_path) == {"state"}
+    assert names(tmp_path) == {"state", written}
     assert (tmp_path / "state" / "process_00000.pt").exists()
 
 

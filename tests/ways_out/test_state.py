@@ -335,7 +335,7 @@ ROWS: tuple[Row, ...] = (
         (lambda: export_below_a_file(mended=True), exported),
     ),
     Row(
-        " training states, and none of them can be used: {} To start afresh, move them away or delete them",
+        ", and none of them can be used: {} To start afresh, move them away or delete them",
         lambda: latest_checkpoint(damaged()),
         (start_afresh, lambda: saved()),
     ),
@@ -489,6 +489,7 @@ CHECKS: tuple[Row, ...] = (
 FACTS = {
     "The text does not end with a digest.": "no call reaches it: accel gives the text itself",
     "'{}' is damaged; use another checkpoint: {}.": "test_damaged_states.py flips each bit, and goes on from another",
+    "Two tensors of a state are called {}.": "no call reaches it: parameters that are called alike have numbers",
     "{} {}": "joins what the errors of single processes say",
     "On several machines it has to be on a disk that they share.": "test_machines_with_a_disk_each.py has machines",
     "' has no tensor {} in its files; use another checkpoint.": "test_sharded_states.py, on two processes",

@@ -85,6 +85,9 @@ def draw_panel(axes: Axes, name: str, series: list[Series]) -> float:
 def _draw_legend(axes: Axes) -> float:
     """Draw the legend, above the curves if it is long, and return the height that the panel then needs."""
     handles, labels = axes.get_legend_handles_labels()
+    # Matplotlib leaves out labels that begin with an underscore.
+    if not labels:
+        return PANEL_HEIGHT
     is_narrow = max(map(len, labels)) <= _WIDTH_OF_NARROW_ENTRY
     columns = 2 if is_narrow and len(labels) > _MOST_BESIDE_CURVES else 1
     labels = [textwrap.fill(label, _WIDTH_OF_ENTRY) for label in labels]

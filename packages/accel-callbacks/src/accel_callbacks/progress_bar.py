@@ -103,7 +103,10 @@ class ProgressBarCallback(TrainerCallback):
         """Open the bar of the evaluation."""
         loader = loader_of_evaluation(trainer)
         if trainer.is_main_process:
-            total = loader.num_steps if loader is not None and loader.has_certain_length else None
+            total = None
+            if loader is not None and loader.has_certain_length:
+                limits = [loader.num_steps, loader.max_intermediate_steps if is_intermediate else None]
+                total = min((each for each in limits if each is not None), default=None)
             samples_in_step = _samples_in_step(trainer, loader)
             bar = Bar(
                 "Evaluation", trainer.eval_loss, samples_in_step, total, stays=False, periods=self._periods()

@@ -15,8 +15,8 @@ from .trained import parameters_of
 class HeldApart:
     """The part of an optimizer that holds parameters beside the model, each whole on every process.
 
-    The engine prepares, writes and reads the optimizer without it. It has a state of its own, which the main
-    process writes as it does that of a further optimizer.
+    The engine prepares the optimizer without it. Its state stands in the shards among the rest; where
+    Accelerate writes the optimizer, it is a state of its own, which the main process writes.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, parameters: list[torch.Tensor]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,16 @@ Held = list[list[tuple[str, list[int]]]]
 
 
 def parameters_held(trained: Trained | None, optimizer: Any) -> Held:
-    """Return the names and shapes of what `optimizer` holds; a parameter that is not known has no name."""
-    known = {} if trained is None else {id(held): name for name, held in trained.named_parameters()}
+    """Return the names and shapes of what `optimizer` holds.
+
+    A parameter that is not known has no name, as has one of several that are called alike: `head.weight` of
+    the model, and that of the module `trainer.head`.
+    """
+    named = [] if trained is None else list(trained.named_parameters())
+    numbers = Counter(plain_name(name) for name, _ in named)
+    known = {id(held): plain_name(name) for name, held in named if numbers[plain_name(name)] == 1}
     return [
-        [(plain_name(known.get(id(held), "")), list(held.shape)) for held in group["params"]]
+        [(known.get(id(held), ""), list(held.shape)) for held in group["params"]]
         for group in optimizer.param_groups
     ]
 

@@ -106,12 +106,15 @@ def _describe_training(config: TrainerRunConfig) -> list[str]:
     def known(number: int | None) -> str:
         return "an unknown number" if number is None else f"{number:,}"
 
+    def known_samples(number: int | None) -> str:
+        return "an unknown number of samples" if number is None else counted(f"{number:,}", "samples")
+
     clipping = {"value": config.gradient_clip_value, "norm": config.gradient_clip_norm}
     clipped = ", ".join(f"{how} {most}" for how, most in clipping.items() if most is not None)
     lines = [
-        f"batches: {counted(known(config.train_per_device_batch_size), 'samples')} by process and step, "
+        f"batches: {known_samples(config.train_per_device_batch_size)} by process and step, "
         f"{counted(config.gradient_accumulation_steps, 'steps')} and "
-        f"{counted(known(config.train_total_batch_size), 'samples')} an update",
+        f"{known_samples(config.train_total_batch_size)} an update",
         f"updates: {known(config.num_update_steps)} in all, {known(config.num_update_steps_per_epoch)} an "
         f"epoch, {counted(known(config.num_epochs), 'epochs')}",
         f"gradients: {f'clipped by {clipped}' if clipped else 'not clipped'}",
@@ -121,8 +124,7 @@ def _describe_training(config: TrainerRunConfig) -> list[str]:
         # Behind the batches of training.
         lines.insert(
             1,
-            f"evaluation batches: {counted(known(config.eval_per_device_batch_size), 'samples')} by process "
-            "and step",
+            f"evaluation batches: {known_samples(config.eval_per_device_batch_size)} by process and step",
         )
     return lines
 

@@ -116,11 +116,12 @@ def loader_to_evaluate(
         name: that of the evaluation set.
     """
     with _loader_of(trainer, run, dataset, name) as loader:
-        run.evaluated_loader = loader
+        # A callback may evaluate something else in the midst of an evaluation.
+        outer, run.evaluated_loader = run.evaluated_loader, loader
         try:
             yield loader
         finally:
-            run.evaluated_loader = None
+            run.evaluated_loader = outer
         _announce_epoch_again(run, loader)
 
 

@@ -22,6 +22,7 @@ from .folder import (
     newest_state,
     raise_nothing_usable,
 )
+from .housekeeping import set_damaged_aside
 from .lock import locked
 from .mirrored import Contents, age, list_mirrored, name_on_disk
 from .publishing import give_name
@@ -31,6 +32,9 @@ from .transfer import fetch_file
 
 DOWNLOADS = ".accel_download"
 """Folder inside the cache for the lock and what is being downloaded."""
+
+_NOT_WRITTEN = "could not be written"
+_OTHER_CACHE = " Pass another folder as cache, or make room there and let this process write."
 
 Place = Path | str
 """A state of the cache by its path, or one of the mirror by its name there."""
@@ -90,7 +94,7 @@ def fetch_best(address: Address, cache: Path, metric: str, greater_is_better: bo
 def _opened(address: Address, cache: Path) -> Iterator[Store]:
     """Open the mirror at `address`, while no other process of this machine downloads into `cache`."""
     folder = cache / DOWNLOADS
-    with files.writing(folder, "could not be made"):
+    with files.raising_checkpoint_error(folder, "could not be made", for_disk=_OTHER_CACHE):
         files.make_folder(folder)
 
     def tell() -> None:
@@ -141,14 +145,16 @@ def _fetch_first(
     """
     here = list_states(cache).complete
     places: dict[Place, TrainerState] = {path: here[path] for path in here}
+    twins = {age(state): path for path, state in here.items()}
     copies: dict[Place, str] = {}
     for name, state in mirrored.items():
         path = cache / name_on_disk(name)
-        # What stands here too is downloaded only if it is damaged here, and replaces nothing that is newer.
-        if path in here and age(here[path]) >= age(state):
-            copies[path] = name
-        else:
+        twin = path if path in here and age(here[path]) == age(state) else twins.get(age(state))
+        # What stands here too, under whatever name, is downloaded only if it is damaged here.
+        if twin is None:
             places[name] = state
+        else:
+            copies[twin] = name
     for path, found in here.items():
         _refuse_other_run(path, found, mirrored[next(reversed(mirrored))])
     for place in order(
@@ -161,13 +167,23 @@ def _fetch_first(
             _logger.warning("'%s' is passed over: it %s.", place, flaw)
             unusable[place] = NoState(Kind.DAMAGED, flaw)
         name = copies.get(place, "") if isinstance(place, Path) else place
-        if not name:
+        if not name or not _may_take_its_name(cache / name_on_disk(name), mirrored[name], here):
             continue
         if (flaw := _download(store, name, mirrored[name], cache)) is None:
             return cache / name_on_disk(name)
-        _logger.warning("'%s/%s' is passed over: %s.", store.address, name, flaw)
+        _logger.warning("'%s/%s' is passed over: it %s.", store.address, name, flaw)
         unusable[Path(name)] = NoState(Kind.DAMAGED, flaw)
     return None
+
+
+def _may_take_its_name(path: Path, state: TrainerState, here: Mapping[Path, TrainerState]) -> bool:
+    """Whether a state of the mirror may stand at `path`. What is newer gives way only if it is damaged."""
+    if path not in here or age(here[path]) <= age(state):
+        return True
+    if find_flaw_of(path, here[path]) is None:
+        return False
+    set_damaged_aside(path)
+    return True
 
 
 def _refuse_other_run(path: Path, found: TrainerState, state: TrainerState) -> None:
@@ -186,19 +202,19 @@ def _download(store: Store, name: str, state: TrainerState, cache: Path) -> str 
     staging = cache / DOWNLOADS / f"{host_digits()}_{secrets.token_hex(4)}" / path.name
     before = inode_of(path)
     try:
-        with files.writing(path):
+        with files.raising_checkpoint_error(path, _NOT_WRITTEN, for_disk=_OTHER_CACHE):
             files.make_folder(staging)
         for relative in [*sorted(state["files"]), STATE_FILE]:
             if (flaw := fetch_file(store, name, staging, state, relative)) is not None:
                 return flaw
         found = examine(staging)
         if isinstance(found, NoState):
-            return f"it {found.reason}"
+            return found.reason
         # On a disk that machines share, another one may have been faster. Its processes may read already, so
         # that what it has given the name has to stay.
         if inode_of(path) != before and examine(path) == found:
             return None
-        with files.writing(path):
+        with files.raising_checkpoint_error(path, _NOT_WRITTEN, for_disk=_OTHER_CACHE):
             files.sync(staging)
             give_name(staging, path)
     finally:

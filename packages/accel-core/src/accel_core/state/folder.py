@@ -17,6 +17,7 @@ from typing import NoReturn, TypeVar
 
 from ..checks.address import Address
 from ..errors import CheckpointError
+from ..text import counted
 from .checkpoint import (
     ORDER,
     Kind,
@@ -175,7 +176,7 @@ def raise_nothing_usable(folder: Path | Address, damaged: Mapping[Path, NoState]
     """Raise `CheckpointError` with what is wrong with the states of a folder or a store."""
     found = " ".join(f"'{path.name}' {state.reason}." for path, state in sorted(damaged.items())[:5])
     raise CheckpointError(
-        f"'{folder}' has {len(damaged)} training states, and none of them can be used: {found} "
+        f"'{folder}' has {counted(len(damaged), 'training states')}, and none of them can be used: {found} "
         "To start afresh, move them away or delete them, or save to another folder."
     )
 

@@ -58,6 +58,8 @@ class KnownStates:
         for name, _ in self._entries - entries:
             self.states.pop(self.folder / name, None)
         listing = examine_entries(self.folder, entries - self._entries)
+        for path in being_written & listing.unfinished.keys():
+            del listing.unfinished[path]
         # A run that is resumed has asked for the newest state of this folder, and was told there.
         listing.report(again=False)
         for path, state in listing.complete.items():

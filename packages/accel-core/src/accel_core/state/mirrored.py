@@ -187,4 +187,4 @@ def mark_damaged(store: Store, name: str, flaw: str) -> None:
     """Let a state in the store be none any more. Its files stay."""
     store.copy(f"{name}/{STATE_FILE}", f"{name}/{DAMAGED_STATE_FILE}")
     store.remove(f"{name}/{STATE_FILE}")
-    _logger.warning("'%s/%s' is damaged (%s), so that nothing continues from it.", store.address, name, flaw)
+    _logger.warning("'%s/%s' %s. Nothing continues from it.", store.address, name, flaw)

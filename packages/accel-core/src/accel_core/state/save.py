@@ -146,14 +146,16 @@ def _prepare(path: Path, state: RunState, is_known: bool) -> str | None:
         raise ConfigurationError(
             f"'{path.name}' is a name for what a crash leaves behind. Choose another one."
         )
-    remove_leftovers(path.parent)
     if is_known and is_same_state(path, state["run_id"], state["run_progress"]):
+        remove_leftovers(path.parent)
         return None
     found = examine(path)
     is_foreign = isinstance(found, NoState) and found.kind is Kind.FOREIGN and path.exists()
     if is_foreign and (not path.is_dir() or any(path.iterdir())):
         raise CheckpointError(f"'{path}' is no folder of a training state. Choose an empty or a new folder.")
     refuse_other_run(path, state["run_id"])
+    # Last, so that a save that is refused changes nothing: another job may be writing there.
+    remove_leftovers(path.parent)
     files.make_folder(path.parent)
     staging = staging_of(path)
     files.make_folder(staging)

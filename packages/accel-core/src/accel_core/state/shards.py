@@ -100,6 +100,8 @@ def named_tensors(
 def _without_tensors(value: Any, name: str, tensors: dict[str, torch.Tensor]) -> Any:
     """Return `value` with a mark in place of each tensor, which is put into `tensors`."""
     if torch.is_tensor(value):
+        if name in tensors:
+            raise ValueError(f"Two tensors of a state are called {name!r}.")
         tensors[name] = value
         placements = getattr(value, "placements", None)
         spread = None if placements is None else sorted({each.dim for each in placements if each.is_shard()})

@@ -38,9 +38,9 @@ def _fetch_once(store: Store, name: str, folder: Path, state: TrainerState, rela
         return True
 
     if not retried(get, f"'{store.address}/{place}' could not be downloaded"):
-        return f"{relative} is not there"
+        return f"is damaged: {relative} is not there"
     if relative != STATE_FILE and local.stat().st_size != state["files"][relative]:
-        return f"{relative} has another size"
+        return f"is damaged: {relative} has another size"
     return find_mismatch(folder, state, [relative])
 
 
