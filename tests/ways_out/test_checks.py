@@ -4,7 +4,6 @@ The checks of `checks/values.py` are given the way out by their callers, so thes
 """
 
 import functools
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +21,19 @@ from accel_core import (
     latest_checkpoint,
     samples_of,
 )
-from tiny import Stream, tiny_data, tiny_network, tiny_trainer
+from tiny import Stream, tiny_network, tiny_trainer
 from ways_out import (
     ABOUT_EVALUATION,
+    DATA,
     Row,
     check_every_error_is_known,
     make_mistake_and_ways_out,
     name_of,
+    train,
+    training,
     ways_out_of_checks,
 )
 
-DATA = tiny_data(16)
 SGD, LOSS = torch.optim.SGD, nn.functional.cross_entropy
 STORE = "memory://ways-out/run"
 
@@ -42,17 +43,6 @@ def made(model: Any = None, loss_func: Any = LOSS, optimizer: Any = SGD, **kwarg
     model = tiny_network() if model is None else model
     optimizer = optimizer(model.parameters()) if optimizer is SGD else optimizer
     return Trainer(model, loss_func, optimizer, callbacks=(), **kwargs)
-
-
-def train(trainer: Trainer | None = None, data: Any = DATA, callbacks: Any = (), **kwargs: Any) -> Trainer:
-    trainer = tiny_trainer(callbacks=callbacks) if trainer is None else trainer
-    trainer.train(data, **{"num_epochs": 1, "per_device_batch_size": 4, **kwargs})
-    assert trainer.run_progress.updates_completed
-    return trainer
-
-
-def training(**kwargs: Any) -> Callable[[], Trainer]:
-    return lambda: train(**kwargs)
 
 
 def saved(**kwargs: Any) -> Path:
@@ -350,6 +340,7 @@ PATHS: tuple[Row, ...] = (
         "{} is '{}', {}. {}",
         lambda: exported("memory:/ways-out/model.pt"),
         (lambda: exported("memory://ways-out/model.pt"),),
+        says="in which one slash follows the scheme, but must have two.",
     ),
 )
 
@@ -372,8 +363,5 @@ def test_every_way_out_that_a_check_is_given_has_a_row() -> None:
 
 
 @pytest.mark.parametrize("row", ROWS, ids=name_of)
-def test_what_an_error_about_an_argument_says_instead_works(
-    row: Row, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_what_an_error_about_an_argument_says_instead_works(row: Row) -> None:
     make_mistake_and_ways_out(row)

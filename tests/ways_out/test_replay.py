@@ -4,7 +4,6 @@ import json
 import shutil
 import sys
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,15 @@ from accel_core.testing import assert_processes_agree, assert_resumes_exactly
 from case_runner import Outcome, compare, run_as_script
 from replaying import Numbered, numbered_trainer, saving
 from tiny import Stream, tiny_data, tiny_trainer
-from ways_out import Row, check_every_error_is_known, make_mistake_and_ways_out, name_of, ways_out_of_checks
+from ways_out import (
+    NOTHING,
+    Row,
+    check_every_error_is_known,
+    make_mistake_and_ways_out,
+    name_of,
+    told,
+    ways_out_of_checks,
+)
 
 PLACES = ("accel-core/src/accel_core/replay", "accel-core/src/accel_core/testing")
 DATA = tiny_data(24)
@@ -319,20 +326,12 @@ MADE_ELSEWHERE = {
 # ---------------------------------------------------------------------- on two processes
 
 
-def told(act: Callable[[], Any]) -> str:
-    try:
-        act()
-    except (ConfigurationError, CheckpointError) as error:
-        return str(error)
-    return "nothing"
-
-
 SEEDS = {"without a seed": None, "with a seed": 3}
 
 
 def of_one_process(batch_size: int) -> list[str]:
     """The run was made on one process."""
-    return [told(lambda: replay(folder=Path(sys.argv[3]) / "alone")), "nothing"]
+    return told(lambda: replay(folder=Path(sys.argv[3]) / "alone"))
 
 
 def in_turn(batch_size: int) -> Any:
@@ -371,14 +370,14 @@ SPREAD = "replay trains a copy of the model, but {} spreads the model over the p
 
 @pytest.mark.slow
 def test_what_a_replay_of_several_processes_says_instead_works(outcome: Outcome, tmp_path: Path) -> None:
-    for mistake, _ in outcome.of("of one process"):
+    for (mistake,) in outcome.of("of one process"):
         assert "replay was called on 2 processes, but 1 made update 5. Start the script on 1." in mistake
     assert replay(folder=recorded(str(tmp_path / "alone"))).update == 5
     folder, went_on = outcome.of("in turn")[0]
     kwargs: dict[str, Any] = {"num_epochs": 1, "per_device_batch_size": 4, "folder": folder / "stream"}
     with pytest.raises(ConfigurationError, match=r"2 processes made this update.*max_num_train_steps"):
         tiny_trainer().replay(Stream(DATA), update=3, **kwargs)
-    assert went_on == "nothing"
+    assert went_on == [NOTHING]
     batch: dict[str, Any] = {"per_device_batch_size": 6}
     with pytest.raises(ConfigurationError, match="seed is None, so nothing says with which random states"):
         replay(5, folder / "without a seed", numbered_trainer(seed=None), **batch)
@@ -399,18 +398,12 @@ def test_every_error_about_replaying_is_known() -> None:
 
 
 @pytest.mark.parametrize("row", [*OF_REPLAY, *OF_TESTING], ids=name_of)
-def test_what_an_error_about_replaying_says_instead_works(
-    row: Row, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_what_an_error_about_replaying_says_instead_works(row: Row) -> None:
     make_mistake_and_ways_out(row)
 
 
 @pytest.mark.slow
-def test_what_an_error_about_processes_that_agree_says_instead_works(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_what_an_error_about_processes_that_agree_says_instead_works() -> None:
     for text, mistake in AGREEING.items():
         make_mistake_and_ways_out(Row(text, mistake, ()))
     processes_agree()

@@ -4,9 +4,6 @@ Loss steps are in `test_run_steps.py`, states in `test_run_states.py`, what need
 """
 
 import functools
-import sys
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,31 +19,23 @@ from accel_integrations.timm_adapter import timm_scheduler_fn
 from schedule_free import ScheduleFreeSGD
 from tiny import Stream, tiny_data, tiny_network, tiny_trainer
 from ways_out import (
+    DATA,
     PACKAGES,
     Row,
     check_every_error_is_known,
     make_mistake_and_ways_out,
     name_of,
     texts_of_rows,
+    train,
+    training,
     ways_out_of_checks,
+    without,
 )
 
 CORE = "accel-core/src/accel_core"
-DATA = tiny_data(16)
 LOSS = nn.functional.cross_entropy
 UPDATES = TrainerPlaceholderValues.NUM_UPDATE_STEPS
 PER_EPOCH = TrainerPlaceholderValues.NUM_UPDATE_STEPS_PER_EPOCH
-
-
-def train(trainer: Trainer | None = None, data: Any = DATA, callbacks: Any = (), **kwargs: Any) -> Trainer:
-    trainer = tiny_trainer(callbacks=callbacks) if trainer is None else trainer
-    trainer.train(data, **{"num_epochs": 1, "per_device_batch_size": 4, **kwargs})
-    assert trainer.run_progress.updates_completed
-    return trainer
-
-
-def training(**kwargs: Any) -> Callable[[], Trainer]:
-    return lambda: train(**kwargs)
 
 
 # ---------------------------------------------------------------------- schedules
@@ -171,12 +160,6 @@ SCHEDULES: tuple[Row, ...] = (
 # ---------------------------------------------------------------------- the run and its data
 
 
-def with_pandas_missing() -> Any:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(sys.modules, "pandas", None)
-        return train().run_history.to_dataframe()
-
-
 class Computed(nn.Module):
     """A layer with an attribute that is computed from its parameter, which torch cannot copy."""
 
@@ -235,7 +218,7 @@ RUNS: tuple[Row, ...] = (
     ),
     Row(
         "to_dataframe needs the package 'pandas', which is not installed. Install it with: pip install",
-        with_pandas_missing,
+        without("pandas", lambda: train().run_history.to_dataframe()),
         (
             lambda: train().run_history.to_dataframe(),
             lambda: train().run_history.to_records(),
@@ -285,8 +268,5 @@ def test_every_error_of_a_run_has_a_row() -> None:
 
 
 @pytest.mark.parametrize("row", ROWS, ids=name_of)
-def test_what_an_error_of_a_run_says_instead_works(
-    row: Row, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_what_an_error_of_a_run_says_instead_works(row: Row) -> None:
     make_mistake_and_ways_out(row)

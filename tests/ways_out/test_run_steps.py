@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,21 +12,9 @@ from torch.utils.data import TensorDataset
 
 from accel_core import Trainer
 from tiny import tiny_data, tiny_network, tiny_trainer
-from ways_out import Row, make_mistake_and_ways_out, name_of
+from ways_out import DATA, Row, make_mistake_and_ways_out, name_of, train, training
 
-DATA = tiny_data(16)
 LOSS = nn.functional.cross_entropy
-
-
-def train(trainer: Trainer | None = None, data: Any = DATA, callbacks: Any = (), **kwargs: Any) -> Trainer:
-    trainer = tiny_trainer(callbacks=callbacks) if trainer is None else trainer
-    trainer.train(data, **{"num_epochs": 1, "per_device_batch_size": 4, **kwargs})
-    assert trainer.run_progress.updates_completed
-    return trainer
-
-
-def training(**kwargs: Any) -> Callable[[], Trainer]:
-    return lambda: train(**kwargs)
 
 
 # ---------------------------------------------------------------------- loss steps
@@ -191,8 +178,5 @@ ROWS = STEPS
 
 
 @pytest.mark.parametrize("row", STEPS + NOTES, ids=name_of)
-def test_what_an_error_of_a_step_says_instead_works(
-    row: Row, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_what_an_error_of_a_step_says_instead_works(row: Row) -> None:
     make_mistake_and_ways_out(row)
