@@ -9,7 +9,10 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 from torch import nn
+from torch.optim.lr_scheduler import OneCycleLR
+from transformers import PreTrainedModel
 
 import accel_callbacks
 import accel_core
@@ -20,6 +23,7 @@ from accel_core import (
     LogMetricsCallback,
     Trainer,
     TrainerCallback,
+    TrainerPlaceholderValues,
 )
 from accel_core.callbacks.limit_batches import LIMIT_BATCHES_ENV_VAR
 from accel_core.foreign_names.tables import (
@@ -31,6 +35,7 @@ from accel_core.foreign_names.tables import (
     FOREIGN_METHODS,
     FOREIGN_STEPS,
 )
+from accel_integrations import timm_adapter, transformers_adapter
 from tiny import tiny_data, tiny_network, tiny_trainer
 from ways_out import Row, check_every_error_is_known, make_mistake_and_ways_out, name_of, ways_out_of_checks
 
@@ -341,13 +346,35 @@ def test_what_an_error_about_callbacks_says_instead_works(row: Row) -> None:
     make_mistake_and_ways_out(row)
 
 
-@pytest.mark.parametrize("sentence", sorted({*FOREIGN_ATTRIBUTES.values()}))
+def arguments_of(*functions: Any) -> set[str]:
+    return {name for function in functions for name in inspect.signature(function).parameters}
+
+
+def names_in(sentence: str) -> list[str]:
+    """The words that look like names of Python, and those after "Use"; without texts in quotes."""
+    words = re.findall(r"(Use )?\b([A-Za-z]\w*)", re.sub(r"'.*?'", "", sentence))
+    return [word for use, word in words if "_" in word or re.search("[a-z][A-Z]", word) or use]
+
+
+NAMES_NO_ATTRIBUTE = {
+    "Pass the loss and the optimizer to Trainer, and torch.compile(model) as its model.",
+    "Return 'log': {name: value} from a step.",
+}
+
+
+@pytest.mark.parametrize("sentence", sorted({*FOREIGN_ATTRIBUTES.values()} - NAMES_NO_ATTRIBUTE))
 def test_what_is_named_in_place_of_an_attribute_is_there(sentence: str) -> None:
     trainer = train()
     for expression in re.findall(r"trainer\.[\w.]+\w", sentence):
         operator.attrgetter(expression.removeprefix("trainer."))(trainer)
-    for method in re.findall(r"Use (\w+)\(", sentence):
-        assert method == "print" or callable(getattr(trainer, method))
+    classes = (TrainerPlaceholderValues, transformers_adapter.TransformersTrainer, PreTrainedModel)
+    places = (trainer, accel_core, accel_callbacks, transformers_adapter, torch.optim.lr_scheduler, *classes)
+    arguments = arguments_of(Trainer, Trainer.train, Accelerator, OneCycleLR)
+    rest = re.sub(r"trainer\.[\w.]+\w| of accel_callbacks", "", sentence)
+    names = names_in(rest.replace("Use the argument ", "Use "))
+    assert "trainer." in sentence or names
+    for name in names:
+        assert name in arguments or any(hasattr(place, name) for place in places), name
 
 
 def test_what_is_named_in_place_of_an_event_or_a_method_is_called() -> None:
@@ -359,19 +386,41 @@ def test_what_is_named_in_place_of_an_event_or_a_method_is_called() -> None:
                 overrides(method)
 
 
-@pytest.mark.parametrize("sentence", sorted({*FOREIGN_ARGUMENTS.values()}))
+NAMES_NO_ARGUMENT = {
+    "Give it to the optimizer: AdamW(model.parameters(), lr=...).",
+    "Leave it out: the main process writes, once for the job.",
+    "Tokenize in the data set or in collate_fn.",
+}
+
+
+@pytest.mark.parametrize("sentence", sorted({*FOREIGN_ARGUMENTS.values()} - NAMES_NO_ARGUMENT))
 def test_what_is_named_in_place_of_an_argument_takes_it(sentence: str) -> None:
     """Such as "Pass num_epochs to train."."""
-    for name, methods in re.findall(r"[Pp]ass (?:an )?(\w+)\b.*? to ((?:\w+(?:, | or )?)+)", sentence):
-        for method in re.findall(r"train|evaluate|predict|Trainer", methods):
+    callbacks = re.findall(r"\b(\w+Callback)\b", sentence)
+    passed = re.findall(r"[Pp]ass (?:an )?(\w+)\b.*? to ((?:\w+(?:, | or )?)+)", sentence)
+    assert callbacks or passed
+    for name, methods in passed:
+        entries = re.findall(r"train|evaluate|predict|Trainer", methods)
+        assert entries
+        for method in entries:
             entry = Trainer.__init__ if method == "Trainer" else getattr(Trainer, method)
             # The sentence may begin with whose data it speaks of.
-            assert name in {*inspect.signature(entry).parameters, "its", "what"}
-    for name in re.findall(r"\b(\w+Callback)\b", sentence):
+            assert name in {*arguments_of(entry), "its", "what"}
+    for name in callbacks:
         assert any(hasattr(package, name) for package in (accel_core, accel_callbacks))
 
 
-@pytest.mark.parametrize("sentence", sorted({*FOREIGN_CALLBACKS.values()}))
-def test_what_is_named_in_place_of_a_callback_is_one(sentence: str) -> None:
-    for name, package in re.findall(r"(\w+)[^.]*? of (accel_callbacks|accel_core)", sentence):
-        assert issubclass(getattr(sys.modules[package], name), TrainerCallback)
+@pytest.mark.parametrize(
+    "sentence", sorted(each for each in {*FOREIGN_CALLBACKS.values()} if not each.startswith("nothing: "))
+)
+def test_what_is_named_in_place_of_a_callback_is_there(sentence: str) -> None:
+    """Such as "EarlyStoppingCallback of accel_callbacks", or an argument of a trainer."""
+    names, place = re.fullmatch(r"(.*?) of (\w+)(?:,.*)?", sentence).groups()  # type: ignore[union-attr]
+    if place == "train":
+        assert names in arguments_of(Trainer.train)
+    elif place == "accel_integrations":
+        name, argument = re.findall(r"\w+", names)
+        assert argument in arguments_of(getattr(timm_adapter, name))
+    else:
+        for name in names.split(" or "):
+            assert issubclass(getattr(sys.modules[place], name), TrainerCallback)
