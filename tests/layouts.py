@@ -7,8 +7,9 @@ share it.
 from typing import Any
 
 import pytest
-from accelerate import Accelerator, DistributedType, FullyShardedDataParallelPlugin
-from accelerate.state import PartialState
+from accelerate import Accelerator, DistributedType
+
+from sharding import set_type, shard_by_fsdp2
 
 # Accelerate has it since 1.10.
 ParallelismConfig = pytest.importorskip("accelerate.parallelism_config").ParallelismConfig
@@ -19,10 +20,6 @@ DDP_OPTIONS = {
     "views of buckets": {"gradient_as_bucket_view": True},
     "small buckets": {"bucket_cap_mb": 1},
 }
-
-
-def set_type(accelerator: Accelerator, kind: DistributedType) -> None:
-    PartialState._shared_state["distributed_type"] = accelerator.state.distributed_type = kind
 
 
 def set_parallelism(accelerator: Accelerator, config: Any) -> None:
@@ -47,14 +44,7 @@ def fsdp2(replicas: int = 1, num_parameters: int = 10) -> Accelerator:
     """Parameters are spread over the processes; with `replicas`, over each of so many groups of them (HSDP)."""
     accelerator = Accelerator(cpu=True)
     if accelerator.num_processes > 1:
-        set_type(accelerator, DistributedType.FSDP)
-        accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(
-            fsdp_version=2,
-            auto_wrap_policy="size_based_wrap",
-            min_num_params=num_parameters,
-            state_dict_type="SHARDED_STATE_DICT",
-            cpu_ram_efficient_loading=False,
-        )
+        shard_by_fsdp2(accelerator, num_parameters)
         if replicas > 1:
             shards = accelerator.num_processes // replicas
             set_parallelism(accelerator, ParallelismConfig(dp_replicate_size=replicas, dp_shard_size=shards))

@@ -24,21 +24,26 @@ ENGINES = {"fsdp2": DistributedType.FSDP, "zero1": DistributedType.DEEPSPEED}
 ENGINES |= {"zero2": DistributedType.DEEPSPEED, "zero3": DistributedType.DEEPSPEED}
 
 
+def set_type(accelerator: Accelerator, kind: DistributedType) -> None:
+    PartialState._shared_state["distributed_type"] = accelerator.state.distributed_type = kind
+
+
+def shard_by_fsdp2(accelerator: Accelerator, num_parameters: int = 10) -> Accelerator:
+    set_type(accelerator, DistributedType.FSDP)
+    accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(
+        fsdp_version=2,
+        auto_wrap_policy="size_based_wrap",
+        min_num_params=num_parameters,
+        state_dict_type="SHARDED_STATE_DICT",
+        cpu_ram_efficient_loading=False,
+    )
+    return accelerator
+
+
 def create_accelerator(engine):
     """An accelerator with this engine, whose state all that are made afterwards share."""
     if engine == "fsdp2":
-        accelerator = Accelerator(cpu=True)
-        PartialState._shared_state["distributed_type"] = accelerator.state.distributed_type = (
-            DistributedType.FSDP
-        )
-        accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(
-            fsdp_version=2,
-            auto_wrap_policy="size_based_wrap",
-            min_num_params=10,
-            state_dict_type="SHARDED_STATE_DICT",
-            cpu_ram_efficient_loading=False,
-        )
-        return accelerator
+        return shard_by_fsdp2(Accelerator(cpu=True))
     plugin = DeepSpeedPlugin(zero_stage=int(engine[-1]), zero3_init_flag=False)
     return Accelerator(deepspeed_plugin=plugin, kwargs_handlers=[InitProcessGroupKwargs(backend="gloo")])
 

@@ -44,6 +44,13 @@ def flip_bit(path: Path, rng: random.Random) -> str:
     return f"bit in byte {place} of {path.name}"
 
 
+def flip_last_bit(path: Path) -> None:
+    """Flip the last bit of a file, which belongs to a tensor in a .safetensors file."""
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
 def zero_sector(path: Path, rng: random.Random) -> str:
     """Let one sector of 512 bytes of a file be zeros, and say which."""
     content = bytearray(path.read_bytes())

@@ -60,6 +60,14 @@ class Unreliable(MemoryFileSystem):
         return entries if detail else [entry["name"] for entry in entries]
 
     @classmethod
+    def flip_last_bit(cls, path):
+        """Damage a file."""
+        content = bytearray(cls.store[path].getvalue())
+        content[-1] ^= 1
+        cls.store[path].seek(0)
+        cls.store[path].write(bytes(content))
+
+    @classmethod
     def states(cls, root="run"):
         """Names of the complete states."""
         suffix = "/trainer_state.json"

@@ -8,6 +8,7 @@ import torch
 from accel_callbacks import ModelEmaCallback, SaveBestModelCallback, SaveTrainingStateCallback
 from accel_core import ConfigurationError, Trainer, TrainerCallback, latest_checkpoint
 from accel_core.extending import read_origin
+from states import flip_last_bit
 from tiny import RecordWanted, tiny_data, tiny_network, weights_of
 
 DATA = tiny_data(24)
@@ -101,9 +102,7 @@ def test_a_damaged_export_is_not_loaded(tmp_path, capsys):
 
         def on_training_run_epoch_end(self, trainer):
             if trainer.run_history.current_epoch == 2:
-                content = bytearray((tmp_path / "best.safetensors").read_bytes())
-                content[-1] ^= 1
-                (tmp_path / "best.safetensors").write_bytes(content)
+                flip_last_bit(tmp_path / "best.safetensors")
 
     trainer, _, weights = train(tmp_path / "best.safetensors", 1.0, 2.0, callbacks=[Damage()])
     assert torch.equal(weights_of(trainer), weights[2])

@@ -309,10 +309,7 @@ def test_a_run_that_goes_on_from_an_earlier_state_is_refused(tmp_path):
 
 
 def damage(store, name, file="model.safetensors"):
-    content = bytearray(store.store[f"/run/{name}/{file}"].getvalue())
-    content[-1] ^= 1
-    store.store[f"/run/{name}/{file}"].seek(0)
-    store.store[f"/run/{name}/{file}"].write(bytes(content))
+    store.flip_last_bit(f"/run/{name}/{file}")
 
 
 @pytest.mark.parametrize("way", ["flipped", "missing", "json"])

@@ -23,6 +23,7 @@ from accel_core.extending import OtherRunError
 from accel_core.state import copying, fetch
 from accel_core.state.folder import inode_of
 from accel_core.state.mirrored import name_in_mirror
+from states import flip_last_bit
 from stores import Unreliable, s3_server
 
 pytestmark = pytest.mark.usefixtures("store")
@@ -55,14 +56,6 @@ def train(path, *values, mirror=RUN, **arguments):
     return trainer
 
 
-def change(store, path):
-    file = store.store[path]
-    content = bytearray(file.getvalue())
-    content[-1] ^= 1
-    file.seek(0)
-    file.write(bytes(content))
-
-
 def address_of(store, number):
     return f"{RUN}/{store.states()[number]}"
 
@@ -82,9 +75,9 @@ def test_all_in_a_mirror_is_checked_without_a_copy_that_stays(tmp_path, store, t
     trainer.save_checkpoint(f"{RUN}/good.pt")
     trainer.save_checkpoint(f"{RUN}/flipped.safetensors")
     names = store.states()
-    change(store, f"/run/{names[0]}/optimizer.pt")
+    store.flip_last_bit(f"/run/{names[0]}/optimizer.pt")
     del store.store[f"/run/{names[1]}/model.safetensors"]
-    change(store, "/run/flipped.safetensors")
+    store.flip_last_bit("/run/flipped.safetensors")
     # What nobody has saved, and what was not written to its end.
     for name in ("notes.pt", "notes/a.txt", "update_00000004-0a0a0a0a/optimizer.pt"):
         Unreliable().pipe_file(f"/run/{name}", b"x")
@@ -107,8 +100,8 @@ def test_a_single_state_or_export_in_a_store_is_checked(tmp_path, store, tempora
     for address in (address_of(store, 0), f"{RUN}/model.safetensors"):
         assert verify_checkpoint(address) == {address: None}
         assert verify_checkpoint(f"{address}/") == {address: None}
-    change(store, f"/run/{store.states()[0]}/trainer_state.json")
-    change(store, "/run/model.safetensors")
+    store.flip_last_bit(f"/run/{store.states()[0]}/trainer_state.json")
+    store.flip_last_bit("/run/model.safetensors")
     for address, part in (
         (address_of(store, 0), "trainer_state.json"),
         (f"{RUN}/model.safetensors", "is damaged"),
@@ -126,7 +119,7 @@ def test_a_folder_that_somebody_has_copied_to_a_store_is_checked(tmp_path, store
 def test_what_was_set_aside_in_a_mirror_is_told_as_in_a_folder(tmp_path, store, temporary):
     train(tmp_path / "a")
     newest = address_of(store, -1)
-    change(store, f"/run/{store.states()[-1]}/model.safetensors")
+    store.flip_last_bit(f"/run/{store.states()[-1]}/model.safetensors")
     found = latest_checkpoint(RUN, cache=tmp_path / "b")
     trainer = Trainer(
         model := torch.nn.Linear(3, 1),
@@ -232,22 +225,16 @@ def test_the_best_may_stand_in_the_cache_alone(tmp_path, store):
     assert best_checkpoint(RUN, "value", cache=tmp_path / "b") == tmp_path / "b" / "update_00000008"
 
 
-def flip(path):
-    content = bytearray(path.read_bytes())
-    content[-1] ^= 1
-    path.write_bytes(bytes(content))
-
-
 def test_a_best_state_that_is_damaged_here_comes_from_the_mirror_and_else_the_next_best(
     tmp_path, store, caplog
 ):
     train(tmp_path / "a", 2.0, 1.0, 3.0)
     best, cache = tmp_path / "a" / "update_00000008", tmp_path / "a"
-    flip(best / "optimizer.pt")
+    flip_last_bit(best / "optimizer.pt")
     assert best_checkpoint(RUN, "value", cache=cache) == best
     assert verify_checkpoint(best) == {best: None}
-    flip(best / "optimizer.pt")
-    change(store, f"/run/{store.states()[1]}/optimizer.pt")
+    flip_last_bit(best / "optimizer.pt")
+    store.flip_last_bit(f"/run/{store.states()[1]}/optimizer.pt")
     caplog.clear()
     assert best_checkpoint(RUN, "value", cache=cache) == cache / "update_00000004"
     told = [record.message for record in caplog.records if "passed over" in record.message]
@@ -276,7 +263,7 @@ def test_a_damaged_newer_state_gives_way_to_that_of_the_mirror_but_not_its_place
     last = name_in_mirror(here)
     for path in [path for path in store.store if last in path]:
         del store.store[path]
-    flip(here / "optimizer.pt")
+    flip_last_bit(here / "optimizer.pt")
     # What is left of update 12 in the mirror is of the moment before the epoch was closed.
     assert latest_checkpoint(RUN, cache=tmp_path / "a") == here
     assert verify_checkpoint(here) == {here: None} and name_in_mirror(here) != last
@@ -313,9 +300,9 @@ def test_an_address_without_a_cache_is_refused_with_the_call_to_make():
 def test_each_damaged_state_is_told_once(tmp_path, store, caplog):
     train(tmp_path / "a")
     for name in ("update_00000008", "update_00000012"):
-        flip(tmp_path / "a" / name / "optimizer.pt")
+        flip_last_bit(tmp_path / "a" / name / "optimizer.pt")
     for name in store.states()[1:]:
-        change(store, f"/run/{name}/optimizer.pt")
+        store.flip_last_bit(f"/run/{name}/optimizer.pt")
     assert latest_checkpoint(RUN, cache=tmp_path / "a") == tmp_path / "a" / "update_00000004"
     told = [record.message for record in caplog.records if "passed over" in record.message]
     assert len(told) == len(set(told)) == 4

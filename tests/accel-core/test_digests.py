@@ -31,7 +31,7 @@ from accel_core import (
 )
 from accel_core.state import digests, files
 from accel_core.state.digests import SMALL, digest_of_value
-from states import STATE_FILE, edit, flip_bit, zero_sector
+from states import STATE_FILE, edit, flip_bit, flip_last_bit, zero_sector
 from tiny import ONE_CYCLE, SaveAt, tiny_data, tiny_network, weights_of
 
 TRIALS = int(os.environ.get("ACCEL_TEST_DAMAGES", "60"))
@@ -267,9 +267,7 @@ class TestVerify:
         trainer = train(create_trainer())
         for name in ("a.pt", "b.safetensors"):
             trainer.save_checkpoint(tmp_path / name)
-        raw = bytearray((tmp_path / "b.safetensors").read_bytes())
-        raw[-1] ^= 1
-        (tmp_path / "b.safetensors").write_bytes(raw)
+        flip_last_bit(tmp_path / "b.safetensors")
         (tmp_path / "notes").mkdir()
         torch.save([1], tmp_path / "mine.pt")
         found = verify_checkpoint(tmp_path)

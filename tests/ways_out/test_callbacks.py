@@ -37,7 +37,8 @@ from accel_callbacks import (
 )
 from accel_core import Trainer
 from case_runner import run_as_script
-from layouts import fsdp2, set_type
+from layouts import fsdp2
+from sharding import set_type
 from tiny import tiny_data, tiny_network, tiny_trainer
 from ways_out import (
     Row,
