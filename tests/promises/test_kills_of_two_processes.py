@@ -12,7 +12,6 @@ import random
 import shutil
 import signal
 import socket
-import subprocess
 import sys
 import time
 import traceback
@@ -29,6 +28,7 @@ from accel_core import Trainer, TrainerCallback, latest_checkpoint, verify_check
 from accel_core.state import files
 from accel_core.state.checkpoint import read_model_state, read_optimizer_state
 from accel_core.state.shards import Shards
+from launching import launch
 from layouts import fsdp2
 
 KILLS = {name: int(os.environ.get("ACCEL_TEST_KILLS", number)) for name, number in (("ddp", 6), ("fsdp2", 4))}
@@ -214,11 +214,11 @@ def engine(request):
 @pytest.mark.timeout(120 + 20 * max(KILLS.values()))
 def test_killed_while_they_write_they_end_with_the_same_bits(tmp_path, engine):
     (tmp_path / "whole").mkdir()
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    environment["PYTHONPATH"] = str(Path(__file__).parents[1])
-    command = [sys.executable, __file__, tmp_path, engine, str(KILLS[engine])]
-    finished = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert finished.returncode == 0, finished.stdout + finished.stderr
+    environment = {"PYTHONPATH": str(Path(__file__).parents[1])}
+    arguments = [tmp_path, engine, KILLS[engine]]
+    # With a limit of its own, after which the forked processes are killed too.
+    limit = 100 + 20 * KILLS[engine]
+    finished = launch(Path(__file__), processes=1, args=arguments, timeout=limit, env=environment)
     whole = torch.load(tmp_path / "whole" / "result.pt")
     for job_folder in tmp_path.glob("killed_*"):
         killed = torch.load(job_folder / "result.pt")
