@@ -809,6 +809,7 @@ def test_every_layout_that_is_refused_is_known() -> None:
     known = [row.text for row in REFUSED_LAYOUTS]
     messages = [layout.message for layout in REFUSED]
     assert [message for message in messages if not any(text in message for text in known)] == []
+    assert [text for text in known if not any(text in message for message in messages)] == []
 
 
 @pytest.mark.parametrize("row", [*ALONE, *REFUSED_LAYOUTS], ids=name_of)
