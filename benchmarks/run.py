@@ -115,7 +115,9 @@ def measure_ours(figures: dict[str, Any], wanted: list[str], rounds: int) -> Non
         elif name == "saves":
             keep(figures, "saves", "accel", _run([sys.executable, str(HERE / "saves.py"), "500", "1000"]))
         elif name == "reading":
-            keep(figures, "reading", "accel", _run([sys.executable, str(HERE / "reading.py"), "512", "2000"]))
+            keep(
+                figures, "reading", "accel", _run([sys.executable, str(HERE / "reading.py"), "2048", "2000"])
+            )
         elif name == "real":
             measure_real_work(figures, min(rounds, ROUNDS_OF_REAL_WORK))
         elif name == "start":

@@ -14,7 +14,6 @@ from pathlib import Path
 import markdown_it
 
 REPOSITORY = Path(__file__).parents[1]
-TO_REWRITE = Path(__file__).with_name("prose_to_rewrite.txt")
 MAX_WORDS, MAX_COMMAS, MAX_WORDS_OF_A_CELL = 25, 4, 16
 # What stands in a pattern on the left reads like a translation; on the right stands what a reader expects.
 WORDS = {
@@ -139,11 +138,6 @@ def problems_of_docstrings(source: str) -> Iterator[tuple[int, str]]:
 
 def main(names: list[str]) -> int:
     """Print the problems of the pages, all if none is named; return how many that are."""
-    to_rewrite = (
-        set(TO_REWRITE.read_text("utf-8").split())
-        if TO_REWRITE.exists()
-        else set()
-    )
     found = [
         REPOSITORY / "README.md",
         REPOSITORY / "CONTRIBUTING.md",
@@ -166,21 +160,9 @@ def main(names: list[str]) -> int:
         is_code = page.suffix == ".py"
         check = problems_of_docstrings if is_code else problems_of
         problems = list(check(page.read_text(encoding="utf-8")))
-        if not names and name in to_rewrite:
-            if not problems:
-                print(
-                    f"{name} passes: remove it from {TO_REWRITE.name}, so that it stays good."
-                )
-                count += 1
-            continue
         for line, message in problems:
             print(f"{name}:{line}: {message}")
         count += len(problems)
-    for name in sorted(
-        to_rewrite - {page.relative_to(REPOSITORY).as_posix() for page in found}
-    ):
-        print(f"{name} is no page: remove it from {TO_REWRITE.name}.")
-        count += 1
     return count
 
 

@@ -40,11 +40,6 @@ def test_a_word_in_a_docstring_is_named_and_one_in_a_message_is_not() -> None:
     assert [line for line, _ in PROSE["problems_of_docstrings"](source)] == [2]
 
 
-def test_pages_that_are_still_to_be_rewritten_exist() -> None:
-    listed = (REPOSITORY / "docs" / "prose_to_rewrite.txt").read_text("utf-8").split()
-    assert all((REPOSITORY / name).exists() for name in listed)
-
-
 def inventory(*names: str) -> bytes:
     lines = "".join(f"{name} py:class 1 page.html#$ -\n" for name in names)
     return b"# 1\n# 2\n# 3\n# 4\n" + zlib.compress(lines.encode())
