@@ -167,7 +167,7 @@ def _fetch_first(
             _logger.warning("'%s' is passed over: it %s.", place, flaw)
             unusable[place] = NoState(Kind.DAMAGED, flaw)
         name = copies.get(place, "") if isinstance(place, Path) else place
-        if not name or not _may_take_its_name(cache / name_on_disk(name), mirrored[name], here):
+        if not name or not _make_way(cache / name_on_disk(name), mirrored[name], here):
             continue
         if (flaw := _download(store, name, mirrored[name], cache)) is None:
             return cache / name_on_disk(name)
@@ -176,8 +176,8 @@ def _fetch_first(
     return None
 
 
-def _may_take_its_name(path: Path, state: TrainerState, here: Mapping[Path, TrainerState]) -> bool:
-    """Whether a state of the mirror may stand at `path`. What is newer gives way only if it is damaged."""
+def _make_way(path: Path, state: TrainerState, here: Mapping[Path, TrainerState]) -> bool:
+    """Return whether a state of the mirror may stand at `path`. A newer one that is damaged is set aside."""
     if path not in here or age(here[path]) <= age(state):
         return True
     if find_flaw_of(path, here[path]) is None:
