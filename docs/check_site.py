@@ -3,6 +3,7 @@
 Every public name is in the reference, and the search finds what people look for. Needs no torch.
 """
 
+import ast
 import json
 import re
 import sys
@@ -100,6 +101,23 @@ def missing_names(listing: str, inventory: bytes) -> list[str]:
     return [name for name in public_names(listing) if name not in found]
 
 
+def internal_entries(inventory: bytes) -> list[str]:
+    """Entries of what no user reads, which docs/reference_extension.py leaves out."""
+    extension = (Path(__file__).parent / "reference_extension.py").read_text(
+        "utf-8"
+    )
+    names = next(
+        ast.literal_eval(node.value)
+        for node in ast.parse(extension).body
+        if isinstance(node, ast.Assign) and node.targets[0].id == "INTERNAL"
+    )
+    return sorted(
+        entry
+        for entry in names_in_inventory(inventory)
+        if entry.rpartition(".")[2] in names
+    )
+
+
 def empty_entries(page: str) -> list[str]:
     """Names of a page of the reference below which nothing stands but a signature without a type."""
     heading = r'<h\d id="([\w.]+)" class="doc doc-heading">'
@@ -140,9 +158,8 @@ def missing_searches(
 
 def main(site: Path) -> int:
     """Print what is missing, and return how many that are."""
-    names = missing_names(
-        PUBLIC_API.read_text("utf-8"), (site / "objects.inv").read_bytes()
-    )
+    inventory = (site / "objects.inv").read_bytes()
+    names = missing_names(PUBLIC_API.read_text("utf-8"), inventory)
     for name in names:
         print(
             f"{name} is public but has no entry: add `::: {name}` to a page of docs/api, and the page to mkdocs.yml."
@@ -163,7 +180,12 @@ def main(site: Path) -> int:
         print(
             f"{name} has an empty entry in the reference: give it a docstring."
         )
-    return len(names) + len(searches) + len(empty)
+    internal = internal_entries(inventory)
+    for name in internal:
+        print(
+            f"{name} has an entry, and no user reads it: see INTERNAL in docs/reference_extension.py."
+        )
+    return len(names) + len(searches) + len(empty) + len(internal)
 
 
 if __name__ == "__main__":

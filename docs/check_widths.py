@@ -1,7 +1,7 @@
 """Measure every page of the built site in headless Chromium: `python docs/check_widths.py site`.
 
-Code must show whole at 1,280 pixels, no page may be wider than its window at 1,280 or 390, and no name in a table may break in
-mid-word. Without Chromium the check says so and passes.
+Code must show whole at 1,280 pixels, no page may be wider than its window at 1,280 or 390, and no heading and no name in a table
+may break in mid-word. Without Chromium the check says so and passes.
 """
 
 import functools
@@ -43,6 +43,14 @@ async function measure(page, width) {
   const lines = name => new Set([...name.getClientRects()].map(box => Math.round(box.top))).size;
   if (width >= 1280) for (const name of inside.querySelectorAll(".md-content td code"))
     if (/^[\\w.]+$/.test(name.innerText) && lines(name) > 1 + name.querySelectorAll("wbr").length) found.push([page, width, "name", name.innerText]);
+  for (const heading of inside.querySelectorAll(".md-content :is(h1, h2, h3, h4, h5, h6)")) {
+    const texts = inside.createTreeWalker(heading, NodeFilter.SHOW_TEXT);
+    for (let text = texts.nextNode(); text; text = texts.nextNode()) for (const word of text.data.matchAll(/[\\w.]+/g)) {
+      const range = inside.createRange();
+      range.setStart(text, word.index); range.setEnd(text, word.index + word[0].length);
+      if (lines(range) > 1) found.push([page, width, "heading", heading.innerText.split("\\n")[0]]);
+    }
+  }
   frame.remove();
 }
 (async () => {
@@ -56,6 +64,7 @@ ADVICE = {
     "code": "has code that scrolls sideways, shorten its lines to 80 columns: {}",
     "table": "has a table that scrolls sideways, shorten its names or cells: {}",
     "name": "has a name in a table that breaks in mid-word, give the column room: {}",
+    "heading": "has a heading that breaks in mid-word, shorten it or mark in docs/site_hooks.py where its names may break: {}",
     "error": "could not be measured: {}",
 }
 

@@ -7,6 +7,8 @@ import griffe
 
 HINT = "ForeignName"
 """The class of names that other libraries use, which answer with accel's own."""
+INTERNAL = {"argument_sources"}
+"""Attributes without an underscore, since subclasses of other packages set them, that no user reads."""
 
 
 class LeaveOutTheInside(griffe.Extension):
@@ -66,7 +68,9 @@ def function_of(attribute: griffe.Attribute) -> griffe.Function | None:
 
 def is_empty(owner: griffe.Class, attribute: griffe.Attribute) -> bool:
     """Whether an entry would tell nothing; before, it gets the docstring that a base has for the same name."""
-    if str(attribute.value).startswith(f"{HINT}("):
+    if attribute.name in INTERNAL or str(attribute.value).startswith(
+        f"{HINT}("
+    ):
         return True
     if attribute.docstring is None:
         attribute.docstring = docstring_of_base(owner, attribute)

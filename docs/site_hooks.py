@@ -141,6 +141,15 @@ def allow_breaks_in_cell(cell: re.Match[str]) -> str:
     return re.sub(r"(?<=<code>)[^<]{28,}(?=</code>)", allow_breaks, cell[0])
 
 
+def on_post_page(output: str, **_kwargs: Any) -> str:
+    """Let names in headings of the reference break at their parts; after the search has read the titles, which would break too."""
+
+    def allow_breaks(name: re.Match[str]) -> str:
+        return re.sub(r"(?<=[._])(?=\w)|(?<=[a-z])(?=[A-Z])", "<wbr>", name[0])
+
+    return re.sub(r"(?<=-name\">)[\w.]+(?=</span>)", allow_breaks, output)
+
+
 def on_page_context(context: dict[str, Any], **_kwargs: Any) -> dict[str, Any]:
     """Leave out the link for editing of pages that no file of docs/ holds."""
     if context["page"].file.generated_by:

@@ -63,6 +63,11 @@ def test_the_list_of_public_names_is_read_whole() -> None:
     assert {"accel_core.Trainer.train", "accel_integrations.timm_adapter.timm_scheduler_fn"} <= set(names)
 
 
+def test_an_entry_of_an_internal_name_is_found() -> None:
+    content = inventory("accel_core.TrainerCallback.order", "accel_core.TrainerCallback.argument_sources")
+    assert SITE["internal_entries"](content) == ["accel_core.TrainerCallback.argument_sources"]
+
+
 def test_an_entry_of_the_reference_that_tells_nothing_is_named() -> None:
     heading = '<h4 id="{}" class="doc doc-heading">{}</h4><div class="doc-signature">{}</div>'
     told, typed = "<p>What it is.</p>", '<span class="p">:</span> <span class="nb">int</span>'
@@ -99,13 +104,19 @@ def test_what_does_not_fit_is_measured(tmp_path: Path) -> None:
         f"<!doctype html><body><article class='md-content'>{cell.format(frame)}"
         f"<div class='md-typeset__table' {frame}>{cell.format('')}</div></article>"
     )
+    heading = "<h2 style='width:9em;overflow-wrap:anywhere'>Unbreakable.{}Unbreakable</h2>"
+    (tmp_path / "wide_heading.html").write_text(
+        f"<!doctype html><body><article class='md-content'>{heading.format('') + heading.format('<wbr>')}</article>"
+    )
     (tmp_path / "fits.html").write_text("<!doctype html><body><article class='md-content'>text</article>")
     browser = next(filter(None, map(shutil.which, WIDTHS["BROWSERS"])))
     problems = WIDTHS["measure"](tmp_path, browser)
-    assert len(problems) == 4
+    assert len(problems) == 6
     assert "wide.html at 1280 pixels has code that scrolls" in problems[0]
     assert "wide.html at 390 pixels is wider" in problems[1]
-    assert all("wide_table.html at 1280 pixels has a table that scrolls" in each for each in problems[2:])
+    # At both widths, and not the heading that may break after the point.
+    assert all("has a heading that breaks in mid-word" in each for each in problems[2:4])
+    assert all("wide_table.html at 1280 pixels has a table that scrolls" in each for each in problems[4:])
 
 
 def test_without_a_browser_the_check_of_widths_says_so_and_passes(

@@ -1,6 +1,6 @@
 """A script of two stages that is killed in either of them ends with the bits of one that was never stopped.
 
-The script is the recipe of docs/checkpoints.md. It kills all of its processes itself, at a chosen update of a
+The script is the recipe of docs/stages.md. It kills all of its processes itself, at a chosen update of a
 life.
 """
 
