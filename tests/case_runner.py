@@ -16,7 +16,9 @@ The fixture `outcome` of conftest.py compares them. The file is its own script: 
 runs all cases of the file, in the order of the dictionary.
 """
 
+import atexit
 import dataclasses
+import shutil
 import sys
 import tempfile
 import warnings
@@ -57,10 +59,13 @@ class Outcome:
 
 
 def shared_folder() -> Path:
-    """A new folder, the same on every process."""
-    names = [tempfile.mkdtemp(prefix="accel-test-")]
-    if torch.distributed.is_initialized():
-        broadcast_object_list(names)
+    """A new folder, the same on every process: in that of the launch, or gone when the single process ends."""
+    if not torch.distributed.is_initialized():
+        name = tempfile.mkdtemp(prefix="accel-test-")
+        atexit.register(shutil.rmtree, name, ignore_errors=True)
+        return Path(name)
+    names = [tempfile.mkdtemp(dir=sys.argv[2])]
+    broadcast_object_list(names)
     return Path(names[0])
 
 

@@ -163,7 +163,7 @@ def start(
         with (folder / "stdout").open("wb") as stdout, (folder / "stderr").open("wb") as stderr:
             # Files, not pipes: a pipe stays open as long as any orphan lives, and whoever reads it hangs.
             process = subprocess.Popen(
-                _command(script, processes, args, max_restarts),
+                _command(script, processes, args, max_restarts, folder / "logs"),
                 stdin=subprocess.DEVNULL,
                 stdout=stdout,
                 stderr=stderr,
@@ -226,10 +226,14 @@ def is_alive(process: psutil.Process) -> bool:
         return False
 
 
-def _command(script: Path, processes: int, args: Sequence[object], max_restarts: int | None) -> list[str]:
+def _command(
+    script: Path, processes: int, args: Sequence[object], max_restarts: int | None, logs: Path
+) -> list[str]:
     arguments = [str(script), *map(str, args)]
     if processes == 1:
         return [sys.executable, *arguments]
+    # Without it torch makes a folder for logs at each launch, and leaves it behind.
+    arguments = ["--log_dir", str(logs), *arguments]
     if max_restarts is not None:
         # The static rendezvous does not take workers back, and for any other `accelerate launch` always uses
         # port 29400 and one name, so that two launches at a time mix. torchrun --standalone chooses a port
