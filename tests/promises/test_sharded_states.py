@@ -300,7 +300,7 @@ def test_a_version_that_knows_no_shards_says_that_another_has_written_them(outco
 def test_a_state_of_another_model_or_optimizer_is_refused_before_anything_changes(outcomes, processes):
     for told in outcomes[processes].of("refusals"):
         assert "holds the state of another model than Net: it has no: ['further.bias'" in told["model"]
-        assert "does not fit the SGD of this run" in told["optimizer"]
+        assert "The SGD of this run cannot load its state from" in told["optimizer"]
 
 
 def test_an_older_torch_writes_as_before_and_says_so_and_such_states_still_load(outcomes):

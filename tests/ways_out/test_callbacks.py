@@ -131,8 +131,8 @@ class Network(nn.Module):
         return self.head(self.middle(self.act(self.encoder(inputs))))
 
 
-def track() -> Trainer:
-    return train(TrackerCallback("tensorboard", "project", logging_dir="logs"))
+def track(**kwargs: Any) -> Trainer:
+    return train(TrackerCallback("tensorboard", "project", logging_dir="logs", **kwargs))
 
 
 def track_without_packages() -> None:
@@ -182,11 +182,6 @@ def add_late() -> Trainer:
     trainer.callbacks.add_callback(UnfreezeCallback({2: 0}))
     trainer.train(DATA, 1)
     return trainer
-
-
-def trial() -> optuna.Trial:
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    return optuna.create_study().ask()
 
 
 def search(num_trials: int = 1) -> None:
@@ -293,7 +288,10 @@ ROWS: tuple[Row, ...] = (
     Row(
         "but must be True, False or 'timm'. Use True for a short warm-up.",
         lambda: ModelEmaCallback(warmup="short"),
-        tuple(functools.partial(ModelEmaCallback, warmup=warmup) for warmup in (True, False, "timm")),
+        tuple(
+            functools.partial(lambda warmup: train(ModelEmaCallback(warmup=warmup)), warmup)
+            for warmup in (True, False, "timm")
+        ),
     ),
     Row(
         "but warmup_gamma and warmup_power belong to warmup='timm'.",
@@ -330,7 +328,7 @@ ROWS: tuple[Row, ...] = (
     Row(
         "OptunaPruningCallback needs the package 'optuna', which is not installed.",
         without("optuna", lambda: OptunaPruningCallback(None)),
-        (lambda: OptunaPruningCallback(trial()),),
+        (search,),
     ),
     Row(
         "must be a trial of Optuna. Pass the one that Optuna gives to your objective.",
@@ -425,7 +423,7 @@ ROWS: tuple[Row, ...] = (
     Row(
         "but must be a dictionary of parts by epoch.",
         lambda: UnfreezeCallback([2, 3]),  # type: ignore[arg-type]
-        (lambda: UnfreezeCallback({2: -2, 4: {"encoder.*": 1e-5}}),),
+        (lambda: unfreeze({2: -2, 3: {"encoder.*": 1e-5}}),),
     ),
     Row(
         "so there is nothing to train in the first epoch. Leave out what is to be trained from the beginning",
@@ -560,22 +558,22 @@ CHECKS: tuple[Row, ...] = (
     Row(
         "Pass the name of a folder, such as 'profile'.",
         lambda: ProfileCallback(3),  # type: ignore[arg-type]
-        (lambda: ProfileCallback("profile"),),
+        (lambda: train(ProfileCallback("profile")),),
     ),
     Row(
         "Use 0 to begin at once.",
         lambda: ProfileCallback("profile", wait=-1),
-        (lambda: ProfileCallback("profile", wait=0),),
+        (lambda: train(ProfileCallback("profile", wait=0)),),
     ),
     Row(
         "Use 1, since the first update under a profiler is slow.",
         lambda: ProfileCallback("profile", warmup=-1),
-        (lambda: ProfileCallback("profile", warmup=1),),
+        (lambda: train(ProfileCallback("profile", warmup=1)),),
     ),
     Row(
         "Use 1 to profile one update.",
         lambda: ProfileCallback("profile", active=0),
-        (lambda: ProfileCallback("profile", active=1),),
+        (lambda: train(ProfileCallback("profile", active=1)),),
     ),
     Row(
         "Pass the name of a file, such as 'best_model.pt'.",
@@ -605,7 +603,7 @@ CHECKS: tuple[Row, ...] = (
     Row(
         "Use 1 to send the loss of every update.",
         lambda: TrackerCallback("tensorboard", "project", log_every_n_updates=0),
-        (lambda: TrackerCallback("tensorboard", "project", log_every_n_updates=1),),
+        (lambda: track(log_every_n_updates=1),),
     ),
     Row(
         "Use 1 to record at every update.",
@@ -647,26 +645,6 @@ def on_fsdp2(act: Callable[[], Any]) -> Callable[[], Any]:
     return acting
 
 
-def on_deepspeed() -> None:
-    """DeepSpeed is no part of this environment, so that its refusal is asked for by hand."""
-    trainer = tiny_trainer()
-    # An accelerator that is made later would import DeepSpeed.
-    accelerator = trainer.accelerator
-    set_type(accelerator, DistributedType.DEEPSPEED)
-    try:
-        ModelEmaCallback(save_path=None).on_training_run_start(trainer)
-    finally:
-        set_type(accelerator, DistributedType.MULTI_CPU)
-
-
-def average_under_deepspeed(batch_size: int) -> list[str]:
-    return told(
-        on_deepspeed,
-        lambda: train(ModelEmaCallback(save_path=None)),
-        on_fsdp2(lambda: train(ModelEmaCallback(save_path=None))),
-    )
-
-
 def average_latest(batch_size: int) -> list[str]:
     return told(
         on_fsdp2(lambda: train(ModelAverageCallback("latest", save_path=None))),
@@ -696,13 +674,13 @@ def unfreeze_sharded(batch_size: int) -> list[str]:
 
 ON_PROCESSES = {
     "ConvertSyncBatchNormCallback needs an accelerator, but this run is on the CPU": synchronise,
-    " cannot average a model that {} has sharded. ": average_under_deepspeed,
     "average is 'latest', but ": average_latest,
     "but the statistics of batch norm cannot be computed for a model ": average_statistics,
     "UnfreezeCallback cannot unfreeze what ": unfreeze_sharded,
 }
 CASES = ON_PROCESSES
 FACTS = {
+    " cannot average a model that {} has sharded. ": "made with DeepSpeed in test_engines.py",
     "The averages are sharded, so there is no averaged model.": "no call reaches it: ema_model is None then",
 }
 

@@ -400,11 +400,6 @@ ROWS: tuple[Row, ...] = (
         ),
     ),
     Row(
-        "Nothing is prepared yet. Call train or evaluate first.",
-        lambda: _prepared(tiny_trainer()),
-        (lambda: _prepared(train()), lambda: _prepared(_evaluated())),
-    ),
-    Row(
         "but what it returns has none. Call gather_with_grad(tensor) for a loss",
         lambda: train(trainer=with_step(_gathering(lambda trainer, rows: trainer.gather(rows)))),
         (
@@ -536,12 +531,6 @@ def _train_words(**own: Any) -> Trainer:
     kind = type("OwnTrainer", (Trainer,), own)
     trainer = kind(model, nn.functional.mse_loss, torch.optim.SGD(model.parameters(), lr=0.1), [])
     return train(data=Words(), eval_dataset=None, trainer=trainer)
-
-
-def _prepared(trainer: Trainer) -> Any:
-    from accel_core.run.run import Run
-
-    return Run(trainer.engine).prepared
 
 
 def _evaluated() -> Trainer:

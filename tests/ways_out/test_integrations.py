@@ -8,11 +8,11 @@ from typing import Any
 
 import huggingface_hub
 import peft
+import PIL.Image
 import pytest
 import timm
 import torch
 import transformers
-from accelerate import DistributedType
 from safetensors.torch import save_file
 from timm.scheduler import CosineLRScheduler, StepLRScheduler
 from torch import nn
@@ -70,6 +70,27 @@ def scheduled(create_scheduler_fn: Any) -> Trainer:
     return train(create_scheduler_fn=create_scheduler_fn)
 
 
+def in_groups_of_length(lengths: list[int], batch_size: int) -> Trainer:
+    return train(train_dataloader_kwargs={"sampler": LengthGroupedSampler(lengths, batch_size)})
+
+
+def trained_by(optimizer: Any, model: nn.Module, data: Any = DATA) -> Trainer:
+    """A run of two updates, after which the weights are others than before."""
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    trainer = Trainer(model, nn.functional.cross_entropy, optimizer, callbacks=(), seed=3)
+    trainer.train(data, 1, per_device_batch_size=4, max_num_train_steps=2)
+    assert not all(map(torch.equal, before, model.parameters()))
+    return trainer
+
+
+def images(size: int = 32) -> TensorDataset:
+    return TensorDataset(torch.rand(4, 3, size, size), torch.arange(4) % 3)
+
+
+def trains_on_images(model: nn.Module, size: int = 32) -> Trainer:
+    return trained_by(torch.optim.SGD(model.parameters(), lr=0.1), model, images(size))
+
+
 def export(create_scheduler_fn: Any) -> str:
     scheduled(create_scheduler_fn).save_checkpoint("model.pt")
     return "model.pt"
@@ -103,6 +124,11 @@ def wsd(**kwargs: Any) -> WSDLrScheduler:
     return WSDLrScheduler(optimizer_of_rates(0.1), **{"total_steps": 100, **kwargs})
 
 
+def by_wsd(*args: Any, **kwargs: Any) -> Trainer:
+    schedule = WSDLrScheduler.create_scheduler_fn()
+    return train(WSDCheckpointCallback(*args, **kwargs), create_scheduler_fn=schedule)
+
+
 def in_groups(number: int) -> Trainer:
     """A run with a schedule, whose optimizer has one or two groups of parameters."""
     trainer = tiny_trainer()
@@ -129,6 +155,14 @@ def load_of_two_groups(number: int, **kwargs: Any) -> None:
     in_groups(number).load_checkpoint("model.pt", **kwargs)
 
 
+def through(**kwargs: Any) -> None:
+    """All steps of a schedule, whose rates stay above zero."""
+    schedule = wsd(**kwargs)
+    for _ in range(schedule.total_steps):
+        schedule.step()
+        assert schedule.optimizer.param_groups[0]["lr"] > 0
+
+
 def continue_to(total_steps: int) -> None:
     first = wsd()
     for _ in range(10):
@@ -145,17 +179,6 @@ def continue_with_trainer(num_epochs: int) -> None:
 def load_of_another_timm_class(kind: Any, **kwargs: Any) -> None:
     path = export(timm_scheduler_fn(CosineLRScheduler, t_initial=3))
     scheduled(timm_scheduler_fn(kind, **kwargs)).load_checkpoint(path)
-
-
-def clip_sharded() -> None:
-    """DeepSpeed is no part of this environment, so that its refusal is asked for by hand."""
-    trainer = tiny_trainer()
-    state = trainer.accelerator.state
-    state.distributed_type = DistributedType.DEEPSPEED
-    try:
-        AdaptiveGradientClippingCallback().on_training_run_start(trainer)
-    finally:
-        state.distributed_type = DistributedType.NO
 
 
 # ---------------------------------------------------------------------- timm
@@ -188,8 +211,22 @@ def vit(name: str = "test_vit", **kwargs: Any) -> nn.Module:
     return create_timm_model(name, 10, pretrained=False, **kwargs)
 
 
-def groups(**kwargs: Any) -> Any:
-    return timm_parameter_groups(tiny_network(), **{"lr": 0.1, **kwargs})
+def reads_images(model: nn.Module, size: tuple[int, int, int]) -> None:
+    """An image of another size goes through the transforms into the model."""
+    transforms = create_timm_transforms(model, size)
+    image = PIL.Image.new("L" if size[0] == 1 else "RGB", (200, 190))
+    for transform in (transforms.train, transforms.evaluation):
+        assert model.eval()(transform(image)[None]).shape == (1, 10)
+
+
+def groups(model: nn.Module | None = None, data: Any = DATA, **kwargs: Any) -> Trainer:
+    model = tiny_network() if model is None else model
+    return trained_by(torch.optim.AdamW(timm_parameter_groups(model, **{"lr": 0.1, **kwargs})), model, data)
+
+
+def by_timm(name: str = "adamw", **kwargs: Any) -> Trainer:
+    model = tiny_network()
+    return trained_by(create_timm_optimizer(model, name, **kwargs), model)
 
 
 def classifier() -> nn.Module:
@@ -211,8 +248,10 @@ def rows() -> torch.Tensor:
     return torch.eye(3)[indices()]
 
 
-def classes_of(num_classes: int) -> Any:
-    return TimmTrainer(create_timm_model(NAME, 10, pretrained=False), num_classes=num_classes)
+def classes_of(num_classes: int) -> None:
+    model = create_timm_model(NAME, 10, pretrained=False)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    TimmTrainer(model, optimizer=optimizer, callbacks=(), num_classes=num_classes).train(images(), 1)
 
 
 def own_loss(**kwargs: Any) -> None:
@@ -278,8 +317,11 @@ def tokenizer() -> Any:
     return transformers.AutoTokenizer.from_pretrained(MINILM)
 
 
-def parameter_groups(**kwargs: Any) -> Any:
-    return transformers_parameter_groups(create_model("classes"), **{"lr": 5e-5, **kwargs})
+def parameter_groups(**kwargs: Any) -> None:
+    model = create_model("classes")
+    groups = transformers_parameter_groups(model, **{"lr": 5e-5, **kwargs})
+    trainer = TransformersTrainer(model, optimizer=torch.optim.AdamW(groups), callbacks=())
+    trainer.train(create_samples("classes"), 1, per_device_batch_size=4, collate_fn=collate)
 
 
 def adapted(*modules: str) -> TransformersTrainer:
@@ -323,7 +365,7 @@ ROWS: tuple[Row, ...] = (
     Row(
         "but must be one number of at least 0 for each sample, in the order of the data set.",
         lambda: LengthGroupedSampler([len("ab"), -1], 4),
-        (lambda: LengthGroupedSampler([len(sample) for sample in DATA], 4),),
+        (lambda: in_groups_of_length([len(sample[0]) for sample in DATA], 4),),
     ),
     Row(
         "param_group_field {} {}. Schedule one of {}.",
@@ -362,72 +404,72 @@ ROWS: tuple[Row, ...] = (
     Row(
         "but the length of the run must be given once. Pass the first two, or total_steps alone.",
         lambda: wsd(num_epochs=2, num_update_steps_per_epoch=4),
-        (lambda: wsd(total_steps=None, num_epochs=2, num_update_steps_per_epoch=50), wsd),
+        (lambda: through(total_steps=None, num_epochs=2, num_update_steps_per_epoch=50), through),
     ),
     Row(
         "WSDCheckpointCallback follows a WSDLrScheduler, but the scheduler of this run is ",
         lambda: train(WSDCheckpointCallback("states")),
         (
-            lambda: train(
-                WSDCheckpointCallback("states"), create_scheduler_fn=WSDLrScheduler.create_scheduler_fn()
-            ),
+            lambda: by_wsd("states"),
             train,
         ),
     ),
     Row(
-        "AdaptiveGradientClippingCallback needs whole parameters, but ",
-        clip_sharded,
-        (train, lambda: train(AdaptiveGradientClippingCallback())),
-    ),
-    Row(
         "accel_integrations.timm_adapter needs the package '{}', which is not installed.",
         without("timm.utils.agc", AdaptiveGradientClippingCallback),
-        (AdaptiveGradientClippingCallback,),
+        (lambda: train(AdaptiveGradientClippingCallback()),),
     ),
     Row(
         " without a pretrained_cfg, so its images are not known.",
         lambda: create_timm_transforms(nn.Sequential(create_timm_model(NAME, 10, pretrained=False))),
-        (lambda: create_timm_transforms(create_timm_model(NAME, 10, pretrained=False)),),
+        (lambda: reads_images(create_timm_model(NAME, 10, pretrained=False), (3, 160, 160)),),
     ),
     Row(
         "name is {}, but timm has no such model.",
         lambda: create_timm_model("test_resnt", 10, pretrained=False),
-        (lambda: create_timm_model("test_resnet", 10, pretrained=False),),
+        (lambda: trains_on_images(create_timm_model("test_resnet", 10, pretrained=False)),),
     ),
     Row(
         "but does not fit the model: {} Create the model with in_chans or img_size.",
         lambda: create_timm_transforms(vit("test_vit3"), (3, 96, 96)),
-        (lambda: create_timm_transforms(vit("test_vit3", img_size=96), (3, 96, 96)),),
+        (lambda: reads_images(vit("test_vit3", img_size=96), (3, 96, 96)),),
     ),
     Row(
         "but does not fit the model: {} Create the model with in_chans or img_size.",
         lambda: create_timm_transforms(vit(), (1, 160, 160)),
-        (lambda: create_timm_transforms(vit(in_chans=1), (1, 160, 160)),),
+        (lambda: reads_images(vit(in_chans=1), (1, 160, 160)),),
     ),
     Row(
         "name is {}, but must be the name of a model of timm: {} ",
         lambda: create_timm_model("test_resnet.nothing", 10, pretrained=False),
-        (lambda: create_timm_model("test_resnet.r160_in1k", 10, pretrained=False),),
+        (lambda: trains_on_images(create_timm_model("test_resnet.r160_in1k", 10, pretrained=False)),),
     ),
     Row(
         "name is {}, but must be the name of a model of timm: {} ",
         lambda: create_timm_model(18, 10, pretrained=False),  # type: ignore[arg-type]
-        (lambda: create_timm_model(timm.list_models("test_res*")[0], 10, pretrained=False),),
+        (
+            lambda: trains_on_images(
+                create_timm_model(timm.list_models("test_res*")[0], 10, pretrained=False)
+            ),
+        ),
     ),
     Row(
         "name is {}, which is no optimizer of timm.",
-        lambda: create_timm_optimizer(tiny_network(), "adamv"),
-        (lambda: create_timm_optimizer(tiny_network(), "adamw"),),
+        lambda: by_timm("adamv"),
+        (lambda: by_timm("adamw"),),
     ),
     Row(
         "name is {}, which is no optimizer of timm.",
-        lambda: create_timm_optimizer(tiny_network(), "?"),
-        (lambda: create_timm_optimizer(tiny_network(), timm.optim.list_optimizers()[0]),),
+        lambda: by_timm("?"),
+        (lambda: by_timm(timm.optim.list_optimizers()[0]),),
     ),
     Row(
         "pretrained is True, but there are no weights for {}. Pass pretrained=False",
         lambda: from_weights(hf_hub_id=None, url=""),
-        (lambda: create_timm_model(NAME, 10, pretrained=False), lambda: from_weights(file=weights())),
+        (
+            lambda: trains_on_images(create_timm_model(NAME, 10, pretrained=False)),
+            lambda: trains_on_images(from_weights(file=weights())),
+        ),
     ),
     Row(
         # That a call with a network fills the cache is tested in test_models.py, with a hub of its own.
@@ -562,7 +604,7 @@ ROWS: tuple[Row, ...] = (
     Row(
         "accel_integrations.transformers_adapter needs the package 'transformers', which is not installed.",
         without("transformers", lambda: transformers_scheduler_fn("linear")),
-        (lambda: transformers_scheduler_fn("linear"),),
+        (lambda: scheduled(transformers_scheduler_fn("linear")),),
     ),
     Row(
         "' is in the way: it holds something else than a saved model, so it is not replaced.",
@@ -618,18 +660,23 @@ ROWS: tuple[Row, ...] = (
         (lambda: fine_tune(create_samples("classes"), loss_func=cross_entropy),),
     ),
 )
-FACTS: dict[str, str] = {}
+FACTS = {"AdaptiveGradientClippingCallback needs whole parameters": "made with FSDP2 in test_engines.py"}
 
 CHECKS: tuple[Row, ...] = (
     Row(
         "Use the per_device_batch_size.",
         lambda: LengthGroupedSampler([1, 2], 0),
-        (lambda: train(train_dataloader_kwargs={"sampler": LengthGroupedSampler([1] * 16, 4)}),),
+        (lambda: in_groups_of_length([1] * 16, 4),),
     ),
     Row(
         "Give the number of updates in an epoch, or use create_scheduler_fn, which asks the trainer.",
         lambda: CosineLrScheduler(optimizer_of_rates(0.1), 2, 0),
-        (lambda: CosineLrScheduler(optimizer_of_rates(0.1), 2, 4), cosine),
+        (
+            lambda: scheduled(
+                functools.partial(CosineLrScheduler, total_num_epochs=2, num_update_steps_per_epoch=4)
+            ),
+            cosine,
+        ),
     ),
     Row(
         "Shorten them (fractions such as num_warmup_epochs=0.5 are allowed), or train for longer.",
@@ -664,14 +711,14 @@ CHECKS: tuple[Row, ...] = (
     Row(
         "It is the part of each period that is decay.",
         lambda: wsd(decay_phase_ratio=2),
-        (lambda: wsd(decay_phase_ratio=0.1),),
+        (lambda: through(decay_phase_ratio=0.1),),
     ),
     Row(
         "Warm up for fewer updates (fractions of an epoch such as 0.5 are allowed), or train for longer.",
         lambda: wsd(num_warmup_steps=95),
         (
-            lambda: wsd(num_warmup_steps=90),
-            lambda: wsd(num_warmup_steps=95, total_steps=200),
+            lambda: through(num_warmup_steps=90),
+            lambda: through(num_warmup_steps=95, total_steps=200),
             lambda: scheduled(WSDLrScheduler.create_scheduler_fn(num_warmup_epochs=0.5)),
         ),
     ),
@@ -679,32 +726,29 @@ CHECKS: tuple[Row, ...] = (
         "Pass a small number such as 1e-6, or use_inverse_sqrt_decay=True.",
         lambda: wsd(lr_min=0, use_inverse_sqrt_decay=False),
         (
-            lambda: wsd(lr_min=1e-6, use_inverse_sqrt_decay=False),
-            lambda: wsd(lr_min=0, use_inverse_sqrt_decay=True),
+            lambda: through(lr_min=1e-6, use_inverse_sqrt_decay=False),
+            lambda: through(lr_min=0, use_inverse_sqrt_decay=True),
         ),
     ),
     Row(
         "Pass a smaller warmup_starting_lr, or num_warmup_steps=0.",
         lambda: wsd(num_warmup_steps=5, warmup_starting_lr=1.0),
         (
-            lambda: wsd(num_warmup_steps=5, warmup_starting_lr=0.01),
-            lambda: wsd(num_warmup_steps=0, warmup_starting_lr=1.0),
+            lambda: through(num_warmup_steps=5, warmup_starting_lr=0.01),
+            lambda: through(num_warmup_steps=0, warmup_starting_lr=1.0),
         ),
     ),
     Row(
         "Pass the name of a folder.",
         lambda: save_pretrained(3),  # type: ignore[arg-type]
-        (lambda: save_pretrained("model"), lambda: WSDCheckpointCallback("states")),
+        (lambda: save_pretrained("model"), lambda: by_wsd("states")),
     ),
     Row(
         "Pass an exported file, or None.",
         lambda: WSDCheckpointCallback(initial_checkpoint=3),  # type: ignore[arg-type]
         (
-            lambda: train(
-                WSDCheckpointCallback("states", initial_checkpoint=export(None)),
-                create_scheduler_fn=WSDLrScheduler.create_scheduler_fn(),
-            ),
-            lambda: WSDCheckpointCallback(initial_checkpoint=None),
+            lambda: by_wsd("states", initial_checkpoint=export(None)),
+            lambda: by_wsd("states", initial_checkpoint=None),
         ),
     ),
     Row(
@@ -725,12 +769,12 @@ CHECKS: tuple[Row, ...] = (
     Row(
         "The paper uses 0.01; larger values clip less.",
         lambda: AdaptiveGradientClippingCallback(0),
-        (lambda: AdaptiveGradientClippingCallback(0.01),),
+        (lambda: train(AdaptiveGradientClippingCallback(0.01)),),
     ),
     Row(
         "The paper uses 1e-3.",
         lambda: AdaptiveGradientClippingCallback(eps=0),
-        (lambda: AdaptiveGradientClippingCallback(eps=1e-3),),
+        (lambda: train(AdaptiveGradientClippingCallback(eps=1e-3)),),
     ),
     Row(
         "timm.create_model makes models without a classifier.",
@@ -739,11 +783,8 @@ CHECKS: tuple[Row, ...] = (
     ),
     Row(
         "Use 1e-3 to begin with AdamW, 0.1 with SGD.",
-        lambda: create_timm_optimizer(tiny_network(), lr=0),
-        (
-            lambda: create_timm_optimizer(tiny_network(), "adamw", lr=1e-3),
-            lambda: create_timm_optimizer(tiny_network(), "sgd", lr=0.1),
-        ),
+        lambda: by_timm(lr=0),
+        (lambda: by_timm("adamw", lr=1e-3), lambda: by_timm("sgd", lr=0.1)),
     ),
     Row(
         "Use 0.05, or 0.0 for none.",
@@ -753,7 +794,7 @@ CHECKS: tuple[Row, ...] = (
     Row(
         "Use None for one rate for all layers, 0.75 to change early layers less.",
         lambda: groups(layer_decay=0),
-        (lambda: groups(layer_decay=None), lambda: timm_parameter_groups(vit(), lr=0.1, layer_decay=0.75)),
+        (lambda: groups(layer_decay=None), lambda: groups(vit(), images(160), layer_decay=0.75)),
     ),
     Row(
         "Pass the number of classes of the targets.",

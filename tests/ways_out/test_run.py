@@ -13,11 +13,9 @@ from torch.nn.utils import parametrizations
 from torch.optim.lr_scheduler import OneCycleLR, StepLR
 
 from accel_callbacks import SaveTrainingStateCallback, find_batch_size
-from accel_core import Trainer, TrainerPlaceholderValues, latest_checkpoint
-from accel_core.run.run import Run
+from accel_core import Trainer, TrainerCallback, TrainerPlaceholderValues, latest_checkpoint
 from accel_integrations.timm_adapter import timm_scheduler_fn
-from schedule_free import ScheduleFreeSGD
-from tiny import Stream, tiny_data, tiny_network, tiny_trainer
+from tiny import Stream, tiny_data, tiny_trainer
 from ways_out import (
     DATA,
     PACKAGES,
@@ -180,13 +178,29 @@ def trial(model: nn.Module, **kwargs: Any) -> int:
     return find_batch_size(tiny_trainer(model=model), DATA, 4, **kwargs)
 
 
-def holding_weights(holds: bool, optimizer_class: Any) -> Trainer:
-    """A run with an engine that holds the weights in a copy of its own, as DeepSpeed does."""
-    model = tiny_network()
-    trainer = Trainer(model, LOSS, optimizer_class(model.parameters(), lr=0.1), callbacks=())
-    if holds:
-        trainer.engine.steps_in_backward = True
-    return train(trainer)
+def epoch_in(name: str) -> Trainer:
+    """The trainer's own method of this name trains an epoch, before it does what it has always done."""
+
+    def method(self: Trainer, *args: Any, **kwargs: Any) -> Any:
+        self.run_train_epoch()
+        return getattr(Trainer, name)(self, *args, **kwargs)
+
+    return train(tiny_trainer(type("OwnTrainer", (Trainer,), {name: method})))
+
+
+def create_scheduler_in(event: str) -> Trainer:
+    def act(self: Any, trainer: Trainer) -> None:
+        assert isinstance(trainer.create_scheduler(), StepLR)
+
+    callback = type("Creates", (TrainerCallback,), {event: act})
+    return train(callbacks=[callback()], create_scheduler_fn=partial(StepLR, step_size=1))
+
+
+def save_in(event: str) -> Trainer:
+    def act(self: Any, trainer: Trainer) -> None:
+        trainer.save_training_state(f"state of {trainer.run_id}")
+
+    return train(callbacks=[type("Saves", (TrainerCallback,), {event: act})()])
 
 
 def sets(**by_name: Any) -> Trainer:
@@ -200,9 +214,19 @@ RUNS: tuple[Row, ...] = (
         (lambda: train().run_card(),),
     ),
     Row(
-        "The run has no training data yet. Call train.",
-        lambda: Run(tiny_trainer().engine).loader_to_train,
-        (training(),),
+        "The run has no training data yet. Call run_train_epoch in run_training, which train calls",
+        lambda: epoch_in("create_train_dataloader"),
+        (lambda: epoch_in("run_training"),),
+    ),
+    Row(
+        "The run has not prepared its model and optimizer yet. Do this in an event after on_prepare_start, such as",
+        lambda: create_scheduler_in("on_prepare_start"),
+        (lambda: create_scheduler_in("on_training_run_start"),),
+    ),
+    Row(
+        "The run has not prepared its model and optimizer yet. Do this in an event after on_prepare_start, such as",
+        lambda: save_in("on_prepare_start"),
+        (lambda: save_in("on_training_run_start"),),
     ),
     Row(
         "train_dataset gives no batch: it is empty, or smaller than one batch of all processes with "
@@ -228,14 +252,6 @@ RUNS: tuple[Row, ...] = (
     Row("{} is empty, but must have at least one data set. {}", lambda: sets(sets={}), (sets,)),
     Row("{} has the name {}, but names must be strings. {}", lambda: sets(sets={1: DATA}), (sets,)),
     Row(
-        "The optimizer {} exchanges the weights by its train() and eval(), but {} holds them in a copy",
-        lambda: holding_weights(True, ScheduleFreeSGD),
-        (
-            lambda: holding_weights(False, ScheduleFreeSGD),
-            lambda: holding_weights(False, torch.optim.SGD),
-        ),
-    ),
-    Row(
         "cannot be copied, but a trial needs a copy: {} Make copy.deepcopy of it work: use parametrizations",
         lambda: trial(Computed()),
         (lambda: trial(parametrized()),),
@@ -245,6 +261,7 @@ RUNS: tuple[Row, ...] = (
 ROWS = SCHEDULES + RUNS
 
 FACTS = {
+    "The optimizer {} exchanges the weights by its train() and eval()": "made with DeepSpeed in test_engines.py",
     "Use the version of accel that wrote it.": "no test has a version that is still to come",
     "the history is at the epoch {}, which is no number": "becomes a CheckpointError about a damaged file",
     "The training state was not saved to '{}' in the background. {}": "the reason, which follows, has the way out",

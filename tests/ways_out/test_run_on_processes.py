@@ -201,24 +201,6 @@ def saves_that_are_not_seen() -> list[str]:
         )
 
 
-def save_in_background() -> list[str]:
-    """The engine says that it cannot, as those do which exchange messages while they write."""
-    set_engine(fsdp2)
-
-    def save(in_background: bool, can: bool) -> Any:
-        trainer = tiny_trainer(
-            callbacks=[
-                SaveTrainingStateCallback(folder, in_background=in_background, if_other_run="set_aside")
-            ]
-        )
-        if not can:
-            trainer.engine.writes_in_background = False
-        return trainer.train(DATA, 1, per_device_batch_size=4)
-
-    folder = shared_folder() / "states"
-    return told(lambda: save(True, False), lambda: save(False, False), lambda: save(True, True))
-
-
 def trial() -> list[str]:
     set_engine(fsdp2)
     answers = told(lambda: find_batch_size(tiny_trainer(), DATA, 4))
@@ -229,11 +211,11 @@ def trial() -> list[str]:
 # ---------------------------------------------------------------------- tensor parallelism
 
 
-def in_parallel(data: Any, **kwargs: Any) -> Trainer:
+def in_parallel(data: Any, callbacks: Any = (), **kwargs: Any) -> Trainer:
     mesh = Accelerator().torch_device_mesh["tp"]
     model = tiny_network()
     parallelize_module(model, mesh, {"0": ColwiseParallel(), "2": RowwiseParallel()})
-    trainer = tiny_trainer(model=model, loss_func=loss)
+    trainer = tiny_trainer(callbacks=callbacks, model=model, loss_func=loss)
     trainer.train(data(trainer.data_group), 1, per_device_batch_size=4, **kwargs)
     return trainer
 
@@ -249,6 +231,20 @@ def first_batches() -> list[str]:
     )
 
 
+def save_in_background() -> list[str]:
+    def saver(in_background: bool) -> SaveTrainingStateCallback:
+        return SaveTrainingStateCallback(folder, in_background=in_background, if_other_run="set_aside")
+
+    folder = shared_folder() / "states"
+    set_engine(tensor_parallel)
+    answers = told(
+        lambda: in_parallel(lambda group: DATA, [saver(True)]),
+        lambda: in_parallel(lambda group: DATA, [saver(False)]),
+    )
+    set_engine(fsdp2)
+    return answers + told(training(DATA, [saver(True)]))
+
+
 ON_PROCESSES = {
     "{} is {} on the {} processes, but must be the same on all.": different_arguments,
     "{} was called inside {}": gather_in_a_step,
@@ -257,9 +253,9 @@ ON_PROCESSES = {
     "shards the model and loads whole states only. Set it to False": load_a_part,
     "'{}' has sharded files, and the processes {} do not see it. {}": shards_that_are_not_seen,
     "save_dir is '{}', where the processes {} do not see what the main one writes.": saves_that_are_not_seen,
-    "in_background is True, but {} spreads the model over the processes": save_in_background,
     "{} trains a copy of the model, but {} spreads the model over the processes": trial,
     "The first batch differs between the {} processes that hold one copy of the model": first_batches,
+    "in_background is True, but {} spreads the model over the processes": save_in_background,
 }
 CASES = {text: lambda batch_size, case=case: case() for text, case in ON_PROCESSES.items()}
 

@@ -146,8 +146,8 @@ REFUSED = [
         "The Accelerator runs version 1 of FSDP. accel does not run it: Accelerate loads no state of its "
         "optimizer from sharded states, so a resumed run would differ without an error. Pass "
         "fsdp_plugin=FullyShardedDataParallelPlugin(fsdp_version=2) to the Accelerator, or write "
-        "fsdp_version: 2 into the configuration of accelerate launch. FSDP2 goes on from sharded states of "
-        "version 1.",
+        "fsdp_version: 2 into the configuration of accelerate launch. FSDP2 can resume the sharded training "
+        "states that version 1 has saved.",
     ),
     Refused(
         _asks_for("cp_size"),

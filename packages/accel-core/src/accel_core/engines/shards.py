@@ -14,7 +14,7 @@ from ..state.shards import SHARDS_FILE
 from ..state.weight_names import plain_name, with_names_of
 from ..text import counted
 from .parts import is_dtensor
-from .weights import load_into
+from .weights import FROM_AN_EXPORT, load_into
 
 
 def load_shards(folder: Path, model: torch.nn.Module, optimizer: Any, held: Any) -> None:
@@ -36,8 +36,9 @@ def load_shards(folder: Path, model: torch.nn.Module, optimizer: Any, held: Any)
     if optimizer is not None:
         if rest["optimizer"] is None or rest["held"] != held:
             raise CheckpointError(
-                f"'{folder / SHARDS_FILE}' does not fit the {type(optimizer).__name__} of this run: it holds "
-                f"{_told(rest['held'])}, and this one {_told(held)}. Build it as in the run that was saved."
+                f"The {type(optimizer).__name__} of this run cannot load its state from "
+                f"'{folder / SHARDS_FILE}', which is for {_told(rest['held'])}, while this one holds "
+                f"{_told(held)}. Create it as in the run that was saved, or {FROM_AN_EXPORT}"
             )
         numbers = [number for group in rest["optimizer"]["param_groups"] for number in group["params"]]
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]

@@ -90,15 +90,21 @@ def check_finite(model: torch.nn.Module, beside: Mapping[str, torch.nn.Module] |
     if found:
         raise NotFiniteError(
             f"The parameter {found!r} is not finite, so the state was not saved and the checkpoints before "
-            "it stay. Go on from the newest of them, with a lower learning rate or clipped gradients."
+            "it stay. Resume from the newest of them and clip the gradients, or set a lower learning rate in "
+            "on_checkpoint_loaded, since the state restores that of the run."
         )
 
 
-def load_into(target: Any, path: Path, state: Any = None) -> None:
+FROM_AN_EXPORT = "begin a new run from an export: load_checkpoint(path, load_optimizer=False)."
+"""The way out for a training state that does not fit, of which no part can be left out."""
+
+
+def load_into(target: Any, path: Path, state: Any = None, is_export: bool = False) -> None:
     """Load the file `path` of a checkpoint into an optimizer, a scheduler or a scaler.
 
     Args:
         state: what was read from the file, if it was read already.
+        is_export: `path` is an export, from which an optimizer or a scheduler can be left out.
     """
     state = files.read_object(path) if state is None else state
     groups = getattr(target, "param_groups", [])
@@ -113,9 +119,16 @@ def load_into(target: Any, path: Path, state: Any = None) -> None:
                 raise ValueError(f"it has no {missing}.")
     except (ValueError, KeyError, RuntimeError, TypeError, AttributeError) as error:
         raise CheckpointError(
-            f"'{path}' does not fit the {type(target).__name__} of this run: {type(error).__name__}: "
-            f"{with_full_stop(error)} Build it as in the run that was saved."
+            f"The {type(target).__name__} of this run cannot load its state from '{path}': "
+            f"{type(error).__name__}: {with_full_stop(error)} Create it as in the run that was saved, or "
+            f"{_without(target) if is_export else FROM_AN_EXPORT}"
         ) from error
+
+
+def _without(target: Any) -> str:
+    """Return how `load_checkpoint` leaves out the state of an optimizer or a scheduler."""
+    kind = "optimizer" if isinstance(target, torch.optim.Optimizer) else "scheduler"
+    return f"pass load_{kind}=False to load_checkpoint."
 
 
 def load_optimizer(
@@ -128,14 +141,14 @@ def load_optimizer(
         trained: knows the names of what the optimizer holds.
         state: what was read from an export; None reads the file of a training state.
     """
-    saved_held = None
+    saved_held, is_export = None, state is not None
     if state is None:
         state = read_optimizer_state(path.parent)
         path = path.with_name(SHARDS_FILE) if is_in_shards(path.parent) else path
         saved_held = read_parameters_held(path.parent) if isinstance(load, PartialLoad) else None
     if isinstance(load, PartialLoad):
         state = load.optimizer_state(optimizer, parameters_held(trained, optimizer), state, saved_held)
-    load_into(optimizer, path, state)
+    load_into(optimizer, path, state, is_export)
 
 
 def scheduler_fits(load: LoadState) -> bool:

@@ -94,14 +94,14 @@ def load_export(
     trained = _trained(trainer)
     with (
         loading_weights(trainer, training=False),
-        loaded(trained, attributes, path),
+        loaded(trained, attributes, path, is_export=True),
         load_together(model, content["model_state_dict"], path, load, optimizer),
     ):
         if optimizer is not None:
             load_optimizer(optimizer, path, load, trained, content["optimizer_state_dict"])
         has_scheduler = trainer.scheduler is not None and "scheduler_state_dict" in content
         if with_scheduler and has_scheduler and scheduler_fits(load):
-            load_into(trainer.scheduler, path, content["scheduler_state_dict"])
+            load_into(trainer.scheduler, path, content["scheduler_state_dict"], is_export=True)
     missing = sorted(trained.modules.keys() - attributes["modules"].keys())
     if missing:
         notify(trainer, f"'{path}' has no state of {missing}, which stay as they are.", "resume")

@@ -136,14 +136,20 @@ class Run:
     def prepared(self) -> Prepared:
         """The model and the optimizer of the run."""
         if self.engine.prepared is None:
-            raise ConfigurationError("Nothing is prepared yet. Call train or evaluate first.")
+            raise ConfigurationError(
+                "The run has not prepared its model and optimizer yet. Do this in an event after "
+                "on_prepare_start, such as on_training_run_start."
+            )
         return self.engine.prepared
 
     @property
     def loader_to_train(self) -> ShardedDataLoader:
         """This process's training data."""
         if self.train_loader is None:
-            raise ConfigurationError("The run has no training data yet. Call train.")
+            raise ConfigurationError(
+                "The run has no training data yet. Call run_train_epoch in run_training, which train calls "
+                "when the data is there."
+            )
         return self.train_loader
 
     @property

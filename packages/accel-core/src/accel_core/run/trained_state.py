@@ -130,24 +130,29 @@ def read_state(
 
 
 @contextlib.contextmanager
-def loaded(trained: Trained | None, content: dict[str, dict[str, Any]], source: Path) -> Iterator[None]:
+def loaded(
+    trained: Trained | None, content: dict[str, dict[str, Any]], source: Path, is_export: bool = False
+) -> Iterator[None]:
     """Load what `create_state` returned, as far as the trainer has it.
 
     An error here or within leaves it as it was.
+
+    Args:
+        source: the file in which it is; `is_export` says of which kind, for messages.
     """
     if trained is None:
         yield
         return
     before = copy.deepcopy(create_state(trained))
     try:
-        _load(trained, content, source)
+        _load(trained, content, source, is_export)
         yield
     except Exception:
-        _load(trained, before, source)
+        _load(trained, before, source, is_export)
         raise
 
 
-def _load(trained: Trained, content: dict[str, dict[str, Any]], source: Path) -> None:
+def _load(trained: Trained, content: dict[str, dict[str, Any]], source: Path, is_export: bool) -> None:
     for name, state in content.get("modules", {}).items():
         if name in trained.modules:
             try:
@@ -159,14 +164,14 @@ def _load(trained: Trained, content: dict[str, dict[str, Any]], source: Path) ->
                 ) from error
     for name, state in content.get("optimizers", {}).items():
         if name in trained.optimizers:
-            load_into(trained.optimizers[name], source, state)
+            load_into(trained.optimizers[name], source, state, is_export)
             # It has stepped before. Else torch warns of a scheduler that steps first.
             trained.optimizers[name]._opt_called = True  # type: ignore[attr-defined]
     for name, state in content.get(APART, {}).items():
         if name in trained.apart:
-            load_into(trained.apart[name], source, state)
+            load_into(trained.apart[name], source, state, is_export)
     # A scheduler changes nothing of its optimizer when it is loaded, and its rates are in the optimizer's
     # state.
     for name, state in content.get("schedulers", {}).items():
         if name in trained.schedulers:
-            load_into(trained.schedulers[name], source, state)
+            load_into(trained.schedulers[name], source, state, is_export)
