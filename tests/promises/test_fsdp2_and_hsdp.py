@@ -90,6 +90,33 @@ def resume_other(batch_size):
     return outcome_of(run(make_trainer(seed=4), batch_of(0), 3, resume_from=Path(sys.argv[4]) / "state"))
 
 
+def checkpoint_activations(batch_size):
+    """A run without and one with activation checkpointing, and what goes on from the state of the other."""
+    plugin, folder = getattr(Accelerator().state, "fsdp_plugin", None), shared_folder()
+
+    def train_one(checkpoints, callbacks=(), **kwargs):
+        trainer = make_trainer(callbacks)
+        first, *rest = trainer.model
+        trainer.model = nn.Sequential(nn.Sequential(first, nn.Dropout(0.5)), *rest)
+        if plugin is not None:
+            plugin.activation_checkpointing = checkpoints
+        result = outcome_of(run(trainer, batch_size, **kwargs))
+        if plugin is not None:
+            is_wrapped = any(
+                "_checkpoint_wrapped_module" in name for name, _ in trainer.model.named_modules()
+            )
+            assert is_wrapped == checkpoints
+            plugin.activation_checkpointing = False
+        return result
+
+    return [
+        train_one(False, [SaveAt(3, folder / "plain")]),
+        train_one(True, [SaveAt(3, folder / "checkpointed")]),
+        train_one(False, resume_from=folder / "checkpointed"),
+        train_one(True, resume_from=folder / "plain"),
+    ]
+
+
 def two_trainers(batch_size):
     """One accelerator: they train by turns, and each state holds its own model."""
     accelerator, folder = Accelerator(), shared_folder()
@@ -331,6 +358,7 @@ CASES = {
     "beside resumed from an older state": resume_beside_of_older,
     "two models": train_two_models,
     "refused": refuse_beside,
+    "checkpointed": checkpoint_activations,
     "average": partial(average, exponential),
     "plain average": partial(average, plain),
     "export": export_after_evaluation,
@@ -368,6 +396,12 @@ def test_it_equals_one_process(outcome, case):
 def test_a_resumed_run_has_the_same_bits(outcome):
     for whole, rest in outcome.of("resume"):
         torch.testing.assert_close(rest, whole, rtol=0, atol=0)
+
+
+def test_activation_checkpointing_has_the_same_dropout_and_exchanges_states(outcome):
+    for plain, *others in outcome.of("checkpointed"):
+        for other in others:
+            torch.testing.assert_close(other, plain, rtol=0, atol=0)
 
 
 def test_what_is_beside_the_model_is_resumed_to_the_bit(outcome):

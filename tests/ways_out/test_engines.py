@@ -3,9 +3,10 @@
 The file is its own script, once for each layout: processes, folder of results, layout, folder of states.
 """
 
+import contextlib
 import itertools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -416,7 +417,8 @@ def refused(
         patch.setitem(PartialState._shared_state, "distributed_type", state.distributed_type)
         patch.setattr(state, "parallelism_config", config)
         if state.distributed_type is SHARDED:
-            patch.setattr(state, "fsdp_plugin", FullyShardedDataParallelPlugin(fsdp_version=version))
+            plugin = FullyShardedDataParallelPlugin(fsdp_version=version)
+            patch.setattr(state, "fsdp_plugin", plugin, raising=False)
         if dropped:
             patch.setenv(f"ACCELERATE_USE_{dropped}", "true")
         return train(make_trainer(accelerator=accelerator))
@@ -496,14 +498,38 @@ class Reader(nn.Module):
         return self.head(read.mean(1))
 
 
-def read_long(checkpoints: bool) -> tuple[dict[str, torch.Tensor], int]:
+@contextlib.contextmanager
+def sharded_by(policy: str, **kwargs: Any) -> Iterator[None]:
+    """Let FSDP2 shard by another policy than that of the launch; nothing changes in other launches."""
+    state = Accelerator().state
+    if state.distributed_type is not SHARDED:
+        yield
+        return
+    before = state.fsdp_plugin
+    state.fsdp_plugin = FullyShardedDataParallelPlugin(
+        fsdp_version=2,
+        auto_wrap_policy=policy,
+        state_dict_type="SHARDED_STATE_DICT",
+        cpu_ram_efficient_loading=False,
+        **kwargs,
+    )
+    try:
+        yield
+    finally:
+        state.fsdp_plugin = before
+
+
+def read_long(checkpoints: bool, **kwargs: Any) -> tuple[dict[str, torch.Tensor], int]:
     """The weights after two updates on sequences of 512 tokens, and how often layers were computed."""
     trainer = make_trainer(model=Reader(checkpoints))
     generator = torch.Generator().manual_seed(1)
     sequences = torch.randn(8, 512, 5, generator=generator)
-    train(trainer, TensorDataset(sequences, torch.arange(8) % NUM_CLASSES), per_device_batch_size=2)
-    path = STATES / f"long {LAYOUT} {checkpoints}.pt"
-    trainer.save_checkpoint(path)
+    with sharded_by(
+        "transformer_based_wrap", transformer_cls_names_to_wrap=["TransformerEncoderLayer"], **kwargs
+    ):
+        train(trainer, TensorDataset(sequences, torch.arange(8) % NUM_CLASSES), per_device_batch_size=2)
+        path = STATES / f"long {LAYOUT} {checkpoints}.pt"
+        trainer.save_checkpoint(path)
     model: Any = trainer.get_model(keep_torch_compile=False)
     return torch.load(path)["model_state_dict"], model.calls
 
@@ -512,6 +538,13 @@ def checkpointed() -> None:
     """Activation checkpointing computes each layer twice, and changes nothing, dropout included."""
     (plain, calls), (equal, more_calls) = read_long(False), read_long(True)
     assert (calls, more_calls) == (4, 8)
+    torch.testing.assert_close(equal, plain)
+
+
+def checkpointed_by_fsdp2() -> None:
+    """So does that of the plugin of Accelerate."""
+    (plain, _), (equal, calls) = read_long(False), read_long(False, activation_checkpointing=True)
+    assert calls == 8
     torch.testing.assert_close(equal, plain)
 
 
@@ -663,19 +696,9 @@ class Tied(nn.Module):
 
 
 def tied(policy: str = "size_based_wrap", **kwargs: Any) -> Trainer:
-    state = Accelerator().state
-    before = state.fsdp_plugin
-    state.fsdp_plugin = FullyShardedDataParallelPlugin(
-        fsdp_version=2,
-        auto_wrap_policy=policy,
-        state_dict_type="SHARDED_STATE_DICT",
-        cpu_ram_efficient_loading=False,
-        **({"min_num_params": 10} if policy == "size_based_wrap" else kwargs),
-    )
-    try:
+    by_size = {"min_num_params": 10} if policy == "size_based_wrap" else {}
+    with sharded_by(policy, **by_size, **kwargs):
         return train(make_trainer(model=Tied()))
-    finally:
-        state.fsdp_plugin = before
 
 
 def replay_sharded() -> Any:
@@ -763,7 +786,8 @@ FSDP2: tuple[Row, ...] = (
         train, "Megatron-LM", "version 1 of FSDP", "tensor parallelism with FSDP2", *OF_ANY
     ),
     *refused_in_favour_of(with_shard_size, ", which does not shard. Pass fsdp_plugin="),
-    *refused_in_favour_of(checkpointed, "context parallelism", "sequence parallelism"),
+    *refused_in_favour_of(checkpointed, "context parallelism"),
+    *refused_in_favour_of(checkpointed_by_fsdp2, "sequence parallelism"),
 )
 
 # ---------------------------------------------------------------------- tensor parallelism

@@ -183,6 +183,17 @@ class FSDP2(TrainsBeside, Sharded):
                     "'no_wrap', which shard the shared tensor with the whole model."
                 )
 
+    def prepare(self, model: torch.nn.Module, optimizer: Any) -> tuple[torch.nn.Module, Any]:
+        """Shard by Accelerate; what it lets backward compute again has the same dropout as in forward."""
+        model, optimizer = super().prepare(model, optimizer)
+        plugin: Any = self.accelerator.state.fsdp_plugin
+        for part in model.modules() if plugin.activation_checkpointing else ():
+            # Accelerate 1.15 lets dropout draw anew, so that the gradients would be wrong without an error.
+            if "checkpoint_fn" in vars(part):
+                own: Any = part
+                own.checkpoint_fn = partial(own.checkpoint_fn, preserve_rng_state=True)
+        return model, optimizer
+
     def create_shards(self) -> Shards | None:
         """Return what this process holds of model and optimizer; None, and a warning, if torch cannot."""
         model, optimizer = self._bare_parts()

@@ -11,7 +11,7 @@ import torch
 from ..errors import CheckpointError
 from ..state.read_shards import ShardReader, model_state_of, optimizer_targets, read_rest
 from ..state.shards import SHARDS_FILE
-from ..state.weight_names import plain_name, with_names_of
+from ..state.weight_names import plain_held, plain_name, with_names_of
 from ..text import counted
 from .parts import is_dtensor
 from .weights import FROM_AN_EXPORT, load_into
@@ -34,7 +34,7 @@ def load_shards(folder: Path, model: torch.nn.Module, optimizer: Any, held: Any)
     state: Any = None
     targets: dict[str, torch.Tensor] = {}
     if optimizer is not None:
-        if rest["optimizer"] is None or rest["held"] != held:
+        if rest["optimizer"] is None or plain_held(rest["held"]) != held:
             raise CheckpointError(
                 f"The {type(optimizer).__name__} of this run cannot load its state from "
                 f"'{folder / SHARDS_FILE}', which is for {_told(rest['held'])}, while this one holds "

@@ -1,4 +1,7 @@
-"""Names of weights without what `torch.compile` adds, so that plain models read those of compiled ones."""
+"""Names of weights without what `torch.compile` and activation checkpointing add.
+
+So plain models read those of compiled and of checkpointed ones.
+"""
 
 from __future__ import annotations
 
@@ -6,21 +9,26 @@ from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-_COMPILED = "_orig_mod"
-"""Where a compiled module keeps the module that it was made of."""
+_WRAPPED = ("_orig_mod", "_checkpoint_wrapped_module")
+"""Where a compiled module, and one that is computed again in backward, keep the module they were made of."""
 
 
 def plain_name(name: str) -> str:
-    """Return the name that a weight has in the model before any of its parts was compiled."""
-    return ".".join(part for part in name.split(".") if part != _COMPILED) if _COMPILED in name else name
+    """Return the name that a weight has in the model before any of its parts was wrapped."""
+    return ".".join(part for part in name.split(".") if part not in _WRAPPED) if _is_wrapped(name) else name
+
+
+def plain_held(held: Any) -> Any:
+    """Return names and shapes of what an optimizer held, by group, with plain names; None is unknown."""
+    return held and [[(plain_name(name), shape) for name, shape in group] for group in held]
 
 
 def with_plain_names(state: Mapping[str, Any] | None) -> Any:
-    """Return a module's state with plain names; it is `state` itself if no part of the module is compiled.
+    """Return a module's state with plain names; it is `state` itself if no part of the module is wrapped.
 
     Of an engine that shards, some processes may have no state of the whole model, but None.
     """
-    if state is None or not any(_COMPILED in name for name in state):
+    if state is None or not any(map(_is_wrapped, state)):
         return state
     return _renamed(state, plain_name)
 
@@ -32,10 +40,14 @@ def with_names_of(own_names: Iterable[str], state: Mapping[str, Any]) -> Any:
         own_names: those of the module's own state.
     """
     names = list(own_names)
-    if not any(_COMPILED in name for name in (*names, *state)):
+    if not any(map(_is_wrapped, (*names, *state))):
         return state
     by_plain_name = {plain_name(name): name for name in names}
     return _renamed(state, lambda name: by_plain_name.get(plain_name(name), name))
+
+
+def _is_wrapped(name: str) -> bool:
+    return any(part in name for part in _WRAPPED)
 
 
 def _renamed(state: Mapping[str, Any], rename: Any) -> Any:
