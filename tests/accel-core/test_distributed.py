@@ -239,6 +239,15 @@ def test_processes_that_do_not_know_of_each_other_are_refused_with_their_number(
         check_processes_see_each_other(1)
 
 
+@pytest.mark.parametrize("found", [True, False])
+def test_that_refusal_tells_whether_torch_finds_a_gpu(monkeypatch, found):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: found)
+    with pytest.raises(ConfigurationError) as raised:
+        check_processes_see_each_other(1)
+    assert ("finds no GPU here" in str(raised.value)) is not found
+
+
 ENDS_RIGHT_AFTER_TRAINING = """
     import os
     import torch

@@ -9,15 +9,16 @@ import pytest
 import timm
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from sklearn.datasets import load_digits
 
+from accel_integrations.timm_adapter import create_timm_model
 from local_hub import environment_of_hub, serving
 
 README = Path(__file__).parents[3] / "packages/accel-integrations/README.md"
-SCRIPTS = re.findall(
-    r"```python\n(.*?)```", README.read_text().split("\n## timm\n")[1].split("\n## ")[0], flags=re.DOTALL
-)
+SECTION = README.read_text().split("\n## timm\n")[1].split("\n## ")[0]
+SCRIPTS = re.findall(r"```python\n(.*?)```", SECTION, flags=re.DOTALL)
+WITHOUT_NETWORK = re.search(r"```py\n(.*?)```", SECTION, flags=re.DOTALL)[1]
 # The first of them for a model of one's own: what the README compares it with.
 PLAIN = """\
 from torch.nn.functional import cross_entropy
@@ -58,7 +59,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         path.mkdir(parents=True, exist_ok=True)
         Image.fromarray((image * 15).astype("uint8")).resize((80, 80)).save(path / f"{number}.png")
     torch.manual_seed(0)
-    save_file(timm.create_model("resnet18").state_dict(), folder / "model.safetensors")
+    save_file(timm.create_model("resnet18").state_dict(), folder / "resnet18.safetensors")
     return folder
 
 
@@ -66,7 +67,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("number", range(len(SCRIPTS)))
 def test_a_script_trains(number: int, folder: Path) -> None:
     repository = timm.get_pretrained_cfg("resnet18").hf_hub_id
-    with serving(repository, (folder / "model.safetensors").read_bytes()) as address:
+    with serving(repository, (folder / "resnet18.safetensors").read_bytes()) as address:
         finished = subprocess.run(
             [sys.executable, "-W", "error", "-c", SCRIPTS[number]],
             capture_output=True,
@@ -77,3 +78,14 @@ def test_a_script_trains(number: int, folder: Path) -> None:
             env=environment_of_hub(address, folder / "cache"),
         )
     assert finished.returncode == 0, finished.stderr
+
+
+def test_the_ways_without_a_network_give_models(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One has the weights of the file, the other has new ones."""
+    monkeypatch.chdir(folder)
+    made = []
+    names = {"create_timm_model": lambda *args, **kwargs: made.append(create_timm_model(*args, **kwargs))}
+    exec(WITHOUT_NETWORK, names)
+    weights = load_file("resnet18.safetensors")["conv1.weight"]
+    assert [torch.equal(model.conv1.weight, weights) for model in made] == [True, False]
+    assert [model.num_classes for model in made] == [3, 3]

@@ -14,11 +14,9 @@ from sms_spam import MINILM, load_messages
 from tiny_transformers import create_model
 
 README = Path(__file__).parents[3] / "packages/accel-integrations/README.md"
-SCRIPTS = re.findall(
-    r"```python\n(.*?)```",
-    README.read_text().split("\n## transformers\n")[1].split("\n## ")[0],
-    flags=re.DOTALL,
-)
+SECTION = README.read_text().split("\n## transformers\n")[1].split("\n## ")[0]
+SCRIPTS = re.findall(r"```python\n(.*?)```", SECTION, flags=re.DOTALL)
+WITHOUT_NETWORK = re.search(r"```py\n(.*?)```", SECTION, flags=re.DOTALL)[1]
 # The first of them for a model of one's own: what the README compares it with.
 PLAIN = """\
 from torch.nn.functional import cross_entropy
@@ -77,3 +75,11 @@ def test_a_script_trains_and_saves(number: int, saved: str, folder: Path) -> Non
     assert finished.returncode == 0, finished.stderr
     assert "train loss" in finished.stdout
     assert (folder / saved).exists()
+
+
+def test_the_folder_that_it_names_for_those_without_a_network_holds_the_model_of_its_script() -> None:
+    names: dict[str, str] = {}
+    exec(WITHOUT_NETWORK, names)
+    assert len(transformers.AutoTokenizer.from_pretrained(names["NAME"])) == 30522
+    config = transformers.AutoConfig.from_pretrained(names["NAME"])
+    assert (config.hidden_size, config.num_hidden_layers) == (384, 6)

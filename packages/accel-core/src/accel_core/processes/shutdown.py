@@ -7,6 +7,7 @@ import gc
 import os
 import time
 
+import torch
 import torch.distributed as dist
 
 from ..errors import ConfigurationError
@@ -26,10 +27,12 @@ def check_processes_see_each_other(num_processes: int) -> None:
     # The launcher sets this variable also if Accelerate then starts each process by itself.
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if launched > 1 and num_processes == 1:
+        # Most often a command for GPUs on a machine without one, or beside a torch that was built for CPUs.
+        found = "" if torch.accelerator.is_available() else f"torch {torch.__version__} finds no GPU here. "
         raise ConfigurationError(
             f"accelerate launch started {launched} processes, but this Accelerator does not see the others, "
-            "so each would train alone. On a CPU, set ACCELERATE_USE_CPU=true and launch with --multi_gpu, "
-            "or use the configs in examples/configs."
+            f"so each would train alone. {found}On a CPU, set ACCELERATE_USE_CPU=true and launch with "
+            "--multi_gpu, as with examples/configs/two_cpu_processes.yaml."
         )
 
 
