@@ -246,4 +246,6 @@ if __name__ == "__main__":
         import torch.distributed.checkpoint
         import torch.distributed.fsdp
     assert wait_for(start_both(target / "whole", chosen, is_saved=False)) == [0, 0]
-    print(run_series(target, chosen, int(sys.argv[3]), seed=time.time_ns()))
+    moments = time.time_ns()
+    print(f"{chosen}: the moments of the kills have the seed {moments}", flush=True)
+    print(run_series(target, chosen, int(sys.argv[3]), moments))
