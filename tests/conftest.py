@@ -18,7 +18,7 @@ from quick import is_quick
 
 torch.set_num_threads(1)
 # Its assertions compare what the messages of the packages are with what they should be.
-pytest.register_assert_rewrite("ways_out")
+pytest.register_assert_rewrite("ways_out", "notices")
 
 
 @pytest.hookimpl(tryfirst=True)

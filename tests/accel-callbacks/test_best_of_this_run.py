@@ -93,7 +93,7 @@ def test_what_was_exported_after_the_state_that_goes_on_is_not_claimed(tmp_path,
     )
     _, best, _ = train(tmp_path / "best.pt", *values, callbacks=[saver()], resume_from=state)
     assert best.best_metric == 1.0
-    assert re.search("The model is that of epoch 3", capsys.readouterr().out)
+    assert re.search("Loaded the best weights, of epoch 3", capsys.readouterr().out)
 
 
 def test_a_damaged_export_is_not_loaded(tmp_path, capsys):
@@ -166,7 +166,7 @@ def test_the_average_says_of_which_run_it_is_and_if_it_is_another_ones(tmp_path,
     assert (origin["run_id"], origin["update"], origin["values"]["wanted"]) == (trainer.run_id, 3, 1.0)
     assert "ema.pt" not in capsys.readouterr().out
     run(3, OtherRun())
-    assert re.search(r"ema\.pt' is of the run .*ModelEmaCallback", capsys.readouterr().out)
+    assert re.search(r"best average of ModelEmaCallback .*ema\.pt' is of the run ", capsys.readouterr().out)
 
 
 @pytest.mark.parametrize(

@@ -107,7 +107,7 @@ def test_a_picture_has_the_epochs_of_all_stages(tmp_path: Path) -> None:
     [
         (
             PrintProgressCallback,
-            ["Epoch 1 of 2", "Epoch 2 of 2", "Epoch 3 of 5", "Epoch 4 of 5", "Epoch 5 of 5"],
+            ["Epoch 1/2", "Epoch 2/2", "Epoch 3/5", "Epoch 4/5", "Epoch 5/5"],
         ),
         (ProgressBarCallback, ["Epoch 1/2", "Epoch 2/2", "Epoch 3/5", "Epoch 4/5", "Epoch 5/5"]),
     ],

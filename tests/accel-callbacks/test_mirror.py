@@ -230,7 +230,7 @@ def test_a_store_that_is_away_at_the_start_is_looked_into_later(tmp_path, store,
 
     train(create_trainer(saver(tmp_path), At(update_6=mend)))
     assert names(store.states())[-1] == "update_00000012"
-    assert "Training goes on" in caplog.text
+    assert "Training continues" in caplog.text
 
 
 @pytest.mark.parametrize("error", [PermissionError, FileNotFoundError])
@@ -321,7 +321,7 @@ def test_a_damaged_state_in_the_mirror_is_passed_over_and_marked(way, tmp_path, 
     else:
         damage(store, newest, "trainer_state.json" if way == "json" else "model.safetensors")
     found = latest_checkpoint(RUN, cache=tmp_path / "b")
-    assert found.name == "update_00000008" and f"{newest}' is passed over" in caplog.text
+    assert found.name == "update_00000008" and f"{newest}' is skipped" in caplog.text
     train(create_trainer(saver(tmp_path / "b", keep_last=3)), resume_from=found)
     assert names(store.states())[-1] == "update_00000012"
     assert latest_checkpoint(RUN, cache=tmp_path / "c").name == "update_00000012"

@@ -24,7 +24,7 @@ def train(folder, mirror=RUN, **arguments):
     trainer.train(tiny_data(), 2, per_device_batch_size=8)
 
 
-@pytest.mark.filterwarnings("ignore:A save is due, and")
+@pytest.mark.filterwarnings("ignore:A save is due")
 @pytest.mark.parametrize("in_background", [False, True])
 def test_the_last_card_stands_in_the_mirror_after_the_states(tmp_path, store, in_background):
     train(tmp_path, in_background=in_background, keep_last=2)
@@ -120,4 +120,4 @@ def test_a_state_in_place_of_its_mirror_is_told(tmp_path, store, caplog):
     train(tmp_path / "a")
     state = f"{RUN}/{store.states()[-1]}"
     assert latest_checkpoint(state, cache=tmp_path / "b") is None
-    assert f"'{state}' is itself a training state: pass the mirror that holds it" in caplog.text
+    assert f"'{state}' is itself a training state. Pass the address of the mirror" in caplog.text

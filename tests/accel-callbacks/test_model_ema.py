@@ -470,7 +470,7 @@ def test_an_unknown_metric_is_reported_with_those_that_there_are() -> None:
 def test_parameters_of_half_precision_are_reported() -> None:
     data = tiny_data(8, torch.bfloat16)
     trainer = tiny_trainer(callbacks=[ModelEmaCallback(save_path=None)], model=nn.Linear(5, 2).bfloat16())
-    with pytest.warns(AccelWarning, match="ModelEmaCallback.*half precision.*float32.*mixed_precision"):
+    with pytest.warns(AccelWarning, match="ModelEmaCallback.*bfloat16.*float32.*mixed_precision"):
         trainer.train(data, num_epochs=1)
 
 

@@ -980,7 +980,7 @@ def test_a_compiled_or_moved_model_keeps_its_optimizer(parts: Parts) -> None:
 def test_layers_replaced_after_the_optimizer_was_created_are_told(parts: Parts) -> None:
     parts.model[3] = nn.Linear(6, 2)  # type: ignore[operator]
     with pytest.warns(
-        AccelWarning, match=r"optimizer .*2 parameters.*Create it afterwards.*attributes of the trainer"
+        AccelWarning, match=r"optimizer .*2 parameters.*Create it after.*attribute of the trainer"
     ):
         parts.train()
 

@@ -277,7 +277,7 @@ def test_a_frozen_batch_norm_keeps_its_statistics_as_by_hand(capsys):
     assert torch.equal(model.stem[1].running_mean, before)
     torch.testing.assert_close(model.state_dict(), other.state_dict(), rtol=0, atol=0)
     assert (
-        "2 modules of the model are in eval mode and stay so in training: 'stem.1', 'stem.2'"
+        "2 modules of the model are in eval mode and stay in it during training: 'stem.1', 'stem.2'"
         in capsys.readouterr().out
     )
 

@@ -187,7 +187,7 @@ def test_without_a_state_the_update_is_told_and_the_way_out(capsys):
     text = " ".join(capsys.readouterr().out.split())
     update = trainer.run_progress.updates_completed
     assert nans.origin is None
-    assert f"in update {update}." in text and "add SaveTrainingStateCallback" in text
+    assert f"of update {update} " in text and "Add SaveTrainingStateCallback" in text
 
 
 def test_a_search_that_fails_is_told_and_the_run_returns(tmp_path, capsys):

@@ -337,7 +337,7 @@ def test_a_teacher_with_gradients_collects_none():
 
 def test_what_trainer_and_model_do_not_know_is_still_warned_of():
     trainer, _ = build("closure")
-    with pytest.warns(AccelWarning, match="1 parameter of which"):
+    with pytest.warns(AccelWarning, match="1 parameter that the model does not have"):
         train(trainer, 8)
 
 

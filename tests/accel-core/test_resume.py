@@ -269,7 +269,7 @@ def test_augmentation_that_workers_will_not_repeat_is_told(of, tmp_path, capsys)
     }
     create_trainer(SaveEverywhere(tmp_path)).train(AugmentedPoints(), **arguments)
     create_trainer().train(AugmentedPoints(), **arguments, resume_from=tmp_path / "000")
-    assert "Use seed_each_sample=True" in capsys.readouterr().out
+    assert "pass seed_each_sample=True" in capsys.readouterr().out
 
 
 class TestTheOldWay:

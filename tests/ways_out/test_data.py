@@ -329,8 +329,8 @@ def streams(batch_size: int) -> list[str]:
 
 
 CASES = {
-    " with other samples on each of the {} processes: it is a share already, of which accel would take": subsets,
-    "The first item of the {} differs between {} processes. It seems to be a share already": streams,
+    " with different samples on each of the {} processes. It is a shard already, and accel would shard it": subsets,
+    "The first item of the {} differs between {} processes. It seems to be a shard already": streams,
 }
 
 

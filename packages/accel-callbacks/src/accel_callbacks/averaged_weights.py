@@ -54,10 +54,13 @@ class AveragedWeights:
             for averaged_module, module in modules
             for name, buffer in module.named_buffers(recurse=False)
         ]
-        if any(average.element_size() < 4 for average in self.averages):
+        coarse = [average.dtype for average in self.averages if average.element_size() < 4]
+        if coarse:
             warnings.warn(
-                f"{owner} averages parameters of half precision, which is too coarse for its small changes. "
-                "Keep the parameters in float32, and use the mixed_precision of the Accelerator.",
+                f"{owner} averages parameters in {str(coarse[0]).removeprefix('torch.')}, whose few digits "
+                "lose the small changes of an average. Keep the model in float32, and pass "
+                "accelerator=Accelerator(mixed_precision='bf16') to the Trainer to compute in half "
+                "precision.",
                 AccelWarning,
             )
 

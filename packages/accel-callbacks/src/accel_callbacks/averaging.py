@@ -164,7 +164,7 @@ class AveragingCallback(TrainerCallback):
                 lambda: why_not_own(path, exported, self.watched.name), trainer.is_main_process
             )
             if reason is not None:
-                notify(trainer, f"{reason}, which {type(self).__name__} has found best.")
+                notify(trainer, f"The best average of {type(self).__name__} is not there any more: {reason}.")
 
     def on_run_close(self, trainer: Trainer) -> None:
         """Leave an average that computes as its weights are, whatever the precision of the run."""
@@ -180,7 +180,10 @@ class AveragingCallback(TrainerCallback):
         if state is None:
             self.best_metric = None
             self.best_metric_epoch = None
-            notify(trainer, f"'{path}' has no averages, so {type(self).__name__} begins with its weights.")
+            notify(
+                trainer,
+                f"'{path}' has no averages, so {type(self).__name__} starts from the weights in it.",
+            )
             return
         self.num_updates = state["num_updates"]
         self.best_metric = state["best_metric"]

@@ -34,5 +34,5 @@ class FailedSaves:
         self.retry_at = trainer.run_progress.updates_completed + 2 ** (self.number - 1)
         if self.number == 1 and trainer.is_main_process:
             warnings.warn(
-                f"{error} Training goes on, and the save is tried again (on_error='retry').", AccelWarning
+                f"{error} Training continues, and the save is tried again (on_error='retry').", AccelWarning
             )

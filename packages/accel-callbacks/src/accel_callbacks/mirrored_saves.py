@@ -43,6 +43,7 @@ class MirroredSaves:
         self.address = place if isinstance(place, Address) else Address(str(place.absolute()))
         check_can_open("mirror", self.address)
         check_is_elsewhere("mirror", self.address, "save_dir", save_dir)
+        self.folder = save_dir
         self.wait_seconds = wait_seconds
         self.mirror = Mirror(self.address, states_to_remove)
 
@@ -83,8 +84,8 @@ class MirroredSaves:
         if lacking and trainer.is_main_process:
             warnings.warn(
                 f"After {counted(self.wait_seconds, 'seconds')} the mirror '{self.address}' does not have "
-                f"{', '.join(map(repr, lacking))}. They stand on this machine. "
-                "Pass mirror_wait_seconds to wait longer.",
+                f"{', '.join(map(repr, lacking))} yet. This machine has them in '{self.folder}'. To wait "
+                f"longer, pass a mirror_wait_seconds of more than {self.wait_seconds:g}.",
                 AccelWarning,
                 stacklevel=2,
             )

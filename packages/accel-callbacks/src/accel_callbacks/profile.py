@@ -116,7 +116,8 @@ class ProfileCallback(TrainerCallback):
             needed = self.wait + self.warmup + 1
             notify(
                 trainer,
-                f"ProfileCallback has nothing to show: it needs a run of {counted(needed, 'updates')}.",
+                f"ProfileCallback recorded nothing: the run made {counted(self._updates, 'updates')}, but it "
+                f"records from update {needed} on. Train longer, or pass a smaller wait or warmup.",
             )
             return
         self.folder.mkdir(parents=True, exist_ok=True)

@@ -169,7 +169,7 @@ class SaveBestModelCallback(TrainerCallback):
             return
         notify(
             trainer,
-            f"The model is that of epoch {self.best_metric_epoch}, with {self.watched.name} "
+            f"Loaded the best weights, of epoch {self.best_metric_epoch}, with {self.watched.name} "
             f"{self.best_metric:.6g}.",
             "saves",
         )

@@ -72,8 +72,8 @@ class LimitBatchesCallback(TrainerCallback):
             else "epoch"
         )
         batches = counted(self.num_batches, "batches")
-        again = ", the same ones again and again" if self.overfit else ""
-        return f"Each {what} is limited to {batches} a process{again}."
+        again = ", the same ones in every epoch" if self.overfit else ""
+        return f"Each {what} is limited to {batches} per process{again}."
 
 
 class LimitBatches:

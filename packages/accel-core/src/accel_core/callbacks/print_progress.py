@@ -20,7 +20,7 @@ class PrintProgressCallback(TrainerCallback):
         """Print which epoch begins."""
         num_epochs, progress = trainer.run_config.num_epochs, trainer.run_progress
         # Epochs are counted through all stages of a run, and its limit is that of the call.
-        of = "" if num_epochs is None else f" of {progress.epochs_before_stage + num_epochs}"
+        of = "" if num_epochs is None else f"/{progress.epochs_before_stage + num_epochs}"
         trainer.print(f"Epoch {progress.current_epoch}{of}")
 
     def on_training_run_end(self, trainer: Trainer) -> None:

@@ -101,17 +101,17 @@ class TerminateOnNaNCallback(TrainerCallback):
         if newest is None:
             notify(
                 trainer,
-                f"The loss became not finite in update {update}. To find where it arose, find=True needs a "
-                "training state to go back to, and none was saved before: add SaveTrainingStateCallback("
-                "save_every_n_updates=...), or save more often.",
+                f"The loss of update {update} is not finite. find=True cannot find where this began, "
+                "because no training state was saved before. Add "
+                "SaveTrainingStateCallback(save_every_n_updates=...), or save more often.",
             )
             return
         names = [field.name for field in dataclasses.fields(arguments) if field.name not in _CHOSEN_BY_REPLAY]
-        notify(trainer, f"Replaying up to update {update} to find where its loss became not finite.")
+        notify(trainer, f"Replaying up to update {update} to find why its loss is not finite.")
         try:
             given = {name: getattr(arguments, name) for name in names}
             self.origin = find_origin(trainer, update, Path(newest).parent, given)
             notify(trainer, self.origin.text)
         # The run is over, and what it returns is not to be lost because of a search.
         except Exception as error:
-            notify(trainer, f"Where the first value arose that is not finite could not be found: {error}")
+            notify(trainer, f"The first value that is not finite could not be found: {error}")

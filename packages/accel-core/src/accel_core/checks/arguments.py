@@ -121,9 +121,10 @@ def check_trainable(model: torch.nn.Module, optimizer: Any, attributes: Mapping[
     known |= set(map(id, attributes.values()))
     if held - known:
         warnings.warn(
-            f"The optimizer holds {counted(len(held - known), 'parameters')} of which the model has none, "
-            "as if layers had been replaced after it was created. Create it afterwards, or let modules "
-            "that belong to it be attributes of the trainer.",
+            f"The optimizer holds {counted(len(held - known), 'parameters')} that the model does not have, "
+            "as happens if layers are replaced after the optimizer was created. Create it after the last "
+            "change of the model. If another module has these parameters, make it an attribute of the "
+            "trainer.",
             AccelWarning,
             # The warning names the line that calls `train`.
             stacklevel=5,

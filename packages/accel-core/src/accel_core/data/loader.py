@@ -27,7 +27,8 @@ SOURCES: list[type[Source]] = [MapStyleSource, IterableSource, ReadyBatchesSourc
 """The kinds of data; the first whose `accepts(loader)` is true is chosen. The last one accepts everything."""
 
 RANDOM_NUMBERS_OF_WORKERS = (
-    "Random numbers that the data set draws in workers will differ. Use seed_each_sample=True to repeat them."
+    "Random numbers that the data set draws in workers will differ. To repeat them, pass "
+    "seed_each_sample=True to train."
 )
 
 

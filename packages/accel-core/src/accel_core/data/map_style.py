@@ -124,8 +124,9 @@ class MapStyleSource:
         if order.is_function_of_epoch:
             return []
         return [
-            f"The order is the business of {type(order.sampler).__name__}: it has no set_epoch, so samples "
-            "may come twice or not at all."
+            f"The sampler {type(order.sampler).__name__} has no set_epoch, so its order may differ after a "
+            "restart: samples may come twice or not at all. Give it a method set_epoch(epoch) that sets its "
+            "order."
         ]
 
     def count_batches(self) -> None:

@@ -88,8 +88,9 @@ class OwnShareSource:
         sentences = self.own.limits_of_exactness(saved_position // size, 1)
         if saved_num_processes != size:
             sentences.append(
-                f"The processes bring their own shares: {saved_num_processes} of them saved the state and "
-                f"{size} go on, so samples of the epoch may come twice or not at all."
+                f"Each process reads its own shard (data_is_sharded=True), but {saved_num_processes} "
+                f"processes saved the state and {size} continue, so samples of this epoch may come twice or "
+                "not at all."
             )
         return sentences
 

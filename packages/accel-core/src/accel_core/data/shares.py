@@ -21,7 +21,9 @@ from .readers import name_of_data, unwrapped
 PACKAGES_THAT_SHARD = ("datasets", "webdataset", "torchdata", "streaming", "litdata")
 """Packages with streams that can give each process its own share."""
 
-WAYS_OUT = "Pass the whole data on every process, or data_is_sharded=True if each is to read its own share."
+WAYS_OUT = (
+    "Pass the whole data set on every process, or data_is_sharded=True if each process reads its own shard."
+)
 
 
 def check_samplers_cover_data(loader: Any) -> None:
@@ -51,14 +53,14 @@ def check_not_shares(**loaders: Any) -> None:
         if any(traits != given[0] for traits in given):
             kind = name_of_data(loaders[name].dataset)
             raise ConfigurationError(
-                f"{name} is a {kind} with other samples on each of the {len(given)} processes: it is a share "
-                f"already, of which accel would take a share again. {WAYS_OUT}"
+                f"{name} is a {kind} with different samples on each of the {len(given)} processes. It is a "
+                f"shard already, and accel would shard it again. {WAYS_OUT}"
             )
         if any(each[name][1] != own[name][1] for each in by_process):
             warnings.warn(
-                f"{name} is a {name_of_data(loaders[name].dataset)} that holds other data on the processes: "
-                "its first entries differ. It seems to be a share already, of which accel takes a share "
-                f"again: most samples are never seen. {WAYS_OUT}",
+                f"{name} is a {name_of_data(loaders[name].dataset)} whose first entries differ between the "
+                "processes. It seems to be a shard already, and accel shards it again, so most samples are "
+                f"never seen. {WAYS_OUT}",
                 AccelWarning,
                 stacklevel=2,
             )
@@ -129,7 +131,7 @@ def compare_first_items(digest: bytes | None, dataset: Any) -> None:
         return
     message = (
         f"The first item of the {name_of_data(dataset)} differs between {len(digests)} processes. It "
-        "seems to be a share already, of which accel takes a share again: most samples are never seen. "
+        "seems to be a shard already, and accel shards it again, so most samples are never seen. "
         f"{WAYS_OUT}"
     )
     packages = {kind.__module__.partition(".")[0] for kind in type(unwrapped(dataset)).__mro__}

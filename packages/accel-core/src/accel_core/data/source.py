@@ -246,7 +246,7 @@ class SequentialSource:
                 yield batch
             elif time.monotonic() > last_message + SECONDS_BETWEEN_MESSAGES:
                 last_message = time.monotonic()
-                log(f"Read and left out: {number + 1} of {counted(self._steps_to_skip, 'batches')}.")
+                log(f"Skipped {number + 1} of {counted(self._steps_to_skip, 'batches')}.")
 
     def _own_batches(self) -> Iterator[Any]:
         # Data that shuffles at its start draws from (seed, epoch), so that all processes have one order.
@@ -284,7 +284,8 @@ class SequentialSource:
         sentences = []
         if steps and not has_position:
             sentences.append(
-                f"Reading and leaving out {counted(steps, 'batches')} of {name}, on which it has trained."
+                f"Reading and skipping {counted(steps, 'batches')} of {name}, on which the run has trained "
+                "already."
             )
         if rest and not has_position and getattr(self.loader, "num_workers", 0):
             sentences.append(

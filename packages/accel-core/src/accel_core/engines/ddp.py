@@ -74,8 +74,8 @@ class DDP(SingleProcess):
             if wrapper is not None and wrapper not in self._settled:
                 self._settled[wrapper] = settle_buckets(wrapper)
         self.limits_of_exactness = [
-            f"The run goes on equal up to rounding, since {reason}: on {self.group.size} processes its first "
-            "update adds in another order than in a run that was not stopped."
+            f"The resumed run equals an uninterrupted one only up to rounding, since {reason}: on "
+            f"{self.group.size} processes its first update adds gradients in another order."
             for reason in sorted(set(filter(None, self._settled.values())))
         ]
 

@@ -205,7 +205,7 @@ class FSDP2(TrainsBeside, Sharded):
             return Shards(tensors, rest)
         if not self._has_warned and self.group.is_main:
             warnings.warn(
-                f"Training states are written by Accelerate, which pickles them: {obstacle}. To resume from "
+                f"Accelerate writes the training states, with pickle, because {obstacle}. To resume from "
                 "them, set trainer.trust_engine_files = True.",
                 AccelWarning,
                 stacklevel=2,

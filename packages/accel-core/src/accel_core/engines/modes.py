@@ -84,8 +84,8 @@ class TrainingModes:
         shown = ", ".join(map(repr, outermost[:5])) + (", …" if len(outermost) > 5 else "")
         are, stay = ("is", "stays") if len(outermost) == 1 else ("are", "stay")
         return (
-            f"{counted(len(outermost), 'modules')} of the model {are} in eval mode and {stay} so in "
-            f"training: {shown}. To train in train mode, call model.train() before."
+            f"{counted(len(outermost), 'modules')} of the model {are} in eval mode and {stay} in it during "
+            f"training: {shown}. To train them in train mode, call model.train() before."
         )
 
 

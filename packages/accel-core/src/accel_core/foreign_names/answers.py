@@ -193,15 +193,19 @@ def check_trainer_class(trainer_class: type, optimizer: Any, callback_class: typ
             )
     for name in FOREIGN_OPTIMIZERS:
         if hasattr(trainer_class, name):
-            message = (
-                f"{trainer_class.__name__}.{name} is a method that another library calls, but accel never "
-                "does. Pass the optimizer to Trainer, and create_scheduler_fn to train; give the method "
-                "another name if you call it yourself."
-            )
+            method = f"{trainer_class.__name__}.{name} is a method that another library calls"
             if optimizer is None:
-                raise ConfigurationError(message)
-            # The warning names the line that makes the trainer.
-            warnings.warn(message, AccelWarning, stacklevel=4)
+                raise ConfigurationError(
+                    f"{method}, but accel never does. Pass the optimizer to Trainer, and "
+                    "create_scheduler_fn to train; give the method another name if you call it yourself."
+                )
+            warnings.warn(
+                f"{method}, but accel never does: the optimizer is the one that was passed to Trainer. Pass "
+                "create_scheduler_fn to train for a scheduler, and remove the method, or give it another "
+                "name if you call it yourself.",
+                AccelWarning,
+                stacklevel=4,  # The line that makes the trainer.
+            )
     _check_kinds(trainer_class, users)
     _check_events(users, callback_class)
 

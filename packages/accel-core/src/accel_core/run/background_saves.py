@@ -95,8 +95,8 @@ class BackgroundSaves:
         if self.path is not None and self.writer.is_busy and not self._has_told:
             self._has_told = True
             warnings.warn(
-                f"A save is due, and '{self.path.name}' is still being written: training waits for it. Save "
-                "less often, or to a faster disk.",
+                f"A save is due, but '{self.path.name}' is still being written, so training waits for it. "
+                "Save less often, or to a faster disk.",
                 AccelWarning,
                 stacklevel=2,
             )

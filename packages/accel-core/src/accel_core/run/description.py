@@ -112,7 +112,7 @@ def _describe_training(config: TrainerRunConfig) -> list[str]:
     clipping = {"value": config.gradient_clip_value, "norm": config.gradient_clip_norm}
     clipped = ", ".join(f"{how} {most}" for how, most in clipping.items() if most is not None)
     lines = [
-        f"batches: {known_samples(config.train_per_device_batch_size)} by process and step, "
+        f"batches: {known_samples(config.train_per_device_batch_size)} per process and step, "
         f"{counted(config.gradient_accumulation_steps, 'steps')} and "
         f"{known_samples(config.train_total_batch_size)} an update",
         f"updates: {known(config.num_update_steps)} in all, {known(config.num_update_steps_per_epoch)} an "
@@ -124,7 +124,7 @@ def _describe_training(config: TrainerRunConfig) -> list[str]:
         # Behind the batches of training.
         lines.insert(
             1,
-            f"evaluation batches: {known_samples(config.eval_per_device_batch_size)} by process and step",
+            f"evaluation batches: {known_samples(config.eval_per_device_batch_size)} per process and step",
         )
     return lines
 

@@ -40,8 +40,8 @@ def check_training(trainer: TrainerParts, given: dict[str, Any], base: type) -> 
     if hasattr(trainer.model, "training_step") and getattr(type(trainer), step) is getattr(base, step):
         warnings.warn(
             f"model is a {type(trainer.model).__name__} with a training_step, which accel never calls: the "
-            "loss is loss_func(model(inputs), targets). To use the step, call it in an overridden "
-            "calculate_train_batch_loss.",
+            "loss is loss_func(model(inputs), targets). To use training_step, override "
+            "calculate_train_batch_loss and call it there.",
             AccelWarning,
             stacklevel=4,  # The line that calls `train`.
         )

@@ -44,9 +44,9 @@ def save_export(
     check_flag("save_scheduler", with_scheduler)
     if trainer.run_progress.stage_skipped:
         warnings.warn(
-            f"'{path}' was not written, since the model does not have the weights of stage "
-            f"{trainer.run_progress.stage}: train did nothing, as resume_from is a state of a later "
-            "stage. Do not export between two calls of train if trainer.run_progress.stage_skipped.",
+            f"'{path}' was not written: the model does not have the weights of stage "
+            f"{trainer.run_progress.stage}, which train skipped because resume_from is a state of a later "
+            "stage. Call save_checkpoint only if trainer.run_progress.stage_skipped is False.",
             AccelWarning,
             stacklevel=3,
         )
@@ -104,7 +104,7 @@ def load_export(
             load_into(trainer.scheduler, path, content["scheduler_state_dict"], is_export=True)
     missing = sorted(trained.modules.keys() - attributes["modules"].keys())
     if missing:
-        notify(trainer, f"'{path}' has no state of {missing}, which stay as they are.", "resume")
+        notify(trainer, f"'{path}' has no weights of {missing}, which stay unchanged.", "resume")
     return {key: value for key, value in content.items() if key != files.ORIGIN}
 
 

@@ -33,8 +33,8 @@ def report_evaluation_step(trainer: TrainerParts) -> None:
         notify(
             trainer,
             f"{kinds[train].__name__} overrides calculate_train_batch_loss, but evaluations use the plain "
-            f"calculate_eval_batch_loss of {kinds[evaluation].__name__}. Override that one too if they "
-            "should differ: return self.calculate_train_batch_loss(batch) evaluates as you train.",
+            f"calculate_eval_batch_loss of {kinds[evaluation].__name__}. If evaluations should use your "
+            "step, override that method too: return self.calculate_train_batch_loss(batch).",
         )
 
 

@@ -61,7 +61,9 @@ def report_finished(trainer: TrainerParts, run: Run) -> None:
 
 def _way_on(run: Run) -> str:
     limits = [name for name in ("num_epochs", "max_num_train_steps") if getattr(run, name) is not None]
-    return f"To train longer, pass a larger {' and '.join(limits)}. To begin anew, leave out resume_from."
+    return (
+        f"To train longer, pass a larger {' and '.join(limits)}. To start a new run, leave out resume_from."
+    )
 
 
 def save_run(trainer: TrainerParts, run: Run | None, output_dir: Any, values: dict[str, Any] | None) -> None:
@@ -241,7 +243,9 @@ def _restore_from(trainer: TrainerParts, run: Run, folder: Path, state: TrainerS
     attributes = read_state(folder, state, run.engine.trained)
     if attributes is None and (names := names_of(run.engine.trained)):
         notify(
-            trainer, f"'{folder}' is of a version that did not save {names}: they stay as they are.", "resume"
+            trainer,
+            f"'{folder}' was saved by a version that left out {names}, which stay unchanged.",
+            "resume",
         )
     trainer.run_id = state["run_id"]
     saved_processes = state["launched"]["num_processes"]

@@ -166,8 +166,8 @@ class _Fit(NamedTuple):
             " If it counts epochs, pass scheduler_step_every='epoch'." if self.unit == "updates" else ""
         )
         warnings.warn(
-            f"The schedule of {self.name} comes to its end after {plan} {self.unit}, but this run has "
-            f"{self.steps_of_run}: the learning rate would climb again from {at_end:.3g} to {highest:.3g}. "
+            f"The schedule of {self.name} ends after {plan} {self.unit}, but this run has "
+            f"{self.steps_of_run}: the learning rate will climb again from {at_end:.3g} to {highest:.3g}. "
             f"{self._way_out(plan)}{'' if self.is_resumed else by_epoch}",
             AccelWarning,
         )

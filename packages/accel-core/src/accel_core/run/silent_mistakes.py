@@ -40,8 +40,8 @@ def warn_of_loss(loss_func: Any, outputs: Any, targets: Any) -> None:
     is_torchs = is_module or getattr(F, name, None) is function
     if is_torchs and (getattr(loss_func, "reduction", None) or settings.get("reduction")) == "sum":
         _warn(
-            f"loss_func is {name} with reduction='sum', but batches are weighed as if it were the mean over "
-            "their samples, so epoch losses and accumulated updates depend on the batch size. Use "
+            f"loss_func is {name} with reduction='sum', but accel weights each batch as if its loss were the "
+            "mean over its samples, so epoch losses and accumulated updates depend on the batch size. Use "
             "reduction='mean'."
         )
     is_elementwise = type(loss_func) in _ELEMENTWISE or any(
@@ -59,9 +59,24 @@ def warn_of_loss(loss_func: Any, outputs: Any, targets: Any) -> None:
     if shape.numel() > outputs.numel():
         _warn(
             f"The outputs have the shape {tuple(outputs.shape)} and the targets {tuple(targets.shape)}, so "
-            f"{name} compares each output with each target. Give both one shape, such as by "
-            "outputs.squeeze(1) at the end of the model or by targets.unsqueeze(1) in the data."
+            f"{name} compares every output with every target. "
+            f"{_way_to_one_shape(outputs.shape, targets.shape)}"
         )
+
+
+def _way_to_one_shape(outputs: torch.Size, targets: torch.Size) -> str:
+    """Return how the model or the data adds or drops a last dimension of 1, if that is what differs."""
+    # The last dimension of a batch is the last of a sample too.
+    if outputs == (*targets, 1):
+        of_model, of_data = "squeeze", "unsqueeze"
+    elif targets == (*outputs, 1):
+        of_model, of_data = "unsqueeze", "squeeze"
+    else:
+        return "Give both the same shape, in the model or in the data set."
+    return (
+        f"Give both the same shape: return outputs.{of_model}(-1) from the model, or targets.{of_data}(-1) "
+        "from the data set."
+    )
 
 
 def warn_of_batch(batch: Any, step_class: type, callbacks: CallbackList) -> None:
@@ -80,9 +95,9 @@ def warn_of_batch(batch: Any, step_class: type, callbacks: CallbackList) -> None
     ):
         _warn(
             f"The batch has {counted(len(batch), 'elements')}, but the default step takes the first two as "
-            "inputs and targets and leaves out the rest. Override calculate_train_batch_loss and "
-            "calculate_eval_batch_loss to use them (sample weights, for example), or let the data set "
-            "return pairs."
+            "inputs and targets and ignores the rest. To use them (sample weights, for example), override "
+            "calculate_train_batch_loss and calculate_eval_batch_loss. Otherwise return pairs from the "
+            "data set."
         )
 
 
@@ -120,8 +135,8 @@ def warn_of_unreached(
         return
     if len(unreached) == len(held):
         _warn(
-            "The loss depends on no parameter that the optimizer holds, so nothing is trained. Compute it "
-            "from the outputs of the model, and create the optimizer from the parameters of this very model."
+            "The loss depends on no parameter that the optimizer holds, so nothing is trained. Compute the "
+            "loss from the outputs of self.model, and create the optimizer from model.parameters()."
         )
         return
     names = {
@@ -136,8 +151,8 @@ def warn_of_unreached(
     more = f" and {len(found) - _MOST_NAMES} more" if len(found) > _MOST_NAMES else ""
     _warn(
         f"The first update has no gradient for {found[:_MOST_NAMES]}{more}, which the optimizer holds, so "
-        "they are not trained. Use them in forward, or freeze them by requires_grad_(False). If only some "
-        "batches use them, all is well."
+        "they are not trained. Use them in forward, or freeze them with requires_grad_(False). If only some "
+        "batches use them, ignore this warning."
     )
 
 

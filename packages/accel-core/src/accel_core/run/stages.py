@@ -124,8 +124,8 @@ def skip_stage(trainer: TrainerParts, arguments: TrainArguments, start: Start) -
     progress = state["run_progress"]
     notify(
         trainer,
-        f"'{folder}' is a state of stage {progress['stage']} of its run, so this call of train, which is "
-        f"stage {start.stage}, does nothing.",
+        f"'{folder}' is a state of stage {progress['stage']} of its run, so this call of train, stage "
+        f"{start.stage}, is skipped.",
         "resume",
     )
     trainer.run_progress = RunProgress(stage=start.stage, stage_skipped=True)

@@ -186,7 +186,7 @@ def examine(path: Path) -> TrainerState | NoState:
         is_file = "is a file, but a training state is a folder; load_checkpoint reads an export"
         return NoState(Kind.FOREIGN, is_file if path.exists() else "does not exist")
     if path.name.endswith(".incomplete"):
-        return NoState(Kind.UNFINISHED, "was not written to its end, or is half removed")
+        return NoState(Kind.UNFINISHED, "is incomplete: writing or removing it was interrupted")
     was_state = os.path.isfile(path / process_file(0))
     if not os.path.isfile(path / STATE_FILE):  # False too for what this user may not look into.
         entries = sorted(entry.name for entry in path.glob("*"))

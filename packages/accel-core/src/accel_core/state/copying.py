@@ -127,7 +127,9 @@ class Copying:
                 self.pending.remove(item)
                 if item is not self.current:
                     _remove(item.folder)
-                logger_of("saves").info("'%s' is not mirrored: newer states have come.", item.name)
+                logger_of("saves").info(
+                    "'%s' is not copied to the mirror, since newer states were saved.", item.name
+                )
             self.changed.notify_all()
 
     def add_card(self, card: bytes) -> None:
@@ -217,7 +219,7 @@ class Copying:
             known[item.name] = item.state
             newest = max(known, key=lambda name: age(known[name]))
         self.newest = self.store.address / newest
-        logger_of("saves").info("'%s' stands in the mirror '%s'.", item.name, self.store.address)
+        logger_of("saves").info("'%s' was copied to the mirror '%s'.", item.name, self.store.address)
         point_to(self.store, newest)
         with self.changed:
             if item in self.pending:
@@ -272,7 +274,7 @@ class Copying:
         if not self.has_told:
             self.has_told = True
             logger_of("saves").warning(
-                "The mirror '%s' could not be written (%s: %s). Training goes on, and it is tried again.",
+                "The mirror '%s' could not be written (%s: %s). Training continues, and accel tries again.",
                 self.store.address,
                 type(error).__name__,
                 str(error).rstrip(". "),

@@ -118,9 +118,11 @@ def _look_into(store: Store, cache: Path) -> Contents:
     )
     itself = f"'{store.address}' could not be read"
     if not contents.states and retried(lambda: store.read(STATE_FILE), itself) is not None:
-        _logger.warning("'%s' is itself a training state: pass the mirror that holds it.", store.address)
+        _logger.warning(
+            "'%s' is itself a training state. Pass the address of the mirror that holds it.", store.address
+        )
     for name, reason in contents.unusable.items():
-        _logger.warning("'%s/%s' is passed over: it %s.", store.address, name, reason.reason)
+        _logger.warning("'%s/%s' is skipped: it %s.", store.address, name, reason.reason)
     return contents
 
 
@@ -164,14 +166,14 @@ def _fetch_first(
             flaw = find_flaw_of(place, here[place]) if is_read(here[place]) else None
             if flaw is None:
                 return place
-            _logger.warning("'%s' is passed over: it %s.", place, flaw)
+            _logger.warning("'%s' is skipped: it %s.", place, flaw)
             unusable[place] = NoState(Kind.DAMAGED, flaw)
         name = copies.get(place, "") if isinstance(place, Path) else place
         if not name or not _make_way(cache / name_on_disk(name), mirrored[name], here):
             continue
         if (flaw := _download(store, name, mirrored[name], cache)) is None:
             return cache / name_on_disk(name)
-        _logger.warning("'%s/%s' is passed over: it %s.", store.address, name, flaw)
+        _logger.warning("'%s/%s' is skipped: it %s.", store.address, name, flaw)
         unusable[Path(name)] = NoState(Kind.DAMAGED, flaw)
     return None
 

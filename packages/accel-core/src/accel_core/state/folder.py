@@ -64,7 +64,7 @@ class Listing:
         for path, state in {**self.unusable, **self.unfinished}.items():
             told = (path.absolute(), state.reason)
             if not path.name.startswith(DAMAGED) and (again or told not in _reported):
-                _logger.warning("'%s' is passed over: it %s.", path, state.reason)
+                _logger.warning("'%s' is skipped: it %s.", path, state.reason)
                 _reported.add(told)
 
 
@@ -150,7 +150,9 @@ def complete_checkpoints(folder: str | Path) -> dict[Path, TrainerState]:
 def newest_state(folder: Path, verify: bool) -> Path | None:
     """Return what `latest_checkpoint` does for a folder of this machine."""
     if isinstance(examine(folder), dict):
-        _logger.warning("'%s' is itself a training state: give it to resume_from as it is.", folder)
+        _logger.warning(
+            "'%s' is itself a training state. Pass it to resume_from without latest_checkpoint.", folder
+        )
     for _ in range(_MOST_LISTINGS):
         listing = list_states(folder)
         listing.report()
@@ -162,7 +164,7 @@ def newest_state(folder: Path, verify: bool) -> Path | None:
             elif reason is None:
                 return path
             else:
-                _logger.warning("'%s' is passed over: it %s.", path, reason)
+                _logger.warning("'%s' is skipped: it %s.", path, reason)
                 damaged[path] = NoState(Kind.DAMAGED, reason)
         # Else all that was complete a moment ago is gone, so that something newer stands there.
         if not has_vanished:
@@ -199,7 +201,7 @@ def best_state(folder: Path, metric: str, greater_is_better: bool) -> Path | Non
         reason = find_flaw_of(path, states[path])
         if reason is None:
             return path
-        _logger.warning("'%s' is passed over: it %s.", path, reason)
+        _logger.warning("'%s' is skipped: it %s.", path, reason)
     return None
 
 

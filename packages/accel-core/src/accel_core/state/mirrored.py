@@ -103,7 +103,7 @@ def check_writable(store: Store) -> None:
     try:
         store.remove(_PROBE)
     except PermissionError:
-        _logger.info("'%s' lets nothing be removed, so nothing old will go.", store.address)
+        _logger.info("'%s' does not allow removing files, so old states stay there.", store.address)
 
 
 def upload(
@@ -187,4 +187,4 @@ def mark_damaged(store: Store, name: str, flaw: str) -> None:
     """Let a state in the store be none any more. Its files stay."""
     store.copy(f"{name}/{STATE_FILE}", f"{name}/{DAMAGED_STATE_FILE}")
     store.remove(f"{name}/{STATE_FILE}")
-    _logger.warning("'%s/%s' %s. Nothing continues from it.", store.address, name, flaw)
+    _logger.warning("'%s/%s' %s. No run will resume from it.", store.address, name, flaw)

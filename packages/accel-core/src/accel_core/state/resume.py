@@ -101,13 +101,13 @@ def _compare_launches(saved: TrainerState, now: RunState, keeps_schedule: bool) 
     after: dict[str, Any] = dict(now["launched"])
     if before["num_processes"] != after["num_processes"]:
         yield (
-            f"The run resumes with {after['num_processes']} instead of "
-            f"{counted(before['num_processes'], 'processes')}, with the next sample. Random numbers of "
-            "dropout and augmentation, and metrics so far in this epoch, cannot be carried over."
+            f"The run resumes on {after['num_processes']} instead of "
+            f"{counted(before['num_processes'], 'processes')}, at the next sample. Random numbers of dropout "
+            "and augmentation, and metrics so far in this epoch, cannot be carried over."
         )
     plan = " (the saved scheduler keeps its own plan)" if keeps_schedule else ""
     for key, what in (
-        ("per_device_batch_size", "samples by process and step"),
+        ("per_device_batch_size", "samples per process and step"),
         ("gradient_accumulation_steps", "steps per update"),
         ("num_update_steps", f"updates in all{plan}"),
     ):
@@ -136,4 +136,4 @@ def _compare_parts(
         yield f"The state of {missing} is dropped, since this run has no such callbacks."
     added = [name for name in now["callbacks"] if name not in saved["callbacks"]]
     if added:
-        yield f"The callbacks {added} begin from scratch, since the saved run had no state of theirs."
+        yield f"The callbacks {added} start from scratch, since the training state has nothing for them."
