@@ -36,6 +36,8 @@ UPDATES = 40
 SECONDS_OF_A_FILE = 0.02
 LONGEST = 0.2
 """Seconds after the beginning of a save within which a kill comes."""
+LONGEST_LIFE = 300
+"""Seconds after which a job hangs. Alone on two cores it takes five, beside ten other tests it took 64."""
 
 
 class Told(TrainerCallback):
@@ -144,7 +146,7 @@ def kill(pids):
             os.kill(pid, signal.SIGKILL)
 
 
-def wait_for(pids, seconds=60):
+def wait_for(pids, seconds=LONGEST_LIFE):
     """Wait until all have ended, killing what is still there at last, and return their statuses."""
     statuses, give_up = {}, time.monotonic() + seconds
     while len(statuses) < len(pids):
@@ -195,7 +197,7 @@ def check_whole(place):
 
 def wait_for_save(folder, rng):
     """Wait for a random moment after a save has begun; return False if the job is through before."""
-    begun, give_up = len(lines(folder / "begun")) + rng.randint(1, 4), time.monotonic() + 60
+    begun, give_up = len(lines(folder / "begun")) + rng.randint(1, 4), time.monotonic() + LONGEST_LIFE
     while len(lines(folder / "begun")) < begun:
         assert time.monotonic() < give_up
         if (folder / "result.pt").exists():
