@@ -17,7 +17,7 @@ from ..state.checkpoint import read_optimizer_state, read_parameters_held
 from ..state.random import preserving_random_state
 from ..state.read_shards import is_in_shards
 from ..state.shards import SHARDS_FILE
-from ..state.weight_names import with_names_of
+from ..state.weight_names import plain_held, with_names_of
 from ..text import with_full_stop
 from .engine import LoadState
 from .partial_loading import PartialLoad, parameters_held
@@ -145,7 +145,7 @@ def load_optimizer(
     if state is None:
         state = read_optimizer_state(path.parent)
         path = path.with_name(SHARDS_FILE) if is_in_shards(path.parent) else path
-        saved_held = read_parameters_held(path.parent) if isinstance(load, PartialLoad) else None
+        saved_held = plain_held(read_parameters_held(path.parent)) if isinstance(load, PartialLoad) else None
     if isinstance(load, PartialLoad):
         state = load.optimizer_state(optimizer, parameters_held(trained, optimizer), state, saved_held)
     load_into(optimizer, path, state, is_export)

@@ -33,7 +33,6 @@ from .former_states import complete_progress
 from .read_shards import is_in_shards, read_rest, read_whole_model, read_whole_optimizer
 from .safetensors_file import DTYPES
 from .state_values import find_wrong_value
-from .weight_names import plain_held
 
 # States of version 1 have no digests, and the records of the history in their JSON. Those of version 3 have
 # `sharded.pt`. All others are still written as 2, so that older versions of accel read them.
@@ -167,8 +166,8 @@ def read_model_state(folder: Path) -> dict[str, Any]:
 def read_parameters_held(folder: Path) -> Any:
     """Return names and shapes of what the optimizer held, by group; None in states of older versions."""
     if is_in_shards(folder):
-        return plain_held(read_rest(folder)["held"])
-    return plain_held(files.read_object(folder / "model_extra.pt", dict).get("held"))
+        return read_rest(folder)["held"]
+    return files.read_object(folder / "model_extra.pt", dict).get("held")
 
 
 def read_optimizer_state(folder: Path) -> Any:

@@ -15,6 +15,7 @@ from .checkpoint import (
     read_parameters_held,
 )
 from .read_shards import is_in_shards
+from .weight_names import plain_name
 
 OPTIMIZER_FILE = "optimizer.pt"
 FILES_OF_TRAINED = ("model.safetensors", OPTIMIZER_FILE, ATTRIBUTES_FILE)
@@ -49,7 +50,7 @@ def read_trained_values(folder: Path, state: TrainerState) -> TrainedValues:
 
 def _names_of_parameters(held: Any) -> list[str]:
     """Return the names of the parameters by their number in the optimizer. Older states have none."""
-    return [] if held is None else [name for group in held for name, _ in group]
+    return [] if held is None else [plain_name(name) for group in held for name, _ in group]
 
 
 def _values_of_optimizer(label: str, content: Any, names: list[str]) -> Iterator[tuple[str, Any]]:
