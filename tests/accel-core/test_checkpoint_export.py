@@ -6,9 +6,11 @@ import pickle
 import pytest
 import safetensors.torch
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import TensorDataset
 
 from accel_core import CheckpointError, ConfigurationError, Trainer, TrainerCallback
+from accel_core.extending import NotFiniteError, check_finite
 from accel_core.state import files
 from tiny import assert_same_tensors
 
@@ -211,6 +213,52 @@ class TestBoth:
     def test_a_missing_file_is_an_error_that_names_it(self, name, tmp_path):
         with pytest.raises(CheckpointError, match=name):
             create_trainer().load_checkpoint(tmp_path / name)
+
+
+class LargestMemory(TorchDispatchMode):
+    """Notes how many bytes the largest memory has that is taken within."""
+
+    largest = 0
+
+    def __init__(self, module):
+        super().__init__()
+        self.known = {each.untyped_storage().data_ptr() for each in module.parameters()}
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for each in result if isinstance(result, tuple) else (result,):
+            if torch.is_tensor(each) and each.untyped_storage().data_ptr() not in self.known:
+                self.largest = max(self.largest, each.untyped_storage().nbytes())
+        return result
+
+
+class TestFinite:
+    @pytest.mark.parametrize(
+        "dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64]
+    )
+    def test_one_element_that_is_not_finite_is_found_wherever_it_stands(self, dtype):
+        for size in (1, 2, 31, 33, 4097):
+            for place in {0, size // 2, size - 1}:
+                module = torch.nn.Module()
+                module.weight = torch.nn.Parameter(torch.randn(size, dtype=dtype))
+                module.turned = torch.nn.Parameter(torch.randn(3, size, dtype=dtype).t())
+                module.empty = torch.nn.Parameter(torch.zeros(0, dtype=dtype))
+                check_finite(module)
+                for parameter in (module.weight, module.turned[:, 1]):
+                    before = parameter[place].item()
+                    for value in (float("nan"), float("inf"), -float("inf")):
+                        with torch.no_grad():
+                            parameter[place] = value
+                        with pytest.raises(NotFiniteError, match="is not finite"):
+                            check_finite(module)
+                    with torch.no_grad():
+                        parameter[place] = before
+
+    def test_looking_for_it_makes_no_tensor_of_the_size_of_a_parameter(self):
+        module = torch.nn.Linear(50, 50)
+        with LargestMemory(module) as results:
+            check_finite(module)
+        assert 0 < results.largest <= 8
 
 
 def test_a_file_without_the_weights_of_a_model_is_told(tmp_path):
