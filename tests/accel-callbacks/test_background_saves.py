@@ -334,11 +334,11 @@ TWO = """
             return {"index": trainer.accelerator.process_index}
 
     create = files.create
-    def only_on_main(path):
+    def only_on_main(*args):
         assert trainer.is_main_process
         if fails:
             raise OSError("no space left")
-        return create(path)
+        return create(*args)
     files.create = only_on_main
 
     torch.manual_seed(0)

@@ -29,7 +29,7 @@ from accel_core import (
     latest_checkpoint,
     verify_checkpoint,
 )
-from accel_core.state import digests, files
+from accel_core.state import digests, files, publishing
 from accel_core.state.digests import SMALL, digest_of_value
 from states import STATE_FILE, edit, flip_bit, flip_last_bit, zero_sector
 from tiny import ONE_CYCLE, SaveAt, tiny_data, tiny_network, weights_of
@@ -339,7 +339,7 @@ class TestFormat:
             "lines.jsonl": files.write_bytes(tmp_path / "lines.jsonl", value["c"]),
         }.items():
             content = (tmp_path / name).read_bytes()
-            assert written == (len(content), hashlib.sha256(content).hexdigest())
+            assert written.written == (len(content), hashlib.sha256(content).hexdigest())
 
     @pytest.mark.parametrize("beside", [True, False])
     def test_a_file_of_many_pieces_has_its_digest_and_a_second_thread_only_where_one_may_hash(
@@ -354,7 +354,7 @@ class TestFormat:
 
         def write() -> None:
             digests.hashes_beside.set(beside)
-            written.append(files.write_bytes(tmp_path / "file", content))
+            written.append(files.write_bytes(tmp_path / "file", content).written)
 
         writer = threading.Thread(target=write, name="writer")
         writer.start()
@@ -362,6 +362,75 @@ class TestFormat:
         assert (tmp_path / "file").read_bytes() == content
         assert written == [(len(content), hashlib.sha256(content).hexdigest())]
         assert [name.partition("_")[0] for name in started] == ["writer", *["accel-digest"] * beside]
+
+    @settings(deadline=None, max_examples=60)
+    @given(
+        sizes=st.lists(st.integers(0, 200), max_size=12),
+        kept=st.sets(st.integers(0, 11)),
+        beside=st.booleans(),
+    )
+    def test_what_is_kept_and_what_changes_at_once_have_one_digest(
+        self, sizes, kept, beside, tmp_path_factory
+    ):
+        path = tmp_path_factory.mktemp("kept") / "file"
+        tensors = [torch.randint(0, 255, [size], dtype=torch.uint8) for size in sizes]
+        content = b"".join(tensor.numpy().tobytes() for tensor in tensors)
+        stay = [tensor.untyped_storage() for index, tensor in enumerate(tensors) if index in kept]
+        token = digests.hashes_beside.set(beside)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(digests, "SMALL", 50)
+            patch.setattr(digests, "PIECE", 70)
+            with files.create(path, stay) as file:
+                for index, tensor in enumerate(tensors):
+                    file.write(tensor.numpy())
+                    if index not in kept:
+                        tensor.zero_()
+        digests.hashes_beside.reset(token)
+        assert path.read_bytes() == content
+        assert file.written == (len(content), hashlib.sha256(content).hexdigest())
+
+    def test_the_disk_takes_a_file_while_the_one_before_is_hashed(self, tmp_path, monkeypatch):
+        are_written, sha256 = threading.Event(), hashlib.sha256
+
+        class Slow:
+            def __init__(self):
+                self.inner = sha256()
+
+            def update(self, data):
+                if threading.current_thread() is not threading.main_thread():
+                    assert are_written.wait(30), "A file waits for the digest of the one before."
+                self.inner.update(data)
+
+            def hexdigest(self):
+                return self.inner.hexdigest()
+
+        sync = files.sync
+
+        def sync_and_tell(path):
+            sync(path)
+            if path.name == "b.safetensors":
+                are_written.set()
+
+        monkeypatch.setattr(digests.hashlib, "sha256", Slow)
+        monkeypatch.setattr(files, "sync", sync_and_tell)
+        tensors = {name: torch.randn(SMALL) for name in ("one", "two", "three")}
+        contents = {"a.pt": {"state": {0: tensors}}, "b.safetensors": tensors}
+        written = publishing.write_contents(tmp_path, contents, {"run_id": "r", "update": 1})
+        monkeypatch.undo()
+        for name in contents:
+            content = (tmp_path / name).read_bytes()
+            assert written[name] == (len(content), hashlib.sha256(content).hexdigest())
+
+    @pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="the system takes no such advice")
+    def test_the_system_is_asked_to_give_back_the_memory_of_all_that_was_written(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(digests, "PIECE", SMALL)
+        asked = []
+        monkeypatch.setattr(os, "posix_fadvise", lambda _, *range_and_advice: asked.append(range_and_advice))
+        monkeypatch.setattr(digests, "_WINDOW", 2 * SMALL)
+        files.write_bytes(tmp_path / "file", bytes(4 * SMALL + 1))
+        # Each piece twice: the disk begins with it, and has it when the next one is written.
+        ranges = [(0, 1), (0, 2), (1, 2), (2, 2)]
+        assert asked == [(begin * SMALL, length * SMALL, os.POSIX_FADV_DONTNEED) for begin, length in ranges]
 
     def test_the_digest_of_a_value_is_that_of_what_comes_back(self, tmp_path):
         value = {

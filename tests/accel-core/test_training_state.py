@@ -520,13 +520,13 @@ class FaultAt:
             setattr(files, name, original)
 
     def wrap(self, name: str, original: Callable[..., Any]) -> Callable[..., Any]:
-        def operate(path: Path, *args: Any) -> Any:
+        def operate(path: Path, *args: Any, **kwargs: Any) -> Any:
             self.done += 1
             if self.done != self.number:
-                return original(path, *args)
+                return original(path, *args, **kwargs)
             if self.when != "before":
                 original(
-                    path, *args
+                    path, *args, **kwargs
                 ) if name != "remove_folder" or self.when == "after" else self.remove_half(path)
             if self.when == "during" and path.is_file():
                 os.truncate(path, path.stat().st_size // 2)

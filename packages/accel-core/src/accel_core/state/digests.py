@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+import numpy as np
 import torch
 
 Buffer = bytes | memoryview
@@ -18,8 +20,11 @@ Buffer = bytes | memoryview
 SMALL = 1 << 16
 """Bytes. Handing less than this to another thread takes longer than hashing it."""
 
-PIECE = 1 << 25
+PIECE = 1 << 23
 """Bytes after which the disk is asked to begin with what it has."""
+
+_WINDOW = 8 * PIECE
+"""Bytes that are looked at to find what is on the disk already. Of a slow disk more is waiting."""
 
 hashes_beside: ContextVar[bool] = ContextVar("hashes_beside", default=True)
 """Whether a second thread hashes. Each thread has its own answer.
@@ -41,64 +46,125 @@ class Written(NamedTuple):
 class HashingFile:
     """A file open for writing that hashes what it writes.
 
-    A second thread hashes what is not small while it goes to the disk: both leave Python's lock.
+    A second thread hashes while this file, and the ones after it, go to the disk: both leave Python's lock.
     Nothing is read back, so what is hashed is what the memory held.
     """
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: BinaryIO, kept: Iterable[torch.UntypedStorage] = ()) -> None:
+        """Hold the file.
+
+        Args:
+            kept: memory that does not change until `written` is read. What is in it may be hashed later than
+                it is written.
+        """
         self._file = file
         self._hash = hashlib.sha256()
         self._size = 0
         self._thread: ThreadPoolExecutor | None = None
+        self._last: Future[None] | None = None
+        # Many small tensors are hashed together.
+        self._small: list[Buffer] = []
+        self._small_size = 0
+        # Held as well, so that no other tensor takes this memory.
+        self._kept = sorted(kept, key=torch.UntypedStorage.data_ptr)
+        self._begins = [storage.data_ptr() for storage in self._kept]
 
     def write(self, data: Buffer) -> int:
-        """Write and hash all of `data`, which may change once this has returned."""
+        """Write all of `data`, which may change once this has returned, unless it is among what is kept."""
         view = memoryview(data).cast("B")
-        hashed = self._hash_beside(view) if len(view) >= SMALL and hashes_beside.get() else None
-        try:
+        if len(view) < SMALL:
+            self._write(view)
+            self._small.append(view if self._is_kept(view) else bytes(view))
+            self._small_size += len(view)
+            if self._small_size >= SMALL:
+                self._hash_pieces(self._take_small(), hashes_beside.get())
+        elif hashes_beside.get():
+            self._hash_pieces([*self._take_small(), view], True)
+            try:
+                self._write(view)
+            finally:
+                if not self._is_kept(view):
+                    self._wait()
+        else:
+            self._hash_pieces(self._take_small(), False)
+            # The disk works while a piece is hashed.
             for begin in range(0, len(view), PIECE):
-                piece = view[begin : begin + PIECE]
-                self._file.write(piece)
-                self._size += len(piece)
-                if len(piece) == PIECE:
-                    self._start_disk()
-                if hashed is None:
-                    self._hash.update(piece)
-        finally:
-            if hashed is not None:
-                hashed.result()
+                self._write(view[begin : begin + PIECE])
+                self._hash.update(view[begin : begin + PIECE])
         return len(view)
 
-    def _hash_beside(self, view: memoryview) -> Future[None] | None:
-        """Let the second thread hash; return None if there can be none."""
-        try:
-            self._thread = self._thread or ThreadPoolExecutor(1, "accel-digest")
-            return self._thread.submit(self._hash.update, view)
-        # Python that has begun to end starts no more threads, and waits for a save that is on its way.
-        except RuntimeError:
-            return None
+    def _write(self, view: memoryview) -> None:
+        for begin in range(0, len(view), PIECE):
+            piece = view[begin : begin + PIECE]
+            self._file.write(piece)
+            self._size += len(piece)
+            if len(piece) == PIECE:
+                self._start_disk()
+
+    def _take_small(self) -> list[Buffer]:
+        small, self._small, self._small_size = self._small, [], 0
+        return small
+
+    def _is_kept(self, view: memoryview) -> bool:
+        if isinstance(view.obj, bytes):
+            return True
+        if not (self._kept and view):
+            return False
+        begin = np.frombuffer(view, np.uint8).__array_interface__["data"][0]
+        index = bisect.bisect_right(self._begins, begin) - 1
+        return index >= 0 and begin + len(view) <= self._begins[index] + self._kept[index].nbytes()
+
+    def _hash_pieces(self, pieces: list[Buffer], is_beside: bool) -> None:
+        """Hash what comes next in the file.
+
+        Args:
+            is_beside: let the second thread do it, after what it has to do already.
+        """
+        if is_beside:
+            try:
+                self._thread = self._thread or ThreadPoolExecutor(1, "accel-digest")
+                self._last = self._thread.submit(self._update, pieces)
+                return
+            # Python that has begun to end starts no more threads, and waits for a save that is on its way.
+            except RuntimeError:
+                pass
+        self._wait()
+        self._update(pieces)
+
+    def _update(self, pieces: list[Buffer]) -> None:
+        for piece in pieces:
+            self._hash.update(piece)
+
+    def _wait(self) -> None:
+        """Wait for the second thread."""
+        if self._last is not None:
+            self._last.result()
 
     def _start_disk(self) -> None:
-        """Ask the system to begin with the last piece."""
-        # Else the disk would rest until all is written and hashed. Linux begins to write what it is told to
-        # drop, and waits for nothing; what is not on the disk yet stays in memory.
+        """Let the disk begin with what was written, and drop from memory what is on it already."""
+        # Else the disk would rest until all is written. And each piece would take new memory of the system,
+        # which can cost ten times as much as the copy into it. Linux begins to write what it is told to drop,
+        # and keeps what is not on the disk yet.
         if hasattr(os, "posix_fadvise"):
             self._file.flush()
             with contextlib.suppress(OSError):
-                os.posix_fadvise(self._file.fileno(), self._size - PIECE, PIECE, os.POSIX_FADV_DONTNEED)
+                begin = max(0, self._size - _WINDOW)
+                os.posix_fadvise(self._file.fileno(), begin, self._size - begin, os.POSIX_FADV_DONTNEED)
 
     def flush(self) -> None:
         """Hand what is buffered to the system."""
         self._file.flush()
 
     def close(self) -> None:
-        """End the thread; the file stays open."""
+        """Let the second thread end once it has hashed all; the file stays open."""
         if self._thread is not None:
-            self._thread.shutdown()
+            self._hash_pieces(self._take_small(), True)
+            self._thread.shutdown(wait=False)
 
     @property
     def written(self) -> Written:
         """Size and digest of what was written so far."""
+        self._hash_pieces(self._take_small(), False)
         return Written(self._size, self._hash.hexdigest())
 
 
@@ -177,3 +243,17 @@ def bytes_of(tensor: torch.Tensor) -> memoryview:
     plain = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous()
     # numpy has no bfloat16 and no 8-bit floats, so bits go through as whole numbers.
     return memoryview(plain.reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
+
+
+def memory_of(value: Any) -> Iterator[torch.UntypedStorage]:
+    """Yield the memory of the dense tensors on the CPU in a plain value."""
+    if isinstance(value, torch.Tensor):
+        is_plain = type(value) in (torch.Tensor, torch.nn.Parameter) and value.layout is torch.strided
+        if is_plain and value.device.type == "cpu":
+            yield value.untyped_storage()
+    elif isinstance(value, Mapping):
+        for inner in value.values():
+            yield from memory_of(inner)
+    elif isinstance(value, (list, tuple)):
+        for inner in value:
+            yield from memory_of(inner)

@@ -10,7 +10,7 @@ import pickle
 import re
 import shutil
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, get_origin, get_type_hints, is_typeddict
 
@@ -20,7 +20,7 @@ import torch
 
 from ..errors import AccelError, CheckpointError, DamagedError
 from . import safetensors_file
-from .digests import HashingFile, Written
+from .digests import HashingFile, memory_of
 from .plain import as_plain as as_plain
 from .staging import replacing
 
@@ -32,10 +32,14 @@ _UNSEALED = "0" * 64
 
 
 @contextlib.contextmanager
-def create(path: Path) -> Iterator[HashingFile]:
-    """Open a new file, and have it on the disk at the end. All files of a save are written through here."""
+def create(path: Path, kept: Iterable[torch.UntypedStorage] = ()) -> Iterator[HashingFile]:
+    """Open a new file, and have it on the disk at the end. All files of a save are written through here.
+
+    Args:
+        kept: what may be hashed after it was written (see `HashingFile`).
+    """
     with writing(path), path.open("wb") as file:
-        hashing = HashingFile(file)
+        hashing = HashingFile(file, kept)
         try:
             yield hashing
         finally:
@@ -43,11 +47,14 @@ def create(path: Path) -> Iterator[HashingFile]:
     sync(path)
 
 
-def write_object(path: Path, value: Any, origin: Mapping[str, Any] | None = None) -> Written:
-    """Write a plain value with `torch.save`.
+def write_object(
+    path: Path, value: Any, origin: Mapping[str, Any] | None = None, stays: bool = False
+) -> HashingFile:
+    """Write a plain value with `torch.save`. Returns the file, which is on the disk and has the digest.
 
     Args:
         origin: goes into a dictionary, under the key `ORIGIN`.
+        stays: nothing changes the tensors before the digest is read, so that it may be computed later.
 
     Raises:
         ConfigurationError: the value is not plain (see `as_plain`).
@@ -55,30 +62,38 @@ def write_object(path: Path, value: Any, origin: Mapping[str, Any] | None = None
     plain = as_plain(value, f"The content of '{path.name}'")
     if origin is not None and type(plain) is dict:
         plain = {ORIGIN: dict(origin), **plain}
-    with create(path) as file:
+    with create(path, memory_of(plain) if stays else ()) as file:
         torch.save(plain, file)  # type: ignore[arg-type]
-    return file.written
+    return file
 
 
 def write_tensors(
-    path: Path, tensors: Mapping[str, torch.Tensor], origin: Mapping[str, Any] | None = None
-) -> Written:
-    """Write dense tensors as safetensors. Those that share memory are written each on its own."""
+    path: Path,
+    tensors: Mapping[str, torch.Tensor],
+    origin: Mapping[str, Any] | None = None,
+    stays: bool = False,
+) -> HashingFile:
+    """Write dense tensors as safetensors. Those that share memory are written each on its own.
+
+    Args:
+        origin: goes among the metadata.
+        stays: as in `write_object`.
+    """
     metadata = {"format": "pt"} if origin is None else {"format": "pt", ORIGIN: json.dumps(dict(origin))}
-    with create(path) as file:
+    with create(path, memory_of(tensors) if stays else ()) as file:
         for piece in safetensors_file.pieces(tensors, metadata):
             file.write(piece)
-    return file.written
+    return file
 
 
-def write_bytes(path: Path, content: bytes) -> Written:
+def write_bytes(path: Path, content: bytes) -> HashingFile:
     """Write `content` as it is."""
     with create(path) as file:
         file.write(content)
-    return file.written
+    return file
 
 
-def write_json(path: Path, value: Any, is_sealed: bool = False) -> Written:
+def write_json(path: Path, value: Any, is_sealed: bool = False) -> HashingFile:
     """Write `value`, made of what JSON knows, for people to read.
 
     Args:

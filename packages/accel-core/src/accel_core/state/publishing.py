@@ -25,16 +25,20 @@ def origin_of(state: RunState) -> dict[str, Any]:
 def write_contents(
     folder: Path, contents: Mapping[str, Any], origin: Mapping[str, Any]
 ) -> dict[str, Written]:
-    """Write files into a folder, by the endings of their names, and return sizes and digests."""
-    written = {}
+    """Write files into a folder, by the endings of their names, and return sizes and digests.
+
+    Nothing may change `contents` meanwhile. All files are on the disk when this returns.
+    """
+    begun = {}
     for name, content in contents.items():
         if name.endswith(".jsonl"):
-            written[name] = files.write_bytes(folder / name, content)
+            begun[name] = files.write_bytes(folder / name, content)
         elif name.endswith(".safetensors"):
-            written[name] = files.write_tensors(folder / name, content, origin)
+            begun[name] = files.write_tensors(folder / name, content, origin, stays=True)
         else:
-            written[name] = files.write_object(folder / name, content, origin)
-    return written
+            begun[name] = files.write_object(folder / name, content, origin, stays=True)
+    # Last, so that the disk writes a file while the one before is hashed.
+    return {name: file.written for name, file in begun.items()}
 
 
 def as_copyable(contents: Mapping[str, Any]) -> dict[str, Any]:
