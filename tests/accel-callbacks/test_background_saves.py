@@ -22,8 +22,10 @@ from accel_core import (
     latest_checkpoint,
     verify_checkpoint,
 )
+from accel_core.run import background_saves
 from accel_core.state import save as save_module
 from accel_core.state.digests import hashes_beside
+from accel_core.state.housekeeping import remove_checkpoint
 from accel_core.state.snapshot import Snapshots
 from launching import launch
 
@@ -222,6 +224,29 @@ def test_rotation_comes_after_the_new_state_stands(monkeypatch, tmp_path):
     train(create_trainer(background(tmp_path, 4, keep_last=1), Look()))
     assert [path.name for path in tmp_path.glob("update_*")] == ["update_00000012"]
     assert there[1] == ["update_00000004", "update_00000008"]
+
+
+def test_what_need_not_be_kept_is_removed_while_training_goes_on(monkeypatch, tmp_path):
+    may_remove, removed = threading.Event(), []
+
+    def remove(path):
+        assert may_remove.wait(SECONDS)
+        removed.append((path.name, threading.current_thread().name))
+        remove_checkpoint(path)
+
+    def wait_until_it_stands(trainer):
+        saver._saver.background.writer.wait()
+
+    def look(trainer):
+        assert not removed
+        assert (tmp_path / "update_00000004").is_dir()
+        may_remove.set()
+
+    monkeypatch.setattr(background_saves, "remove_checkpoint", remove)
+    saver = background(tmp_path, 4, keep_last=1)
+    train(create_trainer(saver, Watch(at_4=wait_until_it_stands, at_8=wait_until_it_stands, at_11=look)))
+    assert removed == [("update_00000004", "accel-save")]
+    assert [path.name for path in tmp_path.glob("update_*")] == ["update_00000012"]
 
 
 def test_an_engine_that_communicates_while_it_writes_is_refused(monkeypatch, tmp_path):

@@ -153,7 +153,7 @@ class SaveTrainingStateCallback(TrainerCallback):
         """Save if it is due, or if all processes stop now; tell of a save that was written meanwhile."""
         background = self._saver.background
         if background is not None and background.has_arrived(trainer):
-            self._saver.finish(trainer, self._retries)
+            self._saver.finish(trainer, self._retries, goes_on=True)
         is_due = self.periodic.is_due_after_update(trainer) or self._has_value(trainer)
         is_stopping = trainer.stop_reason is not None and self._saves_at_end(trainer)
         if is_stopping:

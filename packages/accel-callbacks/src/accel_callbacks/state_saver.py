@@ -110,8 +110,12 @@ class StateSaver:
             if not self._is_on_its_way:
                 self._after_save(trainer, path)
 
-    def finish(self, trainer: Trainer, retries: bool) -> None:
-        """Wait for the save that is on its way."""
+    def finish(self, trainer: Trainer, retries: bool, goes_on: bool = False) -> None:
+        """Wait for the save that is on its way.
+
+        Args:
+            goes_on: training goes on meanwhile, so that a thread may remove what need not be kept.
+        """
         if self.background is None:
             return
         try:
@@ -120,7 +124,7 @@ class StateSaver:
             self.failures.add(trainer, error, is_tried_again=retries)
         else:
             if path is not None:
-                self._after_save(trainer, path)
+                self._after_save(trainer, path, goes_on)
 
     def finish_mirror(self, trainer: Trainer) -> None:
         """Wait for the copies that are on their way to the mirror, with the run card of all states."""
@@ -148,7 +152,7 @@ class StateSaver:
     def _is_on_its_way(self) -> bool:
         return self.background is not None and self.background.path is not None
 
-    def _after_save(self, trainer: Trainer, path: Path) -> None:
+    def _after_save(self, trainer: Trainer, path: Path, goes_on: bool = False) -> None:
         """Do what follows from the state that now stands at `path`."""
         if self.failures.number:
             notify(trainer, f"The training state could be saved again, to '{path}'.", "saves")
@@ -156,7 +160,9 @@ class StateSaver:
         if trainer.is_main_process:
             if self.mirrored is not None:
                 self.mirrored.add(path)
-            self.folder.tidy(str(trainer.run_id))
+            # Not beside the first card, which looks at all that stands in the folder.
+            background = self.background if goes_on and self.folder.has_card else None
+            self.folder.tidy(str(trainer.run_id), None if background is None else background.remove)
             # The cost of a save does not grow with their number, so the card is written once more at the end.
             if not self.folder.has_card:
                 self._write_card(trainer)

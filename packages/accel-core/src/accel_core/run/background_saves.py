@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from ..errors import AccelWarning, CheckpointError, ConfigurationError
 from ..notices import logger_of
 from ..processes.collectives import all_gather_object, is_distributed, run_on_main
 from ..state.background import BackgroundWriter
+from ..state.housekeeping import remove_checkpoint
 from .run import Run, require_training
 from .trainer_parts import TrainerParts
 
@@ -104,12 +105,15 @@ class BackgroundSaves:
     def finish(self, trainer: TrainerParts) -> Path | None:
         """Wait for the state on its way, tell everyone that it stands, and return it.
 
-        Every process takes part.
+        If there is none, wait for what `remove` removes. Every process takes part.
 
         Raises:
             CheckpointError: it could not be written, on every process.
         """
         if self.path is None:
+            failed = self.writer.wait()
+            if failed is not None:
+                raise failed
             return None
         path, self.path = self.path, None
         error: Exception | None = None
@@ -148,9 +152,23 @@ class BackgroundSaves:
         failure = run_on_main(complete, trainer.is_main_process)
         return " ".join(f"Process {index}: {text}" for index, text in failures.items()) or failure
 
+    def remove(self, paths: Sequence[Path]) -> None:
+        """Let the writer remove states while training goes on: of large ones it takes as long as the copies.
+
+        One process calls it.
+        """
+
+        def remove_all() -> None:
+            for path in paths:
+                remove_checkpoint(path)
+
+        if paths:
+            self.writer.start(remove_all)
+
     def close(self, trainer: TrainerParts) -> Path | None:
         """Wait for the state on its way after an error, without messages to other processes; return it."""
         if self.path is None:
+            self.writer.wait()
             return None
         path, self.path = self.path, None
         error = self.writer.wait()

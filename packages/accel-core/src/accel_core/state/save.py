@@ -158,5 +158,6 @@ def _prepare(path: Path, state: RunState, is_known: bool) -> str | None:
     remove_leftovers(path.parent)
     files.make_folder(path.parent)
     staging = staging_of(path)
-    files.make_folder(staging)
+    # Its name has to be on the disk only once it is that of a complete state.
+    staging.mkdir()
     return staging.name
