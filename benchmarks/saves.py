@@ -1,4 +1,7 @@
-"""What a save costs, as JSON: digests beside writing, and the thousandth save beside the second.
+"""What saves cost a training, as JSON: digests, copies in the background, and the thousandth save beside the second.
+
+All figures are of saves by `SaveTrainingStateCallback` in a training run, since that is what a user waits for. To write the
+same files again and again is another measure: the system has the memory of the files before at hand.
 
 Started by run.py:
 
@@ -28,7 +31,7 @@ from torch.utils.data import TensorDataset
 
 from accel_callbacks import SaveTrainingStateCallback, TrainingStatisticsCallback
 from accel_core import Trainer, TrainerCallback
-from accel_core.state import digests, publishing
+from accel_core.state import digests
 
 ROUNDS = 5
 STEPS_OF_A_SAVE = 5
@@ -44,57 +47,85 @@ class NoDigest:
         return "0" * 64
 
 
-def seconds_of_save(folder: Path, contents: dict[str, Any], has_digests: bool) -> float:
-    """Seconds in which all files are written and on the disk."""
-    digests.hashlib = hashlib if has_digests else type("Hashes", (), {"sha256": NoDigest})  # type: ignore[attr-defined]
-    folder.mkdir()
-    start = time.perf_counter()
-    publishing.write_contents(folder, contents, {"run_id": "benchmark", "update": 1})
-    seconds = time.perf_counter() - start
-    digests.hashlib = hashlib  # type: ignore[attr-defined]
-    for path in folder.iterdir():
-        path.unlink()
-    folder.rmdir()
-    return seconds
+class TimedSaver(SaveTrainingStateCallback):
+    """Notes the milliseconds that each save takes from the training, also after it was written."""
+
+    has_saved = False
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.milliseconds: list[float] = []
+
+    def save(self, trainer: Trainer, is_last: bool = False) -> None:
+        self.has_saved = True
+        super().save(trainer, is_last)
+
+    def on_optimizer_step_end(self, trainer: Trainer) -> None:
+        self.has_saved = False
+        start = time.perf_counter()
+        super().on_optimizer_step_end(trainer)
+        milliseconds = (time.perf_counter() - start) * 1000
+        if self.has_saved:
+            self.milliseconds.append(milliseconds)
+        elif self.milliseconds:
+            # The state before is removed once one that was written in the background stands.
+            self.milliseconds[-1] += milliseconds
+
+
+class SaverInPairs(TimedSaver):
+    """Saves in pairs, one with digests and one without. They take turns in going first."""
+
+    def save(self, trainer: Trainer, is_last: bool = False) -> None:
+        has_digests = self.has_digests(len(self.milliseconds))
+        digests.hashlib = hashlib if has_digests else type("Hashes", (), {"sha256": NoDigest})  # type: ignore[attr-defined]
+        token = digests.hashes_beside.set(has_digests)
+        try:
+            super().save(trainer, is_last)
+        finally:
+            digests.hashes_beside.reset(token)
+            digests.hashlib = hashlib  # type: ignore[attr-defined]
+
+    @staticmethod
+    def has_digests(number: int) -> bool:
+        return number % 4 in (1, 2)
 
 
 def cost_of_digests(folder: Path, megabytes: int) -> tuple[float, float]:
-    """How much longer a save takes with digests than without, and what SHA-256 alone takes; as shares of it."""
-    # A third of a state of Adam are weights, the rest are its two averages.
-    weights = torch.randn(megabytes * 250_000 // 3)
-    averages = {0: {"exp_avg": torch.randn_like(weights), "exp_avg_sq": torch.randn_like(weights)}}
-    optimizer = {"state": averages, "param_groups": []}
-    contents = {"model.safetensors": {"weight": weights}, "optimizer.pt": optimizer}
-    shares, alone = [], []
-    for number in range(ROUNDS + 1):
-        order = (True, False) if number % 2 else (False, True)
-        path = folder / "state"
-        seconds = {has_digests: seconds_of_save(path, contents, has_digests) for has_digests in order}
-        shares.append(seconds[True] / seconds[False] - 1)
-        start = time.perf_counter()
-        for _ in range(3):
-            hashlib.sha256(weights.numpy())
-        alone.append((time.perf_counter() - start) / seconds[False])
+    """How much longer a save in a training takes with digests than without, and what SHA-256 alone takes.
+
+    Both are shares of a save without. All that a save does counts: the check of the parameters, writing, and the removal
+    of the state before, as a user waits for it.
+    """
+    model = Held(megabytes * 250_000 // 3)
+    saver = SaverInPairs(folder, save_every_n_updates=3, keep_last=1, save_at_end=False)
+    train_for_saves(model, [saver], 6 * (ROUNDS + 1))
+    shares, without = [], []
     # The first pair warms the disk.
-    return statistics.median(shares[1:]), statistics.median(alone[1:])
+    for number in range(2, len(saver.milliseconds), 2):
+        pair = {saver.has_digests(each): saver.milliseconds[each] for each in (number, number + 1)}
+        shares.append(pair[True] / pair[False] - 1)
+        without.append(pair[False])
+    start = time.perf_counter()
+    # A third of a state of Adam are weights, the rest are its two averages.
+    for _ in range(3):
+        hashlib.sha256(model.weight.detach().numpy())
+    alone = (time.perf_counter() - start) * 1000
+    return statistics.median(shares), alone / statistics.median(without)
 
 
-class TimedSaver(SaveTrainingStateCallback):
-    """Notes the milliseconds of each save."""
-
-    milliseconds: list[float]
-
-    def save(self, trainer: Trainer, is_last: bool = False) -> None:
-        start = time.perf_counter()
-        super().save(trainer, is_last)
-        self.milliseconds.append((time.perf_counter() - start) * 1000)
+def train_for_saves(model: torch.nn.Module, callbacks: list[TrainerCallback], num_updates: int) -> None:
+    trainer = Trainer(
+        model, lambda outputs, targets: outputs, torch.optim.AdamW(model.parameters()), callbacks, seed=1
+    )
+    data = TensorDataset(torch.zeros(num_updates, 1), torch.zeros(num_updates))
+    with contextlib.redirect_stdout(io.StringIO()):
+        trainer.train(data, 1, per_device_batch_size=1)
 
 
 def cost_of_late_saves(folder: Path, num_saves: int, keep_last: int | None) -> tuple[float, float]:
     """Median milliseconds of a save among the second to eleventh, and among the last ten."""
     model = torch.nn.Linear(6, 2)
     saver = TimedSaver(folder, save_every_n_updates=STEPS_OF_A_SAVE, keep_last=keep_last, save_at_end=False)
-    saver.milliseconds = []
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     callbacks = [TrainingStatisticsCallback(STEPS_OF_A_SAVE), saver]
     trainer = Trainer(model, torch.nn.functional.cross_entropy, optimizer, callbacks=callbacks, seed=1)
@@ -153,18 +184,8 @@ def train_with_saves(
     saver = TimedSaver(
         folder, save_every_n_updates=10, keep_last=1, save_at_end=False, in_background=in_background
     )
-    saver.milliseconds = []
     updates = TimedUpdates()
-    trainer = Trainer(
-        model,
-        lambda outputs, targets: outputs,
-        torch.optim.AdamW(model.parameters()),
-        [updates, saver],
-        seed=1,
-    )
-    data = TensorDataset(torch.zeros(50, 1), torch.zeros(50))
-    with contextlib.redirect_stdout(io.StringIO()):
-        trainer.train(data, 1, per_device_batch_size=1)
+    train_for_saves(model, [updates, saver], 50)
     return saver.milliseconds, updates.milliseconds, (updates.peak_bytes - before) / 1e6
 
 
@@ -198,11 +219,11 @@ def main() -> None:
     megabytes, num_saves = map(int, sys.argv[1:3])
     cores = sorted(os.sched_getaffinity(0))
     figures = {}
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
         for name, usable in (("a core free", cores), ("no core free", cores[:1])):
             os.sched_setaffinity(0, usable)
-            cost, alone = cost_of_digests(folder, megabytes)
+            cost, alone = cost_of_digests(folder / name.replace(" ", "_"), megabytes)
             figures[f"digests, {name}, %"] = 100 * cost
             figures[f"SHA-256 alone, {name}, % of a save without"] = 100 * alone
         os.sched_setaffinity(0, cores)
