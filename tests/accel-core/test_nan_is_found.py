@@ -110,7 +110,7 @@ def test_a_layer_whose_output_overflows_with_its_parameter_and_the_sample(tmp_pa
 def test_an_operation_between_layers_is_told_with_its_module(tmp_path):
     nans, _ = train(tmp_path, nn.Sequential(Block()), data_with(-1000.0))
     assert (nans.origin.layer, nans.origin.samples) == ("0.second", [SAMPLE])
-    assert "it arises in the forward of 0, between its layers" in nans.origin.text
+    assert "it comes from the forward of 0, between its layers" in nans.origin.text
 
 
 def test_the_loss_function(tmp_path):
@@ -118,7 +118,7 @@ def test_the_loss_function(tmp_path):
         return (outputs[:, 0] + 100).sqrt().mean()
 
     nans, _ = train(tmp_path, nn.Linear(5, 2), data_with(-10000.0), loss_func=loss)
-    assert nans.origin.layer is None and "it arises in the loss function" in nans.origin.text
+    assert nans.origin.layer is None and "it comes from the loss function" in nans.origin.text
 
 
 def test_a_gradient_of_the_update_before_is_found_by_a_second_replay(tmp_path):

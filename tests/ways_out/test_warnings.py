@@ -758,7 +758,10 @@ ELSEWHERE = {
     "accel_core/callbacks/print_progress.py: wrap(how_it_ended(trainer), columns_of())": (
         "accel_core/callbacks/print_progress.py: how_it_ended",
     ),
-    "accel_core/callbacks/terminate_on_nan.py: self.origin.text": (),
+    "accel_core/callbacks/terminate_on_nan.py: self.origin.text": (
+        "accel_core/callbacks/non_finite.py: find_origin",
+        "accel_core/callbacks/non_finite.py: _origin_of",
+    ),
     "accel_core/notices.py: '%s'": (),
     "accel_core/notices.py: wrap(f\"{time.strftime('%H:%M:%S')} {message}\", columns_of())": (),
     "accel_core/run/background_saves.py: _failure(error, path)": (
@@ -794,6 +797,7 @@ PIECES = (
     "accel_core/data/waiting.py: _way_out",
 )
 """Functions that make a part of a sentence."""
+_FOUND = "tells where the first value arose that is not finite"
 _PROGRESS = "tells how far the run is"
 _END = "why the run ended: what was asked for, or has happened"
 _RESUMED = "what a state cannot carry over: the run is resumed with other things on purpose"
@@ -810,6 +814,19 @@ FACTS = {
     "Loaded the best weights, of epoch {}, with {} {}.": _PROGRESS,
     "Replaying up to update {} to find why its loss is not finite.": _PROGRESS,
     "Skipped {} of {}.": _PROGRESS,
+    "Update {}: the optimizer made {} not finite, though all gradients are finite": _FOUND,
+    "Update {}: everything is finite in the replay, so the replay differs from the run": _FOUND,
+    "Update {}: {}.": _FOUND,
+    "the batch holds {}": _FOUND,
+    "the input of {} is {}, and all layers before it are finite: it comes from the forward of {},": _FOUND,
+    "the output of {} is {}, and its input is finite": _FOUND,
+    "the loss is {}, and all outputs of the model are finite: it comes from the loss function": _FOUND,
+    "the gradient of the output of {} is {}, and the loss is finite": _FOUND,
+    "the gradient of {} is {}, and those of all outputs are finite": _FOUND,
+    "; its largest parameter is {}, up to {}": _FOUND,
+    "; samples {}{}": _FOUND,
+    "the model": "a word of that sentence",
+    "the layer {}": "a word of that sentence",
     "Left out {} {} None.": "a collate function of the user's own returned None",
     "Each {} is limited to {} per process{}.": "what LimitBatchesCallback was asked for",
     ", the same ones in every epoch": "what LimitBatchesCallback was asked for",
@@ -822,7 +839,8 @@ FACTS = {
     "the signal {} was received": _END,
     "the time limit of {} is reached": _END,
     "{} has not improved for {} evaluations in a row; {}": _END,
-    "Stopped by Ctrl-C": _END,
+    "Stopped by Ctrl-C.": _END,
+    "Stopped by Ctrl-C after update {} (epoch {}).": _END,
     "No state was saved": "its way out stands behind, and has a row",
     "{} The state of this update is {}.": _END,
     "The first value that is not finite could not be found: {}": "an error of the replay, whose text stands behind",

@@ -167,7 +167,7 @@ def find_origin(trainer: Any, update: int, folder: Any, given: Mapping[str, Any]
     if names:
         text = f"Update {update}: the optimizer made {names[0]!r} not finite, though all gradients are finite"
         return NonFiniteOrigin(update, _layer_of(names[0]), names[0], None, f"{text}.")
-    text = f"Update {update}: all is finite in the replay, which is not what the run did"
+    text = f"Update {update}: everything is finite in the replay, so the replay differs from the run"
     return NonFiniteOrigin(update, None, None, None, " ".join([f"{text}.", *result.messages]))
 
 
@@ -197,11 +197,11 @@ def _origin_of(event: Event, update: int, sizes: list[int | None], result: Any) 
     parent = _layer_of(layer or "") or type(result.model).__name__
     sentence = {
         "batch": f"the batch holds {'nan' if event.value == 'nan' else 'infinity'}",
-        "input": f"the input of {shown} is {event.value}, and all layers before it are finite: it arises in "
-        f"the forward of {parent}, between its layers",
+        "input": f"the input of {shown} is {event.value}, and all layers before it are finite: it comes "
+        f"from the forward of {parent}, between its layers",
         "output": f"the output of {shown} is {event.value}, and its input is finite",
-        "loss": f"the loss is {event.value}, and all outputs of the model are finite: it arises in the loss "
-        "function",
+        "loss": f"the loss is {event.value}, and all outputs of the model are finite: it comes from the "
+        "loss function",
         "output_gradient": f"the gradient of the output of {shown} is {event.value}, and the loss is finite",
         "gradient": f"the gradient of {parameter!r} is {event.value}, and those of all outputs are finite",
     }[event.kind]
