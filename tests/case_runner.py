@@ -43,6 +43,8 @@ class Outcome:
     """What the cases gave."""
 
     processes: int
+    folder: Path
+    """Of the launch: its script gets it as second argument, and may leave states there."""
     _results: list[dict[str, Any]]
     _cases: Cases
     _alone: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -88,8 +90,13 @@ def compare(
     launch(
         Path(script), processes=processes, args=[processes, folder, *args], timeout=timeout, env=environment
     )
+    return read_outcome(cases, processes, folder)
+
+
+def read_outcome(cases: Cases, processes: int, folder: Path) -> Outcome:
+    """What a launch of `cases` has left in its folder."""
     results = [torch.load(folder / f"{index}.pt", weights_only=False) for index in range(processes)]
-    return Outcome(processes, results, cases)
+    return Outcome(processes, folder, results, cases)
 
 
 def assert_equal(actual: Any, expected: Any) -> None:

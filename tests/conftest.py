@@ -17,8 +17,10 @@ from case_runner import Outcome, compare
 from quick import is_quick
 
 torch.set_num_threads(1)
-# Its assertions compare what the messages of the packages are with what they should be.
-pytest.register_assert_rewrite("ways_out", "notices")
+# Modules that hold assertions, which tell what they compare only where pytest rewrites them.
+pytest.register_assert_rewrite(
+    "ways_out", "notices", "layout_promises", "layout_limits", "sharding_promises", "fsdp2_promises"
+)
 
 
 @pytest.hookimpl(tryfirst=True)

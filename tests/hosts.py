@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -39,15 +39,20 @@ class Hosts:
         return [link[0]["stats64"]["rx"]["bytes"] for link in told]
 
     def launch(
-        self, script: Path, args: Sequence[object], disks: Path | None = None
+        self,
+        script: Path,
+        args: Sequence[object],
+        disks: Path | None = None,
+        env: Mapping[str, str] | None = None,
     ) -> subprocess.CompletedProcess[str]:
         """Run a script as one job, by a launcher and one process on each host, to its end.
 
         Args:
+            env: added to the environment.
             disks: an empty folder. At its place each host sees a folder of its own, kept beside it.
         """
         arguments = [*self.names, "-" if disks is None else disks, free_port(), script, *args]
-        return launch(Path(__file__), processes=1, args=arguments, timeout=200)
+        return launch(Path(__file__), processes=1, args=arguments, timeout=200, env=env)
 
 
 @contextlib.contextmanager

@@ -117,6 +117,14 @@ def test_accelerate_understands_the_commands_in_the_header(config: str) -> None:
         assert int(args.machine_rank or 0) == rank
 
 
+@pytest.mark.slow
+def test_cpu_alone_starts_a_single_process(tmp_path: Path) -> None:
+    """As docs/distributed.md says, so that nobody takes it for the command of two processes."""
+    script = tmp_path / "count.py"
+    script.write_text("from accelerate import Accelerator\nprint('found', Accelerator().num_processes)\n")
+    assert re.findall(r"found (\d)", run([f"accelerate launch --cpu --num_processes 2 {script}"])) == ["1"]
+
+
 def test_fsdp2_is_asked_for() -> None:
     args = launch_command_parser().parse_args(
         ["--config_file", str(EXAMPLES / "configs/fsdp2.yaml"), "--num_processes", "2", "x"]

@@ -1,7 +1,7 @@
 """The example of sharded models prints the same figures on one process and on two, and after a resume.
 
-A CPU starts it without an engine that shards; what those give is tested in
-tests/promises/test_engines_that_shard.py.
+A CPU starts it without an engine that shards. What those give is tested in tests/promises/test_layout_fsdp2.py and
+test_layout_zero.py.
 """
 
 import re

@@ -3,7 +3,9 @@
 Under DDP the main process writes. Under FSDP2 each writes its part, the main one copies the states to a mirror, and
 the folder of the states is lost after every second kill.
 
-ACCEL_TEST_KILLS chooses the number of kills. The script forks the processes from one that has imported torch.
+ACCEL_TEST_KILLS chooses the number of kills. ACCEL_TEST_SEED chooses which process is killed at which save, as in a run
+that has printed its seed; the machine chooses how far the save has come. The script forks the processes from one that
+has imported torch.
 """
 
 import contextlib
@@ -32,6 +34,7 @@ from launching import launch
 from layouts import fsdp2
 
 KILLS = {name: int(os.environ.get("ACCEL_TEST_KILLS", number)) for name, number in (("ddp", 6), ("fsdp2", 4))}
+SEED = int(os.environ.get("ACCEL_TEST_SEED", time.time_ns()))
 UPDATES = 40
 SECONDS_OF_A_FILE = 0.02
 LONGEST = 0.2
@@ -217,7 +220,8 @@ def engine(request):
 def test_killed_while_they_write_they_end_with_the_same_bits(tmp_path, engine):
     (tmp_path / "whole").mkdir()
     environment = {"PYTHONPATH": str(Path(__file__).parents[1])}
-    arguments = [tmp_path, engine, KILLS[engine]]
+    arguments = [tmp_path, engine, KILLS[engine], SEED]
+    print(f"To repeat these kills: ACCEL_TEST_SEED={SEED}")
     # With a limit of its own, after which the forked processes are killed too.
     limit = 100 + 20 * KILLS[engine]
     finished = launch(Path(__file__), processes=1, args=arguments, timeout=limit, env=environment)
@@ -248,6 +252,4 @@ if __name__ == "__main__":
         import torch.distributed.checkpoint
         import torch.distributed.fsdp
     assert wait_for(start_both(target / "whole", chosen, is_saved=False)) == [0, 0]
-    moments = time.time_ns()
-    print(f"{chosen}: the moments of the kills have the seed {moments}", flush=True)
-    print(run_series(target, chosen, int(sys.argv[3]), moments))
+    print(run_series(target, chosen, *map(int, sys.argv[3:])))

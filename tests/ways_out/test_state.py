@@ -496,7 +496,7 @@ FACTS = {
     "'{}' is damaged; use another checkpoint: {}.": "test_damaged_states.py flips each bit, and goes on from another",
     "Two tensors of a state are called {}.": "no call reaches it: parameters that are called alike have numbers",
     "{} {}": "joins what the errors of single processes say",
-    "On several machines it has to be on a disk that they share.": "test_machines_with_a_disk_each.py has machines",
+    "On several machines it has to be on a disk that they share.": "test_layout_two_machines.py has machines",
     "' has no tensor {} in its files; use another checkpoint.": "test_sharded_states.py, on two processes",
     "The processes {} have not written their parts to '{}'.": "another error ends the run, and the state before stands",
 }

@@ -1,8 +1,7 @@
-"""The same script on FSDP2 and DeepSpeed, as far as a CPU can show: two processes on gloo, compared with one.
+"""What engines that shard give on several processes beside what each layout promises: FSDP2, and ZeRO of three stages.
 
-FSDP2 refuses a CPU in Accelerate, so its state is set by hand here. DeepSpeed is found in the folder of
-ACCEL_TEST_DEEPSPEED, into which `hatch run install-deepspeed` puts it: in the environment itself, Accelerate
-would import it in every test.
+`tests/promises/test_layout_fsdp2.py` and `test_layout_zero.py` run the cases and have the tests. How the engines run
+on a CPU is told in `tests/sharding.py`.
 """
 
 import contextlib
@@ -10,15 +9,12 @@ import io
 import os
 import re
 import runpy
-import sys
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from accelerate import (
-    Accelerator,
-)
+from accelerate import Accelerator
 from torch import nn
 from torch.utils.data import TensorDataset
 
@@ -30,15 +26,12 @@ from accel_core import (
     Trainer,
     TrainerCallback,
 )
-from accel_core.engines.deepspeed import DeepSpeed
 from accel_core.engines.parts import local_shard
-from accel_core.processes.group import DataGroup
 from accel_core.state.files import read_tensors
-from case_runner import assert_equal, compare, run_as_script, shared_folder
-from sharding import ENGINES, create_accelerator, environment_of
+from case_runner import assert_equal, shared_folder
 from tiny import ONE_CYCLE, EvaluateInMidEpoch, SaveAt, Stream
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 NUM_TOKENS = 6
 
 
@@ -98,15 +91,6 @@ def train(batch_size, data=None, callbacks=(), trainer_class=Trainer, accumulati
     return outcome_of(trainer)
 
 
-def evaluate_and_predict(batch_size):
-    """Sizes at which one process has no sample, before and after the model was trained."""
-    trainer = make_trainer()
-    before = [trainer.evaluate(make_data(n), per_device_batch_size=batch_size) for n in (13, 1)]
-    trainer.train(make_data(37), 1, per_device_batch_size=batch_size, gradient_clip_norm=0.05)
-    after = [trainer.evaluate(make_data(n), per_device_batch_size=batch_size) for n in (61, 13, 5, 3, 1)]
-    return before, after, [trainer.predict(make_data(n), per_device_batch_size=batch_size) for n in (13, 1)]
-
-
 class StopAt(TrainerCallback):
     """Asks on the last process only, in the last update of an epoch, from within a step."""
 
@@ -156,34 +140,6 @@ def train_tokens(batch_size, trainer_class):
 
 def keep_all(samples):
     return torch.utils.data.default_collate(samples)
-
-
-def save_and_resume(batch_size):
-    """From the middle of an epoch, with a scheduler, in another trainer whose weights are others."""
-    folder = shared_folder()
-    kwargs = {
-        "per_device_batch_size": batch_size,
-        "eval_dataset": make_data(13),
-        "create_scheduler_fn": ONE_CYCLE,
-    }
-    whole, rest = make_trainer([SaveAt(7, folder / "state")]), make_trainer()
-    with torch.no_grad():
-        rest.model[0].weight.zero_()
-    whole.train(make_data(37), 3, **kwargs)
-    refused = None
-    try:
-        rest.train(make_data(37), 3, resume_from=folder / "state", **kwargs)
-    except ConfigurationError as error:
-        refused = str(error)
-        rest = make_trainer()
-        rest.trust_engine_files = True
-        rest.train(make_data(37), 3, resume_from=folder / "state", **kwargs)
-    return {
-        "whole": outcome_of(whole),
-        "rest": outcome_of(rest),
-        "refused": refused,
-        "files": sorted(os.listdir(folder / "state")),
-    }
 
 
 def two_trainers(batch_size):
@@ -336,8 +292,6 @@ EQUAL = {
 }
 CASES = {
     **EQUAL,
-    "evaluation": evaluate_and_predict,
-    "resume": save_and_resume,
     "export": export_and_load,
     "poison": poison,
     "nan": diverge,
@@ -347,111 +301,43 @@ CASES = {
 }
 
 
-def launched(engine, folder):
-    return compare(CASES, __file__, 2, folder, timeout=280, args=[engine], env=environment_of(engine))
+class ShardingPromises:
+    """What FSDP2 and ZeRO have in common."""
 
+    @pytest.mark.parametrize("case", EQUAL)
+    def test_training_equals_one_process_with_the_global_batch(self, outcome, case):
+        for result in outcome.of(case):
+            assert_equal(result, outcome.alone(case))
 
-@pytest.fixture(scope="module", params=[pytest.param(engine, marks=pytest.mark.slow) for engine in ENGINES])
-def engine(request):
-    return request.param
+    def test_an_export_holds_whole_weights_and_can_be_gone_on_from(self, outcome):
+        alone = outcome.alone("export")
+        for result in outcome.of("export"):
+            assert set(alone["keys"]) - set(result["keys"]) == {"optimizer_state_dict"}
+            assert_equal(result["first"], alone["first"])
+            assert_equal(result["other"], alone["other"])
 
+    def test_parameters_that_are_not_finite_on_one_process_are_saved_by_nobody(self, outcome):
+        for result in outcome.of("poison"):
+            assert re.search("is not finite.*not saved", result["error"])
+            assert result["saved"] == ["update_1", "update_2"]
 
-@pytest.fixture(scope="module")
-def outcome(engine, tmp_path_factory):
-    return launched(engine, tmp_path_factory.mktemp("cases"))
+    def test_a_loss_that_is_nan_on_one_process_stops_all(self, outcome):
+        first, second = outcome.of("nan")
+        assert first == second
+        assert first["updates"] == 4 and re.search("loss.* nan", first["reason"])
 
+    def test_batch_statistics_of_the_main_process_are_evaluated_and_exported(self, outcome):
+        results = outcome.of("batch norm")
+        for measured, alone in results:
+            assert measured == results[0][0]
+            assert measured == pytest.approx(alone, rel=1e-5)
 
-@pytest.mark.parametrize("case", EQUAL)
-def test_training_equals_one_process_with_the_global_batch(outcome, case):
-    for result in outcome.of(case):
-        assert_equal(result, outcome.alone(case))
-
-
-def test_evaluation_and_predictions_equal_one_process_for_any_size(outcome):
-    for result in outcome.of("evaluation"):
-        assert_equal(result, outcome.alone("evaluation"))
-
-
-def test_a_resumed_run_equals_the_one_that_was_not_stopped(outcome, engine):
-    for result in outcome.of("resume"):
-        torch.testing.assert_close(result["rest"], result["whole"], rtol=0, atol=0)
-        assert_equal(result["whole"], outcome.alone("resume")["whole"])
-        assert "engine" in result["files"] and "model.safetensors" not in result["files"]
-
-
-def test_files_of_an_engine_are_loaded_only_where_they_are_trusted(outcome, engine):
-    """Those of DeepSpeed: nothing of what FSDP2 writes is executed."""
-    for result in outcome.of("resume"):
-        if engine == "fsdp2":
-            assert result["refused"] is None and "sharded.pt" in result["files"]
-        else:
-            assert "trainer.trust_engine_files = True" in result["refused"]
-
-
-def test_an_export_holds_whole_weights_and_can_be_gone_on_from(outcome):
-    alone = outcome.alone("export")
-    for result in outcome.of("export"):
-        assert set(alone["keys"]) - set(result["keys"]) == {"optimizer_state_dict"}
-        assert_equal(result["first"], alone["first"])
-        assert_equal(result["other"], alone["other"])
-
-
-def test_parameters_that_are_not_finite_on_one_process_are_saved_by_nobody(outcome):
-    for result in outcome.of("poison"):
-        assert re.search("is not finite.*not saved", result["error"])
-        assert result["saved"] == ["update_1", "update_2"]
-
-
-def test_a_loss_that_is_nan_on_one_process_stops_all(outcome):
-    first, second = outcome.of("nan")
-    assert first == second
-    assert first["updates"] == 4 and re.search("loss.* nan", first["reason"])
-
-
-def test_batch_statistics_of_the_main_process_are_evaluated_and_exported(outcome):
-    results = outcome.of("batch norm")
-    for measured, alone in results:
-        assert measured == results[0][0]
-        assert measured == pytest.approx(alone, rel=1e-5)
-
-
-def test_a_state_of_deepspeed_goes_on_on_the_same_number_of_processes_only(tmp_path):
-    (tmp_path / "engine").mkdir()
-    deepspeed = DeepSpeed(Accelerator(cpu=True), DataGroup(2))
-    deepspeed.check_files(tmp_path, saved_processes=2, trust_engine_files=True)
-    with pytest.raises(CheckpointError, match=r"by 3 processes.*not with 2.*new run from an export"):
-        deepspeed.check_files(tmp_path, saved_processes=3, trust_engine_files=True)
-
-
-def test_what_the_engine_cannot_do_is_refused_with_the_way_out(outcome, engine):
-    for told in outcome.of("refusals"):
-        assert "Pass gradient_clip_norm" in told.pop("clipping by value")
-        if engine == "fsdp2":
-            assert told == {}
-        else:
-            assert set(told) == {"own step", "stream", "tokens"}
-            assert re.search(r"\['optimizer_step'\].*DEEPSPEED.*backward", told["own step"])
-            assert (
-                "Override count_items(batch)" in told["stream"]
-                and "Override count_items(batch)" in told["tokens"]
-            )
-
-
-def test_the_example_prints_what_it_prints_on_one_process(outcome):
-    main, other = outcome.of("example")
-    # How long an epoch took is told too.
-    lines, alone = (
-        [re.sub(r"[\d,]+ samples/s · [\d.]+ s$", "", line) for line in printed]
-        for printed in (main, outcome.alone("example"))
-    )
-    assert lines == alone and other == []
-    assert any(line.startswith("Training ended after") for line in main)
-
-
-if __name__ == "__main__":
-    run_as_script(
-        CASES,
-        ignore=".*",
-        create_accelerator=partial(create_accelerator, sys.argv[3]),
-        distributed_type=ENGINES[sys.argv[3]],
-    )
+    def test_the_example_prints_what_it_prints_on_one_process(self, outcome):
+        main, other = outcome.of("example")
+        # How long an epoch took is told too.
+        lines, alone = (
+            [re.sub(r"[\d,]+ samples/s · [\d.]+ s$", "", line) for line in printed]
+            for printed in (main, outcome.alone("example"))
+        )
+        assert lines == alone and other == []
+        assert any(line.startswith("Training ended after") for line in main)

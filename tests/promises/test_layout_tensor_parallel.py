@@ -1,12 +1,10 @@
-"""Tensor parallelism on two and four processes: they read the same batches, and equal one process.
+"""Tensor parallelism on two and four processes: equal to one, and resumed on as many and on another number.
 
-Accelerate knows none on a CPU, so its state is set by hand (`tests/layouts.py`).
+They read the same batches. Accelerate knows none on a CPU, so its state is set by hand (`tests/layouts.py`). Several
+copies of a model are refused in `test_layout_tensor_parallel_with_copies.py`.
 """
 
-import os
-import sys
 import warnings
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,18 +14,23 @@ from torch import nn
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.utils.data import TensorDataset
 
+import layout_limits
 from accel_callbacks import MetricsCallback, ModelEmaCallback
 from accel_core import ConfigurationError, Trainer, TrainerCallback
 from accel_core.processes.collectives import all_gather_object
 from accel_core.state.files import read_tensors
-from case_runner import Outcome, compare, run_as_script, shared_folder
+from case_runner import compare, run_as_script, shared_folder
+from layout_limits import KeepsLimits
+from layout_promises import GoesOnAnywhere, Layout, LayoutPromises, assert_others_went_on, create_network
 from layouts import tensor_parallel
-from tiny import EvaluateInMidEpoch, SaveAt, Stream
-from tiny_transformers import VOCABULARY, create_model
+from tiny import EvaluateInMidEpoch, Stream
+from tiny_transformers import VOCABULARY
+from tiny_transformers import create_model as create_tiny
 
 pytestmark = pytest.mark.slow
 PROCESSES = (2, 4)
 TOLERANCE = {"rtol": 1e-6, "atol": 1e-6}
+"""In float32 with SGD; what each layout promises is compared more closely."""
 
 
 def make_data(num_samples=37):
@@ -44,17 +47,20 @@ def is_laid_out():
     return Accelerator().num_processes > 1
 
 
-def make_model():
+def create_model(dtype):
     """Layers in parts stand beside a norm and a layer that each process holds whole."""
-    torch.manual_seed(3)
-    model = nn.Sequential(nn.Linear(5, 8), nn.LayerNorm(8), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 3))
+    model = create_network(dtype)
     if is_laid_out():
         parallelize_module(model, mesh(), {"2": ColwiseParallel(), "4": RowwiseParallel()})
     return model
 
 
+LAYOUT = Layout("tensor parallelism", create_model)
+
+
 def make_trainer(callbacks=(), trainer_class=Trainer, optimizer_class=torch.optim.SGD):
-    model = make_model()
+    torch.manual_seed(3)
+    model = create_model(torch.float32)
     optimizer = optimizer_class(model.parameters(), lr=0.1)
     return trainer_class(model, nn.CrossEntropyLoss(), optimizer, callbacks, seed=7)
 
@@ -104,40 +110,9 @@ def read_batches(batch_size):
     return trainer.seen
 
 
-def predict(batch_size):
-    trainer = make_trainer()
-    trainer.train(make_data(), 1, per_device_batch_size=8)
-    measured = trainer.evaluate(make_data(13), per_device_batch_size=4)
-    return measured, trainer.predict(TensorDataset(make_data(13).tensors[0])), trainer.gather(torch.ones(2))
-
-
-def save_and_resume(batch_size):
-    """From the middle of an epoch; the state stays where other numbers of processes find it."""
-    folder = Path(sys.argv[3]) if is_laid_out() else shared_folder()
-    kwargs = {"per_device_batch_size": 8, "eval_dataset": make_data(13), "gradient_clip_norm": 0.5}
-    whole = make_trainer([SaveAt(7, folder / "state")], optimizer_class=torch.optim.AdamW)
-    whole.train(make_data(), 3, **kwargs)
-    rest = make_trainer(optimizer_class=torch.optim.AdamW)
-    with torch.no_grad():
-        rest.model[0].weight.zero_()
-    rest.train(make_data(), 3, resume_from=folder / "state", **kwargs)
-    return {
-        "whole": outcome_of(whole),
-        "rest": outcome_of(rest),
-        "files": sorted(os.listdir(folder / "state")),
-    }
-
-
-def resume_from(folder):
-    trainer = make_trainer(optimizer_class=torch.optim.AdamW)
-    kwargs = {"per_device_batch_size": 8, "eval_dataset": make_data(13), "gradient_clip_norm": 0.5}
-    trainer.train(make_data(), 3, resume_from=Path(folder) / "state", **kwargs)
-    return outcome_of(trainer)
-
-
-def resume_other(batch_size):
-    """The state of another number of processes, if this launch was given one."""
-    return resume_from(sys.argv[4]) if is_laid_out() and len(sys.argv) > 4 else None
+def gather(batch_size):
+    """One process speaks for a copy of the model."""
+    return make_trainer().gather(torch.ones(2))
 
 
 def load_export(batch_size):
@@ -219,7 +194,7 @@ SIZES = {"num_attention_heads": 4, "num_key_value_heads": 4}
 def pretrained_folder():
     folder = shared_folder()
     if Accelerator().is_main_process:
-        create_model("causal", **SIZES).save_pretrained(folder)
+        create_tiny("causal", **SIZES).save_pretrained(folder)
     all_gather_object(None)
     return folder
 
@@ -252,7 +227,7 @@ EQUAL = {
     "mid-epoch evaluation": lambda size: train(size, callbacks=[EvaluateInMidEpoch()]),
     "counted before": lambda size: train(size, trainer_class=CountsBefore),
     "stream": lambda size: train(size, data=Stream(make_data())),
-    "predictions": predict,
+    "gathered": gather,
     "batches": read_batches,
     "export": load_export,
     "average": average,
@@ -261,25 +236,22 @@ EQUAL = {
 CASES = {
     **EQUAL,
     "stop": lambda size: train(size, callbacks=[StopOnLast()]),
-    "resume": save_and_resume,
-    "resume from others": resume_other,
+    **LAYOUT.cases(),
+    **layout_limits.cases(LAYOUT),
     "refusals": refuse,
 }
 
 
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    return {processes: tmp_path_factory.mktemp(f"tp{processes}") for processes in PROCESSES}
+@pytest.fixture
+def layout():
+    return LAYOUT
 
 
 @pytest.fixture(scope="module")
-def outcomes(folders, tmp_path_factory) -> dict[int, Outcome]:
-    found, earlier = {}, []
-    for processes in PROCESSES:
-        folder = tmp_path_factory.mktemp("cases")
-        found[processes] = compare(CASES, __file__, processes, folder, args=[folders[processes], *earlier])
-        earlier = [folders[processes]]
-    return found
+def outcomes(tmp_path_factory):
+    """Four processes go on from the states of two."""
+    two = compare(CASES, __file__, 2, tmp_path_factory.mktemp("cases"))
+    return {2: two, 4: compare(CASES, __file__, 4, tmp_path_factory.mktemp("cases"), args=[two.folder])}
 
 
 @pytest.fixture(params=PROCESSES, ids="{} processes".format)
@@ -289,6 +261,10 @@ def outcome(request, outcomes):
 
 def assert_equal(actual, expected):
     torch.testing.assert_close(actual, expected, **TOLERANCE)
+
+
+class TestTensorParallelism(LayoutPromises, GoesOnAnywhere, KeepsLimits):
+    """All that is promised."""
 
 
 @pytest.mark.parametrize("case", EQUAL)
@@ -301,25 +277,13 @@ def test_what_one_process_asks_for_stops_all_after_the_same_update(outcome):
     assert [result["updates"] for result in outcome.of("stop")] == [4] * outcome.processes
 
 
-def test_a_run_resumed_on_as_many_processes_has_the_same_bits(outcome):
+def test_a_state_holds_whole_tensors(outcome):
     for result in outcome.of("resume"):
-        assert_equal_bits(result["rest"], result["whole"])
-        assert "engine" not in result["files"]
+        assert "model.safetensors" in result["files"] and "engine" not in result["files"]
 
 
-def assert_equal_bits(actual, expected):
-    torch.testing.assert_close(actual, expected, rtol=0, atol=0)
-
-
-def test_a_run_goes_on_with_a_tensor_parallel_size_of_another_number(outcomes):
-    whole = outcomes[2].of("resume")[0]["whole"]
-    for result in outcomes[4].of("resume from others"):
-        torch.testing.assert_close(result, whole, rtol=1e-5, atol=1e-5)
-
-
-def test_a_run_goes_on_on_one_process(outcomes, folders):
-    whole = outcomes[4].of("resume")[0]["whole"]
-    torch.testing.assert_close(resume_from(folders[4]), whole, rtol=1e-5, atol=1e-5)
+def test_a_state_of_two_processes_goes_on_on_four(outcomes):
+    assert_others_went_on(LAYOUT, outcomes[4])
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,24 @@
-"""Two hosts with a disk each: saved by one, resumed by both, equal to one host.
+"""DDP on two machines: equal to one process and to one machine, with one disk and a disk each.
 
-They are two working folders of one host, or two network namespaces with mounts of their own.
+The machines are two network namespaces with mounts of their own, and once two working folders of this host. Two
+launchers on this host stand for two machines in `tests/documents/test_launch_configs.py`.
 """
 
 import re
 import textwrap
+from pathlib import Path
 
 import pytest
 
+from case_runner import read_outcome, run_as_script
 from hosts import two_hosts
 from launching import launch
+from layout_promises import GoesOnAnywhere, Layout, LayoutPromises
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(700)]
+"""Each job on two hosts may take 200 seconds, as `Hosts.launch` says."""
+LAYOUT = Layout("DDP")
+CASES = LAYOUT.cases(is_first=True)
 
 JOB = """
     import os, signal, sys
@@ -20,7 +29,7 @@ JOB = """
     from accel_core import ConfigurationError, Trainer, TrainerCallback, latest_checkpoint
     from accel_core.extending import check_is_shared
 
-    shared, rank = sys.argv[1] in ("one host", "shared disk"), int(os.environ["RANK"])
+    shared, rank = sys.argv[1] == "one host", int(os.environ["RANK"])
     host = Path(sys.argv[2]) / (f"host_{rank}" if sys.argv[1] == "two folders" else "host")
     host.mkdir(exist_ok=True)
     os.chdir(host)
@@ -75,29 +84,47 @@ def run(kind, folder, what):
     return weights_in(launch(JOB, processes=2, args=[kind, folder, what], env={"TMPDIR": str(folder)}))
 
 
-@pytest.mark.slow
-def test_a_stop_on_one_host_is_resumed_on_both_to_the_bit(tmp_path):
+def test_a_stop_on_one_of_two_folders_is_resumed_on_both_to_the_bit(tmp_path):
     assert run("two folders", tmp_path / "apart", "stop") == []
     apart = run("two folders", tmp_path / "apart", "go on")
     one = run("one host", tmp_path / "one", "through")
     assert apart == one and len(one) == 2
 
 
-@pytest.mark.slow
-def test_two_hosts_with_a_network_between_them_equal_one_to_the_bit(tmp_path, monkeypatch):
-    script, disk, shared = (tmp_path / name for name in ("job.py", "disk", "shared"))
+@pytest.fixture
+def layout():
+    return LAYOUT
+
+
+@pytest.fixture(scope="module")
+def outcome(tmp_path_factory):
+    """Both hosts see one disk."""
+    folder = tmp_path_factory.mktemp("shared")
+    with two_hosts() as hosts:
+        hosts.launch(Path(__file__), [2, folder], env={"PYTHONPATH": str(Path(__file__).parents[1])})
+        # The gradients have come through the cable, and there is no other way.
+        assert min(hosts.received()) > 10_000
+    return read_outcome(CASES, 2, folder)
+
+
+class TestTwoMachinesWithOneDisk(LayoutPromises, GoesOnAnywhere):
+    """All that is promised."""
+
+
+def test_a_stop_on_one_of_two_hosts_with_a_disk_each_is_resumed_on_both_to_the_bit(tmp_path):
+    script, disk = tmp_path / "job.py", tmp_path / "disk"
     script.write_text(textwrap.dedent(JOB))
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
-    for folder in (disk, shared):
-        folder.mkdir()
+    disk.mkdir()
     one = run("one host", tmp_path / "one", "through")
     with two_hosts() as hosts:
-        both = hosts.launch(script, ["shared disk", shared, "through"])
-        # The gradients of 24 updates have come through the cable, and there is no other way.
+        environment = {"TMPDIR": str(tmp_path)}
+        stopped = hosts.launch(script, ["disk each", disk, "stop"], disks=disk, env=environment)
+        gone_on = hosts.launch(script, ["disk each", disk, "go on"], disks=disk, env=environment)
         assert min(hosts.received()) > 10_000
-        stopped = hosts.launch(script, ["disk each", disk, "stop"], disks=disk)
-        gone_on = hosts.launch(script, ["disk each", disk, "go on"], disks=disk)
-    assert weights_in(both) == one and len(one) == 2
-    assert weights_in(stopped) == [] and weights_in(gone_on) == one
+    assert weights_in(stopped) == [] and weights_in(gone_on) == one and len(one) == 2
     assert list((tmp_path / "disk_of_host_0").glob("host/states/*")) and not list(disk.iterdir())
     assert not (tmp_path / "disk_of_host_1" / "host" / "states").exists()
+
+
+if __name__ == "__main__":
+    run_as_script(CASES)

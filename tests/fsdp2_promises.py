@@ -1,7 +1,6 @@
-"""FSDP2 on two processes and HSDP on two times two: equal to one process, resumed, and several trainers at once.
+"""What FSDP2 and HSDP give beside what each layout promises: parts beside the model, averages, and what they refuse.
 
-Accelerate refuses both on a CPU, so its state is set by hand (`tests/layouts.py`). What FSDP2 shares with
-DeepSpeed is in `test_engines_that_shard.py`.
+`tests/promises/test_layout_fsdp2.py` and `test_layout_hsdp.py` run the cases and have the tests.
 """
 
 import sys
@@ -10,21 +9,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate import Accelerator, DistributedType
+from accelerate import Accelerator
 from torch import nn
 from torch.utils.data import TensorDataset
-from torchmetrics.classification import MulticlassAccuracy
 
-from accel_callbacks import MetricsCallback, ModelAverageCallback, ModelEmaCallback
-from accel_core import ConfigurationError, Trainer
+import layout_limits
+import sharding_promises
+from accel_callbacks import ModelAverageCallback, ModelEmaCallback
+from accel_core import ConfigurationError, Trainer, TrainerCallback
+from accel_core.engines.parts import local_shard
 from accel_core.state import save_shards
 from accel_core.state.files import read_object, read_tensors
-from case_runner import Outcome, assert_equal, compare, run_as_script, shared_folder
-from layouts import fsdp2
+from case_runner import assert_equal, shared_folder
+from layout_promises import Layout
 from tiny import SaveAt
-
-pytestmark = pytest.mark.slow
-LAYOUTS = {2: "FSDP2", 4: "HSDP"}
 
 
 def make_data(num_samples=37):
@@ -53,41 +51,9 @@ def outcome_of(trainer):
     return {"weights": read_tensors(path), "history": history}
 
 
-def train(batch_size):
-    return outcome_of(run(make_trainer(), batch_size, gradient_accumulation_steps=2))
-
-
-def evaluate_and_predict(batch_size):
-    """Sizes at which processes have no sample, before and after training, with a metric of torchmetrics."""
-    metrics = MetricsCallback({"accuracy": MulticlassAccuracy(3, average="micro")})
-    trainer = make_trainer([metrics])
-    before = [trainer.evaluate(make_data(size), per_device_batch_size=batch_size) for size in (13, 1)]
-    run(trainer, batch_size)
-    after = [trainer.evaluate(make_data(size), per_device_batch_size=batch_size) for size in (61, 13, 3, 1)]
-    assert all("evaluation_accuracy" in values for values in after)
-    predicted = [trainer.predict(make_data(size), per_device_batch_size=batch_size) for size in (13, 1)]
-    return before, after, predicted, outcome_of(trainer)
-
-
 def batch_of(batch_size):
     """The share of this process in batches of 24."""
     return 24 // Accelerator().num_processes
-
-
-def save_and_resume(batch_size):
-    """The state stays where a launch on more processes finds it."""
-    is_alone = Accelerator().num_processes == 1
-    folder = shared_folder() if is_alone else Path(sys.argv[3])
-    whole = run(make_trainer([SaveAt(3, folder / "state")]), batch_of(batch_size), 3)
-    rest = run(make_trainer(seed=4), batch_of(batch_size), 3, resume_from=folder / "state")
-    return outcome_of(whole), outcome_of(rest)
-
-
-def resume_other(batch_size):
-    """The state of another number of processes, if this launch was given one."""
-    if Accelerator().num_processes == 1 or len(sys.argv) < 5:
-        return None
-    return outcome_of(run(make_trainer(seed=4), batch_of(0), 3, resume_from=Path(sys.argv[4]) / "state"))
 
 
 def checkpoint_activations(batch_size):
@@ -117,19 +83,6 @@ def checkpoint_activations(batch_size):
     ]
 
 
-def two_trainers(batch_size):
-    """One accelerator: they train by turns, and each state holds its own model."""
-    accelerator, folder = Accelerator(), shared_folder()
-    one = make_trainer([SaveAt(2, folder / "one")], accelerator)
-    other = make_trainer([SaveAt(2, folder / "other")], accelerator, lr=0.01, seed=5)
-    for trainer in (one, other):
-        run(trainer, batch_size, 1)
-    run(one, batch_size, 1, reset_run_history=False)
-    resumed = run(make_trainer((), accelerator, lr=0.01, seed=6), batch_size, 1, resume_from=folder / "other")
-    measured = [trainer.evaluate(make_data(13)) for trainer in (one, other)]
-    return outcome_of(one), outcome_of(other), outcome_of(resumed), measured
-
-
 def export_after_evaluation(batch_size):
     path = shared_folder() / "model.pt"
     run(make_trainer(), batch_size).save_checkpoint(path, save_optimizer=False)
@@ -139,7 +92,7 @@ def export_after_evaluation(batch_size):
 def average(create, batch_size):
     """Each process averages the parts that it holds; the average is evaluated, exported, saved and restored."""
     is_alone = Accelerator().num_processes == 1
-    folder = shared_folder() if is_alone else Path(sys.argv[3])
+    folder = shared_folder() if is_alone else Path(sys.argv[2])
     whole, rest = (create(folder) for _ in range(2))
     state = folder / f"with {whole.model_name}"
     first = run(make_trainer([whole, SaveAt(3, state)]), batch_of(batch_size), 3)
@@ -223,7 +176,7 @@ def train_beside(batch_size):
 
 
 def resume_beside(batch_size):
-    folder = Path(sys.argv[3]) / "beside"
+    folder = Path(sys.argv[2]) / "beside"
     whole = run(make_beside([SaveAt(4, folder)]), batch_of(batch_size), **IN_THREE_EPOCHS)
     rest = run(make_beside(seed=4), batch_of(batch_size), resume_from=folder, **IN_THREE_EPOCHS)
     assert kinds_beside(folder) == ["modules"]
@@ -248,9 +201,9 @@ def kinds_beside(folder):
 
 
 def resume_beside_from_other(batch_size):
-    if len(sys.argv) < 5:
+    if len(sys.argv) < 4:
         return None
-    folder = Path(sys.argv[4]) / "beside"
+    folder = Path(sys.argv[3]) / "beside"
     return outcome_beside(run(make_beside(seed=4), batch_of(0), resume_from=folder, **IN_THREE_EPOCHS))
 
 
@@ -341,18 +294,30 @@ def refuse_tied(batch_size):
     return "trained"
 
 
-def describe(batch_size):
-    return make_trainer().describe()
+class Parts(TrainerCallback):
+    """How many values of the parameters, the gradients and the moments this process holds, and of how many."""
+
+    def on_optimizer_step_start(self, trainer):
+        self.held = [sum(local_shard(each).numel() for each in values) for values in self.values_of(trainer)]
+
+    def values_of(self, trainer):
+        parameters = list(trainer.model.parameters())
+        states = [trainer.optimizer.state[each] for each in parameters]
+        return parameters, [each.grad for each in parameters], [state["exp_avg"] for state in states if state]
+
+    def on_training_run_end(self, trainer):
+        self.whole = sum(each.numel() for each in trainer.model.parameters())
 
 
-EQUAL = {
-    "training": train,
-    "evaluation": evaluate_and_predict,
-    "two trainers": two_trainers,
-    "beside": train_beside,
-}
+def hold_parts(batch_size):
+    parts = Parts()
+    run(make_trainer([parts]), batch_size)
+    return parts.held, parts.whole
+
+
 CASES = {
-    **EQUAL,
+    "parts": hold_parts,
+    "beside": train_beside,
     "beside resumed": resume_beside,
     "beside resumed from others": resume_beside_from_other,
     "beside resumed from an older state": resume_beside_of_older,
@@ -361,125 +326,86 @@ CASES = {
     "checkpointed": checkpoint_activations,
     "average": partial(average, exponential),
     "plain average": partial(average, plain),
-    "export": export_after_evaluation,
-    "resume": save_and_resume,
-    "resume from others": resume_other,
+    "export after evaluation": export_after_evaluation,
     "tied": refuse_tied,
-    "describe": describe,
 }
 
 
-@pytest.fixture(scope="module")
-def outcomes(tmp_path_factory) -> dict[int, Outcome]:
-    found, earlier = {}, []
-    for processes in LAYOUTS:
-        folder = tmp_path_factory.mktemp("state")
-        arguments = [folder, *earlier]
-        found[processes] = compare(
-            CASES, __file__, processes, tmp_path_factory.mktemp("cases"), args=arguments
-        )
-        earlier = [folder]
-    return found
+FSDP2 = Layout("FSDP2")
+CASES_OF_FSDP2 = {
+    **FSDP2.cases(is_first=True),
+    **layout_limits.cases(FSDP2),
+    **sharding_promises.CASES,
+    **CASES,
+}
+"""Of one launch on two processes, from whose states HSDP goes on."""
 
 
-@pytest.fixture(params=LAYOUTS, ids=LAYOUTS.get)
-def outcome(request, outcomes):
-    return outcomes[request.param]
+class Fsdp2Promises:
+    """What FSDP2 and HSDP have in common."""
 
+    def test_each_process_of_a_copy_has_a_part_of_parameters_gradients_and_moments(self, layout, outcome):
+        copies = {"FSDP2": 1, "HSDP": 2}[layout.name]
+        held, wholes = zip(*outcome.of("parts"), strict=True)
+        for values in zip(*held, strict=True):
+            assert sum(values) == copies * wholes[0] and max(values) < wholes[0]
 
-@pytest.mark.parametrize("case", EQUAL)
-def test_it_equals_one_process(outcome, case):
-    for result in outcome.of(case):
-        assert_equal(result, outcome.alone(case))
+    def test_what_is_beside_the_model_equals_one_process(self, outcome):
+        for result in outcome.of("beside"):
+            assert_equal(result, outcome.alone("beside"))
 
+    def test_activation_checkpointing_has_the_same_dropout_and_exchanges_states(self, outcome):
+        for plain, *others in outcome.of("checkpointed"):
+            for other in others:
+                torch.testing.assert_close(other, plain, rtol=0, atol=0)
 
-def test_a_resumed_run_has_the_same_bits(outcome):
-    for whole, rest in outcome.of("resume"):
-        torch.testing.assert_close(rest, whole, rtol=0, atol=0)
+    def test_what_is_beside_the_model_is_resumed_to_the_bit(self, outcome):
+        for whole, rest in outcome.of("beside resumed"):
+            torch.testing.assert_close(rest, whole, rtol=0, atol=0)
+            rates, sizes = whole[0]["groups"]
+            assert rates[1] == pytest.approx(rates[0] / 5) and sizes == [3, 1, 4]
 
+    def test_what_an_older_version_has_saved_beside_the_model_goes_on(self, outcome):
+        for rest, (_, rest_of_new) in zip(
+            outcome.of("beside resumed from an older state"), outcome.of("beside resumed"), strict=True
+        ):
+            torch.testing.assert_close(rest, rest_of_new, rtol=0, atol=0)
 
-def test_activation_checkpointing_has_the_same_dropout_and_exchanges_states(outcome):
-    for plain, *others in outcome.of("checkpointed"):
-        for other in others:
-            torch.testing.assert_close(other, plain, rtol=0, atol=0)
-
-
-def test_what_is_beside_the_model_is_resumed_to_the_bit(outcome):
-    for whole, rest in outcome.of("beside resumed"):
-        torch.testing.assert_close(rest, whole, rtol=0, atol=0)
-        rates, sizes = whole[0]["groups"]
-        assert rates[1] == pytest.approx(rates[0] / 5) and sizes == [3, 1, 4]
-
-
-def test_what_an_older_version_has_saved_beside_the_model_goes_on(outcome):
-    for rest, (_, rest_of_new) in zip(
-        outcome.of("beside resumed from an older state"), outcome.of("beside resumed"), strict=True
+    def test_a_second_model_with_an_optimizer_of_its_own_equals_one_process_and_goes_on_to_the_bit(
+        self, outcome
     ):
-        torch.testing.assert_close(rest, rest_of_new, rtol=0, atol=0)
+        for whole, rest in outcome.of("two models"):
+            torch.testing.assert_close(rest, whole, rtol=0, atol=0)
+            assert_equal(whole, outcome.alone("two models")[0])
 
-
-def test_what_is_beside_the_model_goes_on_on_another_number_of_processes(outcomes):
-    whole, _ = outcomes[2].of("beside resumed")[0][0]
-    for rest, _ in outcomes[4].of("beside resumed from others"):
-        assert_equal(rest, whole)
-
-
-def test_a_second_model_with_an_optimizer_of_its_own_equals_one_process_and_goes_on_to_the_bit(outcome):
-    for whole, rest in outcome.of("two models"):
-        torch.testing.assert_close(rest, whole, rtol=0, atol=0)
-        assert_equal(whole, outcome.alone("two models")[0])
-
-
-@pytest.mark.parametrize(
-    ("case", "named", "way_out"),
-    [
-        ("shared", "trainer.loss_func holds", "read from trainer.model in each step"),
-        ("other_optimizer", "trainer.second_optimizer holds", "trainer.optimizer alone"),
-        ("attribute", "trainer.bias holds", "use DDP"),
-        ("fast", "foreach=True", "Leave foreach out"),
-        ("half", "trainer.loss_func is trained beside", "bf16"),
-    ],
-)
-def test_what_would_not_be_trained_is_refused_before_the_first_update(outcome, case, named, way_out):
-    for told in outcome.of("refused"):
-        assert named in told[case] and way_out in told[case]
-
-
-def test_an_export_after_an_evaluation_holds_the_model_alone(outcome):
-    for keys in outcome.of("export"):
-        assert keys == outcome.alone("export")
-
-
-@pytest.mark.parametrize("case", ["average", "plain average"])
-def test_averages_equal_those_of_one_process_and_go_on_to_the_bit(outcome, case):
-    for first, averages, _, second, averages_of_rest in outcome.of(case):
-        torch.testing.assert_close((second, averages_of_rest), (first, averages), rtol=0, atol=0)
-    first, averages, exported, _, _ = outcome.of(case)[0]
-    assert_equal((first, averages, exported), outcome.alone(case)[:3])
-
-
-def test_a_state_of_two_processes_goes_on_on_four(outcomes):
-    whole = outcomes[2].of("resume")[0][0]
-    for result in outcomes[4].of("resume from others"):
-        assert_equal(result, whole)
-
-
-def test_weights_that_layers_share_are_refused_under_a_policy_of_sizes(outcome):
-    for told in outcome.of("tied"):
-        assert "['first.weight', 'last.weight']" in told
-        assert "'transformer_based_wrap'" in told
-
-
-def test_describe_names_the_layout(outcome):
-    for text in outcome.of("describe"):
-        assert f"processes: {outcome.processes}, layout: {LAYOUTS[outcome.processes]}" in text
-
-
-if __name__ == "__main__":
-    run_as_script(
-        CASES,
-        # Torch and Accelerate warn of their own calls of each other.
-        ignore=".*",
-        create_accelerator=lambda: fsdp2(replicas=2 if sys.argv[1] == "4" else 1),
-        distributed_type=DistributedType.FSDP,
+    @pytest.mark.parametrize(
+        ("case", "named", "way_out"),
+        [
+            ("shared", "trainer.loss_func holds", "read from trainer.model in each step"),
+            ("other_optimizer", "trainer.second_optimizer holds", "trainer.optimizer alone"),
+            ("attribute", "trainer.bias holds", "use DDP"),
+            ("fast", "foreach=True", "Leave foreach out"),
+            ("half", "trainer.loss_func is trained beside", "bf16"),
+        ],
     )
+    def test_what_would_not_be_trained_is_refused_before_the_first_update(
+        self, outcome, case, named, way_out
+    ):
+        for told in outcome.of("refused"):
+            assert named in told[case] and way_out in told[case]
+
+    def test_an_export_after_an_evaluation_holds_the_model_alone(self, outcome):
+        for keys in outcome.of("export after evaluation"):
+            assert keys == outcome.alone("export after evaluation")
+
+    @pytest.mark.parametrize("case", ["average", "plain average"])
+    def test_averages_equal_those_of_one_process_and_go_on_to_the_bit(self, outcome, case):
+        for first, averages, _, second, averages_of_rest in outcome.of(case):
+            torch.testing.assert_close((second, averages_of_rest), (first, averages), rtol=0, atol=0)
+        first, averages, exported, _, _ = outcome.of(case)[0]
+        assert_equal((first, averages, exported), outcome.alone(case)[:3])
+
+    def test_weights_that_layers_share_are_refused_under_a_policy_of_sizes(self, outcome):
+        for told in outcome.of("tied"):
+            assert "['first.weight', 'last.weight']" in told
+            assert "'transformer_based_wrap'" in told
