@@ -23,4 +23,4 @@ def outcome_of_fsdp2(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
     from fsdp2_promises import CASES_OF_FSDP2
 
     script, folder = Path(__file__).with_name("test_layout_fsdp2.py"), tmp_path_factory.mktemp("fsdp2")
-    return compare(CASES_OF_FSDP2, str(script), 2, folder, timeout=400)
+    return compare(CASES_OF_FSDP2, str(script), 2, folder, timeout=280)

@@ -18,7 +18,8 @@ from layout_promises import GoesOnAnywhere, Layout, LayoutPromises, assert_other
 from layouts import fsdp2
 from sharding_promises import two_trainers
 
-pytestmark = pytest.mark.slow
+# Alone it has to launch FSDP2 too.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 LAYOUT = Layout("HSDP")
 
 
@@ -52,7 +53,7 @@ def layout():
 @pytest.fixture(scope="module")
 def outcome(outcome_of_fsdp2, tmp_path_factory):
     folder = tmp_path_factory.mktemp("cases")
-    return compare(CASES, __file__, 4, folder, args=[outcome_of_fsdp2.folder])
+    return compare(CASES, __file__, 4, folder, timeout=280, args=[outcome_of_fsdp2.folder])
 
 
 class TestHsdp(LayoutPromises, GoesOnAnywhere, KeepsLimits, Fsdp2Promises):
