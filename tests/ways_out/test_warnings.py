@@ -27,6 +27,7 @@ from torch.utils.data import (
 )
 
 from accel_callbacks import ModelEmaCallback, ProfileCallback, SaveTrainingStateCallback
+from accel_callbacks.mirrored_saves import MirroredSaves
 from accel_core import (
     RunInterrupted,
     TerminateOnNaNCallback,
@@ -35,6 +36,7 @@ from accel_core import (
     TrainerPlaceholderValues,
     latest_checkpoint,
 )
+from accel_core.run.background_saves import BackgroundSaves
 from accel_core.state import save as save_module
 from case_runner import run_as_script, shared_folder
 from layouts import fsdp2
@@ -264,42 +266,43 @@ def skipped_stage(looks: bool) -> None:
 
 
 def save_while_writing(every: int) -> None:
-    """Save while no save is written to its end before a quarter of a second, or for the next save."""
+    """Save while no save is written to its end before training waits for it."""
     may_write = threading.Event()
-    write = save_module.write_contents
+    write, finish = save_module.write_contents, BackgroundSaves.finish
 
     def writes(*args: Any) -> Any:
         assert may_write.wait(SECONDS)
         return write(*args)
 
-    timer = threading.Timer(0.25, may_write.set)
-    timer.start()
-    PatchedTo(save_module, "write_contents", writes)(
-        lambda: train(callbacks=[saver(every, in_background=True, save_at_end=False)])
-    )
-    timer.join()
+    def waits(saves: BackgroundSaves, trainer: Trainer) -> Any:
+        if saves.path is not None:
+            may_write.set()
+        return finish(saves, trainer)
+
+    act = training(callbacks=[saver(every, in_background=True, save_at_end=False)])
+    PatchedTo(save_module, "write_contents", writes)(lambda: PatchedTo(BackgroundSaves, "finish", waits)(act))
 
 
 def mirror_that_is_slow(wait_seconds: float) -> None:
-    """A store that begins to take files a quarter of a second after training has begun to wait for it."""
+    """A store that takes no file of a state before training waits for it; if that waits at all, for a moment."""
     Unreliable.reset()
-    Unreliable.gate = threading.Event()
+    Unreliable.gate = may_write = threading.Event()
     # The probe of the store is no file of a state.
-    Unreliable.gate.set()
-    timer = threading.Timer(0.25, lambda: Unreliable.gate.set())
+    may_write.set()
+    finish = MirroredSaves.finish
 
-    def close(trainer: Trainer) -> None:
-        Unreliable.gate.clear()
-        timer.start()
+    def waits(saves: MirroredSaves, trainer: Trainer, by_all: bool = True) -> None:
+        timer = threading.Timer(0.1, may_write.set)
+        if wait_seconds:
+            timer.start()
+        finish(saves, trainer, by_all)
 
     try:
-        callbacks = [
-            saver(mirror="unreliable://run", mirror_wait_seconds=wait_seconds),
-            on("on_train_epoch_start", close),
-        ]
-        train(callbacks=callbacks)
+        begins = on("on_train_epoch_start", lambda trainer: may_write.clear())
+        saves = saver(mirror=f"unreliable://run{wait_seconds}", mirror_wait_seconds=wait_seconds)
+        PatchedTo(MirroredSaves, "finish", waits)(training(callbacks=[saves, begins]))
     finally:
-        timer.join()
+        may_write.set()
         Unreliable.reset()
 
 
