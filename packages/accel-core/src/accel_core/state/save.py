@@ -158,6 +158,5 @@ def _prepare(path: Path, state: RunState, is_known: bool) -> str | None:
     remove_leftovers(path.parent)
     files.make_folder(path.parent)
     staging = staging_of(path)
-    # Its name has to be on the disk only once it is that of a complete state.
-    staging.mkdir()
+    files.make_folder(staging)
     return staging.name
