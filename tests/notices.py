@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from accel_core import AccelWarning
-from ways_out import PACKAGES, Row, _contains, _meanings, has_words
+from ways_out import PACKAGES, Row, contains, has_words, meanings_in
 
 _SAYS = re.compile(
     r"(warnings\.warn|notify|_warn|trainer\.print|(loader\.)?log|.*logger.*\.(info|warning|error)|.*\.(request|flag)_stop)$"
@@ -45,7 +45,7 @@ def texts_of_notices(makers: Iterable[str]) -> tuple[set[str], set[str]]:
     sources = read_sources()
     texts, elsewhere = set(), set()
     for file, module in sources.items():
-        meanings = _meanings(module)
+        meanings = meanings_in(module)
         for call in (node for node in ast.walk(module) if isinstance(node, ast.Call)):
             name = ast.unparse(call.func)
             if not _SAYS.match(name) or not call.args:
@@ -62,7 +62,7 @@ def texts_of_notices(makers: Iterable[str]) -> tuple[set[str], set[str]]:
             for node in ast.walk(sources[file])
             if isinstance(node, ast.FunctionDef) and node.name == name
         ]
-        meant = functions or _meanings(sources[file]).get(name, [])
+        meant = functions or meanings_in(sources[file]).get(name, [])
         assert meant, f"{maker} is not there"
         texts |= {text for each in meant for text in _literals(each)}
     return texts, elsewhere
@@ -169,7 +169,7 @@ def check_heard(text: str, said: list[str], says: str = "") -> None:
     """Raise `AssertionError` unless the first of what was heard has this text, and the rest has not."""
     assert has_words(text), "each sentence would do"
     mistake, *ways_out = said
-    assert _contains(mistake, text) and says in mistake, f"{mistake!r}\ndoes not say {text!r}"
+    assert contains(mistake, text) and says in mistake, f"{mistake!r}\ndoes not say {text!r}"
     assert ways_out, "a row needs a way out"
     for each in ways_out:
-        assert not _contains(each, text), f"{each!r}\nstill says {text!r}"
+        assert not contains(each, text), f"{each!r}\nstill says {text!r}"

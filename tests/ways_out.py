@@ -73,12 +73,12 @@ def texts_of_errors(*parts: str) -> Iterator[str]:
         path = PACKAGES / part
         for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
             module = ast.parse(file.read_text())
-            meanings = _meanings(module)
+            meanings = meanings_in(module)
             raised = {node.exc for node in ast.walk(module) if isinstance(node, ast.Raise)}
             for node in ast.walk(module):
                 if isinstance(node, ast.Call) and node.args and (node in raised or _makes_error(node.func)):
                     # What a function that makes an error is given need not be its text.
-                    yield from _texts(node.args[0], meanings if _makes_error(node.func) else {})
+                    yield from texts_in(node.args[0], meanings if _makes_error(node.func) else {})
 
 
 def ways_out_of_checks(*parts: str) -> Iterator[str]:
@@ -87,11 +87,11 @@ def ways_out_of_checks(*parts: str) -> Iterator[str]:
         path = PACKAGES / part
         for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
             module = ast.parse(file.read_text())
-            meanings = _meanings(module)
+            meanings = meanings_in(module)
             for node in ast.walk(module):
                 if isinstance(node, ast.Call) and "check" in ast.unparse(node.func):
                     given = [*node.args[2:], *(each.value for each in node.keywords if each.arg == "way_out")]
-                    texts = (text for each in given for text in _texts(each, meanings))
+                    texts = (text for each in given for text in texts_in(each, meanings))
                     yield from (text for text in texts if text.endswith("."))
 
 
@@ -100,7 +100,7 @@ def _makes_error(function: ast.expr) -> bool:
     return name.endswith("Error") or name == "super().__init__"
 
 
-def _meanings(module: ast.Module) -> dict[str, list[ast.expr]]:
+def meanings_in(module: ast.Module) -> dict[str, list[ast.expr]]:
     """What each name of a file is set to, and what each of its functions returns."""
     meanings: dict[str, list[ast.expr]] = {}
     for node in ast.walk(module):
@@ -113,21 +113,22 @@ def _meanings(module: ast.Module) -> dict[str, list[ast.expr]]:
     return meanings
 
 
-def _texts(node: ast.expr, meanings: Mapping[str, list[ast.expr]], depth: int = 3) -> Iterator[str]:
+def texts_in(node: ast.expr, meanings: Mapping[str, list[ast.expr]], depth: int = 3) -> Iterator[str]:
+    """The texts that an expression may be, with {} for values."""
     if text := _text(node):
         yield text
     elif isinstance(node, ast.IfExp):
-        yield from (text for part in (node.body, node.orelse) for text in _texts(part, meanings, depth))
+        yield from (text for part in (node.body, node.orelse) for text in texts_in(part, meanings, depth))
     elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(".join"):
         # Of several lines the first; in map(function, values) a function makes each.
         lines = node.args[0]
         maps = isinstance(lines, ast.Call) and ast.unparse(lines.func) == "map"
         made = ast.Call(lines.args[0], [], []) if maps else lines
-        yield from _texts(made.elts[0] if isinstance(made, ast.List) else made, meanings, depth)
+        yield from texts_in(made.elts[0] if isinstance(made, ast.List) else made, meanings, depth)
     elif depth and isinstance(node, ast.Name | ast.Call):
         name = node.id if isinstance(node, ast.Name) else f"{ast.unparse(node.func).removeprefix('self.')}()"
         for meaning in meanings.get(name, []):
-            yield from _texts(meaning, meanings, depth - 1)
+            yield from texts_in(meaning, meanings, depth - 1)
 
 
 def _text(node: ast.expr) -> str:
@@ -187,13 +188,13 @@ def make_mistake_and_ways_out(row: Row) -> None:
         row.mistake()
     # A way out may be a note on an error of torch.
     said = "\n".join([str(error.value), *getattr(error.value, "__notes__", [])])
-    assert _contains(said, row.text), f"{error.value!r}\ndoes not say {row.text!r}"
+    assert contains(said, row.text), f"{error.value!r}\ndoes not say {row.text!r}"
     assert row.says in said
     for way_out in row.ways_out:
         way_out()
 
 
-def _contains(said: str, text: str) -> bool:
+def contains(said: str, text: str) -> bool:
     return bool(re.search(re.escape(text).replace(re.escape("{}"), "(?s:.*?)"), said))
 
 
@@ -213,7 +214,7 @@ def _told(act: Callable[[], Any]) -> str:
 def check_told(text: str, said: list[str], says: str = "") -> None:
     """Raise `AssertionError` unless the first of what was `told` is the error with this text, and the rest is nothing."""
     mistake, *ways_out = said
-    assert _contains(mistake, text) and says in mistake, mistake
+    assert contains(mistake, text) and says in mistake, mistake
     assert ways_out == [NOTHING] * len(ways_out)
 
 

@@ -1,5 +1,6 @@
 """On two processes DDP itself refuses parameters without a gradient; its error gets the way out."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -24,8 +25,12 @@ class Half(nn.Module):
         return self.used(inputs)  # type: ignore[no-any-return]
 
 
-def train(batch_size: int, accelerator: Accelerator | None = None) -> Any:
+def train(
+    batch_size: int, accelerator: Accelerator | None = None, change: Callable[[Half], Any] | None = None
+) -> Any:
     model = Half()
+    if change is not None:
+        change(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     trainer = Trainer(
         model, nn.functional.cross_entropy, optimizer, callbacks=[], accelerator=accelerator, seed=0
@@ -43,7 +48,16 @@ def train_by_the_way_out(batch_size: int) -> Any:
     )
 
 
-CASES = {"the way out": train_by_the_way_out, "unused": train}
+def train_when_frozen(batch_size: int) -> Any:
+    return train(batch_size, change=lambda model: model.spare.requires_grad_(False))
+
+
+def train_when_removed(batch_size: int) -> Any:
+    return train(batch_size, change=lambda model: delattr(model, "spare"))
+
+
+WAYS_OUT = {"expected": train_by_the_way_out, "frozen": train_when_frozen, "removed": train_when_removed}
+CASES = {**WAYS_OUT, "unused": train}
 
 
 @pytest.mark.seconds
@@ -55,8 +69,9 @@ def test_the_error_of_ddp_names_the_way_out(outcome: Outcome) -> None:
 
 
 @pytest.mark.seconds
-def test_the_way_out_trains(outcome: Outcome) -> None:
-    assert outcome.of("the way out") == [5, 5]
+@pytest.mark.parametrize("name", WAYS_OUT)
+def test_each_way_out_trains(outcome: Outcome, name: str) -> None:
+    assert outcome.of(name) == [5, 5]
 
 
 if __name__ == "__main__":

@@ -36,9 +36,10 @@ _WAYS_OUT = {
         "accelerator=Accelerator(kwargs_handlers=[DistributedDataParallelKwargs("
         "find_unused_parameters=True)]), both from accelerate."
     ),
-    "is killed by signal": (
-        "A worker of the data was killed by the system. Was there not enough memory? Use fewer workers, a "
-        "smaller batch or prefetch_factor, or a data set that holds less."
+    # Of a loader that is iterated as it is. Torch goes on with "is killed by" or with "exited unexpectedly".
+    "DataLoader worker (pid": (
+        "A worker of the data was killed or has ended by itself. Was there not enough memory? Use fewer "
+        "workers, a smaller batch or prefetch_factor, or a data set that holds less."
     ),
     "default_collate: batch must contain": (
         "The default collate_fn cannot join what the data set returns. Pass your own collate_fn, or "
