@@ -163,11 +163,11 @@ def start(
         with (folder / "stdout").open("wb") as stdout, (folder / "stderr").open("wb") as stderr:
             # Files, not pipes: a pipe stays open as long as any orphan lives, and whoever reads it hangs.
             process = subprocess.Popen(
-                _command(script, processes, args, max_restarts, folder / "logs"),
+                command_of(script, processes, args, max_restarts, folder / "logs"),
                 stdin=subprocess.DEVNULL,
                 stdout=stdout,
                 stderr=stderr,
-                env=_environment(launch_id, env, max_restarts is not None),
+                env=environment_of(launch_id, env, max_restarts is not None),
                 start_new_session=True,
             )
         running = Running(process, launch_id, folder)
@@ -226,9 +226,10 @@ def is_alive(process: psutil.Process) -> bool:
         return False
 
 
-def _command(
+def command_of(
     script: Path, processes: int, args: Sequence[object], max_restarts: int | None, logs: Path
 ) -> list[str]:
+    """The command that starts a script; see `start`. What a launcher logs goes to the folder `logs`."""
     arguments = [str(script), *map(str, args)]
     if processes == 1:
         return [sys.executable, *arguments]
@@ -259,7 +260,8 @@ def _command(
     return [*launcher, "--main_process_ip", "127.0.0.1", "--main_process_port", str(free_port()), *arguments]
 
 
-def _environment(launch_id: str, env: Mapping[str, str] | None, restarts: bool) -> dict[str, str]:
+def environment_of(launch_id: str, env: Mapping[str, str] | None, restarts: bool) -> dict[str, str]:
+    """The variables of a launch, without those of another launcher around it."""
     inherited = {
         name: value
         for name, value in os.environ.items()

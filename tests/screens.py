@@ -46,12 +46,12 @@ def on_terminal(
     main, end = pty.openpty()
     fcntl.ioctl(end, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
     process = subprocess.Popen(
-        launching._command(path, processes, args, None),
+        launching.command_of(path, processes, args, None, folder / "logs"),
         stdin=end,
         stdout=end,
         stderr=end,
         cwd=folder,
-        env=launching._environment("screen", {"TERM": "xterm"}, False),
+        env=launching.environment_of("screen", {"TERM": "xterm"}, False),
         start_new_session=True,
         # The terminal is that of the program, so that Ctrl-C reaches all of its processes.
         preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
