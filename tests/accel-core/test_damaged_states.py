@@ -109,7 +109,7 @@ def test_a_callback_without_a_saved_state_is_told(state: Path, capsys: pytest.Ca
     trainer = adam_trainer()
     trainer.callbacks.add_callback(Counter())
     trainer.train(DATA, 2, resume_from=state)
-    assert re.search(r"\['Counter'\].*begin.*no state", capsys.readouterr().out)
+    assert re.search(r"\['Counter'\].*start from scratch.*nothing", capsys.readouterr().out)
 
 
 @pytest.mark.parametrize("content", [{"model_state_dict": 3}, {"optimizer_state_dict": {"a": 1}}])

@@ -58,7 +58,7 @@ def test_the_state_of_other_parameters_is_refused():
     model, _, optimizer = create()
     state = held_apart(optimizer, model).state_dict()
     other_model, _, other = create(num_beside=3)
-    with pytest.raises(CheckpointError, match=r"\[\[3\], \[3, 1\]\].*\[\[2\], \[2, 1\]\].*Build it as"):
+    with pytest.raises(CheckpointError, match=r"\[\[3\], \[3, 1\]\].*\[\[2\], \[2, 1\]\].*Create it as"):
         load_into(held_apart(other, other_model), "state", state)
 
 

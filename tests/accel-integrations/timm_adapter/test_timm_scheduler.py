@@ -274,7 +274,7 @@ def test_the_saved_plan_wins_over_a_new_one(tmp_path: Path) -> None:
 def test_the_state_of_another_schedule_is_refused(tmp_path: Path) -> None:
     train(timm_scheduler_fn(CosineLRScheduler, t_initial=6), callbacks=[StopAfter(7, tmp_path / "state")])
     with pytest.raises(
-        CheckpointError, match=r"scheduler\.pt' .*CosineLRScheduler.*TanhLRScheduler.*Build it"
+        CheckpointError, match=r"scheduler\.pt'.*CosineLRScheduler.*TanhLRScheduler.*Create it"
     ):
         train(timm_scheduler_fn(TanhLRScheduler, t_initial=6), resume_from=tmp_path / "state")
 
