@@ -240,7 +240,7 @@ ON_TWO = """
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     trainer = Trainer(model, nn.functional.cross_entropy, optimizer, [nans, saver], seed=3)
     trainer.train(TensorDataset(inputs, targets), 2, per_device_batch_size=3)
-    print("found", nans.origin.samples, "on", trainer.data_group.index)
+    print(f"found {nans.origin.samples} on {trainer.data_group.index}")
 """
 
 

@@ -234,7 +234,7 @@ TRAINING: tuple[Row, ...] = (
     Row(
         "{} is {}, but must be a number of at least 0. {}",
         lambda: SaveTrainingStateCallback(mirror=STORE, mirror_wait_seconds=-1),
-        (training(callbacks=[SaveTrainingStateCallback("states", mirror=STORE, mirror_wait_seconds=0)]),),
+        (training(callbacks=[SaveTrainingStateCallback("states", mirror=STORE, mirror_wait_seconds=60)]),),
     ),
     Row(
         "{} is {}, but must be one of {}.{}",
