@@ -203,15 +203,20 @@ def cost_in_background(folder: Path, megabytes: int) -> dict[str, float]:
         ).result()
     # The first save makes the memory for its copies, and the last one is followed by none.
     stall, whole = (statistics.median(each[1:]) for each in (saves, blocking))
-    during, without = (statistics.median(updates[kind][1:]) for kind in (True, False))
+    without = statistics.median(updates[False][1:])
     title = f"{megabytes} MB in the background"
-    return {
+    figures = {
         f"{title}, blocking save, ms": whole,
+        f"{title}, stall, ms": stall,
         f"{title}, stall, % of a blocking save": 100 * stall / whole,
         f"{title}, update without a save, ms": without,
-        f"{title}, update beside the writing, % of one without": 100 * during / without,
         f"{title}, memory above a blocking save, MB": memory - memory_of_blocking,
     }
+    # What is written faster than an update takes has none beside it.
+    if updates[True]:
+        during = 100 * statistics.median(updates[True]) / without
+        figures[f"{title}, update beside the writing, % of one without"] = during
+    return figures
 
 
 def main() -> None:
