@@ -14,6 +14,7 @@ from ..errors import CheckpointError, NotFiniteError
 from ..processes.collectives import all_gather_object, broadcast_tensors
 from ..state import files
 from ..state.checkpoint import read_optimizer_state, read_parameters_held
+from ..state.plain import is_dense
 from ..state.random import preserving_random_state
 from ..state.read_shards import is_in_shards
 from ..state.shards import SHARDS_FILE
@@ -99,8 +100,7 @@ def check_finite(model: torch.nn.Module, beside: Mapping[str, torch.nn.Module] |
 
 def _is_finite(tensor: torch.Tensor) -> bool:
     """Whether no element is nan or infinite."""
-    is_plain = type(tensor) in (torch.Tensor, torch.nn.Parameter) and tensor.layout is torch.strided
-    if is_plain and tensor.dtype in _HAVE_EXTREMES and tensor.numel():
+    if is_dense(tensor) and tensor.dtype in _HAVE_EXTREMES and tensor.numel():
         # Both extremes of a tensor with a nan are nan. `isfinite` makes four tensors of this size, and takes
         # twenty times as long.
         tensor = torch.stack(torch.aminmax(tensor))

@@ -30,6 +30,7 @@ from ..__about__ import __version__
 from . import files
 from .digests import digest_of_file
 from .former_states import complete_progress
+from .plain import is_dense
 from .read_shards import is_in_shards, read_rest, read_whole_model, read_whole_optimizer
 from .safetensors_file import DTYPES
 from .state_values import find_wrong_value
@@ -143,14 +144,13 @@ def process_file(process_index: int) -> str:
 def model_files(state: Mapping[str, Any]) -> dict[str, Any]:
     """Files for a module's `state_dict()`: dense tensors, and apart what safetensors cannot hold."""
     metadata = {name: dict(value) for name, value in getattr(state, "_metadata", {}).items()}
-    tensors = {name: value for name, value in state.items() if _is_dense(value)}
+    tensors = {name: value for name, value in state.items() if _fits_safetensors(value)}
     rest = {name: value for name, value in state.items() if name not in tensors}
     return {"model.safetensors": tensors, "model_extra.pt": {"entries": rest, "metadata": metadata}}
 
 
-def _is_dense(value: Any) -> bool:
-    is_plain = type(value) in (torch.Tensor, torch.nn.Parameter) and value.dtype in DTYPES
-    return is_plain and value.layout is torch.strided and not (value.is_quantized or value.is_complex())
+def _fits_safetensors(value: Any) -> bool:
+    return is_dense(value) and value.dtype in DTYPES and not (value.is_quantized or value.is_complex())
 
 
 def read_model_state(folder: Path) -> dict[str, Any]:

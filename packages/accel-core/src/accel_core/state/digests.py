@@ -15,6 +15,8 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 import torch
 
+from .plain import is_dense
+
 Buffer = bytes | memoryview
 
 SMALL = 1 << 16
@@ -248,8 +250,7 @@ def bytes_of(tensor: torch.Tensor) -> memoryview:
 def memory_of(value: Any) -> Iterator[torch.UntypedStorage]:
     """Yield the memory of the dense tensors on the CPU in a plain value."""
     if isinstance(value, torch.Tensor):
-        is_plain = type(value) in (torch.Tensor, torch.nn.Parameter) and value.layout is torch.strided
-        if is_plain and value.device.type == "cpu":
+        if is_dense(value) and value.device.type == "cpu":
             yield value.untyped_storage()
     elif isinstance(value, Mapping):
         for inner in value.values():

@@ -24,6 +24,11 @@ _PLAIN = (
 )
 
 
+def is_dense(value: Any) -> bool:
+    """Whether `value` is a tensor of torch's own classes, or a parameter, with a place for each element."""
+    return type(value) in (torch.Tensor, torch.nn.Parameter) and value.layout is torch.strided
+
+
 def as_plain(value: Any, where: str, key: str = "") -> Any:
     """Return a copy of `value` as `read_object` returns it: with Python's numbers in place of numpy's.
 

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from .plain import is_dense
+
 _COLLECTIONS: set[type] = {dict, OrderedDict, Counter, list, tuple, set}
 _NEVER_CHANGE: set[type] = {type(None), bool, int, float, complex, str, bytes, torch.Size, torch.dtype}
 
@@ -67,8 +69,7 @@ class Snapshots:
 
     def _copy_tensor(self, tensor: torch.Tensor, key: Key) -> torch.Tensor:
         source = tensor.detach()
-        is_plain = type(tensor) in (torch.Tensor, torch.nn.Parameter) and source.layout is torch.strided
-        if not is_plain or source.is_quantized:
+        if not is_dense(tensor) or source.is_quantized:
             return source.to("cpu", copy=True)
         is_on_gpu = source.device.type == "cuda"
         buffer = self._kept.get(key)
