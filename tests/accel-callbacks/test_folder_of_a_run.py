@@ -25,9 +25,10 @@ from accel_core import (
     best_checkpoint,
     latest_checkpoint,
 )
+from accel_core.extending import KnownStates
 from accel_core.state import files
 from launching import launch
-from states import STATE_FILE, flip_bit
+from states import STATE_FILE, edit, flip_bit
 from tiny import RecordWanted, tiny_data, tiny_trainer, weights_of
 
 DATA = tiny_data(24)
@@ -267,21 +268,44 @@ class TestBest:
         assert best_checkpoint(past, "train_loss_epoch") == past / "before_evaluation"
 
 
+class TestKnownStates:
+    def test_only_what_is_new_is_checked_unless_another_run_or_an_earlier_place_is_asked_for(self, tmp_path):
+        run_id = train(tmp_path, save_every_n_updates=2).run_id
+        known = KnownStates(tmp_path)
+        known.refresh()
+        known.check(run_id, 6)
+        known.check(run_id, 8)
+        with pytest.raises(CheckpointError, match="6 updates of this run, which has gone on from 5"):
+            known.check(run_id, 5)
+        with pytest.raises(CheckpointError, match="this is the run 'another'"):
+            known.check("another", 8)
+        known.check(run_id, 8)
+        shutil.copytree(tmp_path / "update_00000006", tmp_path / "update_00000009")
+        edit(tmp_path / "update_00000009", "run_id", value="another")
+        known.refresh()
+        # It is refused each time, until it is gone.
+        for _ in range(2):
+            with pytest.raises(CheckpointError, match="update_00000009' is a state of the run 'another'"):
+                known.check(run_id, 9)
+        shutil.rmtree(tmp_path / "update_00000009")
+        known.refresh()
+        known.check(run_id, 9)
+
+
 class FailingDisk:
     """Lets saves fail as long as it is broken; a save is known by the name of what it writes first."""
 
     def __init__(self, monkeypatch, broken):
         self.attempts = 0
-        make_folder = files.make_folder
+        make_staging = files.make_staging
 
         def make(path):
-            if path.name.endswith(".incomplete"):
-                self.attempts += 1
-                if self.attempts in broken:
-                    raise OSError(28, "No space left on device")
-            make_folder(path)
+            self.attempts += 1
+            if self.attempts in broken:
+                raise OSError(28, "No space left on device")
+            make_staging(path)
 
-        monkeypatch.setattr(files, "make_folder", make)
+        monkeypatch.setattr(files, "make_staging", make)
 
 
 class TestFailingSaves:

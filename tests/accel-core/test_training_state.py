@@ -492,7 +492,16 @@ def test_a_file_with_another_content_of_the_same_size_is_named_and_nothing_in_it
 
 # ---------------------------------------------------------------------- faults at every file operation
 
-OPERATIONS = ("write_object", "write_tensors", "write_json", "make_folder", "rename", "remove_folder", "sync")
+OPERATIONS = (
+    "write_object",
+    "write_tensors",
+    "write_json",
+    "make_folder",
+    "make_staging",
+    "rename",
+    "remove_folder",
+    "sync",
+)
 
 
 def fail_with(error: BaseException) -> Callable[..., None]:
@@ -612,7 +621,7 @@ def test_a_disk_that_stays_full_leaves_the_state_before(scene: str, tmp_path: Pa
     path = prepare_scene(scene, tmp_path)
     full = fail_with(OSError(errno.ENOSPC, "No space left on device"))
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("write_object", "write_tensors", "write_json", "make_folder", "sync"):
+        for name in ("write_object", "write_tensors", "write_json", "make_folder", "make_staging", "sync"):
             patch.setattr(files, name, full)
         for _ in range(2):
             with pytest.raises(CheckpointError, match=r"not saved to .*No space left on device"):

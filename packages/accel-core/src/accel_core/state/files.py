@@ -195,6 +195,11 @@ def make_folder(path: Path) -> None:
         sync(path.parent)
 
 
+def make_staging(path: Path) -> None:
+    """Make a folder that `rename` names at the end. Nobody reads it before, so nothing waits for the disk."""
+    path.mkdir()
+
+
 def rename(source: Path, target: Path) -> None:
     """Give a file or a folder another name. A file takes the place of the `target` that is there."""
     source.replace(target)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import logging
+import math
 import os
 import re
 import secrets
@@ -50,6 +51,9 @@ class KnownStates:
         self.folder = folder
         self.states: dict[Path, Facts] = {}
         self._entries: set[tuple[str, int]] = set()
+        self._unchecked: list[Path] = []
+        self._passed_for: tuple[str, float] = ("", math.inf)
+        """The run and the number of updates for which all others have passed `check`."""
 
     def refresh(self) -> None:
         """Read what is new and forget what is gone. One process calls it."""
@@ -65,15 +69,20 @@ class KnownStates:
         for path, state in listing.complete.items():
             progress, digest = dict(state["run_progress"]), dict(state).get("sha256")
             self.states[path] = Facts(state["run_id"], progress, metrics_of(state), digest)
+        self._unchecked.extend(listing.complete)
         self._entries = entries
 
     def check(self, run_id: str, updates_completed: int | None = None) -> None:
         """Raise `CheckpointError` for states of another run, or later ones of this run."""
-        for path, facts in self.states.items():
-            if facts.run_id != run_id:
-                refuse_other_run(path, run_id, facts.run_id)
-            if updates_completed is not None and facts.progress["updates_completed"] > updates_completed:
-                refuse_later(path, facts.progress["updates_completed"], updates_completed)
+        most = math.inf if updates_completed is None else updates_completed
+        run_before, most_before = self._passed_for
+        # What has passed passes again for the same run when that has gone on.
+        is_known = run_before == run_id and most_before <= most
+        for path in self._unchecked if is_known else self.states:
+            if path in self.states:
+                refuse_other_run(path, run_id, self.states[path].run_id)
+                refuse_later(path, self.states[path].progress["updates_completed"], updates_completed)
+        self._unchecked, self._passed_for = [], (run_id, most)
 
     def of_run(self, run_id: str) -> dict[Path, Facts]:
         """Return the states of a run, the newest last."""

@@ -158,5 +158,5 @@ def _prepare(path: Path, state: RunState, is_known: bool) -> str | None:
     remove_leftovers(path.parent)
     files.make_folder(path.parent)
     staging = staging_of(path)
-    files.make_folder(staging)
+    files.make_staging(staging)
     return staging.name
