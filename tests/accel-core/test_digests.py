@@ -31,6 +31,7 @@ from accel_core import (
 )
 from accel_core.state import digests, files, publishing
 from accel_core.state.digests import SMALL, digest_of_value
+from accel_core.state.export import read_export, write_export
 from states import STATE_FILE, edit, flip_bit, flip_last_bit, zero_sector
 from tiny import ONE_CYCLE, SaveAt, tiny_data, tiny_network, weights_of
 
@@ -490,3 +491,24 @@ def test_what_torch_can_read_safely_can_be_saved(tmp_path):
     with torch.serialization.safe_globals(known):
         files.write_object(tmp_path / "object.pt", value)
         assert type(files.read_object(tmp_path / "object.pt")["state"]) is Counts
+
+
+@pytest.mark.parametrize("name", ["model.pt", "model.safetensors"])
+def test_an_export_hashes_each_byte_once(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = {"weight": torch.randn(100_000)}
+    sha256, num_bytes = hashlib.sha256, 0
+
+    class Counting:
+        def __init__(self) -> None:
+            self.inner = sha256()
+            self.hexdigest = self.inner.hexdigest
+
+        def update(self, data: Any) -> None:
+            nonlocal num_bytes
+            num_bytes += memoryview(data).nbytes
+            self.inner.update(data)
+
+    monkeypatch.setattr(digests.hashlib, "sha256", Counting)
+    write_export(tmp_path / name, {"model_state_dict": weights})
+    assert 400_000 <= num_bytes < 401_000
+    torch.testing.assert_close(read_export(tmp_path / name)["model_state_dict"], weights, rtol=0, atol=0)

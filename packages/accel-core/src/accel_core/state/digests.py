@@ -52,14 +52,18 @@ class HashingFile:
     Nothing is read back, so what is hashed is what the memory held.
     """
 
-    def __init__(self, file: BinaryIO, kept: Iterable[torch.UntypedStorage] = ()) -> None:
+    def __init__(
+        self, file: BinaryIO, kept: Iterable[torch.UntypedStorage] = (), is_hashed: bool = True
+    ) -> None:
         """Hold the file.
 
         Args:
             kept: memory that does not change until `written` is read. What is in it may be hashed later than
                 it is written.
+            is_hashed: False for a file whose digest nobody reads, so that `written` is of no use.
         """
         self._file = file
+        self._is_hashed = is_hashed
         self._hash = hashlib.sha256()
         self._size = 0
         self._thread: ThreadPoolExecutor | None = None
@@ -74,7 +78,9 @@ class HashingFile:
     def write(self, data: Buffer) -> int:
         """Write all of `data`, which may change once this has returned, unless it is among what is kept."""
         view = memoryview(data).cast("B")
-        if len(view) < SMALL:
+        if not self._is_hashed:
+            self._write(view)
+        elif len(view) < SMALL:
             self._write(view)
             self._small.append(view if self._is_kept(view) else bytes(view))
             self._small_size += len(view)

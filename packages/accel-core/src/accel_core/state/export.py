@@ -26,18 +26,21 @@ def write_export(path: Path | Address, content: dict[str, Any], origin: dict[str
         origin: run and update. With it go the digest of the content, and into `.safetensors` the plain
             values beside the weights too.
     """
+    # The digest of the content is in the file, so nobody asks for that of the file itself.
     if path.suffix == ".safetensors":
         tensors = content["model_state_dict"]
         plain = {key: value for key, value in content.items() if isinstance(value, (str, int, float))}
         values = files.as_plain(plain, f"The content of '{path.name}'")
         facts = {**(origin or {}), "values": values}
         facts["digest"] = digest_of_value([_as_dense(tensors), facts])
-        store.replace_file(path, lambda staging: files.write_tensors(staging, tensors, facts))
+        store.replace_file(
+            path, lambda staging: files.write_tensors(staging, tensors, facts, is_hashed=False)
+        )
     else:
         plain = files.as_plain(content, f"The content of '{path.name}'")
         facts = dict(origin or {})
         facts["digest"] = digest_of_value([plain, facts])
-        store.replace_file(path, lambda staging: files.write_object(staging, plain, facts))
+        store.replace_file(path, lambda staging: files.write_object(staging, plain, facts, is_hashed=False))
 
 
 def read_export(place: Path | Address) -> dict[str, Any]:

@@ -32,14 +32,17 @@ _UNSEALED = "0" * 64
 
 
 @contextlib.contextmanager
-def create(path: Path, kept: Iterable[torch.UntypedStorage] = ()) -> Iterator[HashingFile]:
+def create(
+    path: Path, kept: Iterable[torch.UntypedStorage] = (), is_hashed: bool = True
+) -> Iterator[HashingFile]:
     """Open a new file, and have it on the disk at the end. All files of a save are written through here.
 
     Args:
         kept: what may be hashed after it was written (see `HashingFile`).
+        is_hashed: as there.
     """
     with writing(path), path.open("wb") as file:
-        hashing = HashingFile(file, kept)
+        hashing = HashingFile(file, kept, is_hashed)
         try:
             yield hashing
         finally:
@@ -48,13 +51,18 @@ def create(path: Path, kept: Iterable[torch.UntypedStorage] = ()) -> Iterator[Ha
 
 
 def write_object(
-    path: Path, value: Any, origin: Mapping[str, Any] | None = None, stays: bool = False
+    path: Path,
+    value: Any,
+    origin: Mapping[str, Any] | None = None,
+    stays: bool = False,
+    is_hashed: bool = True,
 ) -> HashingFile:
     """Write a plain value with `torch.save`. Returns the file, which is on the disk and has the digest.
 
     Args:
         origin: goes into a dictionary, under the key `ORIGIN`.
         stays: nothing changes the tensors before the digest is read, so that it may be computed later.
+        is_hashed: False if nobody reads the digest.
 
     Raises:
         ConfigurationError: the value is not plain (see `as_plain`).
@@ -62,7 +70,7 @@ def write_object(
     plain = as_plain(value, f"The content of '{path.name}'")
     if origin is not None and type(plain) is dict:
         plain = {ORIGIN: dict(origin), **plain}
-    with create(path, memory_of(plain) if stays else ()) as file:
+    with create(path, memory_of(plain) if stays else (), is_hashed) as file:
         torch.save(plain, file)  # type: ignore[arg-type]
     return file
 
@@ -72,15 +80,16 @@ def write_tensors(
     tensors: Mapping[str, torch.Tensor],
     origin: Mapping[str, Any] | None = None,
     stays: bool = False,
+    is_hashed: bool = True,
 ) -> HashingFile:
     """Write dense tensors as safetensors. Those that share memory are written each on its own.
 
     Args:
         origin: goes among the metadata.
-        stays: as in `write_object`.
+        stays, is_hashed: as in `write_object`.
     """
     metadata = {"format": "pt"} if origin is None else {"format": "pt", ORIGIN: json.dumps(dict(origin))}
-    with create(path, memory_of(tensors) if stays else ()) as file:
+    with create(path, memory_of(tensors) if stays else (), is_hashed) as file:
         for piece in safetensors_file.pieces(tensors, metadata):
             file.write(piece)
     return file
