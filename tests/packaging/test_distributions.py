@@ -1,8 +1,11 @@
 """What is installed is only the package, and the three distributions fit each other and no other version."""
 
+import ast
+import importlib.metadata
 import re
 import runpy
 import shutil
+import sys
 import tarfile
 import tomllib
 import zipfile
@@ -174,6 +177,37 @@ def test_the_oldest_libraries_that_are_allowed_are_those_that_are_tested():
         for requirement in tested
     }
     assert allowed == {f"{name}>={versions[name]}" for name in ("torch", "accelerate")}
+
+
+def third_parties_of(path: Path) -> set[str]:
+    """The modules that a file of the tests imports when it is read, but those of Python and of the tests."""
+    lines = ast.parse(path.read_text(encoding="utf-8")).body
+    named = [node.module for node in lines if isinstance(node, ast.ImportFrom)]
+    named += [alias.name for node in lines if isinstance(node, ast.Import) for alias in node.names]
+    modules = {name.partition(".")[0] for name in named}
+    helpers = {path.stem for path in (REPOSITORY / "tests").glob("*.py")}
+    return modules - sys.stdlib_module_names - helpers - set(IMPORT_NAMES.values())
+
+
+def test_the_tests_of_the_oldest_libraries_find_what_they_import():
+    """Where one does not, pytest ends before it has run any."""
+    environment = environments()["lowest"]
+    folders = re.findall(r"(?<!--ignore )\btests/[\w/-]+", environment["scripts"]["test"])
+    files = {path for folder in folders for path in (REPOSITORY / folder).rglob("*.py")}
+    # With what these bring in their turn.
+    brought = {Requirement(line).name for line in environment["dependencies"]} | {
+        "numpy",
+        "safetensors",
+        "nbformat",
+    }
+    distributions = importlib.metadata.packages_distributions()
+    missing = {
+        (path.name, module)
+        for path in files
+        for module in third_parties_of(path)
+        if not brought & {name.lower() for name in distributions.get(module, [module])}
+    }
+    assert len(files) > 100 and not missing
 
 
 def test_every_python_that_is_promised_is_tested():

@@ -8,7 +8,6 @@ import pytest
 import torch
 import torchmetrics
 from accelerate import Accelerator, DistributedType
-from accelerate.utils import ParallelismConfig
 from torch import nn
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.utils.data import TensorDataset
@@ -17,7 +16,7 @@ from accel_callbacks import MetricsCallback, PredictionMetricsCallback
 from accel_core import ConfigurationError, Trainer
 from accel_core.engines import choose
 from case_runner import compare, run_as_script
-from layouts import tensor_parallel
+from layouts import ParallelismConfig, tensor_parallel
 
 pytestmark = pytest.mark.slow
 SIZES = (13, 16, 3)
