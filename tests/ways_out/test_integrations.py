@@ -317,6 +317,14 @@ def tokenizer() -> Any:
     return transformers.AutoTokenizer.from_pretrained(MINILM)
 
 
+def fine_tune_without_padding_token(pad_token: str | None = None, **kwargs: Any) -> None:
+    reader = tokenizer()
+    reader.eos_token = reader.sep_token
+    reader.pad_token = None if pad_token is None else getattr(reader, pad_token)
+    model = create_model("classes", vocab_size=len(reader))
+    fine_tune(create_samples("classes"), model, tokenizer=reader, **{"collate_fn": None, **kwargs})
+
+
 def parameter_groups(**kwargs: Any) -> None:
     model = create_model("classes")
     groups = transformers_parameter_groups(model, **{"lr": 5e-5, **kwargs})
@@ -591,6 +599,14 @@ ROWS: tuple[Row, ...] = (
         (
             lambda: fine_tune(create_samples("classes")[:4], collate_fn=None, tokenizer=tokenizer()),
             lambda: fine_tune(pairs(), collate_fn=mappings_of),
+        ),
+    ),
+    Row(
+        " without a padding token, so it cannot pad. Set tokenizer.pad_token = tokenizer.eos_token",
+        fine_tune_without_padding_token,
+        (
+            lambda: fine_tune_without_padding_token(pad_token="eos_token"),
+            lambda: fine_tune_without_padding_token(collate_fn=collate),
         ),
     ),
     Row(

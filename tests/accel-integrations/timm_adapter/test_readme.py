@@ -78,6 +78,7 @@ def test_a_script_trains(number: int, folder: Path) -> None:
             env=environment_of_hub(address, folder / "cache"),
         )
     assert finished.returncode == 0, finished.stderr
+    assert "Epoch 2/2  train loss" in finished.stdout
 
 
 def test_the_ways_without_a_network_give_models(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -51,6 +51,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "sentence-transformers/all-MiniLM-L6-v2").symlink_to(MINILM)
     tokenizer = transformers.AutoTokenizer.from_pretrained(MINILM)
     create_model("causal", vocab_size=len(tokenizer)).save_pretrained(folder / "HuggingFaceTB/SmolLM2-135M")
+    # Most tokenizers of language models, also the one that the README names, have no token for padding.
+    tokenizer.eos_token, tokenizer.pad_token = tokenizer.sep_token, None
     tokenizer.save_pretrained(folder / "HuggingFaceTB/SmolLM2-135M")
     return folder
 

@@ -1,5 +1,6 @@
 """Batches, losses, predictions and metrics of models of transformers in the trainer."""
 
+import copy
 import re
 import subprocess
 import sys
@@ -84,6 +85,21 @@ class TestData:
         own, other = (create_trainer(kind, tokenizer=tokenizer) for _ in range(2))
         results = [own.evaluate(samples, 5), other.evaluate(samples, 5, collate_fn=collate)]
         assert results[0]["evaluation_loss"] == pytest.approx(results[1]["evaluation_loss"], abs=1e-6)
+
+    def test_a_tokenizer_without_a_padding_token_is_refused_before_training_unless_another_function_pads(
+        self, tokenizer: Any
+    ) -> None:
+        rows = self.encoded(tokenizer).remove_columns(["text", "number"])
+        padding = transformers.DataCollatorWithPadding(tokenizer)
+        without = copy.deepcopy(tokenizer)
+        without.pad_token = None
+        trainer = create_trainer("classes", tokenizer=without)
+        with pytest.raises(
+            ConfigurationError, match=r"without a padding token.*tokenizer\.pad_token = .*collate_fn"
+        ):
+            trainer.train(rows, 1)
+        trainer.train(rows, 1, train_dataloader_kwargs={"collate_fn": padding})
+        assert trainer.run_progress.updates_completed == 1
 
     def test_any_collate_function_and_ready_loader_is_used_as_it_is(self, tokenizer: Any) -> None:
         rows = self.encoded(tokenizer).remove_columns(["text", "number"])

@@ -22,9 +22,19 @@ def create_collate_fn(model: torch.nn.Module, tokenizer: Any) -> Callable[[list[
     With a tokenizer the samples may differ in length. They are padded to the longest of the batch, labels
     of tokens with -100. Without one, or with a processor of another kind, they have to be of one shape.
     Entries that the model does not take, such as the text, are left out.
+
+    Raises:
+        ConfigurationError: the tokenizer has no padding token.
     """
     transformers = import_transformers()
-    if not isinstance(tokenizer, transformers.PreTrainedTokenizerBase):
+    pads = isinstance(tokenizer, transformers.PreTrainedTokenizerBase)
+    # Its `pad` raises without one, also for samples of one length, but only at the first batch.
+    if pads and tokenizer.pad_token is None:
+        raise ConfigurationError(
+            f"tokenizer is a {type(tokenizer).__name__} without a padding token, so it cannot pad. Set "
+            "tokenizer.pad_token = tokenizer.eos_token before training, or pass a collate_fn."
+        )
+    if not pads:
         collate = transformers.default_data_collator
     elif label_shift(model) is None:
         # Labels are one class a sample, so only the inputs are padded.

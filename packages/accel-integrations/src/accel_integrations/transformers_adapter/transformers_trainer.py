@@ -83,7 +83,11 @@ class TransformersTrainer(Trainer):
     # ------------------------------------------------------------------ what you may create
 
     def create_collate_fn(self) -> Callable[[list[Any]], Any]:
-        """Return the function that makes batches if no `collate_fn` is given: it pads with a tokenizer."""
+        """Return the function that makes batches if no `collate_fn` is given: it pads with a tokenizer.
+
+        Raises:
+            ConfigurationError: the tokenizer has no padding token.
+        """
         return create_collate_fn(self.model, self.tokenizer)
 
     def create_train_dataloader(self, batch_size: int, train_dl_kwargs: dict[str, Any] | None = None) -> Any:
@@ -112,9 +116,9 @@ class TransformersTrainer(Trainer):
         self._own_model = weakref.ref(self.model)
 
     def _with_collate_fn(self, dataset: Any, kwargs: dict[str, Any] | None) -> dict[str, Any] | None:
-        if self.collate_fn is not None or is_ready_loader(dataset, kwargs):
+        if self.collate_fn is not None or is_ready_loader(dataset, kwargs) or "collate_fn" in (kwargs or {}):
             return kwargs
-        return {"collate_fn": self.create_collate_fn(), **(kwargs or {})}
+        return {**(kwargs or {}), "collate_fn": self.create_collate_fn()}
 
     # ------------------------------------------------------------------ what you may override
 
