@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 
 from case_runner import Outcome, compare
-from quick import is_quick
+from quick import Stopwatch, is_quick, read_lengthy_tests
 
 torch.set_num_threads(1)
 # Modules that hold assertions, which tell what they compare only where pytest rewrites them.
@@ -23,11 +23,27 @@ pytest.register_assert_rewrite(
 )
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--write-lengthy-tests",
+        action="store_true",
+        help="with -m quick: measure all that might be quick, and write tests/lengthy_tests.txt",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.option.markexpr == "quick":
+        config.pluginmanager.register(Stopwatch(config.option.write_lengthy_tests))
+    elif config.option.write_lengthy_tests:
+        raise pytest.UsageError("--write-lengthy-tests measures what `-m quick` chooses: pass that too")
+
+
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Mark what belongs to the inner loop, before `-m` chooses."""
+    lengthy = frozenset() if config.option.write_lengthy_tests else frozenset(read_lengthy_tests())
     for item in items:
-        if isinstance(item, pytest.Function) and is_quick(item):
+        if isinstance(item, pytest.Function) and is_quick(item, lengthy):
             item.add_marker("quick")
 
 

@@ -1,6 +1,7 @@
 """Arrows point one way, files stay small, and importing a package does nothing: read from the source itself."""
 
 import ast
+import functools
 import re
 import subprocess
 import sys
@@ -86,7 +87,9 @@ def _tests_type_checking(test: ast.expr) -> bool:
     return ast.unparse(test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING")
 
 
+@functools.cache
 def imports_in(path: Path, root: Path) -> list[Import]:
+    """The imports of a file, parsed once for all tests."""
     return imports_of(path.read_text(encoding="utf-8"), module_name(path, root), path.name == "__init__.py")
 
 
