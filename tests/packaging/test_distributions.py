@@ -230,13 +230,19 @@ def environments() -> dict:
     return tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["tool"]["hatch"]["envs"]
 
 
+def offered_by(environment: str) -> set[str]:
+    """The scripts of an environment, and the programs named as the packages that it installs."""
+    table = environments()[environment]
+    return {*table["scripts"], *(Requirement(line).name for line in table["dependencies"])}
+
+
 def test_commands_of_the_documents_exist_and_start_with_an_environment_that_is_empty():
     assert "dependencies" not in environments()["default"] and environments()["default"]["detached"]
     commands = environments()["default"]["scripts"]
     for page in (REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", REPOSITORY / ".ci" / "run"):
         for command in re.findall(r"hatch run ([\w:-]+)", page.read_text()):
             environment, _, script = command.rpartition(":")
-            assert script in (environments()[environment]["scripts"] if environment else commands), command
+            assert script in (offered_by(environment) if environment else commands), command
     for command in commands.values():
         environment, _, script = command.split()[2].partition(":")
         assert script in ("python", "pytest", "pip") or script in environments()[environment]["scripts"]
