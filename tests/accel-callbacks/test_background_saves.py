@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.utils.data import TensorDataset
 
-from accel_callbacks import SaveTrainingStateCallback
+from accel_callbacks import SaveTrainingStateCallback, run_folder
 from accel_core import (
     AccelWarning,
     CheckpointError,
@@ -22,7 +22,7 @@ from accel_core import (
     latest_checkpoint,
     verify_checkpoint,
 )
-from accel_core.run import background_saves
+from accel_core.extending import KnownStates
 from accel_core.state import save as save_module
 from accel_core.state.digests import hashes_beside
 from accel_core.state.housekeeping import remove_checkpoint
@@ -242,10 +242,29 @@ def test_what_need_not_be_kept_is_removed_while_training_goes_on(monkeypatch, tm
         assert (tmp_path / "update_00000004").is_dir()
         may_remove.set()
 
-    monkeypatch.setattr(background_saves, "remove_checkpoint", remove)
+    monkeypatch.setattr(run_folder, "remove_checkpoint", remove)
     saver = background(tmp_path, 4, keep_last=1)
     train(create_trainer(saver, Watch(at_4=wait_until_it_stands, at_8=wait_until_it_stands, at_11=look)))
-    assert removed == [("update_00000004", "accel-save")]
+    assert removed == [("update_00000004", "accel-save"), ("update_00000008", "MainThread")]
+    assert [path.name for path in tmp_path.glob("update_*")] == ["update_00000012"]
+
+
+def test_a_folder_that_the_writer_cannot_list_is_left_to_the_next_save(monkeypatch, tmp_path):
+    refresh, failed = KnownStates.refresh, []
+
+    def fail_beside(known):
+        if threading.current_thread() is not threading.main_thread():
+            failed.append(1)
+            raise CheckpointError("cannot be listed")
+        refresh(known)
+
+    def wait_until_it_stands(trainer):
+        saver._saver.background.writer.wait()
+
+    monkeypatch.setattr(KnownStates, "refresh", fail_beside)
+    saver = background(tmp_path, 4, keep_last=1)
+    train(create_trainer(saver, Watch(at_4=wait_until_it_stands, at_8=wait_until_it_stands)))
+    assert failed
     assert [path.name for path in tmp_path.glob("update_*")] == ["update_00000012"]
 
 
@@ -344,7 +363,7 @@ TWO = """
     from pathlib import Path
     import torch
     from torch.utils.data import TensorDataset
-    from accel_callbacks import SaveTrainingStateCallback
+    from accel_callbacks import SaveTrainingStateCallback, run_folder
     from accel_core import CheckpointError, Trainer, TrainerCallback, verify_checkpoint
     from accel_core.state import files, save
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,23 +54,15 @@ class RunFolder:
         self._known.refresh()
         self._known.check(run_id, updates)
 
-    def tidy(self, run_id: str, remove: Callable[[Sequence[Path]], None] | None = None) -> None:
-        """Remove what need not be kept, now that a newer state stands.
-
-        Args:
-            remove: removes the states that it is given; None removes them at once.
-        """
+    def tidy(self, run_id: str) -> None:
+        """Remove what need not be kept, now that a newer state stands."""
         if self.states_to_remove is not None:
             self._known.refresh()
-            (remove or _remove_at_once)(list(self.states_to_remove(self._known.of_run(run_id))))
+            for path in list(self.states_to_remove(self._known.of_run(run_id))):
+                remove_checkpoint(path)
 
     def write_card(self, trainer: Trainer) -> Path:
         """Write what is needed to repeat the run beside its states, and return where."""
         write_card(trainer, self._known)
         self.has_card = True
         return self.path / CARD_FILE
-
-
-def _remove_at_once(paths: Sequence[Path]) -> None:
-    for path in paths:
-        remove_checkpoint(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -114,7 +115,7 @@ class StateSaver:
         """Wait for the save that is on its way.
 
         Args:
-            goes_on: training goes on meanwhile, so that a thread may remove what need not be kept.
+            goes_on: training goes on meanwhile, so that the writer may remove what need not be kept.
         """
         if self.background is None:
             return
@@ -160,9 +161,13 @@ class StateSaver:
         if trainer.is_main_process:
             if self.mirrored is not None:
                 self.mirrored.add(path)
+            tidy = partial(self.folder.tidy, str(trainer.run_id))
             # Not beside the first card, which looks at all that stands in the folder.
-            background = self.background if goes_on and self.folder.has_card else None
-            self.folder.tidy(str(trainer.run_id), None if background is None else background.remove)
+            is_beside = goes_on and self.folder.has_card and self.folder.states_to_remove is not None
+            if is_beside and self.background is not None:
+                self.background.tidy(tidy)
+            else:
+                tidy()
             # The cost of a save does not grow with their number, so the card is written once more at the end.
             if not self.folder.has_card:
                 self._write_card(trainer)

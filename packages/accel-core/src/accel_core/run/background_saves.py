@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,6 @@ from ..errors import AccelWarning, CheckpointError, ConfigurationError
 from ..notices import logger_of
 from ..processes.collectives import all_gather_object, is_distributed, run_on_main
 from ..state.background import BackgroundWriter
-from ..state.housekeeping import remove_checkpoint
 from .run import Run, require_training
 from .trainer_parts import TrainerParts
 
@@ -105,7 +104,7 @@ class BackgroundSaves:
     def finish(self, trainer: TrainerParts) -> Path | None:
         """Wait for the state on its way, tell everyone that it stands, and return it.
 
-        If there is none, wait for what `remove` removes. Every process takes part.
+        If there is none, wait for `tidy`. Every process takes part.
 
         Raises:
             CheckpointError: it could not be written, on every process.
@@ -152,18 +151,21 @@ class BackgroundSaves:
         failure = run_on_main(complete, trainer.is_main_process)
         return " ".join(f"Process {index}: {text}" for index, text in failures.items()) or failure
 
-    def remove(self, paths: Sequence[Path]) -> None:
+    def tidy(self, act: Callable[[], None]) -> None:
         """Let the writer remove states while training goes on: of large ones it takes as long as the copies.
 
         One process calls it.
+
+        Args:
+            act: looks at the folder and removes. Nobody else uses what it uses before `finish`.
         """
 
-        def remove_all() -> None:
-            for path in paths:
-                remove_checkpoint(path)
+        def tidy() -> None:
+            # A folder that cannot be listed is told before the next save, to all processes.
+            with contextlib.suppress(CheckpointError):
+                act()
 
-        if paths:
-            self.writer.start(remove_all)
+        self.writer.start(tidy)
 
     def close(self, trainer: TrainerParts) -> Path | None:
         """Wait for the state on its way after an error, without messages to other processes; return it."""
