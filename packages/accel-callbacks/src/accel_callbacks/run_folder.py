@@ -58,7 +58,7 @@ class RunFolder:
         """Remove what need not be kept, now that a newer state stands."""
         if self.states_to_remove is not None:
             self._known.refresh()
-            for path in list(self.states_to_remove(self._known.of_run(run_id))):
+            for path in self.states_to_remove(self._known.of_run(run_id)):
                 remove_checkpoint(path)
 
     def write_card(self, trainer: Trainer) -> Path:

@@ -104,7 +104,7 @@ class BackgroundSaves:
     def finish(self, trainer: TrainerParts) -> Path | None:
         """Wait for the state on its way, tell everyone that it stands, and return it.
 
-        If there is none, wait for `tidy`. Every process takes part.
+        If there is none, wait for what `tidy` has begun. Every process takes part.
 
         Raises:
             CheckpointError: it could not be written, on every process.
@@ -157,15 +157,15 @@ class BackgroundSaves:
         One process calls it.
 
         Args:
-            act: looks at the folder and removes. Nobody else uses what it uses before `finish`.
+            act: looks at the folder and removes. What it uses is its own until `finish` has waited for it.
         """
 
-        def tidy() -> None:
-            # A folder that cannot be listed is told before the next save, to all processes.
+        def act_quietly() -> None:
+            # If the folder cannot be listed, the check before the next save says so on all processes.
             with contextlib.suppress(CheckpointError):
                 act()
 
-        self.writer.start(tidy)
+        self.writer.start(act_quietly)
 
     def close(self, trainer: TrainerParts) -> Path | None:
         """Wait for the state on its way after an error, without messages to other processes; return it."""
