@@ -15,13 +15,13 @@ from .run_history import MetricRecord, RunHistory
 class HistoryLines:
     """The lines of all records of a run, each encoded once.
 
-    A save copies them as bytes, so that it costs the same after a year.
+    A save copies them as bytes: nothing old is encoded again.
     """
 
     def __init__(self) -> None:
         self._records: list[MetricRecord] = []
         """Those that are in `_lines`, to notice if one of them was deleted since."""
-        self._lines = bytearray()
+        self._lines = b""
 
     def adopt(self, folder: Path, history: RunHistory) -> None:
         """Begin with the lines of the state in `folder`, whose records `history` has just taken over."""
@@ -29,7 +29,7 @@ class HistoryLines:
         path = folder / HISTORY_FILE
         lines = path.read_bytes() if path.exists() else b""
         if lines.count(b"\n") == len(records):
-            self._records, self._lines = records, bytearray(lines)
+            self._records, self._lines = list(records), lines
 
     def content(self, history: RunHistory) -> bytes:
         """Return the file's content for what `history` holds now."""
@@ -37,18 +37,20 @@ class HistoryLines:
         known = len(self._records)
         # Records are the same objects from save to save, which makes comparing them a matter of pointers.
         if records[:known] != self._records:
-            self._records, self._lines, known = [], bytearray(), 0
-        for record in records[known:]:
-            self._lines += json.dumps(record).encode() + b"\n"
-        self._records = list(records)
-        return bytes(self._lines)
+            self._records, self._lines, known = [], b"", 0
+        new = records[known:]
+        self._records += new
+        self._lines += b"".join(json.dumps(record).encode() + b"\n" for record in new)
+        return self._lines
 
 
 def split_state(history: RunHistory) -> tuple[dict[str, Any], list[MetricRecord]]:
     """Return the state of a history without its records, and them."""
     if type(history).state_dict is RunHistory.state_dict:
-        # Its own state copies every record.
-        return {"epoch": history.current_epoch, "update": history.current_update}, list(history.get_records())
+        # Its own state copies every record. A long list is not copied either.
+        records = history.get_records()
+        rest = {"epoch": history.current_epoch, "update": history.current_update}
+        return rest, records if isinstance(records, list) else list(records)
     state = dict(history.state_dict())
     return state, list(state.pop("records", []))
 
