@@ -45,6 +45,7 @@ from pathlib import Path
 import psutil
 
 _LAUNCH_ID = "ACCEL_TEST_LAUNCH_ID"
+_WHOLE_LINES = Path(__file__).parent / "whole_lines"
 _SET_BY_LAUNCHERS = ("ACCELERATE_", "FSDP_", "TORCHELASTIC_", "MASTER_", "GROUP_")
 _RANKS = (
     "RANK",
@@ -267,13 +268,14 @@ def environment_of(launch_id: str, env: Mapping[str, str] | None, restarts: bool
         for name, value in os.environ.items()
         if name not in _RANKS and not name.startswith(_SET_BY_LAUNCHERS)
     }
-    # A process that is killed must not take with it what it has printed.
-    defaults = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    defaults = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     if restarts:
         # Else restarted workers find the addresses of the dead ones in the store of torchrun's agent, which
         # is kept.
         defaults["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
-    return {**inherited, **defaults, **(env or {}), _LAUNCH_ID: launch_id}
+    variables = {**inherited, **defaults, **(env or {}), _LAUNCH_ID: launch_id}
+    paths = filter(None, [str(_WHOLE_LINES), variables.get("PYTHONPATH")])
+    return {**variables, "PYTHONPATH": os.pathsep.join(paths)}
 
 
 def free_port() -> int:

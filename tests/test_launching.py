@@ -43,6 +43,21 @@ def test_two_processes_see_each_other():
     assert finished.stdout.count("sum 3 threads 1 argument hello") == 2
 
 
+def test_the_lines_of_two_processes_do_not_mix():
+    finished = launch(
+        """
+        from accelerate import Accelerator
+        accelerator = Accelerator()
+        accelerator.wait_for_everyone()
+        for number in range(5_000):
+            print("line", number, "of", accelerator.process_index)
+        accelerator.end_training()
+        """
+    )
+    wanted = [f"line {number} of {rank}" for rank in range(2) for number in range(5_000)]
+    assert sorted(finished.stdout.splitlines()) == sorted(wanted)
+
+
 def test_one_process_needs_no_launcher():
     assert launch("import os; print('RANK' in os.environ)", processes=1).stdout == "False\n"
 
