@@ -378,11 +378,11 @@ TWO = """
             return {"index": trainer.accelerator.process_index}
 
     create = files.create
-    def only_on_main(*args):
+    def only_on_main(*args, **kwargs):
         assert trainer.is_main_process
         if fails:
             raise OSError("no space left")
-        return create(*args)
+        return create(*args, **kwargs)
     files.create = only_on_main
 
     torch.manual_seed(0)

@@ -1,5 +1,6 @@
 """A folder that looks after itself: damaged states, other runs, failing disks, many states, and races with other processes."""
 
+import hashlib
 import json
 import os
 import random
@@ -155,27 +156,45 @@ def test_a_state_is_found_at_every_moment_while_another_process_saves_and_remove
 
 
 class CountWork(TrainerCallback):
-    """Counts the files that are opened, and the bytes of JSON that are encoded, for each save."""
+    """Counts for each save: files opened, bytes of JSON encoded, bytes hashed, and times that `folder` was listed."""
 
-    def __init__(self, monkeypatch):
-        self.opened = self.encoded = 0
+    def __init__(self, monkeypatch, folder):
+        self.opened = self.encoded = self.hashed = self.listed = 0
         self.saves = []
-        dumps = json.dumps
-        # A hook that cannot be taken away again, so that it counts into what is there.
-        sys.addaudithook(lambda event, _: setattr(self, "opened", self.opened + (event == "open")))
+        dumps, sha256 = json.dumps, hashlib.sha256
+
+        def hook(event, args):
+            self.opened += event == "open"
+            self.listed += event == "os.scandir" and str(args[0]) == str(folder)
+
+        # It cannot be taken away again, so it counts into what is there.
+        sys.addaudithook(hook)
 
         def counted(*args, **kwargs):
             text = dumps(*args, **kwargs)
             self.encoded += len(text)
             return text
 
+        counter = self
+
+        class Counted:
+            def __init__(self, data=b""):
+                self.inner = sha256()
+                self.hexdigest = self.inner.hexdigest
+                self.update(data)
+
+            def update(self, data):
+                counter.hashed += memoryview(data).nbytes
+                self.inner.update(data)
+
         monkeypatch.setattr(json, "dumps", counted)
+        monkeypatch.setattr(hashlib, "sha256", Counted)
 
     def on_train_step_end(self, trainer, batch, batch_output, step):
         trainer.run_history.update_metric("noise", 1 / (1 + trainer.run_progress.updates_completed))
         if self.opened:
-            self.saves.append((self.opened, self.encoded))
-        self.opened = self.encoded = 0
+            self.saves.append((self.opened, self.encoded, self.hashed, self.listed))
+        self.opened = self.encoded = self.hashed = self.listed = 0
 
 
 class CountCalls(SaveTrainingStateCallback):
@@ -205,11 +224,11 @@ class TestCost:
         assert saver.calls[55] < saver.calls[4] + 25
 
     @pytest.mark.parametrize("keep_last", [None, 2])
-    def test_a_late_save_opens_no_more_files_and_encodes_no_more_json_than_the_second(
+    def test_a_late_save_opens_no_more_files_and_encodes_and_hashes_no_more_than_the_second(
         self, keep_last, tmp_path, monkeypatch
     ):
         monkeypatch.setattr(os, "fsync", lambda _: None)
-        counter = CountWork(monkeypatch)
+        counter = CountWork(monkeypatch, tmp_path)
         trainer = tiny_trainer(
             callbacks=[
                 counter,
@@ -218,9 +237,13 @@ class TestCost:
         )
         trainer.train(DATA, max_num_train_steps=60)
         # An epoch has three updates: compared are saves at the same place in it.
-        (opened, encoded), (opened_late, encoded_late) = counter.saves[4], counter.saves[55]
+        opened, encoded, hashed, _ = counter.saves[4]
+        opened_late, encoded_late, hashed_late, listed_late = counter.saves[55]
         assert opened_late == opened
         assert encoded_late <= encoded + 40  # digits of counters
+        assert hashed_late <= hashed + 400  # the same, in several files
+        # Before a save, and once more to see which of the states need not be kept.
+        assert listed_late == (1 if keep_last is None else 2)
 
     def test_the_history_is_lines_that_pandas_reads(self, tmp_path):
         trainer = train(tmp_path, 2, [RecordWanted(float("nan"), float("inf"))])
@@ -364,6 +387,20 @@ class TestFailingSaves:
         assert (
             len([record for record in caplog.records if "could not be removed" in record.getMessage()]) == 1
         )
+
+    def test_what_could_not_be_removed_goes_with_a_later_save(self, tmp_path, monkeypatch):
+        remove, refused = files.remove_folder, []
+
+        def remove_folder(path):
+            if len(refused) < 3:
+                refused.append(path)
+                raise OSError(16, "Device or resource busy")
+            remove(path)
+
+        monkeypatch.setattr(files, "remove_folder", remove_folder)
+        train(tmp_path, 3, save_every_n_updates=1, keep_last=1)
+        assert len(refused) == 3
+        assert names_in(tmp_path) == ["update_00000009"]
 
 
 class TestOtherRun:

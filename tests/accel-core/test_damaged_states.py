@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.optim.lr_scheduler import ExponentialLR, OneCycleLR
 
-from accel_core import CheckpointError, Trainer, TrainerCallback
+from accel_core import CheckpointError, Trainer, TrainerCallback, verify_checkpoint
 from accel_core.run.run_progress import RunProgress
 from states import STATE_FILE, edit, reseal
 from tiny import tiny_data, tiny_network, tiny_trainer, weights_of
@@ -134,11 +134,13 @@ def test_run_config_says_when_it_is_known() -> None:
     assert trainer.run_config.num_processes == 1
 
 
-def test_a_trainer_is_pickled_after_a_run_and_trains_on() -> None:
+def test_a_trainer_is_pickled_after_a_run_and_saves_and_trains_on(tmp_path: Path) -> None:
     trainer = tiny_trainer()
     trainer.train(DATA, 1)
     copied = pickle.loads(pickle.dumps(trainer))
-    for each in (trainer, copied):
+    for name, each in (("whole", trainer), ("copied", copied)):
+        each.save_training_state(tmp_path / name)
+        assert verify_checkpoint(tmp_path / name) == {tmp_path / name: None}
         each.train(DATA, 1)
     assert torch.equal(weights_of(trainer), weights_of(copied))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,19 +10,21 @@ from typing import Any
 
 from ..state import files
 from ..state.checkpoint import HISTORY_FILE
+from ..state.digests import HashedBytes
 from .run_history import MetricRecord, RunHistory
 
 
 class HistoryLines:
-    """The lines of all records of a run, each encoded once.
+    """The lines of all records of a run, each encoded and hashed once.
 
-    A save copies them as bytes: nothing old is encoded again.
+    A save writes them as they are: nothing old is encoded or hashed again.
     """
 
     def __init__(self) -> None:
         self._records: list[MetricRecord] = []
         """Those that are in `_lines`, to notice if one of them was deleted since."""
         self._lines = b""
+        self._hash = hashlib.sha256()
 
     def adopt(self, folder: Path, history: RunHistory) -> None:
         """Begin with the lines of the state in `folder`, whose records `history` has just taken over."""
@@ -29,19 +32,29 @@ class HistoryLines:
         path = folder / HISTORY_FILE
         lines = path.read_bytes() if path.exists() else b""
         if lines.count(b"\n") == len(records):
-            self._records, self._lines = list(records), lines
+            self._records, self._lines, self._hash = list(records), lines, hashlib.sha256(lines)
 
-    def content(self, history: RunHistory) -> bytes:
+    def content(self, history: RunHistory) -> HashedBytes:
         """Return the file's content for what `history` holds now."""
         _, records = split_state(history)
         known = len(self._records)
         # Records are the same objects from save to save, which makes comparing them a matter of pointers.
         if records[:known] != self._records:
-            self._records, self._lines, known = [], b"", 0
+            self._records, self._lines, self._hash, known = [], b"", hashlib.sha256(), 0
         new = records[known:]
+        lines = b"".join(json.dumps(record).encode() + b"\n" for record in new)
         self._records += new
-        self._lines += b"".join(json.dumps(record).encode() + b"\n" for record in new)
-        return self._lines
+        self._lines += lines
+        self._hash.update(lines)
+        return HashedBytes(self._lines, self._hash.hexdigest())
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the hash, which cannot be copied or pickled."""
+        return {name: value for name, value in vars(self).items() if name != "_hash"}
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        """Take over all, and hash the lines."""
+        vars(self).update(state, _hash=hashlib.sha256(state["_lines"]))
 
 
 def split_state(history: RunHistory) -> tuple[dict[str, Any], list[MetricRecord]]:

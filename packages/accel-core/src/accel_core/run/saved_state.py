@@ -105,9 +105,11 @@ def save_run(trainer: TrainerParts, run: Run | None, output_dir: Any, values: di
             create_shards=engine.create_shards,
             write_engine=engine.write_own_files,
             is_known=run.known_states.get(path) == progress,
+            is_first=path.parent not in run.tidied_folders,
             gathers_files=engine.gathers_files,
             writer=run.background and run.background.writer,
         )
+    run.tidied_folders |= {path.parent}
     if saved is Saved.BEGUN and run.background is not None:
         run.background.begun(path, progress)
     else:

@@ -45,6 +45,13 @@ class Written(NamedTuple):
     sha256: str
 
 
+class HashedBytes(NamedTuple):
+    """The content of a file whose digest is known before it is written."""
+
+    content: bytes
+    sha256: str
+
+
 class HashingFile:
     """A file open for writing that hashes what it writes.
 

@@ -95,9 +95,9 @@ def write_tensors(
     return file
 
 
-def write_bytes(path: Path, content: bytes) -> HashingFile:
-    """Write `content` as it is."""
-    with create(path) as file:
+def write_bytes(path: Path, content: bytes, is_hashed: bool = True) -> HashingFile:
+    """Write `content` as it is; `is_hashed` as in `write_object`."""
+    with create(path, is_hashed=is_hashed) as file:
         file.write(content)
     return file
 

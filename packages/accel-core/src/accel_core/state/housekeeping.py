@@ -38,6 +38,9 @@ _STAGING = re.compile(r".+\.[0-9a-f]{8}\.incomplete")
 being_written: set[Path] = set()
 """What threads of this process write at this moment, beside its final place: no leftover of a crash."""
 
+_refused_in: set[Path] = set()
+"""Folders in which the disk has refused to remove something that need not be kept."""
+
 _logger = logging.getLogger("accel_core")
 
 
@@ -59,9 +62,10 @@ class KnownStates:
         """Read what is new and forget what is gone. One process calls it."""
         entries = entries_of(self.folder)
         # Sets are compared by the interpreter: a save among thousands of states costs what the second did.
-        for name, _ in self._entries - entries:
+        changed = self._entries ^ entries
+        for name, _ in changed - entries:
             self.states.pop(self.folder / name, None)
-        listing = examine_entries(self.folder, entries - self._entries)
+        listing = examine_entries(self.folder, changed & entries)
         for path in being_written & listing.unfinished.keys():
             del listing.unfinished[path]
         # A run that is resumed has asked for the newest state of this folder, and was told there.
@@ -213,6 +217,7 @@ def remove_checkpoint(path: Path) -> None:
         if staging.exists():
             files.remove_folder(staging)
     except OSError as error:
+        _refused_in.add(path.parent)
         _report_once(path, str(error))
 
 
@@ -231,8 +236,15 @@ def has_only_own_files(path: Path) -> bool:
     return path.is_dir() and all(_OWN_NAMES.fullmatch(entry.name) for entry in path.glob("*"))
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Remove what crashes left in `folder`: incomplete states, and replaced ones whose successor stands."""
+def remove_leftovers(folder: Path, is_first: bool = True) -> None:
+    """Remove what crashes left in `folder`: incomplete states, and replaced ones whose successor stands.
+
+    Args:
+        is_first: False if a save of this run has done it, so that only what the disk refused may be left.
+    """
+    if not is_first and folder not in _refused_in:
+        return
+    _refused_in.discard(folder)
     # Paths are made of what may be a leftover alone: a folder may hold thousands of states.
     names = [name for name, _ in entries_of(folder) if name.endswith((".incomplete", ".replaced"))]
     for name in names:

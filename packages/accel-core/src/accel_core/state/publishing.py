@@ -29,16 +29,17 @@ def write_contents(
 
     Nothing may change `contents` meanwhile. All files are on the disk when this returns.
     """
-    begun = {}
+    written, begun = {}, {}
     for name, content in contents.items():
         if name.endswith(".jsonl"):
-            begun[name] = files.write_bytes(folder / name, content)
+            files.write_bytes(folder / name, content.content, is_hashed=False)
+            written[name] = Written(len(content.content), content.sha256)
         elif name.endswith(".safetensors"):
             begun[name] = files.write_tensors(folder / name, content, origin, stays=True)
         else:
             begun[name] = files.write_object(folder / name, content, origin, stays=True)
     # Last, so that the disk writes a file while the one before is hashed.
-    return {name: file.written for name, file in begun.items()}
+    return {**written, **{name: file.written for name, file in begun.items()}}
 
 
 def as_copyable(contents: Mapping[str, Any]) -> dict[str, Any]:

@@ -47,6 +47,7 @@ def save_folder(
     create_shards: Callable[[], Shards | None] | None = None,
     write_engine: Callable[[Path], None] | None = None,
     is_known: bool = True,
+    is_first: bool = True,
     gathers_files: bool = False,
     writer: BackgroundWriter | None = None,
 ) -> Saved:
@@ -59,7 +60,7 @@ def save_folder(
         path: of the folder. A state of the same run that is there gives way once the new one is complete.
         state: for trainer_state.json; that of the main process counts.
         create_main_files: called on the main process; contents by file name: tensors for `.safetensors`,
-            bytes for `.jsonl`, else plain.
+            `HashedBytes` for `.jsonl`, else plain.
         create_process_state: returns what this process keeps in a file of its own.
         process_index: 0 is the main process.
         gather: returns the values of all processes in their order, once all have called it.
@@ -70,6 +71,7 @@ def save_folder(
             there are shards.
         is_known: what stands at `path` is of this very run, and not of one that had gone on from an earlier
             state.
+        is_first: the run has saved nothing beside `path`, so leftovers of crashes are still to be removed.
         gathers_files: every process takes part in `create_main_files`.
         writer: writes copies of everything while training goes on, so that this returns before the folder
             stands. Of several processes that write each has one. Tensors that cannot be written as shards are
@@ -80,7 +82,7 @@ def save_folder(
         ConfigurationError: the same for a state that cannot be saved.
     """
     save = OneSave(Path(path).absolute(), state, process_index, gather)
-    names = save.on_all(partial(_prepare, save.path, state, is_known), save.is_main)
+    names = save.on_all(partial(_prepare, save.path, state, is_known, is_first), save.is_main)
     if names[0] is None:
         return Saved.NOTHING
     save.staging = save.path.with_name(names[0])
@@ -136,7 +138,7 @@ def _write_all(
     writer.start(write)
 
 
-def _prepare(path: Path, state: RunState, is_known: bool) -> str | None:
+def _prepare(path: Path, state: RunState, is_known: bool, is_first: bool) -> str | None:
     """Make a folder to write to and return its name; None if `state` stands at `path` already.
 
     The name is new with each save: of two jobs that save to one path at the same time, neither writes into
@@ -147,7 +149,7 @@ def _prepare(path: Path, state: RunState, is_known: bool) -> str | None:
             f"'{path.name}' is a name for what a crash leaves behind. Choose another one."
         )
     if is_known and is_same_state(path, state["run_id"], state["run_progress"]):
-        remove_leftovers(path.parent)
+        remove_leftovers(path.parent, is_first)
         return None
     found = examine(path)
     is_foreign = isinstance(found, NoState) and found.kind is Kind.FOREIGN and path.exists()
@@ -155,7 +157,7 @@ def _prepare(path: Path, state: RunState, is_known: bool) -> str | None:
         raise CheckpointError(f"'{path}' is no folder of a training state. Choose an empty or a new folder.")
     refuse_other_run(path, state["run_id"])
     # Last, so that a save that is refused changes nothing: another job may be writing there.
-    remove_leftovers(path.parent)
+    remove_leftovers(path.parent, is_first)
     files.make_folder(path.parent)
     staging = staging_of(path)
     files.make_staging(staging)
