@@ -31,7 +31,7 @@ from torch.utils.data import TensorDataset
 
 from accel_callbacks import SaveTrainingStateCallback, TrainingStatisticsCallback
 from accel_core import Trainer, TrainerCallback
-from accel_core.state import digests
+from accel_core.state import digests, files
 
 ROUNDS = 11
 """Pairs of saves. The disk is not always as fast: with five their median changed from 5% to 17%."""
@@ -80,9 +80,14 @@ class SaverInPairs(TimedSaver):
         has_digests = self.has_digests(len(self.milliseconds))
         digests.hashlib = hashlib if has_digests else type("Hashes", (), {"sha256": NoDigest})  # type: ignore[attr-defined]
         token = digests.hashes_beside.set(has_digests)
+        no_checksums = files._no_checksums
+        if not has_digests:
+            # Without a digest the checksums of torch.save have a use.
+            files._no_checksums = contextlib.nullcontext
         try:
             super().save(trainer, is_last)
         finally:
+            files._no_checksums = no_checksums
             digests.hashes_beside.reset(token)
             digests.hashlib = hashlib  # type: ignore[attr-defined]
 

@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -512,3 +513,22 @@ def test_an_export_hashes_each_byte_once(name: str, tmp_path: Path, monkeypatch:
     write_export(tmp_path / name, {"model_state_dict": weights})
     assert 400_000 <= num_bytes < 401_000
     torch.testing.assert_close(read_export(tmp_path / name)["model_state_dict"], weights, rtol=0, atol=0)
+
+
+def test_what_has_a_digest_has_no_checksums_of_torch_beside_it(tmp_path: Path) -> None:
+    value = {"weight": torch.randn(1000)}
+    files.write_object(tmp_path / "state.pt", value)
+    write_export(tmp_path / "export.pt", {"model_state_dict": value})
+    # Nothing but torch reads the files of a state, while exports are for everybody.
+    assert zipfile.ZipFile(tmp_path / "state.pt").testzip() is not None
+    assert zipfile.ZipFile(tmp_path / "export.pt").testzip() is None
+    torch.testing.assert_close(torch.load(tmp_path / "state.pt"), value, rtol=0, atol=0)
+    assert torch.serialization.get_crc32_options()
+
+
+def test_the_checksums_of_torch_come_back_after_a_save_that_failed(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError):
+        files.write_object(tmp_path / "state.pt", {"a": object()})
+    with pytest.raises(CheckpointError):
+        files.write_object(tmp_path / "no_folder" / "state.pt", {"a": 1})
+    assert torch.serialization.get_crc32_options()

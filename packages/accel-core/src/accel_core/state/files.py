@@ -70,9 +70,21 @@ def write_object(
     plain = as_plain(value, f"The content of '{path.name}'")
     if origin is not None and type(plain) is dict:
         plain = {ORIGIN: dict(origin), **plain}
-    with create(path, memory_of(plain) if stays else (), is_hashed) as file:
+    checksums = _no_checksums() if is_hashed else contextlib.nullcontext()
+    with create(path, memory_of(plain) if stays else (), is_hashed) as file, checksums:
         torch.save(plain, file)  # type: ignore[arg-type]
     return file
+
+
+@contextlib.contextmanager
+def _no_checksums() -> Iterator[None]:
+    """Let `torch.save` compute no CRC-32 of each tensor: the digest of the file guards all of it."""
+    before = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(False)
+    try:
+        yield
+    finally:
+        torch.serialization.set_crc32_options(before)
 
 
 def write_tensors(
