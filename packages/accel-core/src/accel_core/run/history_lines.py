@@ -10,8 +10,11 @@ from typing import Any
 
 from ..state import files
 from ..state.checkpoint import HISTORY_FILE
-from ..state.digests import HashedBytes
+from ..state.digests import HashedBytes, Written
 from .run_history import MetricRecord, RunHistory
+
+_PIECE = 1 << 18
+"""Bytes. A shorter piece is joined with what comes next."""
 
 
 class HistoryLines:
@@ -22,9 +25,14 @@ class HistoryLines:
 
     def __init__(self) -> None:
         self._records: list[MetricRecord] = []
-        """Those that are in `_lines`, to notice if one of them was deleted since."""
-        self._lines = b""
-        self._hash = hashlib.sha256()
+        """Those whose lines are here, to notice if one of them was deleted since."""
+        self._begin(b"")
+
+    def _begin(self, lines: bytes) -> None:
+        self._pieces = [lines]
+        """Not one of all lines: a save would copy that to add to it."""
+        self._size = len(lines)
+        self._hash = hashlib.sha256(lines)
 
     def adopt(self, folder: Path, history: RunHistory) -> None:
         """Begin with the lines of the state in `folder`, whose records `history` has just taken over."""
@@ -32,7 +40,8 @@ class HistoryLines:
         path = folder / HISTORY_FILE
         lines = path.read_bytes() if path.exists() else b""
         if lines.count(b"\n") == len(records):
-            self._records, self._lines, self._hash = list(records), lines, hashlib.sha256(lines)
+            self._records = list(records)
+            self._begin(lines)
 
     def content(self, history: RunHistory) -> HashedBytes:
         """Return the file's content for what `history` holds now."""
@@ -40,13 +49,18 @@ class HistoryLines:
         known = len(self._records)
         # Records are the same objects from save to save, which makes comparing them a matter of pointers.
         if records[:known] != self._records:
-            self._records, self._lines, self._hash, known = [], b"", hashlib.sha256(), 0
+            self._records, known = [], 0
+            self._begin(b"")
         new = records[known:]
         lines = b"".join(json.dumps(record).encode() + b"\n" for record in new)
         self._records += new
-        self._lines += lines
+        if len(self._pieces[-1]) < _PIECE:
+            self._pieces[-1] += lines
+        else:
+            self._pieces.append(lines)
+        self._size += len(lines)
         self._hash.update(lines)
-        return HashedBytes(self._lines, self._hash.hexdigest())
+        return HashedBytes(tuple(self._pieces), Written(self._size, self._hash.hexdigest()))
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out the hash, which cannot be copied or pickled."""
@@ -54,7 +68,7 @@ class HistoryLines:
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
         """Take over all, and hash the lines."""
-        vars(self).update(state, _hash=hashlib.sha256(state["_lines"]))
+        vars(self).update(state, _hash=hashlib.sha256(b"".join(state["_pieces"])))
 
 
 def split_state(history: RunHistory) -> tuple[dict[str, Any], list[MetricRecord]]:

@@ -6,7 +6,7 @@ import bisect
 import contextlib
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import ContextVar
 from pathlib import Path
@@ -48,8 +48,9 @@ class Written(NamedTuple):
 class HashedBytes(NamedTuple):
     """The content of a file whose digest is known before it is written."""
 
-    content: bytes
-    sha256: str
+    pieces: Sequence[bytes]
+    """One after the other they are the content."""
+    written: Written
 
 
 class HashingFile:

@@ -107,11 +107,18 @@ def write_tensors(
     return file
 
 
-def write_bytes(path: Path, content: bytes, is_hashed: bool = True) -> HashingFile:
-    """Write `content` as it is; `is_hashed` as in `write_object`."""
-    with create(path, is_hashed=is_hashed) as file:
+def write_bytes(path: Path, content: bytes) -> HashingFile:
+    """Write `content` as it is."""
+    with create(path) as file:
         file.write(content)
     return file
+
+
+def write_pieces(path: Path, pieces: Iterable[bytes]) -> None:
+    """Write `pieces` one after the other; their digest is known."""
+    with create(path, is_hashed=False) as file:
+        for piece in pieces:
+            file.write(piece)
 
 
 def write_json(path: Path, value: Any, is_sealed: bool = False) -> HashingFile:

@@ -32,8 +32,8 @@ def write_contents(
     written, begun = {}, {}
     for name, content in contents.items():
         if name.endswith(".jsonl"):
-            files.write_bytes(folder / name, content.content, is_hashed=False)
-            written[name] = Written(len(content.content), content.sha256)
+            files.write_pieces(folder / name, content.pieces)
+            written[name] = content.written
         elif name.endswith(".safetensors"):
             begun[name] = files.write_tensors(folder / name, content, origin, stays=True)
         else:
