@@ -384,11 +384,7 @@ def what_happened(folder: Path) -> None:
         trainer, data = names["make_trainer"], names["data"]
         for update in range(1, 41):
             replayed = trainer().replay(
-                data,
-                2,
-                update=update,
-                folder="runs/a",
-                per_device_batch_size=10,
+                data, update=update, folder="runs/a", **names["how"]
             )
             losses.append(replayed.loss)
         spikes = names["updates_of"]("runs/a", 123)
