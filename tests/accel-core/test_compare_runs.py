@@ -75,6 +75,52 @@ def test_another_sample_is_found_in_its_batch(tmp_path):
     assert found.differing[:2] == ["batch", "loss"]
 
 
+class Turned(torch.nn.Linear):
+    """Adds the same numbers in another order, so that sums are rounded in another way."""
+
+    def forward(self, inputs):
+        return torch.nn.functional.linear(inputs.flip(-1), self.weight.flip(-1), self.bias)
+
+
+class Shifted(torch.nn.Tanh):
+    def forward(self, inputs):
+        return super().forward(inputs) + 0.01
+
+
+@pytest.mark.parametrize(
+    ("position", "part", "is_rounding"), [(0, Turned(64, 32), True), (1, Shifted(), False)]
+)
+def test_the_layer_is_named_and_what_is_only_rounded_is_told_apart(tmp_path, position, part, is_rounding):
+    torch.manual_seed(0)
+    data = TensorDataset(torch.randn(40, 64), torch.randint(2, (40,)))
+
+    def run(folder, changes, replayed=None):
+        torch.manual_seed(1)
+        layers = [torch.nn.Linear(64, 32), torch.nn.Tanh(), torch.nn.Linear(32, 2)]
+        if changes:
+            if is_rounding:
+                part.load_state_dict(layers[position].state_dict())
+            layers[position] = part
+        model = torch.nn.Sequential(*layers)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+        callbacks = [] if replayed else [saving(folder, EVERY)]
+        trainer = Trainer(model, torch.nn.functional.cross_entropy, optimizer, callbacks, seed=1)
+        if replayed:
+            return trainer.replay(
+                data, 2, update=replayed, folder=folder, per_device_batch_size=4, layers=True
+            )
+        trainer.train(data, 2, per_device_batch_size=4)
+        return folder
+
+    a, b = run(tmp_path / "a", False), run(tmp_path / "b", True)
+    assert compare_runs(a, b).is_rounding == is_rounding
+    found = compare_runs(a, b, (lambda n: run(a, False, n), lambda n: run(b, True, n)))
+    assert found.first_difference == 1
+    assert found.differing[0] == str(position)
+    assert found.is_rounding == is_rounding
+    assert ("up to rounding" in str(found)) == is_rounding
+
+
 def test_runs_without_common_states_are_refused(tmp_path):
     a = run(tmp_path / "a")
     with pytest.raises(CheckpointError, match="none in common"):

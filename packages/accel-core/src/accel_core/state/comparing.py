@@ -162,6 +162,11 @@ def _is_same(one: Any, other: Any) -> bool:
 
 
 def _is_close(one: Any, other: Any) -> bool:
+    if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
+        pairs = zip(one, other, strict=False)
+        return len(one) == len(other) and all(_is_same(*pair) or _is_close(*pair) for pair in pairs)
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and _is_close([*one.values()], [other[key] for key in one])
     if not (isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor)):
         return False
     if one.shape != other.shape or one.dtype != other.dtype or not one.is_floating_point():
@@ -200,11 +205,17 @@ def _search(
 
 
 def _differences_in_hand(one: Any, other: Any) -> tuple[list[str], bool]:
-    """Return what differs of two results of a replay, in the order in which an update makes it."""
-    names = [name for name in ("indices", "batch") if not _is_same(getattr(one, name), getattr(other, name))]
-    layers = [name for name in one.layers if not _is_same(one.layers[name], other.layers.get(name))]
-    gradients, is_close = differing_names(one.gradients, other.gradients)
-    names += [*layers, *(["loss"] if one.loss != other.loss else []), *gradients]
-    if one.learning_rates != other.learning_rates:
-        return [*names, "learning_rates"], False
-    return list(dict.fromkeys(names)), is_close and names == gradients
+    """Return what differs of two results of a replay, in the order in which an update makes it.
+
+    And whether all of that is equal up to rounding, which a batch and a learning rate never are.
+    """
+    read, _ = differing_names(*({"indices": each.indices, "batch": each.batch} for each in (one, other)))
+    rates = [] if one.learning_rates == other.learning_rates else ["learning_rates"]
+    computed = [
+        differing_names(one.layers, other.layers),
+        differing_names(*({"loss": torch.tensor(each.loss)} for each in (one, other))),
+        differing_names(one.gradients, other.gradients),
+    ]
+    names = [*read, *(name for names, _ in computed for name in names), *rates]
+    is_close = not read and not rates and all(is_close for names, is_close in computed if names)
+    return list(dict.fromkeys(names)), is_close
