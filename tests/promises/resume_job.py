@@ -82,7 +82,7 @@ def slow_down(seconds):
 
     What removes the oldest state after a save is made ten times as slow: it is a single operation.
     """
-    for name in ("write_object", "write_tensors", "write_bytes", "rename", "remove_folder"):
+    for name in ("write_object", "write_tensors", "write_bytes", "write_pieces", "rename", "remove_folder"):
         operation = getattr(files, name)
         pause = seconds * (10 if name == "remove_folder" else 1)
 

@@ -76,9 +76,9 @@ def slow_down():
     """Let each file, and the part of each process, take some time."""
 
     def slow(function):
-        def slowed(*args):
+        def slowed(*args, **kwargs):
             time.sleep(SECONDS_OF_A_FILE)
-            return function(*args)
+            return function(*args, **kwargs)
 
         return slowed
 
