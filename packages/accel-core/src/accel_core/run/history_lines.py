@@ -30,7 +30,7 @@ class HistoryLines:
 
     def _begin(self, lines: bytes) -> None:
         self._pieces = [lines]
-        """Not one of all lines: a save would copy that to add to it."""
+        """The lines in their order. Adding to a single piece would copy all of it in each save."""
         self._size = len(lines)
         self._hash = hashlib.sha256(lines)
 

@@ -63,9 +63,9 @@ class Run:
     """How each call of `train` of this run has read the data, up to this one."""
     data_facts: dict[str, Any] | None = None
     """What the run card tells of the data, once it was asked for."""
-
     tidied_folders: frozenset[Path] = frozenset()
-    """Where a save has removed what crashes had left."""
+    """Where a save of this run has removed what crashes had left."""
+
     afterwards: tuple[Callable[[], None], ...] = ()
     """What is done when the run is closed and the trainer may run again, unless an error has ended it."""
     is_between_sets = False

@@ -216,6 +216,6 @@ def _differences_in_hand(one: Any, other: Any) -> tuple[list[str], bool]:
         differing_names(*({"loss": torch.tensor(each.loss)} for each in (one, other))),
         differing_names(one.gradients, other.gradients),
     ]
-    names = [*read, *(name for names, _ in computed for name in names), *rates]
-    is_close = not read and not rates and all(is_close for names, is_close in computed if names)
+    names = [*read, *(name for found, _ in computed for name in found), *rates]
+    is_close = not read and not rates and all(are_close for found, are_close in computed if found)
     return list(dict.fromkeys(names)), is_close

@@ -12,7 +12,7 @@ from typing import Any
 from ..errors import CheckpointError
 from . import files
 from .checkpoint import FORMAT_VERSION, STATE_FILE, WHOLE_FORMAT_VERSION, RunState, examine, process_file
-from .digests import Written
+from .digests import HashedBytes, HashingFile, Written
 from .housekeeping import has_only_own_files, remove_checkpoint, set_damaged_aside
 from .shards import SHARDS_FILE
 
@@ -29,17 +29,17 @@ def write_contents(
 
     Nothing may change `contents` meanwhile. All files are on the disk when this returns.
     """
-    written, begun = {}, {}
+    begun: dict[str, HashingFile | HashedBytes] = {}
     for name, content in contents.items():
         if name.endswith(".jsonl"):
             files.write_pieces(folder / name, content.pieces)
-            written[name] = content.written
+            begun[name] = content
         elif name.endswith(".safetensors"):
             begun[name] = files.write_tensors(folder / name, content, origin, stays=True)
         else:
             begun[name] = files.write_object(folder / name, content, origin, stays=True)
     # Last, so that the disk writes a file while the one before is hashed.
-    return {**written, **{name: file.written for name, file in begun.items()}}
+    return {name: file.written for name, file in begun.items()}
 
 
 def as_copyable(contents: Mapping[str, Any]) -> dict[str, Any]:
